@@ -1,0 +1,67 @@
+"""Codec: how numpy arrays are reduced to a buffer and rebuilt. Imported once numpy is in use."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+AnyArray = npt.NDArray[Any]
+
+
+def _reduce_array(array: AnyArray) -> tuple[Any, ...]:
+    """Reduces an `np.ndarray` (exactly, no subclass) of any shape, layout and dtype.
+
+    numpy's own reduction copies what is not contiguous into the pickle, and keeps the read-only
+    flag. Here such arrays are made C-contiguous and travel out-of-band too.
+    """
+    dtype = array.dtype
+    if dtype.hasobject:
+        return array.__reduce_ex__(pickle.HIGHEST_PROTOCOL)  # type: ignore[return-value]
+    order: Literal["C", "F"] = "C"
+    if not array.flags.c_contiguous:
+        if array.flags.f_contiguous:
+            order = "F"
+        else:
+            array = np.ascontiguousarray(array)
+    buffer = None
+    if array.nbytes:
+        # As bytes: the buffer protocol has no code for datetimes, bfloat16 and their like.
+        raw = array.reshape(-1, order=order).view(np.uint8)
+        buffer = pickle.PickleBuffer(memoryview(raw))  # type: ignore[arg-type]
+    return _rebuild_array, (buffer, _spell(dtype) or dtype, array.shape, order)
+
+
+@functools.lru_cache(maxsize=256)
+def _spell(dtype: np.dtype[Any]) -> str | None:
+    """The two or three characters that make this dtype; a pickled dtype costs ten times as much."""
+    return dtype.str if np.dtype(dtype.str) == dtype and dtype.metadata is None else None
+
+
+def _rebuild_array(
+    buffer: bytearray | bytes | memoryview | None,
+    dtype: npt.DTypeLike,
+    shape: tuple[int, ...],
+    order: Literal["C", "F"],
+) -> AnyArray:
+    if buffer is None:
+        return np.empty(shape, dtype, order)
+    return np.ndarray(shape, dtype, writable(buffer), order=order)
+
+
+def writable(buffer: bytearray | bytes | memoryview) -> bytearray:
+    """The memory of an unpickled buffer, which is this process's own: it may be written to.
+
+    Pickle wraps a buffer whose sender had it read-only in a read-only view (out-of-band) or makes
+    it bytes (in-band, small).
+    """
+    if isinstance(buffer, memoryview):
+        buffer = buffer.obj  # type: ignore[assignment]
+    return buffer if isinstance(buffer, bytearray) else bytearray(buffer)
+
+
+REDUCERS: dict[type, Callable[[Any], Any]] = {np.ndarray: _reduce_array}

@@ -1,0 +1,200 @@
+// The segment's memory layout: the only file that knows an offset.
+//
+//   | Header | Lobby | WriterSeat | Member x readers | Slot x slots |
+//
+// Words that different processes write never share a pair of cache lines (the adjacent-line
+// prefetcher fetches lines in pairs). All words are plain integers; whoever shares one reaches it
+// through std::atomic_ref, and payload is copied with plain memcpy, ordered by the slot's `seq`.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <stdexcept>
+#include <string>
+
+namespace shmcast {
+
+inline constexpr std::size_t kLine = 64;
+inline constexpr std::size_t kLinePair = 2 * kLine;
+inline constexpr std::uint64_t kMagic = 0x0074'7361'636d'6873;  // "shmcast\0"
+inline constexpr std::uint32_t kLayoutVersion = 1;
+inline constexpr std::size_t kNonceBytes = 16;
+inline constexpr std::uint64_t kNever = UINT64_MAX;
+
+static_assert(std::atomic_ref<std::uint64_t>::is_always_lock_free,
+              "a lock inside std::atomic_ref would not be shared between processes");
+
+// Written once by the writer, before any reader can know the segment's name; `magic` last.
+struct alignas(kLinePair) Header {
+  std::uint64_t magic;
+  std::uint32_t version;
+  std::uint32_t readers;
+  std::uint32_t slots;
+  std::uint32_t writer_pid;
+  std::uint64_t slot_capacity;  // payload bytes of one slot
+  std::uint64_t slot_stride;    // bytes from one slot to the next
+  std::uint64_t segment_bytes;
+  std::byte nonce[kNonceBytes];
+};
+
+// What everybody looks at and nobody writes while messages flow without parking.
+struct alignas(kLinePair) Lobby {
+  std::uint32_t gate;      // Gate on which readers park; the writer wakes them
+  std::uint32_t attached;  // readers that have attached so far
+  std::uint32_t left;      // readers that have closed
+  std::uint32_t closed;    // 1 once the writer has closed
+};
+
+struct alignas(kLinePair) WriterSeat {
+  std::uint64_t wake_at;  // the consumed count that a reader reports by waking; kNever: awake
+  std::uint32_t gate;     // Gate on which the writer parks; readers wake it
+};
+
+enum class MemberState : std::uint32_t { vacant = 0, attached = 1, left = 2 };
+
+struct alignas(kLinePair) Member {
+  std::uint64_t consumed;  // fragments consumed so far; kNever once the reader has left
+  std::uint32_t state;     // MemberState
+  std::uint32_t pid;
+};
+
+// A message of at most kLine - sizeof(Slot) bytes travels in one cache line, with its `seq`.
+struct Slot {
+  std::uint64_t seq;         // fragment number + 1 of what the slot holds; 0: nothing yet
+  std::uint64_t descriptor;  // a Descriptor, or 0 in the fragments that continue a message
+  std::byte* payload() { return reinterpret_cast<std::byte*>(this + 1); }
+};
+
+// The first fragment's summary of its message, packed into one word:
+// bit 63 marks a message's start, 23 bits count its frames, 40 bits its bytes (frame table
+// included).
+struct Descriptor {
+  static constexpr unsigned kByteBits = 40;
+  static constexpr unsigned kFrameBits = 23;
+  static constexpr std::uint64_t kStart = std::uint64_t{1} << 63;
+  static constexpr std::uint64_t kMaxBytes = (std::uint64_t{1} << kByteBits) - 1;
+  static constexpr std::uint64_t kMaxFrames = (std::uint64_t{1} << kFrameBits) - 1;
+
+  static constexpr std::uint64_t pack(std::uint64_t frames, std::uint64_t bytes) {
+    return kStart | frames << kByteBits | bytes;
+  }
+  static constexpr bool starts(std::uint64_t word) { return (word & kStart) != 0; }
+  static constexpr std::uint64_t frames(std::uint64_t word) {
+    return (word >> kByteBits) & kMaxFrames;
+  }
+  static constexpr std::uint64_t bytes(std::uint64_t word) { return word & kMaxBytes; }
+};
+
+// Bytes of a message's frame table. One frame needs none: its size is the message's.
+constexpr std::uint64_t table_bytes(std::uint64_t frames) {
+  return frames > 1 ? frames * sizeof(std::uint64_t) : 0;
+}
+
+struct Geometry {
+  std::uint32_t readers;
+  std::uint32_t slots;  // a power of two
+  std::uint64_t slot_capacity;
+
+  // Slots are an odd number of line pairs apart, so that their headers spread over all cache sets.
+  std::uint64_t slot_stride() const {
+    const std::uint64_t pairs = (sizeof(Slot) + slot_capacity + kLinePair - 1) / kLinePair;
+    return (pairs | 1) * kLinePair;
+  }
+  std::uint64_t slots_offset() const {
+    return sizeof(Header) + sizeof(Lobby) + sizeof(WriterSeat) + readers * sizeof(Member);
+  }
+  std::uint64_t segment_bytes() const { return slots_offset() + slots * slot_stride(); }
+};
+
+// The attach found a segment that is not the one the handle speaks of, or not a segment at all.
+struct LayoutMismatch : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// A mapped segment as typed words. Copies refer to the same memory and do not own it.
+class Segment {
+ public:
+  using Nonce = std::span<const std::byte, kNonceBytes>;
+
+  // Formats fresh (zeroed) memory. `memory` must hold geometry.segment_bytes().
+  static Segment format(std::span<std::byte> memory, const Geometry& geometry, Nonce nonce,
+                        std::uint32_t pid) {
+    Segment segment(memory.data(), geometry);
+    Header& header = segment.header();
+    header.version = kLayoutVersion;
+    header.readers = geometry.readers;
+    header.slots = geometry.slots;
+    header.writer_pid = pid;
+    header.slot_capacity = geometry.slot_capacity;
+    header.slot_stride = geometry.slot_stride();
+    header.segment_bytes = geometry.segment_bytes();
+    std::memcpy(header.nonce, nonce.data(), kNonceBytes);
+    segment.writer_seat().wake_at = kNever;
+    // release: pairs with the acquire in attach(); whoever sees the magic sees the fields.
+    std::atomic_ref(header.magic).store(kMagic, std::memory_order_release);
+    return segment;
+  }
+
+  // Checks every header field against what the handle promised; throws LayoutMismatch.
+  static Segment attach(std::span<std::byte> memory, const Geometry& geometry, Nonce nonce) {
+    if (memory.size() < sizeof(Header)) mismatch("size in bytes", sizeof(Header), memory.size());
+    Segment segment(memory.data(), geometry);
+    Header& header = segment.header();
+    // acquire: pairs with the release in format().
+    expect("magic number", kMagic, std::atomic_ref(header.magic).load(std::memory_order_acquire));
+    expect("layout version", kLayoutVersion, header.version);
+    expect("reader count", geometry.readers, header.readers);
+    expect("slot count", geometry.slots, header.slots);
+    expect("slot capacity", geometry.slot_capacity, header.slot_capacity);
+    expect("slot stride", geometry.slot_stride(), header.slot_stride);
+    expect("size in bytes, by its header,", geometry.segment_bytes(), header.segment_bytes);
+    expect("size in bytes, as mapped,", geometry.segment_bytes(), memory.size());
+    if (header.writer_pid == 0) throw LayoutMismatch("the segment's writer pid is 0");
+    if (!std::equal(nonce.begin(), nonce.end(), header.nonce)) {
+      throw LayoutMismatch("the segment's nonce is not the handle's: another segment of this name");
+    }
+    return segment;
+  }
+
+  const Geometry& geometry() const { return geometry_; }
+  Header& header() const { return at<Header>(0); }
+  Lobby& lobby() const { return at<Lobby>(sizeof(Header)); }
+  WriterSeat& writer_seat() const { return at<WriterSeat>(sizeof(Header) + sizeof(Lobby)); }
+  Member& member(std::uint32_t index) const {
+    return at<Member>(sizeof(Header) + sizeof(Lobby) + sizeof(WriterSeat) + index * sizeof(Member));
+  }
+  Slot& slot_of(std::uint64_t fragment) const {
+    return at<Slot>(slots_offset_ + (fragment & (geometry_.slots - 1)) * stride_);
+  }
+
+ private:
+  Segment(std::byte* base, const Geometry& geometry)
+      : base_(base),
+        geometry_(geometry),
+        slots_offset_(geometry.slots_offset()),
+        stride_(geometry.slot_stride()) {}
+
+  template <class T>
+  T& at(std::uint64_t offset) const {
+    return *reinterpret_cast<T*>(base_ + offset);
+  }
+
+  [[noreturn]] static void mismatch(const char* field, std::uint64_t want, std::uint64_t got) {
+    throw LayoutMismatch(std::string("the segment's ") + field + " is " + std::to_string(got) +
+                         ", expected " + std::to_string(want));
+  }
+  static void expect(const char* field, std::uint64_t want, std::uint64_t got) {
+    if (want != got) mismatch(field, want, got);
+  }
+
+  std::byte* base_;
+  Geometry geometry_;
+  std::uint64_t slots_offset_;
+  std::uint64_t stride_;
+};
+
+}  // namespace shmcast

@@ -1,0 +1,393 @@
+// Python bindings of the ring (nanobind). What is Python about the ring is here: buffers, the GIL,
+// signals, fork, and that an endpoint is used by one thread at a time. _core.pyi documents it.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/vector.h>
+#include <pthread.h>
+
+#include "ring.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace shmcast {
+namespace {
+
+struct TimedOut : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+struct EndpointClosed : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+struct ConcurrentUse : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+struct Forked : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+struct SeatTaken : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Counts the forks that led to this process; an endpoint made before one must not be used after.
+// relaxed: the child of a fork has one thread.
+std::atomic<unsigned> fork_generation{0};
+
+std::int64_t timeout_ns(nb::handle timeout) {
+  if (timeout.is_none()) return kForever;
+  const double seconds = PyFloat_AsDouble(timeout.ptr());
+  if (seconds == -1.0 && PyErr_Occurred() != nullptr) throw nb::python_error();
+  if (!(seconds >= 0)) {
+    throw nb::value_error("timeout must be None or a number of seconds >= 0");
+  }
+  return seconds < 9e9 ? static_cast<std::int64_t>(seconds * 1e9) : kForever;
+}
+
+// What the two endpoints share: the mapping's buffer, and who may use it now.
+class Endpoint {
+ public:
+  Endpoint(nb::handle memory, std::int64_t spin_ns) : spin_ns_(spin_ns) {
+    if (PyObject_GetBuffer(memory.ptr(), &view_, PyBUF_WRITABLE) != 0) throw nb::python_error();
+  }
+  Endpoint(const Endpoint&) = delete;
+  Endpoint& operator=(const Endpoint&) = delete;
+  virtual ~Endpoint() {
+    if (view_.obj != nullptr) PyBuffer_Release(&view_);
+  }
+
+  // Figures for observers: any thread, any time, also after close().
+  virtual std::uint32_t attached() const = 0;
+  virtual RingCounters counters() const = 0;
+
+  // Idempotent. A call that waits in another thread ends with EndpointClosed and tells the peers.
+  void close() {
+    if (is_forked() || closing_.exchange(true)) return;
+    interrupt();
+    leave_if_idle();
+  }
+
+  void wait_ready(nb::handle timeout) {
+    const Use use(*this);
+    wait(timeout_ns(timeout), [this](const Patience& patience) { return wait_attached(patience); });
+  }
+
+ protected:
+  // One thread's turn with the endpoint. All its atomics are seq_cst, the default: off the path
+  // that waits for shared memory, and the GIL orders them anyhow where there is one.
+  class Use {
+   public:
+    explicit Use(Endpoint& endpoint) : endpoint_(endpoint) {
+      if (endpoint.is_forked()) throw Forked("created before a fork");
+      if (endpoint.closing_) throw EndpointClosed("closed");
+      if (endpoint.busy_.exchange(true)) throw ConcurrentUse("in use by another thread");
+    }
+    Use(const Use&) = delete;
+    Use& operator=(const Use&) = delete;
+    ~Use() {
+      endpoint_.busy_ = false;
+      if (endpoint_.closing_) endpoint_.leave_if_idle();
+    }
+
+   private:
+    Endpoint& endpoint_;
+  };
+
+  // Runs step(patience) without the GIL until it is through; signals are handled in between.
+  template <class Step>
+  Outcome wait(std::int64_t timeout, Step step) {
+    const Patience patience = Patience::starting_now(timeout, spin_ns_);
+    for (;;) {
+      Outcome outcome;
+      {
+        nb::gil_scoped_release release;
+        outcome = step(patience);
+      }
+      switch (outcome) {
+        case Outcome::interrupted:
+          if (PyErr_CheckSignals() != 0) throw nb::python_error();
+          break;
+        case Outcome::timed_out: throw TimedOut("timed out");
+        case Outcome::closed: throw EndpointClosed("closed");
+        default: return outcome;
+      }
+    }
+  }
+
+  auto stop() const {
+    return [this] { return closing_.load(); };
+  }
+  std::span<std::byte> memory() const {
+    return {static_cast<std::byte*>(view_.buf), static_cast<std::size_t>(view_.len)};
+  }
+
+ private:
+  virtual Outcome wait_attached(const Patience& patience) = 0;
+  virtual void interrupt() = 0;  // ends this endpoint's wait in another thread
+  virtual void leave() = 0;      // tells the peers, in shared memory
+
+  bool is_forked() const { return generation_ != fork_generation.load(std::memory_order_relaxed); }
+  void leave_if_idle() {
+    if (!busy_.exchange(true)) leave();  // else whoever is inside will; busy for ever after
+  }
+
+  Py_buffer view_{};  // held until the end, so that observers need no turn
+  std::int64_t spin_ns_;
+  const unsigned generation_ = fork_generation.load(std::memory_order_relaxed);
+  std::atomic<bool> busy_{false};
+  std::atomic<bool> closing_{false};
+};
+
+Segment::Nonce nonce_of(const nb::bytes& nonce) {
+  if (nonce.size() != kNonceBytes) throw nb::value_error("a nonce has 16 bytes");
+  return Segment::Nonce(static_cast<const std::byte*>(nonce.data()), kNonceBytes);
+}
+
+class Writer final : public Endpoint {
+ public:
+  Writer(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce, std::int64_t spin_ns)
+      : Endpoint(memory, spin_ns),
+        ring_(Segment::format(checked(geometry), geometry, nonce_of(nonce), getpid())) {}
+  ~Writer() override { close(); }
+
+  void publish(nb::handle frames, nb::handle timeout) {
+    const Use use(*this);
+    const std::int64_t patience = timeout_ns(timeout);
+    const Buffers buffers(*this, frames);
+    ring_.begin(pieces_);
+    if (ring_.is_immediate()) {
+      if (ring_.advance(Patience{}, stop()) != Outcome::ready) throw EndpointClosed("closed");
+    } else {
+      try {
+        wait(patience, [this](const Patience& p) { return ring_.advance(p, stop()); });
+      } catch (...) {
+        ring_.abandon();
+        throw;
+      }
+    }
+  }
+
+  std::uint32_t attached() const override { return ring_.attached(); }
+  RingCounters counters() const override { return ring_.counters; }
+  std::vector<std::uint64_t> lags() const { return ring_.lags(); }
+
+ private:
+  // The frames' memory, held for the time of one publish().
+  class Buffers {
+   public:
+    Buffers(Writer& writer, nb::handle frames) : writer_(writer) {
+      const nb::object items =
+          nb::steal(PySequence_Fast(frames.ptr(), "frames must be a sequence of buffers"));
+      if (!items.is_valid()) throw nb::python_error();
+      const Py_ssize_t count = PySequence_Fast_GET_SIZE(items.ptr());
+      for (Py_ssize_t i = 0; i < count; ++i) {
+        Py_buffer view;
+        if (PyObject_GetBuffer(PySequence_Fast_GET_ITEM(items.ptr(), i), &view, PyBUF_SIMPLE) !=
+            0) {
+          release();
+          throw nb::python_error();
+        }
+        writer.views_.push_back(view);
+        writer.pieces_.push_back(
+            {static_cast<const std::byte*>(view.buf), static_cast<std::size_t>(view.len)});
+      }
+    }
+    Buffers(const Buffers&) = delete;
+    Buffers& operator=(const Buffers&) = delete;
+    ~Buffers() { release(); }
+
+   private:
+    void release() {
+      for (Py_buffer& view : writer_.views_) PyBuffer_Release(&view);
+      writer_.views_.clear();
+      writer_.pieces_.clear();
+    }
+    Writer& writer_;
+  };
+
+  std::span<std::byte> checked(const Geometry& geometry) const {
+    if (geometry.segment_bytes() > memory().size()) {
+      throw nb::value_error("the memory is smaller than the geometry asks for");
+    }
+    return memory();
+  }
+  Outcome wait_attached(const Patience& patience) override {
+    return ring_.wait_ready(patience, stop());
+  }
+  void interrupt() override { ring_.interrupt(); }
+  void leave() override { ring_.close(); }
+
+  RingWriter ring_;
+  std::vector<Py_buffer> views_;
+  std::vector<ConstPiece> pieces_;
+};
+
+class Reader final : public Endpoint {
+ public:
+  Reader(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce, std::uint32_t index,
+         std::int64_t spin_ns)
+      : Endpoint(memory, spin_ns),
+        ring_(seated(Segment::attach(this->memory(), geometry, nonce_of(nonce)), index), index) {}
+  ~Reader() override { close(); }
+
+  // A call that ends in TimedOut or a signal keeps its place: the next one goes on.
+  nb::list consume(nb::handle timeout) {
+    const Use use(*this);
+    const std::int64_t patience = timeout_ns(timeout);
+    for (;;) {
+      switch (phase_) {
+        case Phase::idle:
+          if (ring_.readable()) {
+            ring_.begin(Patience{}, stop());
+          } else {
+            wait(patience, [this](const Patience& p) { return ring_.begin(p, stop()); });
+          }
+          begin_table();
+          break;
+        case Phase::table:
+          if (fetch(patience)) begin_frames();
+          break;
+        case Phase::frames:
+          if (fetch(patience)) return end();
+          break;
+      }
+    }
+  }
+
+  std::uint32_t attached() const override { return ring_.attached(); }
+  RingCounters counters() const override { return ring_.counters; }
+
+ private:
+  enum class Phase : std::uint8_t { idle, table, frames };
+
+  static Segment seated(const Segment& segment, std::uint32_t index) {
+    if (index >= segment.geometry().readers) throw nb::index_error("no such reader index");
+    if (!RingReader::attach(segment, index, getpid())) {
+      const Member& member = segment.member(index);
+      // relaxed: for the message only.
+      const auto pid = std::atomic_ref(segment.member(index).pid).load(std::memory_order_relaxed);
+      const bool gone = member.state == static_cast<std::uint32_t>(MemberState::left);
+      throw SeatTaken((gone ? "was taken, and left, by process " : "is taken by process ") +
+                      std::to_string(pid));
+    }
+    return segment;
+  }
+
+  // True when all pieces are filled; false when the message was abandoned.
+  bool fetch(std::int64_t patience) {
+    Outcome outcome;
+    if (ring_.is_immediate()) {
+      outcome = ring_.fetch(Patience{}, stop());
+    } else {
+      outcome = wait(patience, [this](const Patience& p) { return ring_.fetch(p, stop()); });
+    }
+    if (outcome == Outcome::ready) return true;
+    reset();
+    return false;
+  }
+
+  void begin_table() {
+    const std::uint64_t count = ring_.frame_count();
+    sizes_.resize(count);
+    phase_ = Phase::table;
+    if (count > 1) {
+      ring_.into({{reinterpret_cast<std::byte*>(sizes_.data()), table_bytes(count)}});
+      return;
+    }
+    if (count == 1) sizes_[0] = ring_.remaining();
+    begin_frames();
+  }
+
+  void begin_frames() {
+    try {
+      ring_.check_sizes(sizes_);
+      payload_ = ring_.remaining();
+      std::vector<MutablePiece> pieces;
+      pieces.reserve(sizes_.size());
+      for (const std::uint64_t size : sizes_) {
+        const nb::object frame =
+            nb::steal(PyByteArray_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
+        if (!frame.is_valid()) throw nb::python_error();
+        frames_.append(frame);
+        pieces.push_back({reinterpret_cast<std::byte*>(PyByteArray_AS_STRING(frame.ptr())), size});
+      }
+      ring_.into(std::move(pieces));
+      phase_ = Phase::frames;
+    } catch (...) {  // out of memory, say: this message is lost to this reader, the next is not
+      ring_.drop();
+      reset();
+      throw;
+    }
+  }
+
+  nb::list end() {
+    nb::list frames = std::move(frames_);
+    ring_.end(payload_);
+    reset();
+    return frames;
+  }
+
+  void reset() {
+    frames_ = nb::list();
+    phase_ = Phase::idle;
+  }
+
+  Outcome wait_attached(const Patience& patience) override {
+    return ring_.wait_ready(patience, stop());
+  }
+  void interrupt() override { ring_.interrupt(); }
+  void leave() override { ring_.leave(); }
+
+  RingReader ring_;
+  Phase phase_ = Phase::idle;
+  std::vector<std::uint64_t> sizes_;
+  nb::list frames_;
+  std::uint64_t payload_ = 0;
+};
+
+}  // namespace
+}  // namespace shmcast
+
+NB_MODULE(_core, m) {
+  using namespace shmcast;
+  // Inherited by every later fork: a Python-level hook would miss forks made by C code.
+  pthread_atfork(nullptr, nullptr, [] { fork_generation.fetch_add(1, std::memory_order_relaxed); });
+
+  nb::exception<TimedOut>(m, "TimedOut");
+  nb::exception<EndpointClosed>(m, "EndpointClosed");
+  nb::exception<ConcurrentUse>(m, "ConcurrentUse");
+  nb::exception<Forked>(m, "Forked");
+  nb::exception<SeatTaken>(m, "SeatTaken");
+  nb::exception<LayoutMismatch>(m, "LayoutMismatch");
+  nb::exception<SegmentCorrupted>(m, "SegmentCorrupted");
+  nb::exception<MessageTooLarge>(m, "MessageTooLarge");
+
+  nb::class_<Geometry>(m, "Geometry")
+      .def(nb::init<std::uint32_t, std::uint32_t, std::uint64_t>(), "readers"_a, "slots"_a,
+           "slot_capacity"_a)
+      .def_prop_ro("segment_bytes", &Geometry::segment_bytes);
+
+  nb::class_<RingCounters>(m, "Counters")
+      .def_ro("messages", &RingCounters::messages)
+      .def_ro("bytes", &RingCounters::bytes)
+      .def_ro("fragments", &RingCounters::fragments)
+      .def_ro("abandoned", &RingCounters::abandoned)
+      .def_ro("spins", &RingCounters::spins)
+      .def_ro("parks", &RingCounters::parks)
+      .def_ro("wakes", &RingCounters::wakes);
+
+  nb::class_<Endpoint>(m, "Endpoint")
+      .def("wait_ready", &Endpoint::wait_ready, "timeout"_a = nb::none())
+      .def("close", &Endpoint::close)
+      .def("attached", &Endpoint::attached)
+      .def("counters", &Endpoint::counters);
+
+  nb::class_<Writer, Endpoint>(m, "RingWriter")
+      .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, std::int64_t>(), "memory"_a,
+           "geometry"_a, "nonce"_a, "spin_ns"_a)
+      .def("publish", &Writer::publish, "frames"_a, "timeout"_a = nb::none())
+      .def("lags", &Writer::lags);
+
+  nb::class_<Reader, Endpoint>(m, "RingReader")
+      .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, std::uint32_t, std::int64_t>(),
+           "memory"_a, "geometry"_a, "nonce"_a, "index"_a, "spin_ns"_a)
+      .def("consume", &Reader::consume, "timeout"_a = nb::none());
+}

@@ -1,0 +1,452 @@
+// The ring protocol: one writer, N readers, lossless, in order.
+//
+// A message is a list of frames. Its bytes (a frame table, then the frames) are cut into fragments;
+// fragment f lies in slot f mod n, and `seq` = f + 1 tells that it is complete. A message may be
+// larger than the whole ring: readers copy its first fragments out while the writer fills the next.
+//
+//   writer: wait until every reader has consumed fragment f - n   (acquire Member::consumed)
+//           copy the payload, store seq = f + 1                   (release)
+//   reader: wait until seq = f + 1                                (acquire)
+//           copy the payload, store consumed = f + 1              (release)
+//
+// Both classes are state machines that can be interrupted in any wait and resumed, so that a
+// caller can handle signals. Neither is thread-safe, and neither knows what is in a frame.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <iterator>
+#include <numeric>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "layout.hpp"
+#include "waiting.hpp"
+
+namespace shmcast {
+
+template <class Byte>
+struct Piece {
+  Byte* data;
+  std::size_t size;
+};
+using ConstPiece = Piece<const std::byte>;
+using MutablePiece = Piece<std::byte>;
+
+struct RingCounters : WaitCounters {
+  std::uint64_t messages = 0;
+  std::uint64_t bytes = 0;      // of frames; tables and headers not counted
+  std::uint64_t fragments = 0;  // slots used
+  std::uint64_t abandoned = 0;  // messages given up half-way (time-out or signal in the writer)
+};
+
+// A message that asks for more than a Descriptor can say.
+struct MessageTooLarge : std::length_error {
+  using std::length_error::length_error;
+};
+
+// A slot holds what no writer of this layout writes.
+struct SegmentCorrupted : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// How many readers have attached so far.
+inline std::uint32_t attached_readers(const Segment& segment) {
+  // seq_cst: looked at between announce() and park(); pairs with RingReader::attach().
+  return std::atomic_ref(segment.lobby().attached).load(std::memory_order_seq_cst);
+}
+
+// Waits until all readers have attached, parking on the endpoint's own gate.
+template <class Stop>
+Outcome wait_all_attached(const Segment& segment, Gate gate, const Patience& patience,
+                          WaitCounters& counters, Stop stop) {
+  const auto ready = [&] { return attached_readers(segment) == segment.geometry().readers; };
+  return wait_for(gate, patience, counters, ready, stop);
+}
+
+class RingWriter {
+ public:
+  explicit RingWriter(Segment segment) : segment_(segment) {}
+
+  RingCounters counters;
+
+  // Sets the message to publish. The pieces' memory must stay until advance() or abandon() ends it.
+  void begin(std::span<const ConstPiece> frames) {
+    const std::uint64_t payload =
+        std::accumulate(frames.begin(), frames.end(), std::uint64_t{0},
+                        [](std::uint64_t sum, const ConstPiece& f) { return sum + f.size; });
+    const std::uint64_t table = table_bytes(frames.size());
+    if (frames.size() > Descriptor::kMaxFrames || payload + table > Descriptor::kMaxBytes) {
+      throw MessageTooLarge("a message of " + std::to_string(frames.size()) + " frames and " +
+                            std::to_string(payload) + " bytes is over the limit of " +
+                            std::to_string(Descriptor::kMaxFrames) + " frames and " +
+                            std::to_string(Descriptor::kMaxBytes) + " bytes");
+    }
+    pieces_.clear();
+    sizes_.clear();
+    if (table != 0) {
+      for (const ConstPiece& frame : frames) sizes_.push_back(frame.size);
+      pieces_.push_back({reinterpret_cast<const std::byte*>(sizes_.data()), table});
+    }
+    std::copy_if(frames.begin(), frames.end(), std::back_inserter(pieces_),
+                 [](const ConstPiece& frame) { return frame.size != 0; });
+    descriptor_ = Descriptor::pack(frames.size(), payload + table);
+    payload_ = payload;
+    remaining_ = payload + table;
+    piece_ = 0;
+    offset_ = 0;
+    first_ = next_;
+  }
+
+  // The message set by begin() fits a slot that is free now: advance() will not wait.
+  bool is_immediate() { return remaining_ <= capacity() && has_credit(); }
+
+  // Publishes what is left of the message. ready: all of it is out. Otherwise call again, or
+  // abandon(). closed: every reader has left, or stop() said so in a wait.
+  template <class Stop>
+  Outcome advance(const Patience& patience, Stop stop) {
+    if (all_left()) return Outcome::closed;
+    do {
+      if (!has_credit()) {
+        wake_readers();  // they may sleep over fragments that were not reported yet
+        const Outcome outcome = wait_for_credit(patience, stop);
+        if (outcome != Outcome::ready) return outcome;
+        if (all_left()) return Outcome::closed;  // that is why there is room
+      }
+      publish_fragment();
+    } while (remaining_ != 0);
+    ++counters.messages;
+    counters.bytes += payload_;
+    return Outcome::ready;
+  }
+
+  // Gives up the message set by begin(). No reader has all of it, so no reader will deliver it:
+  // the next message's start tells them to drop what they have.
+  void abandon() {
+    if (next_ != first_) wake_readers();
+    remaining_ = 0;
+    ++counters.abandoned;
+  }
+
+  // Readers drain what is published, then see the end. Wakes those who wait for a message.
+  void close() {
+    // seq_cst: a waiter loads it between announce() and park(), as it loads `seq` (see Gate).
+    std::atomic_ref(segment_.lobby().closed).store(1, std::memory_order_seq_cst);
+    wake_readers();
+  }
+
+  std::uint32_t attached() const { return attached_readers(segment_); }
+  // Fragments published and not yet consumed, by reader; 0 for one that has left.
+  std::vector<std::uint64_t> lags() const {
+    std::vector<std::uint64_t> lags;
+    for (std::uint32_t i = 0; i < segment_.geometry().readers; ++i) {
+      // relaxed: a figure for people.
+      const auto consumed =
+          std::atomic_ref(segment_.member(i).consumed).load(std::memory_order_relaxed);
+      lags.push_back(consumed >= next_ ? 0 : next_ - consumed);
+    }
+    return lags;
+  }
+
+  template <class Stop>
+  Outcome wait_ready(const Patience& patience, Stop stop) {
+    return wait_all_attached(segment_, Gate(segment_.writer_seat().gate), patience, counters, stop);
+  }
+
+  // Wakes this writer's own wait, from another thread.
+  void interrupt() { Gate(segment_.writer_seat().gate).wake(); }
+
+ private:
+  bool all_left() const {
+    // acquire: pairs with RingReader::leave(), so that room made by the last leave is not taken
+    // for consumption.
+    return std::atomic_ref(segment_.lobby().left).load(std::memory_order_acquire) ==
+           segment_.geometry().readers;
+  }
+
+  // In the middle of a long message sleeping readers are woken at its first fragment, then only
+  // now and then: where members share cores, each wake-up should find work for a while.
+  static constexpr std::uint64_t kFragmentsPerWake = 16;
+
+  std::uint64_t capacity() const { return segment_.geometry().slot_capacity; }
+  std::uint64_t slots() const { return segment_.geometry().slots; }
+
+  bool has_credit() {
+    if (next_ - consumed_by_all_ < slots()) return true;  // the cached minimum will do
+    refresh_consumed_by_all();
+    return next_ - consumed_by_all_ < slots();
+  }
+
+  void refresh_consumed_by_all() {
+    std::uint64_t least = next_;  // a reader that has left counts as having consumed all
+    for (std::uint32_t i = 0; i < segment_.geometry().readers; ++i) {
+      // seq_cst: acquire pairs with the reader's store (its copy is over before we overwrite the
+      // slot), and in wait_for_credit() it is the waiter's second look after wake_at was stored.
+      least = std::min(
+          least, std::atomic_ref(segment_.member(i).consumed).load(std::memory_order_seq_cst));
+    }
+    consumed_by_all_ = least;
+  }
+
+  // Waits for one free slot but asks to be woken when half the ring is free: a sleeping writer is
+  // then woken once per half ring. No deadlock: readers can always consume up to next_.
+  template <class Stop>
+  Outcome wait_for_credit(const Patience& patience, Stop stop) {
+    WriterSeat& seat = segment_.writer_seat();
+    const auto wake_at = std::atomic_ref(seat.wake_at);
+    // seq_cst: the waiter's announcement; pairs with RingReader::release_slot().
+    wake_at.store(next_ - slots() / 2, std::memory_order_seq_cst);
+    const Outcome outcome =
+        wait_for(Gate(seat.gate), patience, counters, [this] { return has_credit(); }, stop);
+    // relaxed: a reader that still sees the old value makes one needless system call.
+    wake_at.store(kNever, std::memory_order_relaxed);
+    return outcome;
+  }
+
+  void publish_fragment() {
+    Slot& slot = segment_.slot_of(next_);
+    const bool is_start = next_ == first_;
+    std::byte* to = slot.payload();
+    std::size_t room = std::min(capacity(), remaining_);
+    remaining_ -= room;
+    while (room != 0) {
+      const ConstPiece& piece = pieces_[piece_];
+      const std::size_t n = std::min(room, piece.size - offset_);
+      std::memcpy(to, piece.data + offset_, n);
+      to += n;
+      room -= n;
+      offset_ += n;
+      if (offset_ == piece.size) {
+        ++piece_;
+        offset_ = 0;
+      }
+    }
+    slot.descriptor = is_start ? descriptor_ : 0;
+    const std::uint64_t fragment = next_++;
+    ++counters.fragments;
+    const bool report = is_start || remaining_ == 0 || (next_ - first_) % kFragmentsPerWake == 0;
+    if (report) {
+      // seq_cst: release pairs with the acquire in RingReader::readable(), and the total order
+      // with the Gate's load in wake_readers() is what loses no wake-up (see Gate).
+      std::atomic_ref(slot.seq).store(fragment + 1, std::memory_order_seq_cst);
+      wake_readers();
+    } else {
+      // release: pairs with the acquire in RingReader::readable().
+      std::atomic_ref(slot.seq).store(fragment + 1, std::memory_order_release);
+    }
+  }
+
+  void wake_readers() {
+    if (Gate(segment_.lobby().gate).wake()) ++counters.wakes;
+  }
+
+  Segment segment_;
+  std::uint64_t next_ = 0;             // the fragment to publish next
+  std::uint64_t consumed_by_all_ = 0;  // a lower bound, refreshed when the ring looks full
+
+  std::vector<std::uint64_t> sizes_;  // the frame table
+  std::vector<ConstPiece> pieces_;    // table and frames, none of them empty
+  std::size_t piece_ = 0;             // what is being copied: pieces_[piece_] from offset_
+  std::size_t offset_ = 0;
+  std::uint64_t first_ = 0;      // the message's first fragment
+  std::uint64_t remaining_ = 0;  // bytes of it still to publish
+  std::uint64_t payload_ = 0;
+  std::uint64_t descriptor_ = 0;
+};
+
+class RingReader {
+ public:
+  // Takes the seat `index`. False if it is taken or was.
+  static bool attach(const Segment& segment, std::uint32_t index, std::uint32_t pid) {
+    Member& member = segment.member(index);
+    auto expected = static_cast<std::uint32_t>(MemberState::vacant);
+    // acq_rel: only one of two who want the seat gets it; relaxed on failure: nothing is read.
+    if (!std::atomic_ref(member.state)
+             .compare_exchange_strong(expected, static_cast<std::uint32_t>(MemberState::attached),
+                                      std::memory_order_acq_rel, std::memory_order_relaxed)) {
+      return false;
+    }
+    // relaxed: for error messages only.
+    std::atomic_ref(member.pid).store(pid, std::memory_order_relaxed);
+    // seq_cst: pairs with attached(), looked at between announce() and park().
+    std::atomic_ref(segment.lobby().attached).fetch_add(1, std::memory_order_seq_cst);
+    Gate(segment.writer_seat().gate).wake();
+    Gate(segment.lobby().gate).wake();
+    return true;
+  }
+
+  RingReader(Segment segment, std::uint32_t index) : segment_(segment), index_(index) {}
+
+  RingCounters counters;
+
+  // A fragment lies ready: begin() will not wait.
+  bool readable() const {
+    // acquire: pairs with the store of seq in RingWriter::publish_fragment(). seq_cst because it
+    // is also the waiter's second look between announce() and park() (see Gate); the same
+    // instruction on x86-64 and, but for one bit, on ARM64.
+    return std::atomic_ref(segment_.slot_of(next_).seq).load(std::memory_order_seq_cst) ==
+           next_ + 1;
+  }
+
+  // Waits for the next message. After `ready`, frame_count() and its table tell what it holds.
+  template <class Stop>
+  Outcome begin(const Patience& patience, Stop stop) {
+    for (;;) {
+      const Outcome outcome = wait_readable(patience, stop);
+      if (outcome != Outcome::ready) return outcome;
+      const std::uint64_t word = segment_.slot_of(next_).descriptor;
+      if (Descriptor::starts(word)) {
+        frames_ = Descriptor::frames(word);
+        remaining_ = Descriptor::bytes(word);
+        if (table_bytes(frames_) > remaining_) corrupted(word);
+        one_slot_ = remaining_ <= capacity();
+        first_ = next_;
+        cursor_ = 0;
+        return Outcome::ready;
+      }
+      release_slot();  // the rest of a message that was drop()ped
+    }
+  }
+
+  std::uint64_t frame_count() const { return frames_; }
+
+  // The message lies in one slot: fetch() will not wait.
+  bool is_immediate() const { return one_slot_; }
+
+  // The frames' sizes, to be called after the table (if there is one) was fetched.
+  void check_sizes(std::span<const std::uint64_t> sizes) const {
+    std::uint64_t left = remaining_;
+    for (const std::uint64_t size : sizes) {
+      if (size > left) corrupted(size);
+      left -= size;
+    }
+    if (left != 0) corrupted(left);
+  }
+  std::uint64_t remaining() const { return remaining_; }
+
+  // Sets where the next bytes of the message go.
+  void into(std::vector<MutablePiece> pieces) {
+    pieces_ = std::move(pieces);
+    piece_ = 0;
+    offset_ = 0;
+  }
+
+  // Fills the pieces set by into(). `abandoned`: the writer gave the message up, begin() the next.
+  template <class Stop>
+  Outcome fetch(const Patience& patience, Stop stop) {
+    while (piece_ != pieces_.size()) {
+      MutablePiece& piece = pieces_[piece_];
+      if (piece.size == offset_) {
+        ++piece_;
+        offset_ = 0;
+        continue;
+      }
+      if (cursor_ == capacity()) release_slot();
+      if (cursor_ == 0 && next_ != first_) {
+        const Outcome outcome = wait_readable(patience, stop);
+        if (outcome != Outcome::ready) return outcome;
+        if (Descriptor::starts(segment_.slot_of(next_).descriptor)) {
+          ++counters.abandoned;
+          return Outcome::abandoned;
+        }
+      }
+      const std::size_t n = std::min(piece.size - offset_, capacity() - cursor_);
+      std::memcpy(piece.data + offset_, segment_.slot_of(next_).payload() + cursor_, n);
+      offset_ += n;
+      cursor_ += n;
+      remaining_ -= n;
+    }
+    return Outcome::ready;
+  }
+
+  // Gives the message's last slot back, after all of it was fetched.
+  void end(std::uint64_t payload) {
+    release_slot();
+    ++counters.messages;
+    counters.bytes += payload;
+  }
+
+  // Gives up on the message that begin() found: the next begin() skips the rest of it.
+  void drop() { release_slot(); }
+
+  // Leaves for good: the writer no longer waits for this reader.
+  void leave() {
+    Member& member = segment_.member(index_);
+    // relaxed: for error messages only.
+    std::atomic_ref(member.state)
+        .store(static_cast<std::uint32_t>(MemberState::left), std::memory_order_relaxed);
+    // release: pairs with all_left(); before the store of `consumed`, so that a writer which finds
+    // room because we left can tell why.
+    std::atomic_ref(segment_.lobby().left).fetch_add(1, std::memory_order_release);
+    // seq_cst: as in release_slot(); our last copy is over before slots are reused.
+    std::atomic_ref(member.consumed).store(kNever, std::memory_order_seq_cst);
+    Gate(segment_.writer_seat().gate).wake();
+  }
+
+  bool writer_closed() const {
+    // seq_cst: looked at between announce() and park(); pairs with RingWriter::close(). Its
+    // acquire half makes all that was published before the close visible.
+    return std::atomic_ref(segment_.lobby().closed).load(std::memory_order_seq_cst) != 0;
+  }
+
+  std::uint32_t attached() const { return attached_readers(segment_); }
+
+  template <class Stop>
+  Outcome wait_ready(const Patience& patience, Stop stop) {
+    return wait_all_attached(segment_, Gate(segment_.lobby().gate), patience, counters,
+                             [&] { return writer_closed() || stop(); });
+  }
+
+  // Wakes this reader's own wait, from another thread (and, harmlessly, the other readers').
+  void interrupt() { Gate(segment_.lobby().gate).wake(); }
+
+ private:
+  std::uint64_t capacity() const { return segment_.geometry().slot_capacity; }
+
+  template <class Stop>
+  Outcome wait_readable(const Patience& patience, Stop stop) {
+    if (readable()) return Outcome::ready;
+    return wait_for(
+        Gate(segment_.lobby().gate), patience, counters, [this] { return readable(); },
+        [&] { return writer_closed() || stop(); });
+  }
+
+  void release_slot() {
+    ++next_;
+    cursor_ = 0;
+    ++counters.fragments;
+    // seq_cst: release pairs with the writer's load before it reuses the slot; and against a lost
+    // wake-up of the writer, store consumed / load wake_at here faces store wake_at / load
+    // consumed in RingWriter::wait_for_credit().
+    std::atomic_ref(segment_.member(index_).consumed).store(next_, std::memory_order_seq_cst);
+    WriterSeat& seat = segment_.writer_seat();
+    if (std::atomic_ref(seat.wake_at).load(std::memory_order_seq_cst) == next_) {
+      if (Gate(seat.gate).wake()) ++counters.wakes;
+    }
+  }
+
+  [[noreturn]] void corrupted(std::uint64_t value) const {
+    throw SegmentCorrupted("fragment " + std::to_string(next_) + " holds " + std::to_string(value) +
+                           ", which fits no message of " + std::to_string(frames_) +
+                           " frames and " + std::to_string(remaining_) + " bytes");
+  }
+
+  Segment segment_;
+  std::uint32_t index_;
+  std::uint64_t next_ = 0;    // the fragment to consume next
+  std::uint64_t cursor_ = 0;  // bytes of its payload already copied out
+
+  std::uint64_t first_ = 0;      // the message's first fragment
+  std::uint64_t frames_ = 0;     // and its frames
+  std::uint64_t remaining_ = 0;  // bytes of it still to fetch
+  bool one_slot_ = false;
+  std::vector<MutablePiece> pieces_;
+  std::size_t piece_ = 0;
+  std::size_t offset_ = 0;
+};
+
+}  // namespace shmcast

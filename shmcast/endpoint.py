@@ -1,0 +1,389 @@
+"""One object = one message: `Writer`, `Reader` and the `Handle` that brings them together.
+
+Usable without torch.distributed: any way that brings a small picklable handle from the writer's
+process to its readers will do.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NoReturn, TypeVar
+
+from shmcast import _core, segment
+from shmcast.codec import Codec, PickleCodec
+from shmcast.errors import (
+    AlreadyAttached,
+    Closed,
+    ConcurrentUse,
+    DecodeError,
+    EncodeError,
+    Forked,
+    InvalidArgument,
+    MessageTooLarge,
+    SegmentCorrupted,
+    SegmentMismatch,
+    ShmcastError,
+    Timeout,
+)
+from shmcast.waiting import WaitPolicy, usable_cpus
+
+DEFAULT_SLOTS = 64
+DEFAULT_SLOT_BYTES = 64 * 1024
+
+_MAX_READERS = 4096
+
+_Self = TypeVar("_Self", bound="_Endpoint")
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """What a reader needs to find the writer's segment. Small and picklable."""
+
+    name: str
+    """Name of the POSIX shared-memory segment."""
+    nonce: bytes
+    """16 random bytes that the segment must hold, so that no other is taken for it."""
+    readers: int
+    """Number of readers; each attaches once, with an index below this."""
+    slots: int
+    slot_bytes: int
+
+    def _geometry(self) -> _core.Geometry:
+        return _core.Geometry(self.readers, self.slots, self.slot_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What an endpoint has done since it was made (a group of one rank counts messages only)."""
+
+    messages: int = 0
+    """Messages sent, or received whole."""
+    payload_bytes: int = 0
+    """Bytes of their frames."""
+    fragments: int = 0
+    """Slots filled or emptied for them."""
+    abandoned: int = 0
+    """Messages given up half-way, after a time-out or signal in the writer."""
+    spins: int = 0
+    """Waits that ended while spinning."""
+    parks: int = 0
+    """Times that the endpoint went to sleep."""
+    wakes: int = 0
+    """System calls made to wake others."""
+    lag: tuple[int, ...] = ()
+    """Writer only: fragments that each reader has not consumed yet, by reader index."""
+
+
+class _Endpoint:
+    """What a writer and a reader share: life cycle, context manager, errors that say who."""
+
+    _ring: _core.RingWriter | _core.RingReader
+
+    def __init__(self, handle: Handle, wait: WaitPolicy, codec: Codec | None, label: str) -> None:
+        self.handle = handle
+        self.wait_policy = wait
+        self._codec: Codec = PickleCodec() if codec is None else codec
+        self._label = label
+        self._closed = False
+
+    @staticmethod
+    def _spin_ns(wait: WaitPolicy, readers: int) -> int:
+        return wait.spin_ns(members=readers + 1, cpus=usable_cpus())
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """Waits until every reader has attached. Sending and receiving need not wait for it.
+
+        Args:
+            timeout: seconds, None for ever.
+
+        Raises:
+            Timeout: some reader is still missing.
+            Closed: this endpoint is closed, or the writer has closed.
+        """
+        try:
+            self._ring.wait_ready(timeout)
+        except _core.TimedOut:
+            raise Timeout(
+                f"{self._label}: after {timeout} s {self._ring.attached()} of "
+                f"{self.handle.readers} readers have attached; each needs a "
+                "Reader(handle, index) of its own, in a process of this host"
+            ) from None
+        except Exception as error:
+            self._raise(error, "wait_ready", timeout)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called on this endpoint."""
+        return self._closed
+
+    def close(self) -> None:
+        """Ends this endpoint; idempotent. A call that waits in another thread raises `Closed`."""
+        self._closed = True
+        self._ring.close()
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self._label}: an endpoint can't be pickled; send its `handle` instead and make a "
+            "Reader(handle, index) where it arrives"
+        )
+
+    def _raise(self, error: Exception, action: str, timeout: float | None) -> NoReturn:
+        """Says what an error of the core means here, and what to do. Others pass unchanged."""
+        who = self._label
+        known: ShmcastError
+        match error:
+            case _core.TimedOut():
+                known = Timeout(f"{who}: {action} timed out after {timeout} s{self._suspects()}")
+            case _core.EndpointClosed() if self._closed:
+                known = Closed(f"{who}: {action} after close(); make a new endpoint")
+            case _core.EndpointClosed():
+                known = Closed(f"{who}: {action}: {self._peer_closed}")
+            case _core.ConcurrentUse():
+                known = ConcurrentUse(
+                    f"{who}: {action} while another thread is inside this endpoint; give each "
+                    "thread an endpoint of its own, or guard this one with a lock"
+                )
+            case _core.Forked():
+                known = Forked(
+                    f"{who}: {action} in a process forked from the one that made this endpoint; "
+                    "start processes with spawn and make a Reader(handle, index) in each"
+                )
+            case _core.MessageTooLarge():
+                known = MessageTooLarge(f"{who}: {error}; send it in parts")
+            case _core.SegmentCorrupted():
+                known = SegmentCorrupted(f"{who}: segment {self.handle.name}: {error}")
+            case _:
+                raise error
+        raise known from None
+
+    _peer_closed: str
+
+    def _suspects(self) -> str:
+        return ""
+
+    def _statistics(self, lag: tuple[int, ...] = ()) -> Statistics:
+        counters = self._ring.counters()
+        return Statistics(
+            messages=counters.messages,
+            payload_bytes=counters.bytes,
+            fragments=counters.fragments,
+            abandoned=counters.abandoned,
+            spins=counters.spins,
+            parks=counters.parks,
+            wakes=counters.wakes,
+            lag=lag,
+        )
+
+
+class Writer(_Endpoint):
+    """Sends objects to a fixed number of readers on this host, to each all of them and in order.
+
+    Making one creates the shared-memory segment. Its name is gone from /dev/shm as soon as all
+    readers have attached, or when the writer is closed, collected or its interpreter exits.
+
+    Args:
+        readers: how many readers will attach (1 to 4096).
+        slots: slots of the ring, a power of two: as many small messages can be on their way.
+        slot_bytes: payload bytes of one slot, a multiple of 128. Larger messages are streamed
+            through several slots.
+        wait: what to do while the ring is full; `WaitPolicy.adaptive()` by default.
+        codec: turns objects into frames; `PickleCodec()` by default. Readers need its like.
+        label: how errors name this endpoint.
+        reader_label: how errors name the reader of an index; "reader `index`" by default.
+
+    Raises:
+        InvalidArgument: an argument out of range.
+        SharedMemoryFull: no room for the segment, about `slots * slot_bytes`.
+    """
+
+    _ring: _core.RingWriter
+    _peer_closed = "every reader has closed, nobody is left to receive"
+
+    def __init__(
+        self,
+        readers: int,
+        *,
+        slots: int = DEFAULT_SLOTS,
+        slot_bytes: int = DEFAULT_SLOT_BYTES,
+        wait: WaitPolicy | None = None,
+        codec: Codec | None = None,
+        label: str = "writer",
+        reader_label: Callable[[int], str] = "reader {}".format,
+    ) -> None:
+        _check_int("readers", readers, 1, _MAX_READERS, label)
+        _check_int("slots", slots, 2, 2**20, label)
+        _check_int("slot_bytes", slot_bytes, 128, 2**30, label)
+        if slots & (slots - 1):
+            raise InvalidArgument(f"{label}: slots={slots} is not a power of two")
+        if slot_bytes % 128:
+            raise InvalidArgument(f"{label}: slot_bytes={slot_bytes} is not a multiple of 128")
+        self._reader_label = reader_label
+        wait = WaitPolicy.adaptive() if wait is None else wait
+        geometry = _core.Geometry(readers, slots, slot_bytes)
+        nonce = secrets.token_bytes(16)
+        name, memory = segment.create(geometry.segment_bytes)
+        super().__init__(Handle(name, nonce, readers, slots, slot_bytes), wait, codec, label)
+        self._ring = _core.RingWriter(memory, geometry, nonce, self._spin_ns(wait, readers))
+        self._finalizer = weakref.finalize(self, _end_writer, self._ring, name, os.getpid())
+
+    def send(self, obj: Any, timeout: float | None = None) -> None:
+        """Sends `obj` to every reader. Returns when it is in the ring, not when it was read.
+
+        Either all readers can receive the whole message, or (when this raises) none will.
+
+        Args:
+            obj: anything that the codec can encode.
+            timeout: seconds to wait for room in the ring, None for ever.
+
+        Raises:
+            EncodeError: the codec can't encode `obj`; nothing was sent.
+            Timeout: the ring stayed full: a reader is slow, stopped or never attached.
+            Closed: this writer is closed, or every reader is.
+            ConcurrentUse: another thread is inside this writer.
+            Forked: this process was forked from the writer's.
+            MessageTooLarge: more than 1 TiB, or more than 8 388 607 frames.
+        """
+        try:
+            frames = self._codec.encode(obj)
+        except Exception as error:
+            raise EncodeError(
+                f"{self._label}: can't encode a {type(obj).__qualname__}: {error}; nothing was sent"
+            ) from error
+        try:
+            self._ring.publish(frames, timeout)
+        except Exception as error:
+            self._raise(error, "send", timeout)
+
+    def statistics(self) -> Statistics:
+        """What this writer has done so far, and how far behind each reader is."""
+        return self._statistics(tuple(self._ring.lags()))
+
+    def close(self) -> None:
+        """Ends the sending. Readers receive what was sent, then `Closed`. Idempotent."""
+        super().close()
+        self._finalizer()
+
+    def _suspects(self) -> str:
+        behind = [
+            f"{self._reader_label(reader)} is {lag} fragments behind"
+            for reader, lag in enumerate(self._ring.lags())
+            if lag
+        ]
+        return (
+            f": the ring of {self.handle.slots} slots is full; {', '.join(behind)}; "
+            f"{self._ring.attached()} of {self.handle.readers} readers have attached"
+        )
+
+
+class Reader(_Endpoint):
+    """Receives the objects of one writer on this host, all of them and in order.
+
+    Args:
+        handle: the writer's `handle`.
+        index: this reader's number, from 0 to `handle.readers` - 1; each is taken once.
+        wait: what to do while there is no message; `WaitPolicy.adaptive()` by default.
+        codec: turns frames into objects; `PickleCodec()` by default.
+        label: how errors name this endpoint; "reader `index`" by default.
+
+    Raises:
+        InvalidArgument: the index is out of range.
+        AlreadyAttached: the index is taken, or was.
+        SegmentNotFound: there is no such segment on this host, or not any more.
+        SegmentMismatch: the segment found is not the one that the handle speaks of.
+    """
+
+    _ring: _core.RingReader
+    _peer_closed = "the writer has closed and all its messages were received"
+
+    def __init__(
+        self,
+        handle: Handle,
+        index: int,
+        *,
+        wait: WaitPolicy | None = None,
+        codec: Codec | None = None,
+        label: str | None = None,
+    ) -> None:
+        label = f"reader {index}" if label is None else label
+        if not isinstance(handle, Handle):
+            raise InvalidArgument(f"{label}: handle={handle!r} is not a Handle; pass writer.handle")
+        _check_int("index", index, 0, handle.readers - 1, label)
+        wait = WaitPolicy.adaptive() if wait is None else wait
+        super().__init__(handle, wait, codec, label)
+        geometry = handle._geometry()
+        memory = segment.attach(handle.name, geometry.segment_bytes)
+        try:
+            self._ring = _core.RingReader(
+                memory, geometry, handle.nonce, index, self._spin_ns(wait, handle.readers)
+            )
+        except _core.LayoutMismatch as error:
+            raise SegmentMismatch(
+                f"{label}: {handle.name}: {error}; make the handle and both endpoints with one "
+                "version of shmcast"
+            ) from None
+        except _core.SeatTaken as error:
+            raise AlreadyAttached(
+                f"{label}: index {index} of {handle.name} {error}; each of the "
+                f"{handle.readers} readers needs an index of its own"
+            ) from None
+        # Closed in time also when the interpreter exits: the writer then waits for us no longer.
+        weakref.finalize(self, self._ring.close)
+        if self._ring.attached() == handle.readers:
+            segment.unlink(handle.name)  # everybody is in: nothing can leak any more
+
+    def recv(self, timeout: float | None = None) -> Any:
+        """The next object.
+
+        Args:
+            timeout: seconds to wait for it, None for ever, 0 to look only.
+
+        Raises:
+            Timeout: no whole message came in time; nothing is lost, call again.
+            Closed: this reader is closed, or the writer is and all was received.
+            DecodeError: the codec can't decode this message; the next call gets the next one.
+            ConcurrentUse: another thread is inside this reader.
+            Forked: this process was forked from the reader's.
+        """
+        try:
+            frames = self._ring.consume(timeout)
+        except Exception as error:
+            self._raise(error, "recv", timeout)
+        try:
+            return self._codec.decode(frames)
+        except Exception as error:
+            raise DecodeError(
+                f"{self._label}: can't decode a message of {len(frames)} frame(s): {error}; it is "
+                "consumed, the next recv gets the next message"
+            ) from error
+
+    def statistics(self) -> Statistics:
+        """What this reader has done so far."""
+        return self._statistics()
+
+
+def _check_int(name: str, value: int, low: int, high: int, label: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise InvalidArgument(f"{label}: {name}={value!r} must be an integer from {low} to {high}")
+
+
+def _end_writer(ring: _core.RingWriter, name: str, pid: int) -> None:
+    """Closes a writer and removes its segment's name, unless in a fork of its process."""
+    if os.getpid() == pid:
+        ring.close()
+        segment.unlink(name)

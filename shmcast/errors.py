@@ -1,0 +1,80 @@
+"""Everything that shmcast raises, rooted in `ShmcastError`.
+
+Each class also derives from the builtin that a caller would expect (`TimeoutError`, `ValueError`,
+...), so that code which does not know shmcast handles its errors sensibly.
+"""
+
+from __future__ import annotations
+
+import pickle
+
+
+class ShmcastError(Exception):
+    """Base of all errors raised by shmcast."""
+
+
+class InvalidArgument(ShmcastError, ValueError):
+    """An argument has a value that can't work; the message names it and what would."""
+
+
+class WrongRole(ShmcastError, RuntimeError):
+    """`send` on a rank that receives, or `recv` on the rank that sends."""
+
+
+class Timeout(ShmcastError, TimeoutError):
+    """A wait ended at its time-out. A send then reached nobody; a recv lost nothing."""
+
+
+class Closed(ShmcastError, RuntimeError):
+    """This endpoint was closed, or the other side was and nothing is left to receive."""
+
+
+class ConcurrentUse(ShmcastError, RuntimeError):
+    """Two threads used one endpoint at the same time."""
+
+
+class Forked(ShmcastError, RuntimeError):
+    """An endpoint was used in a process forked from the one that made it."""
+
+
+class AlreadyAttached(ShmcastError, RuntimeError):
+    """A reader's index is taken, or was taken by a reader that has left."""
+
+
+class EncodeError(ShmcastError, pickle.PicklingError):
+    """The codec could not encode an object; nothing was sent. `__cause__` is the codec's error."""
+
+
+class DecodeError(ShmcastError, pickle.UnpicklingError):
+    """The codec could not decode a message. It is consumed: the next `recv` gets the next message.
+
+    `__cause__` is the codec's error.
+    """
+
+
+class MessageTooLarge(ShmcastError, ValueError):
+    """A message of more than 1 TiB or 8 388 607 frames."""
+
+
+class SegmentError(ShmcastError):
+    """Base of the errors about the shared-memory segment itself."""
+
+
+class SharedMemoryFull(SegmentError, OSError):
+    """There is no room in shared memory for the segment (`errno` is ENOSPC)."""
+
+
+class SegmentNotFound(SegmentError, FileNotFoundError):
+    """There is no segment of the handle's name here: another node, or it is gone."""
+
+
+class SegmentMismatch(SegmentError, ValueError):
+    """A segment of the handle's name exists but is not the one that the handle speaks of."""
+
+
+class SegmentCorrupted(SegmentError, RuntimeError):
+    """The segment holds what no writer writes: something else wrote to it."""
+
+
+class NotOneNode(SegmentError, RuntimeError):
+    """Some ranks of the group can't attach the source's segment."""

@@ -1,0 +1,294 @@
+// Writer and readers as threads over one ring, to be run under ThreadSanitizer (make tsan).
+//
+// Messages are made from a seeded generator that every thread can repeat, so that a reader checks
+// each byte it gets. Exits with 1 at the first thing that is not as promised.
+#include "ring.hpp"
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <new>
+#include <random>
+#include <thread>
+
+namespace shmcast {
+namespace {
+
+#define CHECK(condition)                                                             \
+  do {                                                                               \
+    if (!(condition)) {                                                              \
+      std::fprintf(stderr, "%s:%d: not true: %s\n", __FILE__, __LINE__, #condition); \
+      std::exit(1);                                                                  \
+    }                                                                                \
+  } while (false)
+
+constexpr std::byte kNonce[kNonceBytes] = {std::byte{1}, std::byte{2}};
+constexpr auto kNoStop = [] { return false; };
+
+using Message = std::vector<std::vector<std::byte>>;
+
+// The k-th message of a run: few frames, of sizes around the slot's and beyond the ring's.
+Message make_message(std::uint64_t seed, std::uint64_t k, std::uint64_t capacity) {
+  std::mt19937_64 random(seed * 1'000'003 + k);
+  Message message(random() % 4);
+  for (auto& frame : message) {
+    const std::uint64_t around = capacity * (random() % 3) + random() % 7;
+    const std::uint64_t sizes[] = {random() % 64, around < 3 ? 0 : around - 3, random() % 5000};
+    frame.resize(sizes[random() % 3]);
+    for (auto& byte : frame) byte = static_cast<std::byte>(random());
+  }
+  return message;
+}
+
+std::vector<ConstPiece> pieces_of(const Message& message) {
+  std::vector<ConstPiece> pieces;
+  for (const auto& frame : message) pieces.push_back({frame.data(), frame.size()});
+  return pieces;
+}
+
+// A ring in ordinary memory, aligned as a mapping is.
+class Memory {
+ public:
+  explicit Memory(const Geometry& geometry)
+      : geometry_(geometry),
+        bytes_(static_cast<std::byte*>(std::aligned_alloc(4096, rounded())), &std::free) {
+    std::memset(bytes_.get(), 0, rounded());
+  }
+  Segment format() { return Segment::format(span(), geometry_, Segment::Nonce(kNonce), 1); }
+  Segment attach() { return Segment::attach(span(), geometry_, Segment::Nonce(kNonce)); }
+  std::span<std::byte> span() { return {bytes_.get(), geometry_.segment_bytes()}; }
+  const Geometry& geometry() const { return geometry_; }
+
+ private:
+  std::size_t rounded() const { return (geometry_.segment_bytes() + 4095) / 4096 * 4096; }
+  Geometry geometry_;
+  std::unique_ptr<std::byte, decltype(&std::free)> bytes_;
+};
+
+// Receives one message as the Python binding does; `closed` if there is none left.
+Outcome receive(RingReader& reader, Message& message, std::int64_t spin_ns,
+                std::int64_t timeout_ns = kForever) {
+  const Patience patience = Patience::starting_now(timeout_ns, spin_ns);
+  const auto resumed = [&](auto step) {
+    for (;;) {
+      const Outcome outcome = step();
+      if (outcome != Outcome::interrupted) return outcome;
+    }
+  };
+  for (;;) {
+    Outcome outcome = resumed([&] { return reader.begin(patience, kNoStop); });
+    if (outcome != Outcome::ready) return outcome;
+    std::vector<std::uint64_t> sizes(reader.frame_count());
+    if (sizes.size() > 1) {
+      reader.into({{reinterpret_cast<std::byte*>(sizes.data()), table_bytes(sizes.size())}});
+      outcome = resumed([&] { return reader.fetch(patience, kNoStop); });
+      if (outcome == Outcome::abandoned) continue;
+      if (outcome != Outcome::ready) return outcome;
+    } else if (sizes.size() == 1) {
+      sizes[0] = reader.remaining();
+    }
+    reader.check_sizes(sizes);
+    const std::uint64_t payload = reader.remaining();
+    message.clear();
+    std::vector<MutablePiece> pieces;
+    for (const std::uint64_t size : sizes) message.emplace_back(size);
+    for (auto& frame : message) pieces.push_back({frame.data(), frame.size()});
+    reader.into(std::move(pieces));
+    outcome = resumed([&] { return reader.fetch(patience, kNoStop); });
+    if (outcome == Outcome::abandoned) continue;
+    if (outcome == Outcome::ready) reader.end(payload);
+    return outcome;
+  }
+}
+
+Outcome publish(RingWriter& writer, const Message& message, std::int64_t spin_ns,
+                std::int64_t timeout_ns = kForever) {
+  writer.begin(pieces_of(message));
+  const Patience patience = Patience::starting_now(timeout_ns, spin_ns);
+  Outcome outcome;
+  do {
+    outcome = writer.advance(patience, kNoStop);
+  } while (outcome == Outcome::interrupted);
+  if (outcome != Outcome::ready) writer.abandon();
+  return outcome;
+}
+
+struct Run {
+  const char* name;
+  Geometry geometry;
+  std::uint64_t messages;
+  std::int64_t spin_ns;
+};
+
+// Everything arrives, whole, in order, at every reader; then the close does.
+void lossless_in_order(const Run& run) {
+  Memory memory(run.geometry);
+  RingWriter writer(memory.format());
+  std::vector<std::thread> readers;
+  for (std::uint32_t index = 0; index < run.geometry.readers; ++index) {
+    readers.emplace_back([&, index] {
+      const Segment segment = memory.attach();
+      CHECK(RingReader::attach(segment, index, 1));
+      RingReader reader(segment, index);
+      Message message;
+      for (std::uint64_t k = 0; k < run.messages; ++k) {
+        CHECK(receive(reader, message, run.spin_ns) == Outcome::ready);
+        CHECK(message == make_message(7, k, run.geometry.slot_capacity));
+      }
+      CHECK(receive(reader, message, run.spin_ns) == Outcome::closed);
+      CHECK(reader.counters.messages == run.messages);
+      reader.leave();
+    });
+  }
+  for (std::uint64_t k = 0; k < run.messages; ++k) {
+    const Message message = make_message(7, k, run.geometry.slot_capacity);
+    CHECK(publish(writer, message, run.spin_ns) == Outcome::ready);
+  }
+  writer.close();
+  for (auto& reader : readers) reader.join();
+  CHECK(publish(writer, {{std::byte{1}}}, 0) == Outcome::closed);
+  std::printf("ok  %s: %lu messages, %lu fragments, writer parked %lu times\n", run.name,
+              static_cast<unsigned long>(run.messages),
+              static_cast<unsigned long>(writer.counters.fragments),
+              static_cast<unsigned long>(writer.counters.parks));
+}
+
+// Both sides park for every message: one lost wake-up and this never ends. The readers' answers
+// travel through a second ring, so that nobody is ever ahead.
+void no_lost_wake_up(std::uint64_t rounds) {
+  const Geometry geometry{1, 2, 128};
+  Memory there(geometry);
+  Memory back(geometry);
+  RingWriter ping(there.format());
+  const Segment back_segment = back.format();
+  std::thread peer([&] {
+    const Segment segment = there.attach();
+    CHECK(RingReader::attach(segment, 0, 1));
+    RingReader reader(segment, 0);
+    RingWriter pong(back_segment);
+    Message message;
+    for (std::uint64_t k = 0; k < rounds; ++k) {
+      CHECK(receive(reader, message, 0) == Outcome::ready);
+      CHECK(publish(pong, message, 0) == Outcome::ready);
+    }
+  });
+  const Segment segment = back.attach();
+  CHECK(RingReader::attach(segment, 0, 1));
+  RingReader reader(segment, 0);
+  Message message;
+  for (std::uint64_t k = 0; k < rounds; ++k) {
+    const Message sent{{static_cast<std::byte>(k)}};
+    CHECK(publish(ping, sent, 0) == Outcome::ready);
+    CHECK(receive(reader, message, 0) == Outcome::ready);
+    CHECK(message == sent);
+  }
+  peer.join();
+  std::printf("ok  no lost wake-up: %lu round trips, reader parked %lu times\n",
+              static_cast<unsigned long>(rounds),
+              static_cast<unsigned long>(reader.counters.parks));
+}
+
+// A message given up half-way is delivered to nobody; the next one is delivered to all.
+void abandoned_message(std::uint64_t rounds) {
+  const Geometry geometry{2, 4, 128};
+  Memory memory(geometry);
+  RingWriter writer(memory.format());
+  std::atomic<std::uint64_t> delivered{0};  // to reader 0; relaxed would do, it only throttles
+  std::vector<std::thread> readers;
+  for (std::uint32_t index = 0; index < 2; ++index) {
+    readers.emplace_back([&, index] {
+      const Segment segment = memory.attach();
+      CHECK(RingReader::attach(segment, index, 1));
+      RingReader reader(segment, index);
+      Message message;
+      for (std::uint64_t k = 0; k < rounds; ++k) {
+        CHECK(receive(reader, message, 0) == Outcome::ready);
+        CHECK(message == make_message(11, k, geometry.slot_capacity));
+        if (index == 0) delivered = k + 1;
+      }
+      CHECK(receive(reader, message, 0) == Outcome::closed);
+    });
+  }
+  std::uint64_t abandoned = 0;
+  for (std::uint64_t k = 0; k < rounds; ++k) {
+    // Far larger than the ring, with no time at all: never whole, often begun.
+    const Message huge{std::vector<std::byte>(1 << 20, std::byte{0xee})};
+    CHECK(publish(writer, huge, 0, 0) == Outcome::timed_out);
+    ++abandoned;
+    CHECK(publish(writer, make_message(11, k, geometry.slot_capacity), 0) == Outcome::ready);
+  }
+  CHECK(writer.counters.abandoned == abandoned);
+  writer.close();
+  for (auto& reader : readers) reader.join();
+  CHECK(delivered == rounds);
+  std::printf("ok  abandoned messages: %lu\n", static_cast<unsigned long>(abandoned));
+}
+
+// A reader that stops half-way does not hold the writer up once it has left.
+void a_reader_leaves() {
+  const Geometry geometry{2, 4, 128};
+  Memory memory(geometry);
+  RingWriter writer(memory.format());
+  const Segment segment = memory.attach();
+  CHECK(RingReader::attach(segment, 0, 1));
+  CHECK(!RingReader::attach(segment, 0, 2));
+  CHECK(RingReader::attach(segment, 1, 1));
+  std::thread lazy([&] {
+    RingReader reader(segment, 0);
+    Message message;
+    CHECK(receive(reader, message, 0) == Outcome::ready);
+    reader.leave();
+  });
+  std::thread eager([&] {
+    RingReader reader(segment, 1);
+    Message message;
+    for (std::uint64_t k = 0; k < 100; ++k) {
+      CHECK(receive(reader, message, 0) == Outcome::ready);
+      CHECK(message == make_message(13, k, geometry.slot_capacity));
+    }
+  });
+  for (std::uint64_t k = 0; k < 100; ++k) {
+    CHECK(publish(writer, make_message(13, k, geometry.slot_capacity), 0) == Outcome::ready);
+  }
+  lazy.join();
+  eager.join();
+  std::printf("ok  a reader leaves\n");
+}
+
+void limits() {
+  const Geometry geometry{1, 2, 128};
+  Memory memory(geometry);
+  RingWriter writer(memory.format());
+  const std::vector<ConstPiece> many(Descriptor::kMaxFrames + 1, ConstPiece{nullptr, 0});
+  bool refused = false;
+  try {
+    writer.begin(many);
+  } catch (const MessageTooLarge&) {
+    refused = true;
+  }
+  CHECK(refused);
+  // With nobody reading, two slots are all there is.
+  CHECK(publish(writer, {{}}, 0, 0) == Outcome::ready);
+  CHECK(publish(writer, {{}}, 0, 0) == Outcome::ready);
+  CHECK(publish(writer, {{}}, 0, 1'000'000) == Outcome::timed_out);
+  std::printf("ok  limits\n");
+}
+
+}  // namespace
+}  // namespace shmcast
+
+int main(int argc, char** argv) {
+  using namespace shmcast;
+  const std::uint64_t scale = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 1;
+  for (const std::int64_t spin_ns : {std::int64_t{0}, std::int64_t{20'000}}) {
+    lossless_in_order({"1 reader, 2 tiny slots", {1, 2, 128}, 2000 * scale, spin_ns});
+    lossless_in_order({"3 readers, 4 slots", {3, 4, 256}, 1000 * scale, spin_ns});
+    lossless_in_order({"8 readers, 64 slots", {8, 64, 1024}, 500 * scale, spin_ns});
+  }
+  no_lost_wake_up(10'000 * scale);
+  abandoned_message(300 * scale);
+  a_reader_leaves();
+  limits();
+}
