@@ -1,0 +1,38 @@
+"""Fixtures that start processes, so that a test reads as the story of a writer and its readers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ranks
+from processes import Crew
+
+
+@pytest.fixture(scope="session")
+def crew() -> Iterator[Crew]:
+    """Eight spawned processes without torch."""
+    crew = Crew(8)
+    yield crew
+    crew.end()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
+    """Four spawned processes that are ranks 0 to 3 of a gloo world."""
+    crew = Crew(4)
+    crew.run(4, ranks.join, 4, str(tmp_path_factory.mktemp("world") / "store"))
+    yield crew
+    crew.end()
+
+
+@pytest.fixture(autouse=True)
+def _no_segment_is_left() -> Iterator[None]:
+    """Every test leaves /dev/shm as it found it."""
+    shm = Path("/dev/shm")
+    before = set(shm.glob("shmcast-*"))
+    yield
+    left = set(shm.glob("shmcast-*")) - before
+    assert not left, f"segments left behind: {left}"

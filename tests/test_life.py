@@ -1,0 +1,292 @@
+"""Waits end, endpoints end, and misuse is told from both."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from signal import SIGINT
+
+import pytest
+
+import shmcast
+from processes import Crew
+from shmcast import Reader, WaitPolicy, Writer
+
+POLICIES = [WaitPolicy.spin(), WaitPolicy.semaphore(), WaitPolicy.adaptive()]
+
+
+@pytest.fixture(params=POLICIES, ids=str)
+def wait(request: pytest.FixtureRequest) -> WaitPolicy:
+    policy: WaitPolicy = request.param
+    return policy
+
+
+def test_recv_times_out_and_loses_nothing(wait: WaitPolicy) -> None:
+    with Writer(1) as writer, Reader(writer.handle, 0, wait=wait) as reader:
+        for timeout in (0, 0.01):
+            with pytest.raises(shmcast.Timeout, match=rf"reader 0: recv timed out after {timeout}"):
+                reader.recv(timeout)
+        writer.send("late")
+        assert reader.recv() == "late"
+
+
+def test_a_timeout_is_a_builtin_timeout_error() -> None:
+    with Writer(1) as writer, Reader(writer.handle, 0) as reader, pytest.raises(TimeoutError):
+        reader.recv(0)
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan")])
+def test_a_timeout_that_is_no_time_is_refused(timeout: float) -> None:
+    with Writer(1) as writer, Reader(writer.handle, 0) as reader:
+        with pytest.raises(ValueError, match="timeout"):
+            reader.recv(timeout)
+        with pytest.raises(ValueError, match="timeout"):
+            writer.send(1, timeout)
+
+
+def test_a_recv_that_timed_out_in_mid_message_goes_on_where_it_was() -> None:
+    message = b"0123456789" * 1000
+    with (
+        Writer(1, slots=2, slot_bytes=128, wait=WaitPolicy.semaphore()) as writer,
+        Reader(writer.handle, 0) as reader,
+    ):
+        sending = threading.Thread(target=writer.send, args=(message,))
+        sending.start()
+        attempts = 0
+        while True:
+            try:
+                assert reader.recv(0) == message
+                break
+            except shmcast.Timeout:
+                attempts += 1
+        sending.join()
+    assert writer.statistics().abandoned == 0
+
+
+def test_wait_ready_names_who_is_missing() -> None:
+    with Writer(2) as writer, Reader(writer.handle, 0) as reader:
+        for endpoint in (writer, reader):
+            with pytest.raises(shmcast.Timeout, match="1 of 2 readers have attached"):
+                endpoint.wait_ready(timeout=0.01)
+        with Reader(writer.handle, 1):
+            writer.wait_ready(timeout=10)
+            reader.wait_ready(timeout=10)
+
+
+def test_readers_drain_what_was_sent_before_the_close() -> None:
+    writer = Writer(1)
+    with Reader(writer.handle, 0) as reader:
+        for k in range(5):
+            writer.send(k)
+        writer.close()
+        assert [reader.recv() for _ in range(5)] == list(range(5))
+        for _ in range(2):
+            with pytest.raises(shmcast.Closed, match="the writer has closed"):
+                reader.recv()
+
+
+def test_send_to_nobody_is_an_error() -> None:
+    with Writer(2) as writer:
+        for index in range(2):
+            with Reader(writer.handle, index):
+                writer.send("heard by some")
+        with pytest.raises(shmcast.Closed, match="every reader has closed"):
+            writer.send("unheard")
+
+
+def test_a_reader_that_closes_does_not_hold_the_others_up() -> None:
+    with Writer(2, slots=2) as writer, Reader(writer.handle, 0) as stays:
+        Reader(writer.handle, 1).close()
+        for k in range(10):
+            writer.send(k, timeout=10)
+            assert stays.recv() == k
+
+
+def test_use_after_close_is_told_and_close_is_idempotent() -> None:
+    writer = Writer(1)
+    reader = Reader(writer.handle, 0)
+    for endpoint in (reader, writer):
+        endpoint.close()
+        endpoint.close()
+        assert endpoint.closed
+    with pytest.raises(shmcast.Closed, match=r"recv after close\(\)"):
+        reader.recv()
+    with pytest.raises(shmcast.Closed, match=r"send after close\(\)"):
+        writer.send(1)
+
+
+def test_close_from_another_thread_ends_a_wait(wait: WaitPolicy) -> None:
+    with Writer(1) as writer:
+        reader = Reader(writer.handle, 0, wait=wait)
+        caught: list[BaseException] = []
+
+        def receive() -> None:
+            try:
+                reader.recv()
+            except shmcast.Closed as error:
+                caught.append(error)
+
+        thread = threading.Thread(target=receive)
+        thread.start()
+        reader.close()
+        thread.join()
+        assert len(caught) == 1
+
+
+def receive_until_it_is_refused(reader: Reader) -> None:
+    while True:
+        with pytest.raises(shmcast.Timeout):
+            reader.recv(0)
+
+
+def test_a_second_thread_in_one_endpoint_is_told(wait: WaitPolicy) -> None:
+    with Writer(1) as writer, Reader(writer.handle, 0, wait=wait) as reader:
+        got: list[str] = []
+        thread = threading.Thread(target=lambda: got.append(reader.recv()))
+        thread.start()
+        with pytest.raises(shmcast.ConcurrentUse, match="another thread is inside"):
+            receive_until_it_is_refused(reader)
+        writer.send("for the first")  # the GIL is free while the thread waits, or this never runs
+        thread.join()
+        assert got == ["for the first"]
+
+
+def interrupt_after(now: threading.Event) -> None:
+    now.wait()
+    os.kill(os.getpid(), SIGINT)
+
+
+def interrupted_recv(index: int, policy: WaitPolicy) -> tuple[str, str]:
+    with Writer(1) as writer, Reader(writer.handle, index, wait=policy) as reader:
+        now = threading.Event()
+        signaller = threading.Thread(target=interrupt_after, args=(now,))
+        signaller.start()
+        try:
+            # Wherever the signal meets it: before the wait, between two looks, or asleep.
+            now.set()
+            reader.recv()
+        except KeyboardInterrupt:
+            signaller.join()
+            writer.send("after")
+            return "interrupted", reader.recv(30)
+    return "not interrupted", ""
+
+
+def test_ctrl_c_ends_a_recv_and_the_reader_lives_on(crew: Crew, wait: WaitPolicy) -> None:
+    for _ in range(20):
+        assert crew.run(1, interrupted_recv, wait) == [("interrupted", "after")]
+
+
+def interrupted_send(index: int, policy: WaitPolicy) -> tuple[str, str]:
+    with Writer(1, slots=2, slot_bytes=128, wait=policy) as writer:
+        reader = Reader(writer.handle, 0)
+        timer = threading.Thread(target=signal_when_full, args=(writer,))
+        timer.start()
+        try:
+            writer.send(b"x" * 10_000)
+        except KeyboardInterrupt:
+            timer.join()
+            answer = threading.Thread(target=writer.send, args=("after",))
+            answer.start()
+            received = reader.recv(30)
+            answer.join()
+            reader.close()
+            return "interrupted", received
+    return "not interrupted", ""
+
+
+def signal_when_full(writer: Writer) -> None:
+    while writer.statistics().lag != (2,):
+        pass
+    os.kill(os.getpid(), SIGINT)
+
+
+def test_ctrl_c_ends_a_send_in_mid_message_and_the_next_one_arrives(
+    crew: Crew, wait: WaitPolicy
+) -> None:
+    assert crew.run(1, interrupted_send, wait) == [("interrupted", "after")]
+
+
+FORK = """
+import os, shmcast
+writer = shmcast.Writer(1)
+reader = shmcast.Reader(writer.handle, 0)
+pid = os.fork()
+if pid == 0:
+    for call in (lambda: writer.send(1), lambda: reader.recv(0), writer.wait_ready):
+        try:
+            call()
+        except shmcast.Forked as error:
+            assert "forked" in str(error), error
+        else:
+            os._exit(1)
+    writer.close()
+    reader.close()
+    del writer, reader
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+writer.send("the parent goes on")
+assert reader.recv(10) == "the parent goes on"
+print("done")
+"""
+
+NO_CLOSE = """
+import shmcast
+writer = shmcast.Writer(2)
+reader = shmcast.Reader(writer.handle, 0)
+writer.send("unread")
+print("done")
+"""
+
+IMPORT = """
+import sys, shmcast
+heavy = {"torch", "numpy", "multiprocessing"} & set(sys.modules)
+assert not heavy, heavy
+print("done")
+"""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(FORK, id="fork is refused in the child and harmless in the parent"),
+        pytest.param(NO_CLOSE, id="exit without close is clean"),
+        pytest.param(IMPORT, id="the import is light"),
+    ],
+)
+def test_program(program: str) -> None:
+    ran = subprocess.run(  # noqa: S603
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "done\n", "")
+
+
+def test_a_collected_writer_closes_and_removes_its_segment() -> None:
+    writer = Writer(2)
+    name = writer.handle.name
+    with Reader(writer.handle, 0) as reader:
+        assert Path("/dev/shm", name[1:]).exists()
+        del writer
+        assert not Path("/dev/shm", name[1:]).exists()
+        with pytest.raises(shmcast.Closed):
+            reader.recv()
+
+
+def test_endpoints_refuse_to_be_pickled_and_name_the_handle() -> None:
+    with Writer(1) as writer, pytest.raises(TypeError, match="send its `handle`"):
+        pickle.dumps(writer)
+
+
+def test_the_handle_is_small() -> None:
+    with Writer(8) as writer:
+        data = pickle.dumps(writer.handle)
+    assert len(data) < 300
+    assert pickle.loads(data) == writer.handle  # noqa: S301

@@ -1,0 +1,173 @@
+"""The segment: private, reserved, checked field by field, gone as soon as it can be."""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+import shmcast
+from shmcast import Handle, Reader, Writer, segment
+
+SHM = Path("/dev/shm")
+
+
+def path_of(handle: Handle) -> Path:
+    return SHM / handle.name[1:]
+
+
+def test_a_segment_is_private_and_its_pages_are_reserved() -> None:
+    with Writer(1) as writer:
+        status = path_of(writer.handle).stat()
+        assert stat.S_IMODE(status.st_mode) == 0o600
+        assert status.st_blocks * 512 >= status.st_size > 64 * 65536
+
+
+def test_the_mode_does_not_depend_on_the_umask() -> None:
+    before = os.umask(0o277)
+    try:
+        with Writer(1) as writer:
+            assert stat.S_IMODE(path_of(writer.handle).stat().st_mode) == 0o600
+    finally:
+        os.umask(before)
+
+
+def test_the_name_is_gone_as_soon_as_all_have_attached() -> None:
+    with Writer(2) as writer, Reader(writer.handle, 0):
+        assert path_of(writer.handle).exists()
+        with Reader(writer.handle, 1) as last:
+            assert not path_of(writer.handle).exists()
+            writer.send("still works")
+            assert last.recv() == "still works"
+
+
+def test_the_name_is_gone_when_the_writer_closes_early() -> None:
+    writer = Writer(2)
+    writer.close()
+    with pytest.raises(shmcast.SegmentNotFound, match="readers must run on the writer's node"):
+        Reader(writer.handle, 0)
+
+
+def test_a_full_shared_memory_is_an_error_at_set_up() -> None:
+    room = os.statvfs(SHM)
+    slot_bytes = 2**30
+    slots = 2 ** max(1, (room.f_blocks * room.f_frsize // slot_bytes).bit_length())
+    with pytest.raises(shmcast.SharedMemoryFull) as caught:
+        Writer(1, slots=slots, slot_bytes=slot_bytes)
+    text = str(caught.value)
+    assert str(slots * slot_bytes)[:3] in text
+    assert "free of" in text
+    assert "--shm-size" in text
+
+
+def test_a_second_reader_of_one_index_is_refused() -> None:
+    with Writer(2) as writer:
+        taken = pytest.raises(shmcast.AlreadyAttached, match=f"index 0.*process {os.getpid()}")
+        with Reader(writer.handle, 0), taken:
+            Reader(writer.handle, 0)
+        with pytest.raises(shmcast.AlreadyAttached, match="was taken, and left"):
+            Reader(writer.handle, 0)
+
+
+# Offsets of the header's fields, in bytes, and what an error calls them.
+HEADER = {
+    "magic number": 0,
+    "layout version": 8,
+    "reader count": 12,
+    "slot count": 16,
+    "writer pid": 20,
+    "slot capacity": 24,
+    "slot stride": 32,
+    "size in bytes": 40,
+    "nonce": 48,
+}
+
+
+@pytest.mark.parametrize(("field", "offset"), HEADER.items())
+def test_every_header_field_is_checked_on_attach(field: str, offset: int) -> None:
+    with Writer(2) as writer, path_of(writer.handle).open("r+b") as file:
+        with mmap.mmap(file.fileno(), 0) as memory:
+            before = memory[offset : offset + 4]
+            memory[offset : offset + 4] = bytes(4) if field == "writer pid" else b"\x99" * 4
+            with pytest.raises(shmcast.SegmentMismatch, match=field):
+                Reader(writer.handle, 0)
+            memory[offset : offset + 4] = before
+        Reader(writer.handle, 0).close()
+
+
+def test_a_truncated_segment_is_refused() -> None:
+    with Writer(2) as writer:
+        os.truncate(path_of(writer.handle), 4096)
+        with pytest.raises(shmcast.SegmentMismatch, match="size in bytes 4096"):
+            Reader(writer.handle, 0)
+
+
+def test_a_segment_that_others_could_open_is_refused() -> None:
+    with Writer(2) as writer:
+        path_of(writer.handle).chmod(0o644)
+        with pytest.raises(shmcast.SegmentMismatch, match="mode"):
+            Reader(writer.handle, 0)
+
+
+def test_a_handle_that_speaks_of_another_shape_is_refused() -> None:
+    with Writer(2, slots=4, slot_bytes=1024) as writer:
+        other = dataclasses.replace(writer.handle, slots=2)
+        with pytest.raises(shmcast.SegmentMismatch, match="size in bytes"):
+            Reader(other, 0)
+
+
+def test_a_failed_set_up_leaves_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(fd: int, size: int) -> mmap.mmap:
+        raise MemoryError
+
+    monkeypatch.setattr(segment, "_map", fail)
+    with pytest.raises(MemoryError):
+        Writer(1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"readers": 0}, "readers=0"),
+        ({"readers": -3}, "readers=-3"),
+        ({"readers": 5000}, "readers=5000"),
+        ({"readers": True}, "readers=True"),
+        ({"readers": 1, "slots": 48}, "slots=48 is not a power of two"),
+        ({"readers": 1, "slots": 1}, "slots=1"),
+        ({"readers": 1, "slot_bytes": 100}, "slot_bytes=100"),
+        ({"readers": 1, "slot_bytes": 200}, "slot_bytes=200 is not a multiple of 128"),
+    ],
+)
+def test_bad_shapes_are_refused_by_value(arguments: dict[str, int], named: str) -> None:
+    with pytest.raises(shmcast.InvalidArgument, match=named):
+        Writer(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("index", [-1, 2, 1.5, "0"])
+def test_a_wrong_index_is_refused_by_value(index: int) -> None:
+    expected = pytest.raises(shmcast.InvalidArgument, match=rf"index={index!r}.*from 0 to 1")
+    with Writer(2) as writer, expected:
+        Reader(writer.handle, index)
+
+
+def test_something_else_than_a_handle_is_refused() -> None:
+    with Writer(1) as writer, pytest.raises(shmcast.InvalidArgument, match=r"writer\.handle"):
+        Reader(writer, 0)  # type: ignore[arg-type]
+
+
+def test_a_slot_that_no_writer_wrote_is_found() -> None:
+    with Writer(1, slots=2, slot_bytes=128) as writer:
+        name = path_of(writer.handle)
+        with name.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+            reader = Reader(writer.handle, 0)
+            slots = writer.handle._geometry().segment_bytes - 2 * 384
+            writer.send([b"x" * 60])
+            # Two frames whose table would be larger than the message.
+            memory[slots + 8 : slots + 16] = (1 << 63 | 2 << 40 | 5).to_bytes(8, "little")
+            with pytest.raises(shmcast.SegmentCorrupted, match="fits no message"):
+                reader.recv(1)
+            reader.close()
