@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -87,7 +86,9 @@ class ShmBroadcaster:
             return
 
         readers = [r for r in range(len(ranks)) if r != group_src]
-        error: SegmentError | InvalidArgument | None = None
+        # Whatever goes wrong on one rank before the others know is carried to them: none of them
+        # must be left in a collective.
+        error: Exception | None = None
         if self.is_src:
             try:
                 self._endpoint = Writer(
@@ -99,7 +100,7 @@ class ShmBroadcaster:
                     label=self._label,
                     reader_label=lambda index: f"rank {ranks[readers[index]]}",
                 )
-            except (SegmentError, InvalidArgument) as caught:
+            except Exception as caught:
                 error = caught
         try:
             handle = self._agree(group, ranks, error)
@@ -108,7 +109,7 @@ class ShmBroadcaster:
                     self._endpoint = Reader(
                         handle, readers.index(rank), wait=wait, codec=codec, label=self._label
                     )
-                except SegmentError as caught:
+                except Exception as caught:
                     error = caught
             self._confirm(group, ranks, error)
         except BaseException:
@@ -144,7 +145,7 @@ class ShmBroadcaster:
     ) -> None:
         """Raises on every rank if any rank could not attach."""
         outcome = _Outcome(
-            socket.gethostname(), str(error or ""), isinstance(error, SegmentNotFound)
+            os.uname().nodename, str(error or ""), isinstance(error, SegmentNotFound)
         )
         outcomes = _all_gather(group, outcome)
         failed = [(r, o) for r, o in zip(ranks, outcomes, strict=True) if o.error]
@@ -157,7 +158,7 @@ class ShmBroadcaster:
             f"the source, rank {self.src} on host {outcomes[self.group_src].host}: {said}. All "
             "ranks of a ShmBroadcaster must be on one node: make one for each node's ranks "
             "(torch.distributed.new_group), or let the containers share /dev/shm"
-        )
+        ) from error
 
     def broadcast_object(self, obj: Any = None, timeout: float | None = None) -> Any:
         """Sends `obj` on the source, receives it on every other rank; returns it on all.

@@ -7,7 +7,6 @@ process to its readers will do.
 from __future__ import annotations
 
 import os
-import secrets
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -235,11 +234,12 @@ class Writer(_Endpoint):
             raise InvalidArgument(f"{label}: slot_bytes={slot_bytes} is not a multiple of 128")
         self._reader_label = reader_label
         wait = WaitPolicy.adaptive() if wait is None else wait
+        spin_ns = self._spin_ns(wait, readers)
         geometry = _core.Geometry(readers, slots, slot_bytes)
-        nonce = secrets.token_bytes(16)
+        nonce = os.urandom(16)
         name, memory = segment.create(geometry.segment_bytes)
         super().__init__(Handle(name, nonce, readers, slots, slot_bytes), wait, codec, label)
-        self._ring = _core.RingWriter(memory, geometry, nonce, self._spin_ns(wait, readers))
+        self._ring = _core.RingWriter(memory, geometry, nonce, spin_ns)
         self._finalizer = weakref.finalize(self, _end_writer, self._ring, name, os.getpid())
 
     def send(self, obj: Any, timeout: float | None = None) -> None:

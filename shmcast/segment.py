@@ -6,7 +6,6 @@ import contextlib
 import errno
 import mmap
 import os
-import secrets
 import stat
 from pathlib import Path
 
@@ -31,7 +30,7 @@ def create(size: int) -> tuple[str, mmap.mmap]:
         SharedMemoryFull: /dev/shm has no room for `size` bytes.
     """
     while True:
-        name = f"/shmcast-{os.getuid()}-{secrets.token_hex(8)}"
+        name = f"/shmcast-{os.getuid()}-{os.urandom(8).hex()}"
         with contextlib.suppress(posix_ipc.ExistentialError):
             shm = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=_MODE)
             break

@@ -32,7 +32,7 @@ def fingerprint(obj: Any) -> str:
     if isinstance(obj, torch.Tensor):
         return f"{obj.dtype} {fingerprint(obj.view(torch.uint8).numpy())}"
     if isinstance(obj, np.ndarray):
-        return f"{obj.dtype} {obj.shape} {hashlib.sha256(obj).hexdigest()}"
+        return f"{obj.dtype} {obj.shape} {hashlib.sha256(obj.tobytes()).hexdigest()}"
     if isinstance(obj, list):
         return " ".join(map(fingerprint, obj))
     return repr(obj)

@@ -1,0 +1,296 @@
+"""Runs cases over transports in one group of processes, interleaved, and returns raw times.
+
+Times are CLOCK_MONOTONIC nanoseconds, which all processes of a host share. A message's latency is
+from the call on the source to the return of the *last* reader's call.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+import shmcast
+import transports
+from shmcast.waiting import usable_cpus
+
+WARM_UP = 5  # messages at the start of each turn of a transport that do not count
+JOIN_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """Messages of one kind, sent at one cadence.
+
+    Attributes:
+        payload: name of an object made by `payload()`.
+        gap_ms: what lies between the return of one send and the call of the next; 0: nothing, and
+            the rate is measured instead of the latency.
+        sleeps: the source sleeps through the gap; otherwise it computes.
+        messages: counted messages per transport, over all turns.
+    """
+
+    payload: str
+    gap_ms: float
+    sleeps: bool
+    messages: int
+
+
+PAYLOADS = ("49 B", "0.5 KB", "16 KB", "1 MiB", "16 MiB")
+
+
+def payload(name: str) -> Any:
+    """The object of a payload's name: small pickles, a nested dict, numpy arrays."""
+    match name:
+        case "49 B":
+            return {"step": 1234, "ids": [1, 2, 3], "done": False}
+        case "0.5 KB":
+            return {
+                "step": 1234,
+                "new": [{"id": f"request-{i}", "blocks": [i, i + 1], "t": 0.5} for i in range(8)],
+                "cached": {"ids": list(range(16)), "computed": {i: 17 * i for i in range(24)}},
+            }
+        case "16 KB":
+            return {"tables": [[i * 64 + j for j in range(64)] for i in range(75)]}
+        case "1 MiB":
+            return np.arange(1 << 18, dtype=np.int32)
+        case "16 MiB":
+            return np.arange(1 << 22, dtype=np.int32)
+    raise ValueError(f"payload {name!r} is none of {', '.join(PAYLOADS)}")
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of one case and transport: counted messages only, in order."""
+
+    start_ns: list[int]
+    """Calls on the source."""
+    sent_ns: list[int]
+    """Returns on the source."""
+    received_ns: list[list[int]]
+    """Returns on each reader."""
+    turn: int
+    """Messages per turn of the transport: the lists above are cut into turns of this length."""
+
+    @property
+    def latencies_us(self) -> list[float]:
+        """From the call on the source to the return on the last reader."""
+        last = map(max, zip(*self.received_ns, strict=True))
+        return [(end - start) / 1e3 for start, end in zip(self.start_ns, last, strict=True)]
+
+    @property
+    def rate(self) -> float:
+        """Messages per second, the median over the turns."""
+        turns = range(0, len(self.start_ns), self.turn)
+        return float(np.median([self._turn_rate(first) for first in turns]))
+
+    def _turn_rate(self, first: int) -> float:
+        last = first + self.turn - 1
+        end = max(reader[last] for reader in self.received_ns)
+        return self.turn * 1e9 / (end - self.start_ns[first])
+
+
+def run(
+    names: list[str], cases: list[Case], readers: int, turns: int
+) -> Iterator[tuple[Case, dict[str, Times]]]:
+    """Runs each case over all transports, `turns` turns each, one transport after the other.
+
+    Yields a case as soon as it is through.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe(duplex=False) for _ in range(readers)]
+    results = [context.Pipe(duplex=False) for _ in range(readers + 1)]
+    with tempfile.TemporaryDirectory() as folder:
+        store = str(Path(folder) / "store")
+        processes = []
+        for rank in range(readers + 1):
+            ends = [pipes[rank - 1][0]] if rank else [sender for _, sender in pipes]
+            args = (rank, readers + 1, store, names, cases, turns, ends, results[rank][1])
+            process = context.Process(target=_member, args=args, daemon=True)
+            process.start()
+            processes.append(process)
+            results[rank][1].close()  # a member that dies then ends our recv() with EOFError
+        for case in cases:
+            (starts, sents), *received = [end.recv() for end, _ in results]
+            yield (
+                case,
+                {
+                    name: Times(
+                        starts[name],
+                        sents[name],
+                        [reader[name] for reader in received],
+                        case.messages // turns,
+                    )
+                    for name in names
+                },
+            )
+        for process in processes:
+            process.join(JOIN_SECONDS)
+
+
+def _member(
+    rank: int,
+    size: int,
+    store: str,
+    names: list[str],
+    cases: list[Case],
+    turns: int,
+    pipe_ends: list[Connection],
+    results: Connection,
+) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=size)
+    ways = [transports.make(name, pipe_ends) for name in names]
+    for case in cases:
+        obj = payload(case.payload)
+        wire_bytes = len(pickle.dumps(obj, pickle.HIGHEST_PROTOCOL))
+        starts: dict[str, list[int]] = {name: [] for name in names}
+        ends: dict[str, list[int]] = {name: [] for name in names}
+        for _ in range(turns):
+            for way in ways:
+                if rank == 0:
+                    start, end = _send(way, obj, wire_bytes, case, case.messages // turns)
+                    starts[way.name] += start
+                else:
+                    end = _receive(way, wire_bytes, case.messages // turns)
+                ends[way.name] += end
+                dist.barrier()
+        results.send((starts, ends) if rank == 0 else ends)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _send(
+    way: transports.Transport, obj: Any, wire_bytes: int, case: Case, messages: int
+) -> tuple[list[int], list[int]]:
+    starts, ends = [], []
+    clock = time.monotonic_ns
+    gap_ns = int(case.gap_ms * 1e6)
+    for _ in range(messages + WARM_UP):
+        if gap_ns and case.sleeps:
+            time.sleep(gap_ns / 1e9)
+        elif gap_ns:
+            _compute(clock() + gap_ns)
+        start = clock()
+        way.broadcast(obj, wire_bytes)
+        ends.append(clock())
+        starts.append(start)
+    return starts[WARM_UP:], ends[WARM_UP:]
+
+
+def _receive(way: transports.Transport, wire_bytes: int, messages: int) -> list[int]:
+    ends = []
+    clock = time.monotonic_ns
+    for _ in range(messages + WARM_UP):
+        way.broadcast(None, wire_bytes)
+        ends.append(clock())
+    return ends[WARM_UP:]
+
+
+def _compute(until_ns: int) -> None:
+    """Works as a scheduler does between steps: small dicts and lists come, are sorted, and go."""
+    queue: dict[int, list[int]] = {}
+    step = 0
+    while time.monotonic_ns() < until_ns:
+        queue[step % 512] = sorted((step * 7919 + i * 104729) % 4093 for i in range(16))
+        step += 1
+
+
+def idle_cpu(readers: int, seconds: float, wait: shmcast.WaitPolicy) -> list[float]:
+    """CPU time over wall time of each of `readers` while no message comes for `seconds`."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    with shmcast.Writer(readers) as writer:
+        processes = [
+            context.Process(target=_idle_reader, args=(writer.handle, i, wait, queue), daemon=True)
+            for i in range(readers)
+        ]
+        for process in processes:
+            process.start()
+        writer.wait_ready(JOIN_SECONDS)
+        writer.send("start")
+        time.sleep(seconds)
+        writer.send("stop")
+        shares = [queue.get() for _ in processes]
+        for process in processes:
+            process.join(JOIN_SECONDS)
+    return shares
+
+
+def _idle_reader(
+    handle: shmcast.Handle, index: int, wait: shmcast.WaitPolicy, shares: SimpleQueue[float]
+) -> None:
+    with shmcast.Reader(handle, index, wait=wait) as reader:
+        reader.recv()
+        start, cpu_start = time.monotonic(), time.process_time()
+        reader.recv()
+        cpu, wall = time.process_time() - cpu_start, time.monotonic() - start
+    shares.put(cpu / wall)
+
+
+def memcpy_us(nbytes: int, repeats: int = 51) -> float:
+    """Median time of one copy of `nbytes` between two warm arrays of one process."""
+    source, target = np.ones(nbytes, np.uint8), np.zeros(nbytes, np.uint8)
+    times = []
+    for _ in range(repeats):
+        start = time.monotonic_ns()
+        np.copyto(target, source)
+        times.append((time.monotonic_ns() - start) / 1e3)
+    return float(np.median(times))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the numbers were measured on."""
+
+    cpu: str
+    usable_cpus: float
+    kernel: str
+    python: str
+    torch: str
+    shmcast: str
+    commit: str
+    load_average: float
+    date: str
+
+    @staticmethod
+    def describe() -> dict[str, Any]:
+        """This machine, as of now."""
+        info = Path("/proc/cpuinfo").read_text()
+        models = [
+            line.split(":", 1)[1].strip() for line in info.splitlines() if "model name" in line
+        ]
+        git = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],  # noqa: S607 (the user's own git)
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return asdict(
+            Machine(
+                cpu=models[0] if models else platform.processor(),
+                usable_cpus=usable_cpus(),
+                kernel=platform.release(),
+                python=platform.python_version(),
+                torch=torch.__version__,
+                shmcast=shmcast.__version__,
+                commit=git.stdout.strip(),
+                load_average=os.getloadavg()[0],
+                date=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            )
+        )

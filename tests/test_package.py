@@ -1,0 +1,39 @@
+"""What is installed is what is documented."""
+
+from __future__ import annotations
+
+import ast
+from importlib.metadata import requires, version
+from pathlib import Path
+
+import shmcast
+from shmcast import _core
+
+PACKAGE = Path(shmcast.__file__).parent
+
+
+def test_the_version_is_the_installed_one() -> None:
+    assert shmcast.__version__ == version("shmcast")
+
+
+def test_users_own_torch_satisfies_the_requirement() -> None:
+    assert "torch>=2.4" in (requires("shmcast") or [])
+
+
+def test_the_stub_documents_the_core_as_it_is() -> None:
+    documented = {}
+    for node in ast.parse((PACKAGE / "_core.pyi").read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            methods = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
+            documented[node.name] = methods - {"__init__"}
+    actual = {}
+    for name, thing in vars(_core).items():
+        if isinstance(thing, type):
+            actual[name] = {method for method in vars(thing) if not method.startswith("_")}
+    assert documented == actual
+
+
+def test_the_package_is_typed_and_lists_its_public_names() -> None:
+    assert (PACKAGE / "py.typed").exists()
+    assert sorted(shmcast.__all__) == shmcast.__all__
+    assert all(hasattr(shmcast, name) for name in shmcast.__all__)
