@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import pickle
 import platform
+import random
 import subprocess
 import tempfile
 import time
@@ -107,7 +108,7 @@ class Times:
 def run(
     names: list[str], cases: list[Case], readers: int, turns: int
 ) -> Iterator[tuple[Case, dict[str, Times]]]:
-    """Runs each case over all transports, `turns` turns each, one transport after the other.
+    """Runs each case over all transports, `turns` turns each, in a shuffled order.
 
     Yields a case as soon as it is through.
     """
@@ -160,8 +161,10 @@ def _member(
         wire_bytes = len(pickle.dumps(obj, pickle.HIGHEST_PROTOCOL))
         starts: dict[str, list[int]] = {name: [] for name in names}
         ends: dict[str, list[int]] = {name: [] for name in names}
+        order = random.Random(case.payload)  # noqa: S311 (the same on every rank, no more)
         for _ in range(turns):
-            for way in ways:
+            # Shuffled, so that none always comes after the one that leaves the caches cold.
+            for way in order.sample(ways, len(ways)):
                 if rank == 0:
                     start, end = _send(way, obj, wire_bytes, case, case.messages // turns)
                     starts[way.name] += start

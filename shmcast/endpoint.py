@@ -263,7 +263,8 @@ class Writer(_Endpoint):
             frames = self._codec.encode(obj)
         except Exception as error:
             raise EncodeError(
-                f"{self._label}: can't encode a {type(obj).__qualname__}: {error}; nothing was sent"
+                f"{self._label}: can't encode a {type(obj).__qualname__}: "
+                f"{type(error).__name__}: {error}; nothing was sent"
             ) from error
         try:
             self._ring.publish(frames, timeout)
@@ -362,15 +363,20 @@ class Reader(_Endpoint):
         """
         try:
             frames = self._ring.consume(timeout)
+        except MemoryError as error:
+            raise self._undecodable("no memory for its frames", error) from error
         except Exception as error:
             self._raise(error, "recv", timeout)
         try:
             return self._codec.decode(frames)
         except Exception as error:
-            raise DecodeError(
-                f"{self._label}: can't decode a message of {len(frames)} frame(s): {error}; it is "
-                "consumed, the next recv gets the next message"
-            ) from error
+            raise self._undecodable(f"{len(frames)} frame(s)", error) from error
+
+    def _undecodable(self, what: str, error: Exception) -> DecodeError:
+        return DecodeError(
+            f"{self._label}: can't decode a message ({what}): {type(error).__name__}: {error}; it "
+            "is consumed, the next recv gets the next message"
+        )
 
     def statistics(self) -> Statistics:
         """What this reader has done so far."""

@@ -242,6 +242,25 @@ writer.send("unread")
 print("done")
 """
 
+NO_MEMORY = """
+import pickle, resource, threading, shmcast
+from pathlib import Path
+writer = shmcast.Writer(1, slots=4)
+reader = shmcast.Reader(writer.handle, 0)
+huge = pickle.PickleBuffer(bytes(200_000_000))
+sender = threading.Thread(target=lambda: [writer.send(obj) for obj in (huge, "next")])
+sender.start()
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 50_000_000, resource.RLIM_INFINITY))
+try:
+    reader.recv(30)
+except shmcast.DecodeError as error:
+    assert isinstance(error.__cause__, MemoryError), error
+assert reader.recv(30) == "next"
+sender.join()
+print("done")
+"""
+
 IMPORT = """
 import sys, shmcast
 heavy = {"torch", "numpy", "multiprocessing"} & set(sys.modules)
@@ -255,6 +274,7 @@ print("done")
     [
         pytest.param(FORK, id="fork is refused in the child and harmless in the parent"),
         pytest.param(NO_CLOSE, id="exit without close is clean"),
+        pytest.param(NO_MEMORY, id="a message without memory for it costs only itself"),
         pytest.param(IMPORT, id="the import is light"),
     ],
 )

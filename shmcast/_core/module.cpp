@@ -42,6 +42,20 @@ std::int64_t timeout_ns(nb::handle timeout) {
   return seconds < 9e9 ? static_cast<std::int64_t>(seconds * 1e9) : kForever;
 }
 
+// RingCounters as they were at one moment.
+struct Counters {
+  explicit Counters(const RingCounters& now)
+      : messages(now.messages.value()),
+        bytes(now.bytes.value()),
+        fragments(now.fragments.value()),
+        abandoned(now.abandoned.value()),
+        spins(now.spins.value()),
+        parks(now.parks.value()),
+        wakes(now.wakes.value()) {}
+
+  std::uint64_t messages, bytes, fragments, abandoned, spins, parks, wakes;
+};
+
 // What the two endpoints share: the mapping's buffer, and who may use it now.
 class Endpoint {
  public:
@@ -56,7 +70,7 @@ class Endpoint {
 
   // Figures for observers: any thread, any time, also after close().
   virtual std::uint32_t attached() const = 0;
-  virtual RingCounters counters() const = 0;
+  virtual Counters counters() const = 0;
 
   // Idempotent. A call that waits in another thread ends with EndpointClosed and tells the peers.
   void close() {
@@ -166,7 +180,7 @@ class Writer final : public Endpoint {
   }
 
   std::uint32_t attached() const override { return ring_.attached(); }
-  RingCounters counters() const override { return ring_.counters; }
+  Counters counters() const override { return Counters(ring_.counters); }
   std::vector<std::uint64_t> lags() const { return ring_.lags(); }
 
  private:
@@ -235,7 +249,7 @@ class Reader final : public Endpoint {
     for (;;) {
       switch (phase_) {
         case Phase::idle:
-          if (ring_.readable()) {
+          if (ring_.has_message()) {
             ring_.begin(Patience{}, stop());
           } else {
             wait(patience, [this](const Patience& p) { return ring_.begin(p, stop()); });
@@ -253,7 +267,7 @@ class Reader final : public Endpoint {
   }
 
   std::uint32_t attached() const override { return ring_.attached(); }
-  RingCounters counters() const override { return ring_.counters; }
+  Counters counters() const override { return Counters(ring_.counters); }
 
  private:
   enum class Phase : std::uint8_t { idle, table, frames };
@@ -261,10 +275,11 @@ class Reader final : public Endpoint {
   static Segment seated(const Segment& segment, std::uint32_t index) {
     if (index >= segment.geometry().readers) throw nb::index_error("no such reader index");
     if (!RingReader::attach(segment, index, getpid())) {
-      const Member& member = segment.member(index);
+      Member& member = segment.member(index);
       // relaxed: for the message only.
-      const auto pid = std::atomic_ref(segment.member(index).pid).load(std::memory_order_relaxed);
-      const bool gone = member.state == static_cast<std::uint32_t>(MemberState::left);
+      const auto pid = std::atomic_ref(member.pid).load(std::memory_order_relaxed);
+      const auto state = std::atomic_ref(member.state).load(std::memory_order_relaxed);
+      const bool gone = state == static_cast<std::uint32_t>(MemberState::left);
       throw SeatTaken((gone ? "was taken, and left, by process " : "is taken by process ") +
                       std::to_string(pid));
     }
@@ -303,9 +318,13 @@ class Reader final : public Endpoint {
       std::vector<MutablePiece> pieces;
       pieces.reserve(sizes_.size());
       for (const std::uint64_t size : sizes_) {
-        const nb::object frame =
-            nb::steal(PyByteArray_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
-        if (!frame.is_valid()) throw nb::python_error();
+        // In two steps: when made with a size that there is no memory for, CPython 3.11 reports a
+        // half-made bytearray on stderr.
+        const nb::object frame = nb::steal(PyByteArray_FromStringAndSize(nullptr, 0));
+        if (!frame.is_valid() ||
+            PyByteArray_Resize(frame.ptr(), static_cast<Py_ssize_t>(size)) != 0) {
+          throw nb::python_error();
+        }
         frames_.append(frame);
         pieces.push_back({reinterpret_cast<std::byte*>(PyByteArray_AS_STRING(frame.ptr())), size});
       }
@@ -365,14 +384,14 @@ NB_MODULE(_core, m) {
            "slot_capacity"_a)
       .def_prop_ro("segment_bytes", &Geometry::segment_bytes);
 
-  nb::class_<RingCounters>(m, "Counters")
-      .def_ro("messages", &RingCounters::messages)
-      .def_ro("bytes", &RingCounters::bytes)
-      .def_ro("fragments", &RingCounters::fragments)
-      .def_ro("abandoned", &RingCounters::abandoned)
-      .def_ro("spins", &RingCounters::spins)
-      .def_ro("parks", &RingCounters::parks)
-      .def_ro("wakes", &RingCounters::wakes);
+  nb::class_<Counters>(m, "Counters")
+      .def_ro("messages", &Counters::messages)
+      .def_ro("bytes", &Counters::bytes)
+      .def_ro("fragments", &Counters::fragments)
+      .def_ro("abandoned", &Counters::abandoned)
+      .def_ro("spins", &Counters::spins)
+      .def_ro("parks", &Counters::parks)
+      .def_ro("wakes", &Counters::wakes);
 
   nb::class_<Endpoint>(m, "Endpoint")
       .def("wait_ready", &Endpoint::wait_ready, "timeout"_a = nb::none())

@@ -38,10 +38,10 @@ using ConstPiece = Piece<const std::byte>;
 using MutablePiece = Piece<std::byte>;
 
 struct RingCounters : WaitCounters {
-  std::uint64_t messages = 0;
-  std::uint64_t bytes = 0;      // of frames; tables and headers not counted
-  std::uint64_t fragments = 0;  // slots used
-  std::uint64_t abandoned = 0;  // messages given up half-way (time-out or signal in the writer)
+  Tally messages;
+  Tally bytes;      // of frames; tables and headers not counted
+  Tally fragments;  // slots used
+  Tally abandoned;  // messages given up half-way (time-out or signal in the writer)
 };
 
 // A message that asks for more than a Descriptor can say.
@@ -140,14 +140,15 @@ class RingWriter {
   }
 
   std::uint32_t attached() const { return attached_readers(segment_); }
-  // Fragments published and not yet consumed, by reader; 0 for one that has left.
+  // Fragments published and not yet consumed, by reader; 0 for one that has left. Any thread.
   std::vector<std::uint64_t> lags() const {
+    const std::uint64_t published = counters.fragments.value();  // next_, for any thread
     std::vector<std::uint64_t> lags;
     for (std::uint32_t i = 0; i < segment_.geometry().readers; ++i) {
       // relaxed: a figure for people.
       const auto consumed =
           std::atomic_ref(segment_.member(i).consumed).load(std::memory_order_relaxed);
-      lags.push_back(consumed >= next_ ? 0 : next_ - consumed);
+      lags.push_back(consumed >= published ? 0 : published - consumed);
     }
     return lags;
   }
@@ -226,18 +227,13 @@ class RingWriter {
       }
     }
     slot.descriptor = is_start ? descriptor_ : 0;
-    const std::uint64_t fragment = next_++;
+    ++next_;
     ++counters.fragments;
-    const bool report = is_start || remaining_ == 0 || (next_ - first_) % kFragmentsPerWake == 0;
-    if (report) {
-      // seq_cst: release pairs with the acquire in RingReader::readable(), and the total order
-      // with the Gate's load in wake_readers() is what loses no wake-up (see Gate).
-      std::atomic_ref(slot.seq).store(fragment + 1, std::memory_order_seq_cst);
-      wake_readers();
-    } else {
-      // release: pairs with the acquire in RingReader::readable().
-      std::atomic_ref(slot.seq).store(fragment + 1, std::memory_order_release);
-    }
+    // seq_cst: release pairs with the acquire in RingReader::readable(), and the total order with
+    // the Gate's load in wake_readers(), here or before a wait, is what loses no wake-up (see
+    // Gate).
+    std::atomic_ref(slot.seq).store(next_, std::memory_order_seq_cst);
+    if (is_start || remaining_ == 0 || (next_ - first_) % kFragmentsPerWake == 0) wake_readers();
   }
 
   void wake_readers() {
@@ -283,13 +279,9 @@ class RingReader {
 
   RingCounters counters;
 
-  // A fragment lies ready: begin() will not wait.
-  bool readable() const {
-    // acquire: pairs with the store of seq in RingWriter::publish_fragment(). seq_cst because it
-    // is also the waiter's second look between announce() and park() (see Gate); the same
-    // instruction on x86-64 and, but for one bit, on ARM64.
-    return std::atomic_ref(segment_.slot_of(next_).seq).load(std::memory_order_seq_cst) ==
-           next_ + 1;
+  // A message's start lies ready: begin() will not wait.
+  bool has_message() const {
+    return readable() && Descriptor::starts(segment_.slot_of(next_).descriptor);
   }
 
   // Waits for the next message. After `ready`, frame_count() and its table tell what it holds.
@@ -406,6 +398,14 @@ class RingReader {
 
  private:
   std::uint64_t capacity() const { return segment_.geometry().slot_capacity; }
+
+  bool readable() const {
+    // acquire: pairs with the store of seq in RingWriter::publish_fragment(). seq_cst because it
+    // is also the waiter's second look between announce() and park() (see Gate); the same
+    // instruction on x86-64 and, but for one bit, on ARM64.
+    return std::atomic_ref(segment_.slot_of(next_).seq).load(std::memory_order_seq_cst) ==
+           next_ + 1;
+  }
 
   template <class Stop>
   Outcome wait_readable(const Patience& patience, Stop stop) {

@@ -100,10 +100,21 @@ struct Patience {
   }
 };
 
+// A count that one thread makes and any thread may read. relaxed throughout: a figure for people.
+class Tally {
+ public:
+  void operator+=(std::uint64_t n) { count_.store(value() + n, std::memory_order_relaxed); }
+  void operator++() { *this += 1; }
+  std::uint64_t value() const { return count_.load(std::memory_order_relaxed); }
+
+ private:
+  std::atomic<std::uint64_t> count_{0};
+};
+
 struct WaitCounters {
-  std::uint64_t spins = 0;  // waits that ended while spinning
-  std::uint64_t parks = 0;  // times that the thread went to sleep
-  std::uint64_t wakes = 0;  // system calls made to wake others
+  Tally spins;  // waits that ended while spinning
+  Tally parks;  // times that the thread went to sleep
+  Tally wakes;  // system calls made to wake others
 };
 
 // Waits until ready() or stop(). `interrupted` asks the caller to handle signals and call again.

@@ -138,7 +138,7 @@ void lossless_in_order(const Run& run) {
         CHECK(message == make_message(7, k, run.geometry.slot_capacity));
       }
       CHECK(receive(reader, message, run.spin_ns) == Outcome::closed);
-      CHECK(reader.counters.messages == run.messages);
+      CHECK(reader.counters.messages.value() == run.messages);
       reader.leave();
     });
   }
@@ -151,8 +151,8 @@ void lossless_in_order(const Run& run) {
   CHECK(publish(writer, {{std::byte{1}}}, 0) == Outcome::closed);
   std::printf("ok  %s: %lu messages, %lu fragments, writer parked %lu times\n", run.name,
               static_cast<unsigned long>(run.messages),
-              static_cast<unsigned long>(writer.counters.fragments),
-              static_cast<unsigned long>(writer.counters.parks));
+              static_cast<unsigned long>(writer.counters.fragments.value()),
+              static_cast<unsigned long>(writer.counters.parks.value()));
 }
 
 // Both sides park for every message: one lost wake-up and this never ends. The readers' answers
@@ -187,7 +187,7 @@ void no_lost_wake_up(std::uint64_t rounds) {
   peer.join();
   std::printf("ok  no lost wake-up: %lu round trips, reader parked %lu times\n",
               static_cast<unsigned long>(rounds),
-              static_cast<unsigned long>(reader.counters.parks));
+              static_cast<unsigned long>(reader.counters.parks.value()));
 }
 
 // A message given up half-way is delivered to nobody; the next one is delivered to all.
@@ -219,11 +219,43 @@ void abandoned_message(std::uint64_t rounds) {
     ++abandoned;
     CHECK(publish(writer, make_message(11, k, geometry.slot_capacity), 0) == Outcome::ready);
   }
-  CHECK(writer.counters.abandoned == abandoned);
+  CHECK(writer.counters.abandoned.value() == abandoned);
   writer.close();
   for (auto& reader : readers) reader.join();
   CHECK(delivered == rounds);
   std::printf("ok  abandoned messages: %lu\n", static_cast<unsigned long>(abandoned));
+}
+
+// What a reader drops at its start, as one without memory for it must, costs it that message only.
+void dropped_message(std::uint64_t rounds) {
+  const Geometry geometry{1, 4, 128};
+  Memory memory(geometry);
+  RingWriter writer(memory.format());
+  std::thread peer([&] {
+    const Segment segment = memory.attach();
+    CHECK(RingReader::attach(segment, 0, 1));
+    RingReader reader(segment, 0);
+    Message message;
+    for (std::uint64_t k = 0; k < rounds; ++k) {
+      if (k % 2 == 0) {
+        Outcome outcome;
+        do {
+          outcome = reader.begin(Patience::starting_now(kForever, 0), kNoStop);
+        } while (outcome == Outcome::interrupted);
+        CHECK(outcome == Outcome::ready);
+        reader.drop();
+      } else {
+        CHECK(receive(reader, message, 0) == Outcome::ready);
+        CHECK(message == make_message(17, k, geometry.slot_capacity));
+      }
+    }
+  });
+  for (std::uint64_t k = 0; k < rounds; ++k) {
+    const Message message = make_message(17, k, geometry.slot_capacity);
+    CHECK(publish(writer, message, 0) == Outcome::ready);
+  }
+  peer.join();
+  std::printf("ok  dropped messages\n");
 }
 
 // A reader that stops half-way does not hold the writer up once it has left.
@@ -289,6 +321,7 @@ int main(int argc, char** argv) {
   }
   no_lost_wake_up(10'000 * scale);
   abandoned_message(300 * scale);
+  dropped_message(1000 * scale);
   a_reader_leaves();
   limits();
 }
