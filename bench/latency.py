@@ -142,7 +142,7 @@ def main(
             "machine": machine,
             "turns": turns,
             "memcpy_us": memcpy,
-            "idle": idle,
+            "idle_cpu": idle,
             "rows": rows,
         }
         output.parent.mkdir(parents=True, exist_ok=True)

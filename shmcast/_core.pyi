@@ -43,24 +43,6 @@ class Geometry:
     def segment_bytes(self) -> int:
         """Bytes of memory that the ring needs."""
 
-class Counters:
-    """A snapshot of what an endpoint has done."""
-
-    @property
-    def messages(self) -> int: ...
-    @property
-    def bytes(self) -> int: ...
-    @property
-    def fragments(self) -> int: ...
-    @property
-    def abandoned(self) -> int: ...
-    @property
-    def spins(self) -> int: ...
-    @property
-    def parks(self) -> int: ...
-    @property
-    def wakes(self) -> int: ...
-
 class Endpoint:
     """What the two ends of a ring share. A wait spins for `spin_ns`, then parks."""
 
@@ -71,8 +53,11 @@ class Endpoint:
         """
     def attached(self) -> int:
         """Readers that have attached so far; from any thread, also after close()."""
-    def counters(self) -> Counters:
-        """What this endpoint has done so far; from any thread, also after close()."""
+    def counters(self) -> tuple[int, int, int, int, int, int, int]:
+        """Messages, bytes, fragments, abandoned messages, spins, parks, wakes so far.
+
+        From any thread, also after close().
+        """
     def close(self) -> None:
         """Tells the peers and ends waits in other threads; idempotent, from any thread."""
 

@@ -103,6 +103,7 @@ class _Endpoint:
         Raises:
             Timeout: some reader is still missing.
             Closed: this endpoint is closed, or the writer has closed.
+            InvalidArgument: `timeout` is negative or no number; so for every call that has one.
         """
         try:
             self._ring.wait_ready(timeout)
@@ -165,6 +166,15 @@ class _Endpoint:
                 )
             case _core.MessageTooLarge():
                 known = MessageTooLarge(f"{who}: {error}; send it in parts")
+            case TypeError() | ValueError() if not _is_timeout(timeout):
+                known = InvalidArgument(
+                    f"{who}: {action}: timeout={timeout!r} must be None or a number of seconds >= 0"
+                )
+            case TypeError() | BufferError():
+                known = EncodeError(
+                    f"{who}: {type(self._codec).__qualname__}.encode must return a sequence of "
+                    f"contiguous buffers: {error}; nothing was sent"
+                )
             case _core.SegmentCorrupted():
                 known = SegmentCorrupted(f"{who}: segment {self.handle.name}: {error}")
             case _:
@@ -177,17 +187,7 @@ class _Endpoint:
         return ""
 
     def _statistics(self, lag: tuple[int, ...] = ()) -> Statistics:
-        counters = self._ring.counters()
-        return Statistics(
-            messages=counters.messages,
-            payload_bytes=counters.bytes,
-            fragments=counters.fragments,
-            abandoned=counters.abandoned,
-            spins=counters.spins,
-            parks=counters.parks,
-            wakes=counters.wakes,
-            lag=lag,
-        )
+        return Statistics(*self._ring.counters(), lag=lag)
 
 
 class Writer(_Endpoint):
@@ -386,6 +386,10 @@ class Reader(_Endpoint):
 def _check_int(name: str, value: int, low: int, high: int, label: str) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise InvalidArgument(f"{label}: {name}={value!r} must be an integer from {low} to {high}")
+
+
+def _is_timeout(timeout: object) -> bool:
+    return timeout is None or (isinstance(timeout, (int, float)) and timeout >= 0)
 
 
 def _end_writer(ring: _core.RingWriter, name: str, pid: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import subprocess
@@ -39,13 +40,16 @@ def test_a_timeout_is_a_builtin_timeout_error() -> None:
         reader.recv(0)
 
 
-@pytest.mark.parametrize("timeout", [-1, float("nan")])
-def test_a_timeout_that_is_no_time_is_refused(timeout: float) -> None:
+@pytest.mark.parametrize("timeout", [-1, float("nan"), "1"])
+def test_a_timeout_that_is_no_time_is_refused_by_value(timeout: float) -> None:
     with Writer(1) as writer, Reader(writer.handle, 0) as reader:
-        with pytest.raises(ValueError, match="timeout"):
-            reader.recv(timeout)
-        with pytest.raises(ValueError, match="timeout"):
-            writer.send(1, timeout)
+        for who, call in (
+            ("reader 0: recv", reader.recv),
+            ("reader 0: wait_ready", reader.wait_ready),
+            ("writer: send", functools.partial(writer.send, 1)),
+        ):
+            with pytest.raises(shmcast.InvalidArgument, match=f"{who}: timeout={timeout!r}"):
+                call(timeout)
 
 
 def test_a_recv_that_timed_out_in_mid_message_goes_on_where_it_was() -> None:

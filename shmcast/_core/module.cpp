@@ -42,20 +42,6 @@ std::int64_t timeout_ns(nb::handle timeout) {
   return seconds < 9e9 ? static_cast<std::int64_t>(seconds * 1e9) : kForever;
 }
 
-// RingCounters as they were at one moment.
-struct Counters {
-  explicit Counters(const RingCounters& now)
-      : messages(now.messages.value()),
-        bytes(now.bytes.value()),
-        fragments(now.fragments.value()),
-        abandoned(now.abandoned.value()),
-        spins(now.spins.value()),
-        parks(now.parks.value()),
-        wakes(now.wakes.value()) {}
-
-  std::uint64_t messages, bytes, fragments, abandoned, spins, parks, wakes;
-};
-
 // What the two endpoints share: the mapping's buffer, and who may use it now.
 class Endpoint {
  public:
@@ -70,11 +56,16 @@ class Endpoint {
 
   // Figures for observers: any thread, any time, also after close().
   virtual std::uint32_t attached() const = 0;
-  virtual Counters counters() const = 0;
+  nb::tuple counters() const {
+    const RingCounters& now = ring_counters();
+    return nb::make_tuple(now.messages.value(), now.bytes.value(), now.fragments.value(),
+                          now.abandoned.value(), now.spins.value(), now.parks.value(),
+                          now.wakes.value());
+  }
 
   // Idempotent. A call that waits in another thread ends with EndpointClosed and tells the peers.
   void close() {
-    if (is_forked() || closing_.exchange(true)) return;
+    if (is_forked() || closing_.exchange(true, std::memory_order_seq_cst)) return;
     interrupt();
     leave_if_idle();
   }
@@ -85,20 +76,24 @@ class Endpoint {
   }
 
  protected:
-  // One thread's turn with the endpoint. All its atomics are seq_cst, the default: off the path
-  // that waits for shared memory, and the GIL orders them anyhow where there is one.
+  // One thread's turn with the endpoint.
+  //
+  // Its flags are seq_cst, because closer and user each write one and read the other's: the closer
+  // sets `closing` and then finds `busy`, or the user clears `busy` and then finds `closing`. One
+  // of them must see the other, and be the one to leave().
   class Use {
    public:
     explicit Use(Endpoint& endpoint) : endpoint_(endpoint) {
       if (endpoint.is_forked()) throw Forked("created before a fork");
-      if (endpoint.closing_) throw EndpointClosed("closed");
-      if (endpoint.busy_.exchange(true)) throw ConcurrentUse("in use by another thread");
+      if (endpoint.is_closing()) throw EndpointClosed("closed");
+      if (endpoint.busy_.exchange(true, std::memory_order_seq_cst))
+        throw ConcurrentUse("in use by another thread");
     }
     Use(const Use&) = delete;
     Use& operator=(const Use&) = delete;
     ~Use() {
-      endpoint_.busy_ = false;
-      if (endpoint_.closing_) endpoint_.leave_if_idle();
+      endpoint_.busy_.store(false, std::memory_order_seq_cst);
+      if (endpoint_.is_closing()) endpoint_.leave_if_idle();
     }
 
    private:
@@ -127,20 +122,25 @@ class Endpoint {
   }
 
   auto stop() const {
-    return [this] { return closing_.load(); };
+    return [this] { return is_closing(); };
   }
   std::span<std::byte> memory() const {
     return {static_cast<std::byte*>(view_.buf), static_cast<std::size_t>(view_.len)};
   }
 
  private:
+  virtual const RingCounters& ring_counters() const = 0;
   virtual Outcome wait_attached(const Patience& patience) = 0;
   virtual void interrupt() = 0;  // ends this endpoint's wait in another thread
   virtual void leave() = 0;      // tells the peers, in shared memory
 
   bool is_forked() const { return generation_ != fork_generation.load(std::memory_order_relaxed); }
+  // seq_cst: see Use; and a waiter looks at it between announce() and park(), see Gate.
+  bool is_closing() const { return closing_.load(std::memory_order_seq_cst); }
   void leave_if_idle() {
-    if (!busy_.exchange(true)) leave();  // else whoever is inside will; busy for ever after
+    // seq_cst: see Use.
+    if (!busy_.exchange(true, std::memory_order_seq_cst))
+      leave();  // else whoever is inside will; busy for ever after
   }
 
   Py_buffer view_{};  // held until the end, so that observers need no turn
@@ -180,7 +180,6 @@ class Writer final : public Endpoint {
   }
 
   std::uint32_t attached() const override { return ring_.attached(); }
-  Counters counters() const override { return Counters(ring_.counters); }
   std::vector<std::uint64_t> lags() const { return ring_.lags(); }
 
  private:
@@ -223,6 +222,7 @@ class Writer final : public Endpoint {
     }
     return memory();
   }
+  const RingCounters& ring_counters() const override { return ring_.counters; }
   Outcome wait_attached(const Patience& patience) override {
     return ring_.wait_ready(patience, stop());
   }
@@ -243,7 +243,7 @@ class Reader final : public Endpoint {
   ~Reader() override { close(); }
 
   // A call that ends in TimedOut or a signal keeps its place: the next one goes on.
-  nb::list consume(nb::handle timeout) {
+  nb::object consume(nb::handle timeout) {
     const Use use(*this);
     const std::int64_t patience = timeout_ns(timeout);
     for (;;) {
@@ -267,7 +267,6 @@ class Reader final : public Endpoint {
   }
 
   std::uint32_t attached() const override { return ring_.attached(); }
-  Counters counters() const override { return Counters(ring_.counters); }
 
  private:
   enum class Phase : std::uint8_t { idle, table, frames };
@@ -300,55 +299,74 @@ class Reader final : public Endpoint {
   }
 
   void begin_table() {
-    const std::uint64_t count = ring_.frame_count();
-    sizes_.resize(count);
-    phase_ = Phase::table;
-    if (count > 1) {
-      ring_.into({{reinterpret_cast<std::byte*>(sizes_.data()), table_bytes(count)}});
-      return;
-    }
-    if (count == 1) sizes_[0] = ring_.remaining();
-    begin_frames();
+    or_drop([this] {
+      const std::uint64_t count = ring_.frame_count();
+      sizes_.resize(count);
+      if (count > 1) {
+        const MutablePiece table{reinterpret_cast<std::byte*>(sizes_.data()), table_bytes(count)};
+        ring_.into({&table, 1});
+        phase_ = Phase::table;
+      } else {
+        if (count == 1) sizes_[0] = ring_.remaining();
+        make_frames();
+      }
+    });
   }
 
   void begin_frames() {
-    try {
-      ring_.check_sizes(sizes_);
-      payload_ = ring_.remaining();
-      std::vector<MutablePiece> pieces;
-      pieces.reserve(sizes_.size());
-      for (const std::uint64_t size : sizes_) {
-        // In two steps: when made with a size that there is no memory for, CPython 3.11 reports a
-        // half-made bytearray on stderr.
-        const nb::object frame = nb::steal(PyByteArray_FromStringAndSize(nullptr, 0));
-        if (!frame.is_valid() ||
-            PyByteArray_Resize(frame.ptr(), static_cast<Py_ssize_t>(size)) != 0) {
-          throw nb::python_error();
-        }
-        frames_.append(frame);
-        pieces.push_back({reinterpret_cast<std::byte*>(PyByteArray_AS_STRING(frame.ptr())), size});
+    or_drop([this] { make_frames(); });
+  }
+
+  void make_frames() {
+    ring_.check_sizes(sizes_);
+    payload_ = ring_.remaining();
+    frames_ = owned(PyList_New(static_cast<Py_ssize_t>(sizes_.size())));
+    pieces_.clear();
+    for (std::size_t i = 0; i < sizes_.size(); ++i) {
+      // In two steps: when made with a size that there is no memory for, CPython 3.11 reports a
+      // half-made bytearray on stderr.
+      nb::object frame = owned(PyByteArray_FromStringAndSize(nullptr, 0));
+      if (PyByteArray_Resize(frame.ptr(), static_cast<Py_ssize_t>(sizes_[i])) != 0) {
+        throw nb::python_error();
       }
-      ring_.into(std::move(pieces));
-      phase_ = Phase::frames;
-    } catch (...) {  // out of memory, say: this message is lost to this reader, the next is not
+      pieces_.push_back(
+          {reinterpret_cast<std::byte*>(PyByteArray_AS_STRING(frame.ptr())), sizes_[i]});
+      PyList_SET_ITEM(frames_.ptr(), static_cast<Py_ssize_t>(i), frame.release().ptr());
+    }
+    ring_.into(pieces_);
+    phase_ = Phase::frames;
+  }
+
+  static nb::object owned(PyObject* fresh) {
+    if (fresh == nullptr) throw nb::python_error();
+    return nb::steal(fresh);
+  }
+
+  // A message that there is no memory for is lost to this reader; the next one is not.
+  template <class Step>
+  void or_drop(Step step) {
+    try {
+      step();
+    } catch (...) {
       ring_.drop();
       reset();
       throw;
     }
   }
 
-  nb::list end() {
-    nb::list frames = std::move(frames_);
+  nb::object end() {
+    nb::object frames = std::move(frames_);
     ring_.end(payload_);
     reset();
     return frames;
   }
 
   void reset() {
-    frames_ = nb::list();
+    frames_.reset();
     phase_ = Phase::idle;
   }
 
+  const RingCounters& ring_counters() const override { return ring_.counters; }
   Outcome wait_attached(const Patience& patience) override {
     return ring_.wait_ready(patience, stop());
   }
@@ -358,7 +376,8 @@ class Reader final : public Endpoint {
   RingReader ring_;
   Phase phase_ = Phase::idle;
   std::vector<std::uint64_t> sizes_;
-  nb::list frames_;
+  std::vector<MutablePiece> pieces_;
+  nb::object frames_;  // the list that consume() returns, while it is filled
   std::uint64_t payload_ = 0;
 };
 
@@ -383,15 +402,6 @@ NB_MODULE(_core, m) {
       .def(nb::init<std::uint32_t, std::uint32_t, std::uint64_t>(), "readers"_a, "slots"_a,
            "slot_capacity"_a)
       .def_prop_ro("segment_bytes", &Geometry::segment_bytes);
-
-  nb::class_<Counters>(m, "Counters")
-      .def_ro("messages", &Counters::messages)
-      .def_ro("bytes", &Counters::bytes)
-      .def_ro("fragments", &Counters::fragments)
-      .def_ro("abandoned", &Counters::abandoned)
-      .def_ro("spins", &Counters::spins)
-      .def_ro("parks", &Counters::parks)
-      .def_ro("wakes", &Counters::wakes);
 
   nb::class_<Endpoint>(m, "Endpoint")
       .def("wait_ready", &Endpoint::wait_ready, "timeout"_a = nb::none())

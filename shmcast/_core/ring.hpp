@@ -21,7 +21,6 @@
 #include <iterator>
 #include <numeric>
 #include <span>
-#include <utility>
 #include <vector>
 
 #include "layout.hpp"
@@ -321,8 +320,8 @@ class RingReader {
   std::uint64_t remaining() const { return remaining_; }
 
   // Sets where the next bytes of the message go.
-  void into(std::vector<MutablePiece> pieces) {
-    pieces_ = std::move(pieces);
+  void into(std::span<const MutablePiece> pieces) {
+    pieces_.assign(pieces.begin(), pieces.end());
     piece_ = 0;
     offset_ = 0;
   }
@@ -331,7 +330,7 @@ class RingReader {
   template <class Stop>
   Outcome fetch(const Patience& patience, Stop stop) {
     while (piece_ != pieces_.size()) {
-      MutablePiece& piece = pieces_[piece_];
+      const MutablePiece& piece = pieces_[piece_];
       if (piece.size == offset_) {
         ++piece_;
         offset_ = 0;

@@ -82,7 +82,9 @@ Outcome receive(RingReader& reader, Message& message, std::int64_t spin_ns,
     if (outcome != Outcome::ready) return outcome;
     std::vector<std::uint64_t> sizes(reader.frame_count());
     if (sizes.size() > 1) {
-      reader.into({{reinterpret_cast<std::byte*>(sizes.data()), table_bytes(sizes.size())}});
+      const MutablePiece table{reinterpret_cast<std::byte*>(sizes.data()),
+                               table_bytes(sizes.size())};
+      reader.into({&table, 1});
       outcome = resumed([&] { return reader.fetch(patience, kNoStop); });
       if (outcome == Outcome::abandoned) continue;
       if (outcome != Outcome::ready) return outcome;
@@ -95,7 +97,7 @@ Outcome receive(RingReader& reader, Message& message, std::int64_t spin_ns,
     std::vector<MutablePiece> pieces;
     for (const std::uint64_t size : sizes) message.emplace_back(size);
     for (auto& frame : message) pieces.push_back({frame.data(), frame.size()});
-    reader.into(std::move(pieces));
+    reader.into(pieces);
     outcome = resumed([&] { return reader.fetch(patience, kNoStop); });
     if (outcome == Outcome::abandoned) continue;
     if (outcome == Outcome::ready) reader.end(payload);
