@@ -5,7 +5,7 @@ used by one thread at a time; every wait releases the GIL, ends at its time-out,
 handlers run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from typing_extensions import Buffer
 
@@ -81,8 +81,15 @@ class RingReader(Endpoint):
     """
 
     def __init__(
-        self, memory: Buffer, geometry: Geometry, nonce: bytes, index: int, spin_ns: int
-    ) -> None: ...
+        self,
+        memory: Buffer,
+        geometry: Geometry,
+        nonce: bytes,
+        index: int,
+        spin_ns: int,
+        rehearsal: Callable[[], object] | None = None,
+    ) -> None:
+        """`rehearsal` is called about every 100 µs of spinning, to keep what follows warm."""
     def consume(self, timeout: float | None = None) -> list[bytearray]:
         """The frames of the next message, in memory of their own.
 

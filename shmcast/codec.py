@@ -5,18 +5,20 @@ from __future__ import annotations
 import copyreg
 import operator
 import pickle
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 Frame = bytes | bytearray | memoryview
 """One contiguous piece of a message."""
 
-_MODULES = sys.modules
-_REGISTERED = copyreg.dispatch_table
-
 OUT_OF_BAND_BYTES = 4096
 """Buffers of at least this size are frames of their own: one copy in, one copy out."""
+
+
+_PROTOCOL = pickle.HIGHEST_PROTOCOL
+
+# What a codec is rehearsed with: a small message of the kinds of things that messages are made of.
+_REHEARSAL = pickle.dumps({"step": 1, "ids": [1, 2], "done": False, "scale": 0.5}, _PROTOCOL)
 
 
 class Codec(Protocol):
@@ -24,6 +26,9 @@ class Codec(Protocol):
 
     One codec serves one endpoint and is called by one thread at a time, unless several threads
     call the same endpoint (which is an error, found after `encode`).
+
+    A codec may also have a method `rehearse()`. Called about every 100 µs while its reader spins,
+    it runs what `decode` will run, to keep that in the core's caches.
     """
 
     def encode(self, obj: Any, /) -> Sequence[Frame]:
@@ -38,7 +43,8 @@ class PickleCodec:
 
     numpy arrays and CPU tensors of at least `OUT_OF_BAND_BYTES` travel as frames, whatever their
     dtype and layout, and arrive owned and writable. So does every type that offers its memory as a
-    `pickle.PickleBuffer`. All else is in the pickle.
+    `pickle.PickleBuffer`. All else is in the pickle. Reducers registered with `copyreg` are used if
+    they were registered before the first object of their type is sent.
     """
 
     def __init__(self) -> None:
@@ -50,52 +56,56 @@ class PickleCodec:
 
     def encode(self, obj: Any, /) -> list[Frame]:
         """The pickle of `obj` and its out-of-band buffers."""
-        reducers = self._reducers
-        if len(_MODULES) != reducers.modules or len(_REGISTERED) != reducers.registered:
-            reducers.refresh()
+        # Few steps and few names: in a decode loop all is cold, and each costs a cache miss.
+        idle = self._idle
         try:
-            pickler = self._idle.pop()
+            pickler = idle.pop()
         except IndexError:
-            pickler = _Pickler(reducers)
-        pickler.dump(obj)  # if this raises, the pickler in mid-object is thrown away
-        pickler.clear_memo()  # it would keep obj alive, and know it the next time
-        written, buffers = pickler.written, pickler.buffers
-        # Past 64 KiB pickle writes in several pieces, large bytes objects by themselves.
-        frames: list[Frame] = [b"".join(written), *buffers]
+            pickler = _make_pickler(self._reducers)
+        dump, clear_memo, written, buffers = pickler
+        dump(obj)  # if this raises, the pickler in mid-object is thrown away
+        clear_memo()  # it would keep obj alive, and know it the next time
+        if buffers or len(written) > 1:
+            # Past 64 KiB pickle writes in several pieces, large bytes objects by themselves.
+            frames: list[Frame] = [b"".join(written), *buffers]
+            buffers.clear()
+        else:
+            frames = [*written]
         written.clear()
-        buffers.clear()
-        self._idle.append(pickler)
+        idle.append(pickler)
         return frames
 
     def decode(self, frames: list[bytearray], /) -> Any:
         """The object that `encode` took."""
         return pickle.loads(frames[0], buffers=frames[1:])  # noqa: S301 (the writer is trusted)
 
+    def rehearse(self) -> None:
+        """Decodes a small message and forgets it."""
+        self.decode([bytearray(_REHEARSAL)])
 
-class _Pickler:
-    """A C pickler that is used again and again, and the lists that it writes to."""
 
-    __slots__ = ("buffers", "clear_memo", "dump", "written")
+# A C pickler that is used again and again: its dump and clear_memo, and the lists that dump writes
+# to, the pieces of the pickle and the out-of-band buffers.
+_Pickler = tuple[Callable[[Any], None], Callable[[], None], "list[bytes]", "list[memoryview]"]
 
-    def __init__(self, reducers: _Reducers) -> None:
-        self.written: list[bytes] = []
-        self.buffers: list[memoryview] = []
-        pickler = pickle.Pickler(
-            _Sink(self.written.append), pickle.HIGHEST_PROTOCOL, buffer_callback=self._in_band
-        )
-        pickler.dispatch_table = reducers
-        self.dump = pickler.dump
-        self.clear_memo = pickler.clear_memo
 
-    def _in_band(self, buffer: pickle.PickleBuffer) -> bool:
+def _make_pickler(reducers: _Reducers) -> _Pickler:
+    written: list[bytes] = []
+    buffers: list[memoryview] = []
+
+    def in_band(buffer: pickle.PickleBuffer) -> bool:
         try:
             raw = buffer.raw()
         except BufferError:  # not contiguous: pickle says what it thinks of it
             return True
         if raw.nbytes < OUT_OF_BAND_BYTES:
             return True
-        self.buffers.append(raw)
+        buffers.append(raw)
         return False
+
+    pickler = pickle.Pickler(_Sink(written.append), _PROTOCOL, buffer_callback=in_band)
+    pickler.dispatch_table = reducers
+    return pickler.dump, pickler.clear_memo, written, buffers
 
 
 class _Sink:
@@ -110,37 +120,33 @@ class _Sink:
 class _Reducers(dict[type, Callable[[Any], Any]]):
     """A pickler's private `dispatch_table`: how to reduce an object, by its type.
 
-    Holds shmcast's own reducers for arrays and tensors, and for each other type what pickle would
-    do, found at the type's first object: a miss in a dispatch table costs pickle an exception per
-    object, twice the price of a small dataclass.
+    Every type is answered, once it has been met, because a miss costs pickle an exception per
+    object, as much again as pickling a small dataclass: with shmcast's own reducer for arrays and
+    tensors, with what was registered with `copyreg`, else with what pickle would do.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        # How many there were when the entries were made.
-        self.modules = self.registered = -1
-
-    def refresh(self) -> None:
-        """Starts anew, after something was imported or registered with copyreg."""
-        self.modules, self.registered = len(_MODULES), len(_REGISTERED)
-        self.clear()
-        if "numpy" in _MODULES:
-            from shmcast import _arrays
-
-            self.update(_arrays.REDUCERS)
-        if "torch" in _MODULES:
-            from shmcast import _tensors
-
-            self.update(_tensors.REDUCERS)
-
     def __missing__(self, cls: type) -> Callable[[Any], Any]:
-        registered = _REGISTERED.get(cls)
-        if registered is None:
+        reducer = copyreg.dispatch_table.get(cls) or self._own(cls)
+        if reducer is None:
             if issubclass(cls, type):
                 raise KeyError(cls)  # a class of a metaclass: pickle saves it by name
-            registered = _DEFAULT_REDUCE
-        self[cls] = registered
-        return registered
+            reducer = _DEFAULT_REDUCE
+        self[cls] = reducer
+        return reducer
+
+    @staticmethod
+    def _own(cls: type) -> Callable[[Any], Any] | None:
+        """Shmcast's reducer. Whoever has an array has imported its library already."""
+        library = cls.__module__.partition(".")[0]
+        if library == "numpy":
+            from shmcast import _arrays
+
+            return _arrays.REDUCERS.get(cls)
+        if library == "torch":
+            from shmcast import _tensors
+
+            return _tensors.REDUCERS.get(cls)
+        return None
 
 
-_DEFAULT_REDUCE = operator.methodcaller("__reduce_ex__", pickle.HIGHEST_PROTOCOL)
+_DEFAULT_REDUCE = operator.methodcaller("__reduce_ex__", _PROTOCOL)

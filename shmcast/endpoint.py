@@ -170,11 +170,6 @@ class _Endpoint:
                 known = InvalidArgument(
                     f"{who}: {action}: timeout={timeout!r} must be None or a number of seconds >= 0"
                 )
-            case TypeError() | BufferError():
-                known = EncodeError(
-                    f"{who}: {type(self._codec).__qualname__}.encode must return a sequence of "
-                    f"contiguous buffers: {error}; nothing was sent"
-                )
             case _core.SegmentCorrupted():
                 known = SegmentCorrupted(f"{who}: segment {self.handle.name}: {error}")
             case _:
@@ -240,6 +235,9 @@ class Writer(_Endpoint):
         name, memory = segment.create(geometry.segment_bytes)
         super().__init__(Handle(name, nonce, readers, slots, slot_bytes), wait, codec, label)
         self._ring = _core.RingWriter(memory, geometry, nonce, spin_ns)
+        # Bound once: in a decode loop every look-up on the way is a cache miss.
+        self._encode = self._codec.encode
+        self._publish = self._ring.publish
         self._finalizer = weakref.finalize(self, _end_writer, self._ring, name, os.getpid())
 
     def send(self, obj: Any, timeout: float | None = None) -> None:
@@ -260,14 +258,21 @@ class Writer(_Endpoint):
             MessageTooLarge: more than 1 TiB, or more than 8 388 607 frames.
         """
         try:
-            frames = self._codec.encode(obj)
+            frames = self._encode(obj)
         except Exception as error:
             raise EncodeError(
                 f"{self._label}: can't encode a {type(obj).__qualname__}: "
                 f"{type(error).__name__}: {error}; nothing was sent"
             ) from error
         try:
-            self._ring.publish(frames, timeout)
+            self._publish(frames, timeout)
+        except (TypeError, BufferError) as error:
+            if not _is_timeout(timeout):
+                self._raise(error, "send", timeout)
+            raise EncodeError(
+                f"{self._label}: {type(self._codec).__qualname__}.encode must return a sequence of "
+                f"contiguous buffers: {error}; nothing was sent"
+            ) from error
         except Exception as error:
             self._raise(error, "send", timeout)
 
@@ -331,7 +336,12 @@ class Reader(_Endpoint):
         memory = segment.attach(handle.name, geometry.segment_bytes)
         try:
             self._ring = _core.RingReader(
-                memory, geometry, handle.nonce, index, self._spin_ns(wait, handle.readers)
+                memory,
+                geometry,
+                handle.nonce,
+                index,
+                self._spin_ns(wait, handle.readers),
+                getattr(self._codec, "rehearse", None),
             )
         except _core.LayoutMismatch as error:
             raise SegmentMismatch(
@@ -343,6 +353,8 @@ class Reader(_Endpoint):
                 f"{label}: index {index} of {handle.name} {error}; each of the "
                 f"{handle.readers} readers needs an index of its own"
             ) from None
+        self._consume = self._ring.consume  # bound once, as in Writer
+        self._decode = self._codec.decode
         # Closed in time also when the interpreter exits: the writer then waits for us no longer.
         weakref.finalize(self, self._ring.close)
         if self._ring.attached() == handle.readers:
@@ -362,13 +374,13 @@ class Reader(_Endpoint):
             Forked: this process was forked from the reader's.
         """
         try:
-            frames = self._ring.consume(timeout)
+            frames = self._consume(timeout)
         except MemoryError as error:
             raise self._undecodable("no memory for its frames", error) from error
         except Exception as error:
             self._raise(error, "recv", timeout)
         try:
-            return self._codec.decode(frames)
+            return self._decode(frames)
         except Exception as error:
             raise self._undecodable(f"{len(frames)} frame(s)", error) from error
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
 from pathlib import Path
 
 import pytest
 
 import shmcast
 from processes import Crew, results
-from shmcast import Handle, Reader, WaitPolicy, Writer
+from shmcast import Handle, PickleCodec, Reader, WaitPolicy, Writer
 from shmcast.waiting import usable_cpus
 
 FOREVER = 2**63 - 1
@@ -74,6 +75,59 @@ def test_adaptive_never_spins_where_members_outnumber_the_cpus(crew: Crew) -> No
     if usable_cpus() > readers:
         pytest.skip(f"{usable_cpus():g} CPUs are enough for {readers} readers and a writer")
     assert [spins for spins, _ in send_slowly(crew, None, readers)] == [0] * readers
+
+
+class Rehearsed(PickleCodec):
+    """Counts its rehearsals."""
+
+    count = 0
+
+    def rehearse(self) -> None:
+        super().rehearse()
+        self.count += 1
+
+
+def test_a_spinning_reader_rehearses_its_codec_until_the_message_is_there() -> None:
+    codec = Rehearsed()
+    with (
+        Writer(1) as writer,
+        Reader(writer.handle, 0, wait=WaitPolicy.spin(), codec=codec) as reader,
+    ):
+        got: list[str] = []
+        thread = threading.Thread(target=lambda: got.append(reader.recv(30)))
+        thread.start()
+        while codec.count < 3:
+            pass
+        writer.send("now")
+        thread.join()
+        assert got == ["now"]
+
+
+def test_a_parked_reader_rehearses_nothing() -> None:
+    codec = Rehearsed()
+    with (
+        Writer(1) as writer,
+        Reader(writer.handle, 0, wait=WaitPolicy.semaphore(), codec=codec) as reader,
+    ):
+        with pytest.raises(shmcast.Timeout):
+            reader.recv(0.2)
+        assert reader.statistics().parks > 0
+        assert codec.count == 0
+
+
+def test_a_rehearsal_that_fails_is_told_and_loses_nothing() -> None:
+    class Bad(PickleCodec):
+        def rehearse(self) -> None:
+            raise TypeError("cannot rehearse")
+
+    with (
+        Writer(1) as writer,
+        Reader(writer.handle, 0, wait=WaitPolicy.spin(), codec=Bad()) as reader,
+    ):
+        with pytest.raises(TypeError, match="cannot rehearse"):
+            reader.recv(30)
+        writer.send("still here")
+        assert reader.recv(30) == "still here"
 
 
 def write(path: Path, text: str) -> None:

@@ -113,6 +113,7 @@ class Endpoint {
       switch (outcome) {
         case Outcome::interrupted:
           if (PyErr_CheckSignals() != 0) throw nb::python_error();
+          if (monotonic_ns() < patience.spin_until_ns) rehearse();
           break;
         case Outcome::timed_out: throw TimedOut("timed out");
         case Outcome::closed: throw EndpointClosed("closed");
@@ -129,6 +130,7 @@ class Endpoint {
   }
 
  private:
+  virtual void rehearse() {}  // called now and then while this endpoint spins
   virtual const RingCounters& ring_counters() const = 0;
   virtual Outcome wait_attached(const Patience& patience) = 0;
   virtual void interrupt() = 0;  // ends this endpoint's wait in another thread
@@ -237,8 +239,9 @@ class Writer final : public Endpoint {
 class Reader final : public Endpoint {
  public:
   Reader(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce, std::uint32_t index,
-         std::int64_t spin_ns)
+         std::int64_t spin_ns, nb::object rehearsal)
       : Endpoint(memory, spin_ns),
+        rehearsal_(std::move(rehearsal)),
         ring_(seated(Segment::attach(this->memory(), geometry, nonce_of(nonce)), index), index) {}
   ~Reader() override { close(); }
 
@@ -367,12 +370,16 @@ class Reader final : public Endpoint {
   }
 
   const RingCounters& ring_counters() const override { return ring_.counters; }
+  void rehearse() override {
+    if (!rehearsal_.is_none()) rehearsal_();
+  }
   Outcome wait_attached(const Patience& patience) override {
     return ring_.wait_ready(patience, stop());
   }
   void interrupt() override { ring_.interrupt(); }
   void leave() override { ring_.leave(); }
 
+  nb::object rehearsal_;
   RingReader ring_;
   Phase phase_ = Phase::idle;
   std::vector<std::uint64_t> sizes_;
@@ -416,7 +423,8 @@ NB_MODULE(_core, m) {
       .def("lags", &Writer::lags);
 
   nb::class_<Reader, Endpoint>(m, "RingReader")
-      .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, std::uint32_t, std::int64_t>(),
-           "memory"_a, "geometry"_a, "nonce"_a, "index"_a, "spin_ns"_a)
+      .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, std::uint32_t, std::int64_t,
+                    nb::object>(),
+           "memory"_a, "geometry"_a, "nonce"_a, "index"_a, "spin_ns"_a, "rehearsal"_a = nb::none())
       .def("consume", &Reader::consume, "timeout"_a = nb::none());
 }

@@ -18,6 +18,8 @@ inline constexpr std::int64_t kForever = INT64_MAX;
 // A wait comes back to its caller this often, to look for signals that hit another thread or fell
 // between two system calls. 20 returns a second cost an idle reader well under 0.1 % of a core.
 inline constexpr std::int64_t kSliceNs = 50'000'000;
+// A spinner comes back more often, for its rehearsal: caches forget within milliseconds.
+inline constexpr std::int64_t kSpinSliceNs = 100'000;
 inline constexpr int kLooksPerClockRead = 64;
 
 inline std::int64_t monotonic_ns() {
@@ -125,7 +127,8 @@ Outcome wait_for(Gate gate, const Patience& patience, WaitCounters& counters, Re
   const auto stopped = [&] { return ready() ? Outcome::ready : Outcome::closed; };
 
   std::int64_t now = monotonic_ns();
-  const std::int64_t slice_end = std::min(patience.deadline_ns, now + kSliceNs);
+  const std::int64_t slice = now < patience.spin_until_ns ? kSpinSliceNs : kSliceNs;
+  const std::int64_t slice_end = std::min(patience.deadline_ns, now + slice);
   const std::int64_t spin_end = std::min(patience.spin_until_ns, slice_end);
   while (now < spin_end) {
     for (int look = 0; look < kLooksPerClockRead; ++look) {
