@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 from shmcast.codec import Codec
@@ -53,6 +52,7 @@ class ShmBroadcaster:
             name different sources.
         SharedMemoryFull: on the source; the other ranks then raise SegmentError.
         NotOneNode: some rank can't see the source's shared memory. Raised on every rank.
+        SegmentError: another rank could not set up; the message says which one and why.
     """
 
     def __init__(
@@ -151,6 +151,8 @@ class ShmBroadcaster:
         failed = [(r, o) for r, o in zip(ranks, outcomes, strict=True) if o.error]
         if not failed:
             return
+        if error is not None and not isinstance(error, SegmentNotFound):
+            raise error
         said = "; ".join(f"rank {r} on host {o.host}: {o.error}" for r, o in failed)
         kind = NotOneNode if any(o.not_found for _, o in failed) else SegmentError
         raise kind(
@@ -225,12 +227,7 @@ class ShmBroadcaster:
     def __enter__(self) -> ShmBroadcaster:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def _count_alone(self) -> None:

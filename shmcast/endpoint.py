@@ -10,7 +10,6 @@ import os
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 from shmcast import _core, segment
@@ -83,16 +82,28 @@ class _Endpoint:
 
     _ring: _core.RingWriter | _core.RingReader
 
-    def __init__(self, handle: Handle, wait: WaitPolicy, codec: Codec | None, label: str) -> None:
-        self.handle = handle
-        self.wait_policy = wait
-        self._codec: Codec = PickleCodec() if codec is None else codec
+    handle: Handle
+    """Where readers find the writer's segment."""
+
+    def __init__(
+        self, readers: int, wait: WaitPolicy | None, codec: Codec | None, label: str
+    ) -> None:
+        wait = WaitPolicy.adaptive() if wait is None else wait
+        codec = PickleCodec() if codec is None else codec
+        if not isinstance(wait, WaitPolicy):
+            raise InvalidArgument(
+                f"{label}: wait={wait!r} is not a WaitPolicy; use WaitPolicy.adaptive(), .spin() "
+                "or .semaphore()"
+            )
+        for method in ("encode", "decode"):
+            if not callable(getattr(codec, method, None)):
+                raise InvalidArgument(f"{label}: codec={codec!r} has no method {method}()")
+        self.wait_policy: WaitPolicy = wait
+        """What this endpoint does while it waits."""
+        self._codec: Codec = codec
         self._label = label
         self._closed = False
-
-    @staticmethod
-    def _spin_ns(wait: WaitPolicy, readers: int) -> int:
-        return wait.spin_ns(members=readers + 1, cpus=usable_cpus())
+        self._spin_ns = wait.spin_ns(members=readers + 1, cpus=usable_cpus())
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Waits until every reader has attached. Sending and receiving need not wait for it.
@@ -129,12 +140,7 @@ class _Endpoint:
     def __enter__(self: _Self) -> _Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def __reduce__(self) -> NoReturn:
@@ -202,7 +208,7 @@ class Writer(_Endpoint):
         reader_label: how errors name the reader of an index; "reader `index`" by default.
 
     Raises:
-        InvalidArgument: an argument out of range.
+        InvalidArgument: an argument out of range or of the wrong kind.
         SharedMemoryFull: no room for the segment, about `slots * slot_bytes`.
     """
 
@@ -227,14 +233,13 @@ class Writer(_Endpoint):
             raise InvalidArgument(f"{label}: slots={slots} is not a power of two")
         if slot_bytes % 128:
             raise InvalidArgument(f"{label}: slot_bytes={slot_bytes} is not a multiple of 128")
+        super().__init__(readers, wait, codec, label)
         self._reader_label = reader_label
-        wait = WaitPolicy.adaptive() if wait is None else wait
-        spin_ns = self._spin_ns(wait, readers)
         geometry = _core.Geometry(readers, slots, slot_bytes)
         nonce = os.urandom(16)
         name, memory = segment.create(geometry.segment_bytes)
-        super().__init__(Handle(name, nonce, readers, slots, slot_bytes), wait, codec, label)
-        self._ring = _core.RingWriter(memory, geometry, nonce, spin_ns)
+        self.handle = Handle(name, nonce, readers, slots, slot_bytes)
+        self._ring = _core.RingWriter(memory, geometry, nonce, self._spin_ns)
         # Bound once: in a decode loop every look-up on the way is a cache miss.
         self._encode = self._codec.encode
         self._publish = self._ring.publish
@@ -308,7 +313,7 @@ class Reader(_Endpoint):
         label: how errors name this endpoint; "reader `index`" by default.
 
     Raises:
-        InvalidArgument: the index is out of range.
+        InvalidArgument: the index is out of range, or another argument of the wrong kind.
         AlreadyAttached: the index is taken, or was.
         SegmentNotFound: there is no such segment on this host, or not any more.
         SegmentMismatch: the segment found is not the one that the handle speaks of.
@@ -330,8 +335,8 @@ class Reader(_Endpoint):
         if not isinstance(handle, Handle):
             raise InvalidArgument(f"{label}: handle={handle!r} is not a Handle; pass writer.handle")
         _check_int("index", index, 0, handle.readers - 1, label)
-        wait = WaitPolicy.adaptive() if wait is None else wait
-        super().__init__(handle, wait, codec, label)
+        super().__init__(handle.readers, wait, codec, label)
+        self.handle = handle
         geometry = handle._geometry()
         memory = segment.attach(handle.name, geometry.segment_bytes)
         try:
@@ -340,7 +345,7 @@ class Reader(_Endpoint):
                 geometry,
                 handle.nonce,
                 index,
-                self._spin_ns(wait, handle.readers),
+                self._spin_ns,
                 getattr(self._codec, "rehearse", None),
             )
         except _core.LayoutMismatch as error:

@@ -176,6 +176,19 @@ def test_a_source_that_cannot_set_up_is_told_on_every_rank(world: Crew) -> None:
         assert "slots=48" in error
 
 
+def one_reader_fails(rank: int) -> tuple[str, str]:
+    with pytest.raises(shmcast.ShmcastError) as caught:
+        ShmBroadcaster(codec=5 if rank == 2 else None)  # type: ignore[arg-type]
+    return type(caught.value).__name__, str(caught.value)
+
+
+def test_a_rank_that_cannot_set_up_is_named_on_every_rank(world: Crew) -> None:
+    for rank, (kind, error) in enumerate(world.run(4, one_reader_fails)):
+        assert kind == ("InvalidArgument" if rank == 2 else "SegmentError")
+        assert "codec=5 has no method encode()" in error
+        assert "rank 2" in error
+
+
 def closed_by_the_source(rank: int) -> list[str]:
     bc = ShmBroadcaster()
     if bc.is_src:

@@ -7,6 +7,7 @@ import mmap
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -140,11 +141,13 @@ def test_a_failed_set_up_leaves_no_name(monkeypatch: pytest.MonkeyPatch) -> None
         ({"readers": 1, "slots": 1}, "slots=1"),
         ({"readers": 1, "slot_bytes": 100}, "slot_bytes=100"),
         ({"readers": 1, "slot_bytes": 200}, "slot_bytes=200 is not a multiple of 128"),
+        ({"readers": 1, "wait": "spin"}, "wait='spin' is not a WaitPolicy"),
+        ({"readers": 1, "codec": 5}, r"codec=5 has no method encode\(\)"),
     ],
 )
-def test_bad_shapes_are_refused_by_value(arguments: dict[str, int], named: str) -> None:
+def test_bad_arguments_are_refused_by_value(arguments: dict[str, Any], named: str) -> None:
     with pytest.raises(shmcast.InvalidArgument, match=named):
-        Writer(**arguments)  # type: ignore[arg-type]
+        Writer(**arguments)
 
 
 @pytest.mark.parametrize("index", [-1, 2, 1.5, "0"])
