@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -55,6 +56,9 @@ class ShmBroadcaster:
         SegmentError: another rank could not set up; the message says which one and why.
     """
 
+    _send: Callable[[Any, float | None], None]  # on the source
+    _recv: Callable[[float | None], Any]  # elsewhere
+
     def __init__(
         self,
         group: ProcessGroup | None = None,
@@ -79,12 +83,27 @@ class ShmBroadcaster:
         self.is_src: bool = rank == group_src
         """Whether this process is the source."""
         self._label = f"rank {ranks[rank]} (rank {rank} of {len(ranks)} in {_group_name(group)})"
-        self._endpoint: Writer | Reader | None = None
-        self._closed = False
-        self._alone = 0  # messages in a group of one rank
-        if len(ranks) == 1:
-            return
+        self._endpoint: Writer | Reader | _Alone = _Alone(self._label)
+        if len(ranks) > 1:
+            self._set_up(group, ranks, rank, wait, codec, slots, slot_bytes)
+        # Bound once: in a decode loop every look-up on the way is a cache miss.
+        if isinstance(self._endpoint, Reader):
+            self._recv = self._endpoint.recv
+        else:
+            self._send = self._endpoint.send
 
+    def _set_up(
+        self,
+        group: ProcessGroup | None,
+        ranks: list[int],
+        rank: int,
+        wait: WaitPolicy | None,
+        codec: Codec | None,
+        slots: int,
+        slot_bytes: int,
+    ) -> None:
+        """Brings the source's writer and the other ranks' readers together."""
+        group_src = self.group_src
         readers = [r for r in range(len(ranks)) if r != group_src]
         # Whatever goes wrong on one rank before the others know is carried to them: none of them
         # must be left in a collective.
@@ -175,14 +194,10 @@ class ShmBroadcaster:
         Raises:
             What `Writer.send` raises on the source, and `Reader.recv` elsewhere.
         """
-        endpoint = self._endpoint
         if self.is_src:
-            if endpoint is not None:
-                endpoint.send(obj, timeout)  # type: ignore[union-attr]
-            else:
-                self._count_alone()
+            self._send(obj, timeout)
             return obj
-        return endpoint.recv(timeout)  # type: ignore[union-attr]
+        return self._recv(timeout)
 
     def send(self, obj: Any, timeout: float | None = None) -> None:
         """`broadcast_object` for code that runs on the source only.
@@ -194,7 +209,7 @@ class ShmBroadcaster:
             raise WrongRole(
                 f"{self._label}: send() is for the source, rank {self.src}; call recv() here"
             )
-        self.broadcast_object(obj, timeout)
+        self._send(obj, timeout)
 
     def recv(self, timeout: float | None = None) -> Any:
         """`broadcast_object` for code that runs on the other ranks only.
@@ -206,12 +221,10 @@ class ShmBroadcaster:
             raise WrongRole(
                 f"{self._label}: recv() is for the other ranks, this is the source; call send()"
             )
-        return self.broadcast_object(timeout=timeout)
+        return self._recv(timeout)
 
     def statistics(self) -> Statistics:
         """What this rank has sent or received so far."""
-        if self._endpoint is None:
-            return Statistics(messages=self._alone)
         return self._endpoint.statistics()
 
     def close(self) -> None:
@@ -220,9 +233,7 @@ class ShmBroadcaster:
         Closed on the source, the other ranks receive what was sent and then raise `Closed`. Closed
         elsewhere, the source goes on with the others.
         """
-        self._closed = True
-        if self._endpoint is not None:
-            self._endpoint.close()
+        self._endpoint.close()
 
     def __enter__(self) -> ShmBroadcaster:
         return self
@@ -230,10 +241,25 @@ class ShmBroadcaster:
     def __exit__(self, *_error: object) -> None:
         self.close()
 
-    def _count_alone(self) -> None:
+
+class _Alone:
+    """The endpoint of a group of one rank: it only counts."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._messages = 0
+        self._closed = False
+
+    def send(self, _obj: Any, _timeout: float | None) -> None:
         if self._closed:
             raise Closed(f"{self._label}: used after close(); make a new broadcaster")
-        self._alone += 1
+        self._messages += 1
+
+    def statistics(self) -> Statistics:
+        return Statistics(messages=self._messages)
+
+    def close(self) -> None:
+        self._closed = True
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ OUT_OF_BAND_BYTES = 4096
 
 
 _PROTOCOL = pickle.HIGHEST_PROTOCOL
+_loads = pickle.loads  # (the writer is trusted)
 
 # What a codec is rehearsed with: a small message of the kinds of things that messages are made of.
 _REHEARSAL = pickle.dumps({"step": 1, "ids": [1, 2], "done": False, "scale": 0.5}, _PROTOCOL)
@@ -77,7 +78,9 @@ class PickleCodec:
 
     def decode(self, frames: list[bytearray], /) -> Any:
         """The object that `encode` took."""
-        return pickle.loads(frames[0], buffers=frames[1:])  # noqa: S301 (the writer is trusted)
+        if len(frames) == 1:
+            return _loads(frames[0])
+        return _loads(frames[0], buffers=frames[1:])
 
     def rehearse(self) -> None:
         """Decodes a small message and forgets it."""
