@@ -292,6 +292,7 @@ def _members(group: ProcessGroup | None) -> tuple[list[int], int]:
     me = dist.get_rank()
     # What new_group() returns to a rank that is not in it is not a group at all.
     outside = group is cast("object", dist.GroupMember.NON_GROUP_MEMBER)
+    group = dist.group.WORLD if group is None else group  # torch 2.4 takes no None here
     ranks = [] if outside else dist.get_process_group_ranks(group)
     if me not in ranks:
         raise InvalidArgument(
@@ -323,7 +324,7 @@ def _source(ranks: list[int], src: int | None, group_src: int) -> int:
 def _group_name(group: ProcessGroup | None) -> str:
     import torch.distributed as dist
 
-    description = getattr(group or dist.group.WORLD, "group_desc", "")
+    description = getattr(dist.group.WORLD if group is None else group, "group_desc", "")
     return f"group {description!r}" if description else "the group"
 
 
