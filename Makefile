@@ -38,7 +38,7 @@ build/ring_test-%: $(NATIVE_TEST) $(CORE)
 	$(CXX) -std=c++20 -Wall -Wextra -Werror -O1 -g -fsanitize=$* -fno-sanitize-recover=all \
 		-Ishmcast/_core $(NATIVE_TEST) -o $@ -pthread
 
-bench: $(VENV)/ready ## measure latency against the peers (about fifteen minutes)
+bench: $(VENV)/ready ## measure latency against the peers (about a quarter of an hour)
 	$(BIN)/python bench/latency.py --output bench/results/latency.json
 
 clean: ## remove the environment and everything built

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -256,44 +256,25 @@ def memcpy_us(nbytes: int, repeats: int = 51) -> float:
     return float(np.median(times))
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What the numbers were measured on."""
-
-    cpu: str
-    usable_cpus: float
-    kernel: str
-    python: str
-    torch: str
-    shmcast: str
-    commit: str
-    load_average: float
-    date: str
-
-    @staticmethod
-    def describe() -> dict[str, Any]:
-        """This machine, as of now."""
-        info = Path("/proc/cpuinfo").read_text()
-        models = [
-            line.split(":", 1)[1].strip() for line in info.splitlines() if "model name" in line
-        ]
-        git = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],  # noqa: S607 (the user's own git)
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return asdict(
-            Machine(
-                cpu=models[0] if models else platform.processor(),
-                usable_cpus=usable_cpus(),
-                kernel=platform.release(),
-                python=platform.python_version(),
-                torch=torch.__version__,
-                shmcast=shmcast.__version__,
-                commit=git.stdout.strip(),
-                load_average=os.getloadavg()[0],
-                date=time.strftime("%Y-%m-%d %H:%M:%S %z"),
-            )
-        )
+def describe_machine() -> dict[str, Any]:
+    """What the numbers are measured on, as of now."""
+    info = Path("/proc/cpuinfo").read_text()
+    models = [line.split(":", 1)[1].strip() for line in info.splitlines() if "model name" in line]
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],  # noqa: S607 (the user's own git)
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "usable_cpus": usable_cpus(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "shmcast": shmcast.__version__,
+        "commit": git.stdout.strip(),
+        "load_average": os.getloadavg()[0],
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }

@@ -1,6 +1,6 @@
 """One-way latency and message rate of shmcast and its peers, side by side in one run.
 
-    python bench/latency.py                        # everything, about ten minutes
+    python bench/latency.py                        # everything, about a quarter of an hour
     python bench/latency.py --quick                # the cases of the README's table
     python bench/latency.py --readers 1 --gaps 0.3 --payloads "49 B"
 
@@ -22,20 +22,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 import harness
+import readme_table
 import shmcast
 import transports
 
 GAPS_MS = (0.3, 1.0, 10.0)
 READERS = (1, 4, 8)
-QUICK = {
-    ("49 B", 0.3),
-    ("49 B", 1.0),
-    ("49 B", 10.0),
-    ("0.5 KB", 0.3),
-    ("16 MiB", 1.0),
-    ("49 B", 0.0),
-}
-
 
 MESSAGES = {"49 B": 500, "0.5 KB": 500, "16 KB": 500, "1 MiB": 100, "16 MiB": 25}
 BACK_TO_BACK = {"49 B": 5000, "0.5 KB": 2000, "16 KB": 1000, "1 MiB": 100, "16 MiB": 25}
@@ -114,7 +106,7 @@ def main(
 ) -> None:
     """Measures and prints one table a case; writes JSON if asked to."""
     console = Console()
-    machine = harness.Machine.describe()
+    machine = harness.describe_machine()
     console.print(machine)
     memcpy = {name: harness.memcpy_us(harness.payload(name).nbytes) for name in ("1 MiB", "16 MiB")}
     rows: list[dict[str, Any]] = []
@@ -124,7 +116,7 @@ def main(
             harness.Case(payload, gap, sleep, _messages(payload, gap, scale) // turns * turns)
             for payload in payloads
             for gap in cadences
-            if not quick or (payload, gap) in QUICK
+            if not quick or (payload, count, gap) in readme_table.CASES
         ]
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task(f"{count} readers", total=len(cases))

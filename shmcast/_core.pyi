@@ -21,6 +21,9 @@ class ConcurrentUse(Exception):
 class Forked(Exception):
     """The endpoint was made before this process was forked."""
 
+class BadTimeout(Exception):
+    """A timeout is negative or no number."""
+
 class SeatTaken(Exception):
     """A reader of this index has attached before."""
 

@@ -172,7 +172,7 @@ class _Endpoint:
                 )
             case _core.MessageTooLarge():
                 known = MessageTooLarge(f"{who}: {error}; send it in parts")
-            case TypeError() | ValueError() if not _is_timeout(timeout):
+            case _core.BadTimeout():
                 known = InvalidArgument(
                     f"{who}: {action}: timeout={timeout!r} must be None or a number of seconds >= 0"
                 )
@@ -272,8 +272,6 @@ class Writer(_Endpoint):
         try:
             self._publish(frames, timeout)
         except (TypeError, BufferError) as error:
-            if not _is_timeout(timeout):
-                self._raise(error, "send", timeout)
             raise EncodeError(
                 f"{self._label}: {type(self._codec).__qualname__}.encode must return a sequence of "
                 f"contiguous buffers: {error}; nothing was sent"
@@ -403,10 +401,6 @@ class Reader(_Endpoint):
 def _check_int(name: str, value: int, low: int, high: int, label: str) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise InvalidArgument(f"{label}: {name}={value!r} must be an integer from {low} to {high}")
-
-
-def _is_timeout(timeout: object) -> bool:
-    return timeout is None or (isinstance(timeout, (int, float)) and timeout >= 0)
 
 
 def _end_writer(ring: _core.RingWriter, name: str, pid: int) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 import ranks
 from processes import Crew
+from shmcast import WaitPolicy
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +27,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
     crew.run(4, ranks.join, 4, str(tmp_path_factory.mktemp("world") / "store"))
     yield crew
     crew.end()
+
+
+@pytest.fixture(params=[WaitPolicy.spin(), WaitPolicy.semaphore(), WaitPolicy.adaptive()], ids=str)
+def wait(request: pytest.FixtureRequest) -> WaitPolicy:
+    """Each wait policy in turn."""
+    policy: WaitPolicy = request.param
+    return policy
 
 
 @pytest.fixture(autouse=True)

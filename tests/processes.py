@@ -63,12 +63,6 @@ class Worker:
         self.process.start()
         theirs.close()
 
-    @property
-    def pid(self) -> int:
-        """The process's id, for signals."""
-        assert self.process.pid is not None
-        return self.process.pid
-
     def start(self, function: Callable[..., Any], *args: Any) -> Job:
         """Runs `function(*args)` in the worker; both travel by pickle."""
         if not self.idle:

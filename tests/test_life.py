@@ -17,14 +17,6 @@ import shmcast
 from processes import Crew
 from shmcast import Reader, WaitPolicy, Writer
 
-POLICIES = [WaitPolicy.spin(), WaitPolicy.semaphore(), WaitPolicy.adaptive()]
-
-
-@pytest.fixture(params=POLICIES, ids=str)
-def wait(request: pytest.FixtureRequest) -> WaitPolicy:
-    policy: WaitPolicy = request.param
-    return policy
-
 
 def test_recv_times_out_and_loses_nothing(wait: WaitPolicy) -> None:
     with Writer(1) as writer, Reader(writer.handle, 0, wait=wait) as reader:

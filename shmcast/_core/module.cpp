@@ -24,6 +24,9 @@ struct ConcurrentUse : std::runtime_error {
 struct Forked : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+struct BadTimeout : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 struct SeatTaken : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -34,10 +37,10 @@ std::atomic<unsigned> fork_generation{0};
 
 std::int64_t timeout_ns(nb::handle timeout) {
   if (timeout.is_none()) return kForever;
-  const double seconds = PyFloat_AsDouble(timeout.ptr());
-  if (seconds == -1.0 && PyErr_Occurred() != nullptr) throw nb::python_error();
+  const double seconds = PyFloat_AsDouble(timeout.ptr());  // -1 where it is no number
   if (!(seconds >= 0)) {
-    throw nb::value_error("timeout must be None or a number of seconds >= 0");
+    PyErr_Clear();
+    throw BadTimeout("timeout must be None or a number of seconds >= 0");
   }
   return seconds < 9e9 ? static_cast<std::int64_t>(seconds * 1e9) : kForever;
 }
@@ -86,8 +89,9 @@ class Endpoint {
     explicit Use(Endpoint& endpoint) : endpoint_(endpoint) {
       if (endpoint.is_forked()) throw Forked("created before a fork");
       if (endpoint.is_closing()) throw EndpointClosed("closed");
-      if (endpoint.busy_.exchange(true, std::memory_order_seq_cst))
+      if (endpoint.busy_.exchange(true, std::memory_order_seq_cst)) {
         throw ConcurrentUse("in use by another thread");
+      }
     }
     Use(const Use&) = delete;
     Use& operator=(const Use&) = delete;
@@ -140,9 +144,8 @@ class Endpoint {
   // seq_cst: see Use; and a waiter looks at it between announce() and park(), see Gate.
   bool is_closing() const { return closing_.load(std::memory_order_seq_cst); }
   void leave_if_idle() {
-    // seq_cst: see Use.
-    if (!busy_.exchange(true, std::memory_order_seq_cst))
-      leave();  // else whoever is inside will; busy for ever after
+    // seq_cst: see Use. If somebody is inside, it is they who will leave(); busy for ever after.
+    if (!busy_.exchange(true, std::memory_order_seq_cst)) leave();
   }
 
   Py_buffer view_{};  // held until the end, so that observers need no turn
@@ -400,6 +403,7 @@ NB_MODULE(_core, m) {
   nb::exception<EndpointClosed>(m, "EndpointClosed");
   nb::exception<ConcurrentUse>(m, "ConcurrentUse");
   nb::exception<Forked>(m, "Forked");
+  nb::exception<BadTimeout>(m, "BadTimeout");
   nb::exception<SeatTaken>(m, "SeatTaken");
   nb::exception<LayoutMismatch>(m, "LayoutMismatch");
   nb::exception<SegmentCorrupted>(m, "SegmentCorrupted");
