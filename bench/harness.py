@@ -27,7 +27,7 @@ import torch.distributed as dist
 
 import shmcast
 import transports
-from shmcast.waiting import usable_cpus
+from shmcast.waiting import CpuBudget
 
 WARM_UP = 5  # messages at the start of each turn of a transport that do not count
 JOIN_SECONDS = 60.0
@@ -269,7 +269,7 @@ def describe_machine() -> dict[str, Any]:
     )
     return {
         "cpu": models[0] if models else platform.processor(),
-        "usable_cpus": usable_cpus(),
+        "usable_cpus": CpuBudget().usable(),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -30,7 +30,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 import shmcast
 from scheduler import BlockPool, Request, SamplingParams, Scheduler, SchedulerOutput
-from shmcast.waiting import usable_cpus
+from shmcast.waiting import CpuBudget
 from tiny_gpt import GPTConfig, PagedKVCache, TensorParallel, TinyGPT, generate_alone
 from worker import Worker
 
@@ -205,7 +205,7 @@ def print_results(passes: list[Pass], ranks: int) -> None:
             f"{len(broadcast_us)}",
         )
     sizes = [len(pickle.dumps(message, protocol=5)) for message in passes[0].messages]
-    cores = usable_cpus()
+    cores = CpuBudget().usable()
 
     console = Console(highlight=False)
     console.print(table)

@@ -6,6 +6,7 @@ handlers run.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from typing_extensions import Buffer
 
@@ -46,8 +47,29 @@ class Geometry:
     def segment_bytes(self) -> int:
         """Bytes of memory that the ring needs."""
 
+class WaitPolicy:
+    """How an endpoint waits."""
+
+    @staticmethod
+    def spin() -> WaitPolicy:
+        """Never sleeps."""
+    @staticmethod
+    def park() -> WaitPolicy:
+        """Sleeps until woken."""
+    @staticmethod
+    def adaptive(max_spin_ns: int) -> WaitPolicy:
+        """Learns when to spin, for at most so long in one wait."""
+
+def idle_hint() -> str:
+    """How this CPU idles in a spin loop: umwait, mwaitx, pause, wfet, wfe or isb."""
+
 class Endpoint:
-    """What the two ends of a ring share. A wait spins for `spin_ns`, then parks."""
+    """What the two ends of a ring share.
+
+    The callable `is_crowded` gets the number of readers that have attached. It is called about once
+    a second, by an adaptive endpoint while it waits, which does not spin as long as the answer is
+    true.
+    """
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Waits until all readers have attached.
@@ -56,18 +78,22 @@ class Endpoint:
         """
     def attached(self) -> int:
         """Readers that have attached so far; from any thread, also after close()."""
-    def counters(self) -> tuple[int, int, int, int, int, int, int]:
-        """Messages, bytes, fragments, abandoned messages, spins, parks, wakes so far.
-
-        From any thread, also after close().
-        """
+    def figures(self) -> dict[str, Any]:
+        """The fields of `Statistics` that every member has; any thread, also after close()."""
     def close(self) -> None:
         """Tells the peers and ends waits in other threads; idempotent, from any thread."""
 
 class RingWriter(Endpoint):
     """Formats zeroed `memory` as a ring and writes to it."""
 
-    def __init__(self, memory: Buffer, geometry: Geometry, nonce: bytes, spin_ns: int) -> None: ...
+    def __init__(
+        self,
+        memory: Buffer,
+        geometry: Geometry,
+        nonce: bytes,
+        wait: WaitPolicy,
+        is_crowded: Callable[[int], bool],
+    ) -> None: ...
     def publish(self, frames: Sequence[Buffer], timeout: float | None = None) -> None:
         """Publishes one message of contiguous buffers: to all readers or, if it raises, to none.
 
@@ -76,6 +102,8 @@ class RingWriter(Endpoint):
         """
     def lags(self) -> list[int]:
         """Fragments published and not yet consumed, by reader; from any thread."""
+    def reader_figures(self) -> list[dict[str, Any]]:
+        """The readers' figures(), by index; from any thread."""
 
 class RingReader(Endpoint):
     """Takes seat `index` of the ring in `memory` and reads from it.
@@ -89,7 +117,8 @@ class RingReader(Endpoint):
         geometry: Geometry,
         nonce: bytes,
         index: int,
-        spin_ns: int,
+        wait: WaitPolicy,
+        is_crowded: Callable[[int], bool],
         rehearsal: Callable[[], object] | None = None,
     ) -> None:
         """`rehearsal` is called about every 100 µs of spinning, to keep what follows warm."""

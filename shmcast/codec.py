@@ -18,9 +18,6 @@ OUT_OF_BAND_BYTES = 4096
 _PROTOCOL = pickle.HIGHEST_PROTOCOL
 _loads = pickle.loads  # (the writer is trusted)
 
-# What a codec is rehearsed with: a small message of the kinds of things that messages are made of.
-_REHEARSAL = pickle.dumps({"step": 1, "ids": [1, 2], "done": False, "scale": 0.5}, _PROTOCOL)
-
 
 class Codec(Protocol):
     """How an endpoint turns an object into frames; give your own to `Writer` and `Reader`.
@@ -28,8 +25,9 @@ class Codec(Protocol):
     One codec serves one endpoint and is called by one thread at a time, unless several threads
     call the same endpoint (which is an error, found after `encode`).
 
-    A codec may also have a method `rehearse()`. Called about every 100 µs while its reader spins,
-    it runs what `decode` will run, to keep that in the core's caches.
+    A codec may also have a method `sample()` that returns an object like those that will travel.
+    It is then encoded and decoded over and over, to keep the code for it in the core's caches: by a
+    reader about every 100 µs while it spins, and by `Writer.warm`. That must have no side effects.
     """
 
     def encode(self, obj: Any, /) -> Sequence[Frame]:
@@ -82,9 +80,9 @@ class PickleCodec:
             return _loads(frames[0])
         return _loads(frames[0], buffers=frames[1:])
 
-    def rehearse(self) -> None:
-        """Decodes a small message and forgets it."""
-        self.decode([bytearray(_REHEARSAL)])
+    def sample(self) -> Any:
+        """A small message, of the kinds of things that messages are made of."""
+        return {"step": 1, "ids": [1, 2], "done": False, "scale": 0.5}
 
 
 # A C pickler that is used again and again: its dump and clear_memo, and the lists that dump writes

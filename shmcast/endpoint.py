@@ -6,13 +6,14 @@ process to its readers will do.
 
 from __future__ import annotations
 
+import functools
 import os
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
-from shmcast import _core, segment
+from shmcast import _core, census, segment
 from shmcast.codec import Codec, PickleCodec
 from shmcast.errors import (
     AlreadyAttached,
@@ -28,7 +29,8 @@ from shmcast.errors import (
     ShmcastError,
     Timeout,
 )
-from shmcast.waiting import WaitPolicy, usable_cpus
+from shmcast.practice import Practice
+from shmcast.waiting import CpuBudget, WaitPolicy, is_crowded
 
 DEFAULT_SLOTS = 64
 DEFAULT_SLOT_BYTES = 64 * 1024
@@ -70,17 +72,30 @@ class Statistics:
     spins: int = 0
     """Waits that ended while spinning."""
     parks: int = 0
-    """Times that the endpoint went to sleep."""
+    """Times that the endpoint went to sleep: until woken, or until shortly before a message."""
+    wakeups: int = 0
+    """Sleeps that ended because what it waited for was there."""
     wakes: int = 0
     """System calls made to wake others."""
+    preemptions: int = 0
+    """Spins given up because the core was taken away (adaptive only)."""
+    spun_seconds: float = 0.0
+    """Time spent spinning."""
+    parked_seconds: float = 0.0
+    """Time spent asleep."""
+    gap_seconds: float = 0.0
+    """The median of the last gaps between messages, 0 until some are known. Bursts count as one."""
     lag: tuple[int, ...] = ()
     """Writer only: fragments that each reader has not consumed yet, by reader index."""
+    readers: tuple[Statistics, ...] = ()
+    """Writer only: what each reader has done, by reader index."""
 
 
 class _Endpoint:
     """What a writer and a reader share: life cycle, context manager, errors that say who."""
 
     _ring: _core.RingWriter | _core.RingReader
+    _finalizer: Callable[[], object]
 
     handle: Handle
     """Where readers find the writer's segment."""
@@ -89,6 +104,7 @@ class _Endpoint:
         self, readers: int, wait: WaitPolicy | None, codec: Codec | None, label: str
     ) -> None:
         wait = WaitPolicy.adaptive() if wait is None else wait
+        override = WaitPolicy.from_environment()
         codec = PickleCodec() if codec is None else codec
         if not isinstance(wait, WaitPolicy):
             raise InvalidArgument(
@@ -98,12 +114,14 @@ class _Endpoint:
         for method in ("encode", "decode"):
             if not callable(getattr(codec, method, None)):
                 raise InvalidArgument(f"{label}: codec={codec!r} has no method {method}()")
-        self.wait_policy: WaitPolicy = wait
-        """What this endpoint does while it waits."""
+        self.wait_policy: WaitPolicy = override or wait
+        """What this endpoint does while it waits, the operator's choice before the program's."""
         self._codec: Codec = codec
         self._label = label
         self._closed = False
-        self._spin_ns = wait.spin_ns(members=readers + 1, cpus=usable_cpus())
+        # (Not bound to self: the core would keep it alive, and it the core.)
+        self._is_crowded = functools.partial(is_crowded, CpuBudget(), readers + 1)
+        self._practice = Practice.with_sample_of(codec, label)
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Waits until every reader has attached. Sending and receiving need not wait for it.
@@ -133,9 +151,12 @@ class _Endpoint:
         return self._closed
 
     def close(self) -> None:
-        """Ends this endpoint; idempotent. A call that waits in another thread raises `Closed`."""
+        """Ends this endpoint; idempotent. A call that waits in another thread raises `Closed`.
+
+        Of a writer's messages, readers receive those that were sent, and then `Closed`.
+        """
         self._closed = True
-        self._ring.close()
+        self._finalizer()
 
     def __enter__(self: _Self) -> _Self:
         return self
@@ -187,9 +208,6 @@ class _Endpoint:
     def _suspects(self) -> str:
         return ""
 
-    def _statistics(self, lag: tuple[int, ...] = ()) -> Statistics:
-        return Statistics(*self._ring.counters(), lag=lag)
-
 
 class Writer(_Endpoint):
     """Sends objects to a fixed number of readers on this host, to each all of them and in order.
@@ -239,11 +257,15 @@ class Writer(_Endpoint):
         nonce = os.urandom(16)
         name, memory = segment.create(geometry.segment_bytes)
         self.handle = Handle(name, nonce, readers, slots, slot_bytes)
-        self._ring = _core.RingWriter(memory, geometry, nonce, self._spin_ns)
+        self._ring = _core.RingWriter(
+            memory, geometry, nonce, self.wait_policy._for_core(), self._is_crowded
+        )
         # Bound once: in a decode loop every look-up on the way is a cache miss.
         self._encode = self._codec.encode
         self._publish = self._ring.publish
-        self._finalizer = weakref.finalize(self, _end_writer, self._ring, name, os.getpid())
+        self._finalizer = weakref.finalize(
+            self, _end_writer, self._ring, name, os.getpid(), census.enter()
+        )
 
     def send(self, obj: Any, timeout: float | None = None) -> None:
         """Sends `obj` to every reader. Returns when it is in the ring, not when it was read.
@@ -279,14 +301,24 @@ class Writer(_Endpoint):
         except Exception as error:
             self._raise(error, "send", timeout)
 
-    def statistics(self) -> Statistics:
-        """What this writer has done so far, and how far behind each reader is."""
-        return self._statistics(tuple(self._ring.lags()))
+    def warm(self) -> None:
+        """Makes the next `send` faster, by practising on a message that nobody receives.
 
-    def close(self) -> None:
-        """Ends the sending. Readers receive what was sent, then `Closed`. Idempotent."""
-        super().close()
-        self._finalizer()
+        To be called shortly before it, when there is time: while the driver waits for its GPU, say.
+        After some milliseconds of other work a small `send` costs several times as much as right
+        after another, because the caches have forgotten it; so has the branch predictor. A few µs
+        when warm. Readers notice nothing. With a codec that has no `sample()` nothing happens.
+        """
+        if self._practice is not None:
+            self._practice.send()
+
+    def statistics(self) -> Statistics:
+        """What this writer and each of its readers have done so far. From any thread."""
+        return Statistics(
+            **self._ring.figures(),
+            lag=tuple(self._ring.lags()),
+            readers=tuple(Statistics(**figures) for figures in self._ring.reader_figures()),
+        )
 
     def _suspects(self) -> str:
         behind = [
@@ -343,8 +375,9 @@ class Reader(_Endpoint):
                 geometry,
                 handle.nonce,
                 index,
-                self._spin_ns,
-                getattr(self._codec, "rehearse", None),
+                self.wait_policy._for_core(),
+                self._is_crowded,
+                self._practice.receive if self._practice else None,
             )
         except _core.LayoutMismatch as error:
             raise SegmentMismatch(
@@ -359,7 +392,7 @@ class Reader(_Endpoint):
         self._consume = self._ring.consume  # bound once, as in Writer
         self._decode = self._codec.decode
         # Closed in time also when the interpreter exits: the writer then waits for us no longer.
-        weakref.finalize(self, self._ring.close)
+        self._finalizer = weakref.finalize(self, _end_reader, self._ring, census.enter())
         if self._ring.attached() == handle.readers:
             segment.unlink(handle.name)  # everybody is in: nothing can leak any more
 
@@ -394,8 +427,8 @@ class Reader(_Endpoint):
         )
 
     def statistics(self) -> Statistics:
-        """What this reader has done so far."""
-        return self._statistics()
+        """What this reader has done so far. From any thread."""
+        return Statistics(**self._ring.figures())
 
 
 def _check_int(name: str, value: int, low: int, high: int, label: str) -> None:
@@ -403,8 +436,14 @@ def _check_int(name: str, value: int, low: int, high: int, label: str) -> None:
         raise InvalidArgument(f"{label}: {name}={value!r} must be an integer from {low} to {high}")
 
 
-def _end_writer(ring: _core.RingWriter, name: str, pid: int) -> None:
+def _end_writer(ring: _core.RingWriter, name: str, pid: int, seat: census.Seat) -> None:
     """Closes a writer and removes its segment's name, unless in a fork of its process."""
     if os.getpid() == pid:
         ring.close()
         segment.unlink(name)
+        seat.leave()
+
+
+def _end_reader(ring: _core.RingReader, seat: census.Seat) -> None:
+    ring.close()
+    seat.leave()

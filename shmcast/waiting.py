@@ -1,20 +1,24 @@
-"""How to wait, as data: the policy, and the CPUs that a policy may count on."""
+"""How to wait, as data: the policy, and whether there are CPUs enough to spin."""
 
 from __future__ import annotations
 
 import enum
 import math
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from shmcast import _core, census
 from shmcast.errors import InvalidArgument
 
-_FOREVER_NS = 2**63 - 1
-
-# Long enough to span the gap between two steps of a decode loop, so that a reader with a core of
-# its own never sleeps while tokens flow; short enough that an idle engine is soon parked.
 DEFAULT_MAX_SPIN = 0.025
+"""Seconds. A bound for the worst case: adaptive waiting rarely spins for so long."""
+
+ENVIRONMENT_VARIABLE = "SHMCAST_WAIT"
+"""Overrides every policy that a program chose: "spin", "semaphore" or "adaptive"."""
+
+_FOREVER_NS = 2**63 - 1
 
 
 class _Mode(enum.Enum):
@@ -49,11 +53,19 @@ class WaitPolicy:
 
     @classmethod
     def adaptive(cls, max_spin: float = DEFAULT_MAX_SPIN) -> WaitPolicy:
-        """Spin for at most `max_spin` seconds, then park; the default.
+        """Learn the gaps between messages and be awake in time; the default.
 
-        Parks at once where the members on the node (readers and writer) outnumber the CPUs that
-        this process may use, see `usable_cpus`: there, a spinner takes the core of the member that
-        it waits for.
+        Messages that come within a millisecond or so are spun for. For steady gaps (a decode loop)
+        the endpoint sleeps through most of the gap and spins from shortly before the next message
+        is due. For gaps that can't be foretold, or after a pause, it is parked until woken. At
+        most about a quarter of long gaps is spent spinning.
+
+        It never spins where members outnumber the CPUs that they may run on (see `is_crowded`):
+        there, a spinner takes the core of the member that it waits for. And it stops spinning, for
+        a while, when its core is taken away.
+
+        Args:
+            max_spin: at most so many seconds of spinning in one wait.
 
         Raises:
             InvalidArgument: `max_spin` is negative or not a number.
@@ -62,44 +74,94 @@ class WaitPolicy:
             raise InvalidArgument(f"max_spin={max_spin!r}: give a number of seconds >= 0")
         return cls(_Mode.ADAPTIVE, float(max_spin))
 
-    def spin_ns(self, *, members: int, cpus: float) -> int:
-        """Nanoseconds that one wait may spin before it parks.
+    @classmethod
+    def from_environment(cls) -> WaitPolicy | None:
+        """What the operator has set in SHMCAST_WAIT; None if nothing.
 
-        Args:
-            members: endpoints of the segment, the writer included.
-            cpus: CPUs that this process may use.
+        Raises:
+            InvalidArgument: it is set to something else than a policy's name.
         """
-        if self._mode is _Mode.ADAPTIVE and members > cpus:
-            return 0
-        return _FOREVER_NS if self._max_spin >= 9e9 else int(self._max_spin * 1e9)
+        name = os.environ.get(ENVIRONMENT_VARIABLE)
+        if not name:
+            return None
+        try:
+            make = {"spin": cls.spin, "semaphore": cls.semaphore, "adaptive": cls.adaptive}[name]
+        except KeyError:
+            raise InvalidArgument(
+                f"the environment variable {ENVIRONMENT_VARIABLE}={name!r} is none of spin, "
+                "semaphore, adaptive; unset it to let the program choose"
+            ) from None
+        return make()
+
+    def _for_core(self) -> _core.WaitPolicy:
+        match self._mode:
+            case _Mode.SPIN:
+                return _core.WaitPolicy.spin()
+            case _Mode.SEMAPHORE:
+                return _core.WaitPolicy.park()
+            case _Mode.ADAPTIVE:
+                return _core.WaitPolicy.adaptive(int(min(self._max_spin * 1e9, _FOREVER_NS)))
 
     def __str__(self) -> str:
         limit = f"(max_spin={self._max_spin:g})" if self._mode is _Mode.ADAPTIVE else "()"
         return f"WaitPolicy.{self._mode.value}{limit}"
 
 
-def usable_cpus(proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")) -> float:
+class CpuBudget:
     """CPUs that this process may use at once: its affinity, cut by its cgroups' CPU quotas.
 
     A container limited with `docker run --cpus=2.5` sees all of the host's cores in its affinity
     and gets 2.5 of them. The quota is the smallest one on the way from the process's cgroup to the
-    root, in cgroup v2 (`cpu.max`) and v1 (`cpu.cfs_quota_us`).
+    root, in cgroup v2 (`cpu.max`) and v1 (`cpu.cfs_quota_us`). The process's cgroups are looked up
+    once, their quotas each time: a pod may be resized in place.
 
     Args:
         proc: the process's folder in procfs.
         cgroups: where the cgroup file systems are mounted.
     """
-    cpus = float(len(os.sched_getaffinity(0)))
+
+    def __init__(
+        self, proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")
+    ) -> None:
+        self._quotas = list(_quotas(proc, cgroups))
+
+    def usable(self) -> float:
+        """CPUs, as of now."""
+        affinity = len(os.sched_getaffinity(0))
+        return min([affinity, *(read(folder) for read, folder in self._quotas)])
+
+
+def is_crowded(budget: CpuBudget, members: int, attached: int) -> bool:
+    """Whether members outnumber the CPUs that they may run on: then nobody should spin.
+
+    What counts is all threads of this user with endpoints on the node, of whatever writer, except
+    those that are pinned to CPUs which the calling thread may not use.
+
+    Args:
+        budget: the CPUs.
+        members: how many endpoints the caller's writer and readers are.
+        attached: how many of these readers have attached. Until all have, the missing are counted
+            as if they were here.
+    """
+    listed = census.members()
+    if listed is None or attached < members - 1:
+        listed = max(members, listed or 0)
+    return listed > budget.usable()
+
+
+def _quotas(proc: Path, cgroups: Path) -> Iterator[tuple[Callable[[str], float], str]]:
+    """How to read each quota that may bind the process, and the folder where it is."""
     try:
         lines = (proc / "cgroup").read_text().splitlines()
     except OSError:
-        return cpus
+        return
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            mounts, read_quota = (cgroups, cgroups / "unified"), _quota_v2
+            mounts, name, read = (cgroups, cgroups / "unified"), "cpu.max", _quota_v2
         elif "cpu" in controllers.split(","):
-            mounts, read_quota = (cgroups / controllers, cgroups / "cpu"), _quota_v1
+            mounts, name = (cgroups / controllers, cgroups / "cpu"), "cpu.cfs_quota_us"
+            read = _quota_v1
         else:
             continue
         for mount in mounts:
@@ -107,24 +169,32 @@ def usable_cpus(proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/c
             # what does not exist is skipped, and the mount's own root is always looked at.
             folder = mount / path.lstrip("/")
             for level in (folder, *folder.parents):
-                cpus = min(cpus, read_quota(level))
+                if (level / name).exists():
+                    yield read, str(level)
                 if level == mount:
                     break
-    return cpus
 
 
-def _quota_v2(folder: Path) -> float:
+def _quota_v2(folder: str) -> float:
     try:
-        quota, period = (folder / "cpu.max").read_text().split()
-        return math.inf if quota == "max" else int(quota) / int(period)
+        quota, period = _read(f"{folder}/cpu.max").split()
+        return math.inf if quota == b"max" else int(quota) / int(period)
     except (OSError, ValueError):
         return math.inf
 
 
-def _quota_v1(folder: Path) -> float:
+def _quota_v1(folder: str) -> float:
     try:
-        quota = int((folder / "cpu.cfs_quota_us").read_text())
-        period = int((folder / "cpu.cfs_period_us").read_text())
-        return math.inf if quota <= 0 else quota / period
+        quota = int(_read(f"{folder}/cpu.cfs_quota_us"))
+        return math.inf if quota <= 0 else quota / int(_read(f"{folder}/cpu.cfs_period_us"))
     except (OSError, ValueError):
         return math.inf
+
+
+def _read(path: str) -> bytes:
+    # This happens in waits: pathlib and text files would take several times as long.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, 64)
+    finally:
+        os.close(descriptor)

@@ -322,9 +322,12 @@ def test_a_users_codec_may_make_any_number_of_frames(words: int) -> None:
 
 
 def test_a_codec_that_makes_no_buffers_is_told() -> None:
-    class Bad(PickleCodec):
+    class Bad:
         def encode(self, obj: Any, /) -> Any:
             return obj
+
+        def decode(self, frames: list[bytearray], /) -> Any:
+            raise NotImplementedError
 
     with Writer(1, codec=Bad()) as writer, Reader(writer.handle, 0) as reader:
         for frames in (5, ["text"], [memoryview(b"abcdef")[::2]]):

@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import os
-import pickle
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import shmcast
 from processes import Crew, results
 from shmcast import Handle, PickleCodec, Reader, WaitPolicy, Writer
-from shmcast.waiting import usable_cpus
-
-FOREVER = 2**63 - 1
-
-
-@pytest.mark.parametrize(
-    ("policy", "room", "crowded"),
-    [
-        (WaitPolicy.spin(), FOREVER, FOREVER),
-        (WaitPolicy.semaphore(), 0, 0),
-        (WaitPolicy.adaptive(max_spin=0.001), 1_000_000, 0),
-        (WaitPolicy.adaptive(max_spin=0), 0, 0),
-    ],
-    ids=str,
-)
-def test_how_long_each_policy_spins(policy: WaitPolicy, room: int, crowded: int) -> None:
-    assert policy.spin_ns(members=4, cpus=4.0) == room
-    assert policy.spin_ns(members=4, cpus=3.5) == crowded
-    assert pickle.loads(pickle.dumps(policy)) == policy  # noqa: S301
+from shmcast.codec import Frame
+from shmcast.waiting import CpuBudget
 
 
 @pytest.mark.parametrize("max_spin", [-1, float("nan")])
@@ -72,23 +55,32 @@ def test_a_semaphore_reader_never_spins(crew: Crew) -> None:
 
 def test_adaptive_never_spins_where_members_outnumber_the_cpus(crew: Crew) -> None:
     readers = 8
-    if usable_cpus() > readers:
-        pytest.skip(f"{usable_cpus():g} CPUs are enough for {readers} readers and a writer")
+    if CpuBudget().usable() > readers:
+        pytest.skip(f"{CpuBudget().usable():g} CPUs are enough for {readers} readers and a writer")
     assert [spins for spins, _ in send_slowly(crew, None, readers)] == [0] * readers
 
 
-class Rehearsed(PickleCodec):
-    """Counts its rehearsals."""
+class Practised(PickleCodec):
+    """Counts how often it is practised on."""
 
-    count = 0
+    encoded = 0
+    decoded = 0
 
-    def rehearse(self) -> None:
-        super().rehearse()
-        self.count += 1
+    def sample(self) -> Any:
+        return "sample"
+
+    def encode(self, obj: Any, /) -> list[Frame]:
+        self.encoded += obj == "sample"
+        return super().encode(obj)
+
+    def decode(self, frames: list[bytearray], /) -> Any:
+        obj = super().decode(frames)
+        self.decoded += obj == "sample"
+        return obj
 
 
-def test_a_spinning_reader_rehearses_its_codec_until_the_message_is_there() -> None:
-    codec = Rehearsed()
+def test_a_spinning_reader_practises_until_the_message_is_there() -> None:
+    codec = Practised()
     with (
         Writer(1) as writer,
         Reader(writer.handle, 0, wait=WaitPolicy.spin(), codec=codec) as reader,
@@ -96,15 +88,16 @@ def test_a_spinning_reader_rehearses_its_codec_until_the_message_is_there() -> N
         got: list[str] = []
         thread = threading.Thread(target=lambda: got.append(reader.recv(30)))
         thread.start()
-        while codec.count < 3:
+        while codec.decoded < 3:
             pass
         writer.send("now")
         thread.join()
         assert got == ["now"]
+        assert reader.statistics().messages == 1
 
 
-def test_a_parked_reader_rehearses_nothing() -> None:
-    codec = Rehearsed()
+def test_a_parked_reader_practises_nothing() -> None:
+    codec = Practised()
     with (
         Writer(1) as writer,
         Reader(writer.handle, 0, wait=WaitPolicy.semaphore(), codec=codec) as reader,
@@ -112,19 +105,61 @@ def test_a_parked_reader_rehearses_nothing() -> None:
         with pytest.raises(shmcast.Timeout):
             reader.recv(0.2)
         assert reader.statistics().parks > 0
-        assert codec.count == 0
+        assert codec.decoded == 0
 
 
-def test_a_rehearsal_that_fails_is_told_and_loses_nothing() -> None:
+def test_warm_practises_and_nobody_notices() -> None:
+    codec = Practised()
+    with Writer(1, codec=codec) as writer, Reader(writer.handle, 0) as reader:
+        before = codec.encoded
+        for _ in range(100):
+            writer.warm()
+        assert codec.encoded == before + 100
+        assert writer.statistics().messages == 0
+        with pytest.raises(shmcast.Timeout):
+            reader.recv(0)
+        writer.send("real")
+        assert reader.recv(30) == "real"
+    writer.warm()  # harmless after close()
+
+
+def test_a_codec_without_a_sample_is_not_practised_on() -> None:
+    class Plain:
+        def encode(self, obj: bytes) -> list[Frame]:
+            return [obj]
+
+        def decode(self, frames: list[bytearray]) -> bytes:
+            return bytes(frames[0])
+
+    with Writer(1, codec=Plain()) as writer, Reader(writer.handle, 0, codec=Plain()) as reader:
+        writer.warm()
+        writer.send(b"x")
+        assert reader.recv(30) == b"x"
+
+
+@pytest.mark.parametrize("sample", [lambda: None, bytes(10_000)], ids=["no pickle", "too large"])
+def test_a_sample_that_cannot_be_sent_is_refused(sample: Any) -> None:
     class Bad(PickleCodec):
-        def rehearse(self) -> None:
-            raise TypeError("cannot rehearse")
+        def sample(self) -> Any:
+            return sample
+
+    with pytest.raises(shmcast.InvalidArgument, match=r"writer: codec=.*Bad.* sample\(\)"):
+        Writer(1, codec=Bad())
+
+
+def test_a_practice_that_fails_is_told_and_loses_nothing() -> None:
+    class Bad(PickleCodec):
+        def decode(self, frames: list[bytearray], /) -> Any:
+            obj = super().decode(frames)
+            if obj == self.sample():
+                raise TypeError("cannot practise")
+            return obj
 
     with (
         Writer(1) as writer,
         Reader(writer.handle, 0, wait=WaitPolicy.spin(), codec=Bad()) as reader,
     ):
-        with pytest.raises(TypeError, match="cannot rehearse"):
+        with pytest.raises(TypeError, match="cannot practise"):
             reader.recv(30)
         writer.send("still here")
         assert reader.recv(30) == "still here"
@@ -149,17 +184,17 @@ AFFINITY = len(os.sched_getaffinity(0))
 
 
 def test_without_a_quota_the_affinity_counts(proc: Path, cgroups: Path) -> None:
-    assert usable_cpus(proc, cgroups) == AFFINITY
+    assert CpuBudget(proc, cgroups).usable() == AFFINITY
     write(proc / "cgroup", "0::/a\n")
     write(cgroups / "a/cpu.max", "max 100000\n")
-    assert usable_cpus(proc, cgroups) == AFFINITY
+    assert CpuBudget(proc, cgroups).usable() == AFFINITY
 
 
 def test_the_smallest_quota_on_the_way_up_counts(proc: Path, cgroups: Path) -> None:
     write(proc / "cgroup", "0::/pod/container\n")
     write(cgroups / "pod/container/cpu.max", "80000 100000\n")
     write(cgroups / "pod/cpu.max", "50000 100000\n")
-    assert usable_cpus(proc, cgroups) == 0.5
+    assert CpuBudget(proc, cgroups).usable() == 0.5
 
 
 def test_a_path_of_the_host_is_looked_up_at_the_containers_own_root(
@@ -167,7 +202,7 @@ def test_a_path_of_the_host_is_looked_up_at_the_containers_own_root(
 ) -> None:
     write(proc / "cgroup", "0::/system.slice/docker-1234.scope\n")
     write(cgroups / "cpu.max", "25000 100000\n")
-    assert usable_cpus(proc, cgroups) == 0.25
+    assert CpuBudget(proc, cgroups).usable() == 0.25
 
 
 @pytest.mark.parametrize("mount", ["cpu,cpuacct", "cpu"])
@@ -177,10 +212,10 @@ def test_cgroup_v1(proc: Path, cgroups: Path, mount: str) -> None:
     write(cgroups / mount / "docker/1/cpu.cfs_period_us", "100000\n")
     write(cgroups / mount / "docker/cpu.cfs_quota_us", "-1\n")
     write(cgroups / mount / "docker/cpu.cfs_period_us", "100000\n")
-    assert usable_cpus(proc, cgroups) == 0.75
+    assert CpuBudget(proc, cgroups).usable() == 0.75
 
 
 def test_an_unreadable_quota_is_no_quota(proc: Path, cgroups: Path) -> None:
     write(proc / "cgroup", "0::/a\n")
     write(cgroups / "a/cpu.max", "what?\n")
-    assert usable_cpus(proc, cgroups) == AFFINITY
+    assert CpuBudget(proc, cgroups).usable() == AFFINITY

@@ -1,6 +1,6 @@
 // The segment's memory layout: the only file that knows an offset.
 //
-//   | Header | Lobby | WriterSeat | Member x readers | Slot x slots |
+//   | Header | Lobby | WriterSeat | Member x readers | Figures x (readers + 1) | Slot x slots |
 //
 // Words that different processes write never share a pair of cache lines (the adjacent-line
 // prefetcher fetches lines in pairs). All words are plain integers; whoever shares one reaches it
@@ -21,7 +21,7 @@ namespace shmcast {
 inline constexpr std::size_t kLine = 64;
 inline constexpr std::size_t kLinePair = 2 * kLine;
 inline constexpr std::uint64_t kMagic = 0x0074'7361'636d'6873;  // "shmcast\0"
-inline constexpr std::uint32_t kLayoutVersion = 1;
+inline constexpr std::uint32_t kLayoutVersion = 2;
 inline constexpr std::size_t kNonceBytes = 16;
 inline constexpr std::uint64_t kNever = UINT64_MAX;
 
@@ -43,7 +43,7 @@ struct alignas(kLinePair) Header {
 
 // What everybody looks at and nobody writes while messages flow without parking.
 struct alignas(kLinePair) Lobby {
-  std::uint32_t gate;      // Gate on which readers park; the writer wakes them
+  std::uint64_t gate;      // Gate on which readers park; the writer wakes them
   std::uint32_t attached;  // readers that have attached so far
   std::uint32_t left;      // readers that have closed
   std::uint32_t closed;    // 1 once the writer has closed
@@ -51,7 +51,7 @@ struct alignas(kLinePair) Lobby {
 
 struct alignas(kLinePair) WriterSeat {
   std::uint64_t wake_at;  // the consumed count that a reader reports by waking; kNever: awake
-  std::uint32_t gate;     // Gate on which the writer parks; readers wake it
+  std::uint64_t gate;     // Gate on which the writer parks; readers wake it
 };
 
 enum class MemberState : std::uint32_t { vacant = 0, attached = 1, left = 2 };
@@ -61,6 +61,32 @@ struct alignas(kLinePair) Member {
   std::uint32_t state;     // MemberState
   std::uint32_t pid;
 };
+
+// What a member has done so far: it alone writes, any member may read. Figures for people.
+struct alignas(kLinePair) Figures {
+  std::uint64_t messages;
+  std::uint64_t bytes;        // of frames; tables and headers not counted
+  std::uint64_t fragments;    // slots used
+  std::uint64_t abandoned;    // messages given up half-way (time-out or signal in the writer)
+  std::uint64_t spins;        // waits that ended while spinning
+  std::uint64_t parks;        // times that the thread went to sleep
+  std::uint64_t wakeups;      // sleeps that ended with what was waited for
+  std::uint64_t wakes;        // system calls made to wake others
+  std::uint64_t preemptions;  // spins given up because the core was taken away
+  std::uint64_t spun_ns;
+  std::uint64_t parked_ns;
+  std::uint64_t gap_ns;  // the median gap that was learned; 0: none yet
+};
+
+// A figure has one writer; relaxed, because it orders nothing.
+inline std::uint64_t peek(const std::uint64_t& figure) {
+  // (atomic_ref of const needs C++26)
+  return std::atomic_ref(const_cast<std::uint64_t&>(figure)).load(std::memory_order_relaxed);
+}
+inline void put(std::uint64_t& figure, std::uint64_t value) {
+  std::atomic_ref(figure).store(value, std::memory_order_relaxed);
+}
+inline void add(std::uint64_t& figure, std::uint64_t n) { put(figure, peek(figure) + n); }
 
 // A message of at most kLine - sizeof(Slot) bytes travels in one cache line, with its `seq`.
 struct Slot {
@@ -104,8 +130,12 @@ struct Geometry {
     const std::uint64_t pairs = (sizeof(Slot) + slot_capacity + kLinePair - 1) / kLinePair;
     return (pairs | 1) * kLinePair;
   }
-  std::uint64_t slots_offset() const {
-    return sizeof(Header) + sizeof(Lobby) + sizeof(WriterSeat) + readers * sizeof(Member);
+  std::uint64_t slots_offset() const { return figures_offset(readers + 1); }
+  std::uint64_t member_offset(std::uint64_t index) const {
+    return sizeof(Header) + sizeof(Lobby) + sizeof(WriterSeat) + index * sizeof(Member);
+  }
+  std::uint64_t figures_offset(std::uint64_t index) const {
+    return member_offset(readers) + index * sizeof(Figures);
   }
   std::uint64_t segment_bytes() const { return slots_offset() + slots * slot_stride(); }
 };
@@ -164,9 +194,11 @@ class Segment {
   Header& header() const { return at<Header>(0); }
   Lobby& lobby() const { return at<Lobby>(sizeof(Header)); }
   WriterSeat& writer_seat() const { return at<WriterSeat>(sizeof(Header) + sizeof(Lobby)); }
-  Member& member(std::uint32_t index) const {
-    return at<Member>(sizeof(Header) + sizeof(Lobby) + sizeof(WriterSeat) + index * sizeof(Member));
+  Member& member(std::uint32_t index) const { return at<Member>(geometry_.member_offset(index)); }
+  Figures& reader_figures(std::uint32_t index) const {
+    return at<Figures>(geometry_.figures_offset(index));
   }
+  Figures& writer_figures() const { return reader_figures(geometry_.readers); }
   Slot& slot_of(std::uint64_t fragment) const {
     return at<Slot>(slots_offset_ + (fragment & (geometry_.slots - 1)) * stride_);
   }

@@ -45,10 +45,27 @@ std::int64_t timeout_ns(nb::handle timeout) {
   return seconds < 9e9 ? static_cast<std::int64_t>(seconds * 1e9) : kForever;
 }
 
+nb::dict as_dict(const Figures& now) {
+  nb::dict figures;
+  figures["messages"] = peek(now.messages);
+  figures["payload_bytes"] = peek(now.bytes);
+  figures["fragments"] = peek(now.fragments);
+  figures["abandoned"] = peek(now.abandoned);
+  figures["spins"] = peek(now.spins);
+  figures["parks"] = peek(now.parks);
+  figures["wakeups"] = peek(now.wakeups);
+  figures["wakes"] = peek(now.wakes);
+  figures["preemptions"] = peek(now.preemptions);
+  figures["spun_seconds"] = static_cast<double>(peek(now.spun_ns)) / 1e9;
+  figures["parked_seconds"] = static_cast<double>(peek(now.parked_ns)) / 1e9;
+  figures["gap_seconds"] = static_cast<double>(peek(now.gap_ns)) / 1e9;
+  return figures;
+}
+
 // What the two endpoints share: the mapping's buffer, and who may use it now.
 class Endpoint {
  public:
-  Endpoint(nb::handle memory, std::int64_t spin_ns) : spin_ns_(spin_ns) {
+  Endpoint(nb::handle memory, nb::object is_crowded) : is_crowded_(std::move(is_crowded)) {
     if (PyObject_GetBuffer(memory.ptr(), &view_, PyBUF_WRITABLE) != 0) throw nb::python_error();
   }
   Endpoint(const Endpoint&) = delete;
@@ -59,12 +76,7 @@ class Endpoint {
 
   // Figures for observers: any thread, any time, also after close().
   virtual std::uint32_t attached() const = 0;
-  nb::tuple counters() const {
-    const RingCounters& now = ring_counters();
-    return nb::make_tuple(now.messages.value(), now.bytes.value(), now.fragments.value(),
-                          now.abandoned.value(), now.spins.value(), now.parks.value(),
-                          now.wakes.value());
-  }
+  nb::dict figures() const { return as_dict(own_figures()); }
 
   // Idempotent. A call that waits in another thread ends with EndpointClosed and tells the peers.
   void close() {
@@ -75,7 +87,7 @@ class Endpoint {
 
   void wait_ready(nb::handle timeout) {
     const Use use(*this);
-    wait(timeout_ns(timeout), [this](const Patience& patience) { return wait_attached(patience); });
+    wait(timeout_ns(timeout), [this](std::int64_t deadline) { return wait_attached(deadline); });
   }
 
  protected:
@@ -104,20 +116,22 @@ class Endpoint {
     Endpoint& endpoint_;
   };
 
-  // Runs step(patience) without the GIL until it is through; signals are handled in between.
+  // Runs step(deadline_ns) without the GIL until it is through. In between, with it: signals, a
+  // review of how crowded it is here, and the rehearsal while spinning.
   template <class Step>
   Outcome wait(std::int64_t timeout, Step step) {
-    const Patience patience = Patience::starting_now(timeout, spin_ns_);
+    const std::int64_t deadline = deadline_after(timeout);
     for (;;) {
+      if (waiter().review_is_due()) review();
       Outcome outcome;
       {
         nb::gil_scoped_release release;
-        outcome = step(patience);
+        outcome = step(deadline);
       }
       switch (outcome) {
         case Outcome::interrupted:
           if (PyErr_CheckSignals() != 0) throw nb::python_error();
-          if (monotonic_ns() < patience.spin_until_ns) rehearse();
+          if (waiter().is_spinning()) rehearse();
           break;
         case Outcome::timed_out: throw TimedOut("timed out");
         case Outcome::closed: throw EndpointClosed("closed");
@@ -134,9 +148,11 @@ class Endpoint {
   }
 
  private:
+  void review() { waiter().set_crowded(nb::cast<bool>(is_crowded_(attached()))); }
   virtual void rehearse() {}  // called now and then while this endpoint spins
-  virtual const RingCounters& ring_counters() const = 0;
-  virtual Outcome wait_attached(const Patience& patience) = 0;
+  virtual Waiter& waiter() = 0;
+  virtual const Figures& own_figures() const = 0;
+  virtual Outcome wait_attached(std::int64_t deadline_ns) = 0;
   virtual void interrupt() = 0;  // ends this endpoint's wait in another thread
   virtual void leave() = 0;      // tells the peers, in shared memory
 
@@ -149,7 +165,7 @@ class Endpoint {
   }
 
   Py_buffer view_{};  // held until the end, so that observers need no turn
-  std::int64_t spin_ns_;
+  nb::object is_crowded_;
   const unsigned generation_ = fork_generation.load(std::memory_order_relaxed);
   std::atomic<bool> busy_{false};
   std::atomic<bool> closing_{false};
@@ -162,9 +178,11 @@ Segment::Nonce nonce_of(const nb::bytes& nonce) {
 
 class Writer final : public Endpoint {
  public:
-  Writer(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce, std::int64_t spin_ns)
-      : Endpoint(memory, spin_ns),
-        ring_(Segment::format(checked(geometry), geometry, nonce_of(nonce), getpid())) {}
+  Writer(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce,
+         const WaitPolicy& policy, nb::object is_crowded)
+      : Endpoint(memory, std::move(is_crowded)),
+        segment_(Segment::format(checked(geometry), geometry, nonce_of(nonce), getpid())),
+        ring_(segment_, policy) {}
   ~Writer() override { close(); }
 
   void publish(nb::handle frames, nb::handle timeout) {
@@ -173,10 +191,10 @@ class Writer final : public Endpoint {
     const Buffers buffers(*this, frames);
     ring_.begin(pieces_);
     if (ring_.is_immediate()) {
-      if (ring_.advance(Patience{}, stop()) != Outcome::ready) throw EndpointClosed("closed");
+      if (ring_.advance(0, stop()) != Outcome::ready) throw EndpointClosed("closed");
     } else {
       try {
-        wait(patience, [this](const Patience& p) { return ring_.advance(p, stop()); });
+        wait(patience, [this](std::int64_t deadline) { return ring_.advance(deadline, stop()); });
       } catch (...) {
         ring_.abandon();
         throw;
@@ -186,6 +204,13 @@ class Writer final : public Endpoint {
 
   std::uint32_t attached() const override { return ring_.attached(); }
   std::vector<std::uint64_t> lags() const { return ring_.lags(); }
+  nb::list reader_figures() const {
+    nb::list readers;
+    for (std::uint32_t i = 0; i < segment_.geometry().readers; ++i) {
+      readers.append(as_dict(segment_.reader_figures(i)));
+    }
+    return readers;
+  }
 
  private:
   // The frames' memory, held for the time of one publish().
@@ -227,13 +252,15 @@ class Writer final : public Endpoint {
     }
     return memory();
   }
-  const RingCounters& ring_counters() const override { return ring_.counters; }
-  Outcome wait_attached(const Patience& patience) override {
-    return ring_.wait_ready(patience, stop());
+  Waiter& waiter() override { return ring_.waiter; }
+  const Figures& own_figures() const override { return ring_.figures(); }
+  Outcome wait_attached(std::int64_t deadline_ns) override {
+    return ring_.wait_ready(deadline_ns, stop());
   }
   void interrupt() override { ring_.interrupt(); }
   void leave() override { ring_.close(); }
 
+  Segment segment_;
   RingWriter ring_;
   std::vector<Py_buffer> views_;
   std::vector<ConstPiece> pieces_;
@@ -242,10 +269,11 @@ class Writer final : public Endpoint {
 class Reader final : public Endpoint {
  public:
   Reader(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce, std::uint32_t index,
-         std::int64_t spin_ns, nb::object rehearsal)
-      : Endpoint(memory, spin_ns),
+         const WaitPolicy& policy, nb::object is_crowded, nb::object rehearsal)
+      : Endpoint(memory, std::move(is_crowded)),
         rehearsal_(std::move(rehearsal)),
-        ring_(seated(Segment::attach(this->memory(), geometry, nonce_of(nonce)), index), index) {}
+        ring_(seated(Segment::attach(this->memory(), geometry, nonce_of(nonce)), index), index,
+              policy) {}
   ~Reader() override { close(); }
 
   // A call that ends in TimedOut or a signal keeps its place: the next one goes on.
@@ -256,9 +284,9 @@ class Reader final : public Endpoint {
       switch (phase_) {
         case Phase::idle:
           if (ring_.has_message()) {
-            ring_.begin(Patience{}, stop());
+            ring_.begin(0, stop());
           } else {
-            wait(patience, [this](const Patience& p) { return ring_.begin(p, stop()); });
+            wait(patience, [this](std::int64_t deadline) { return ring_.begin(deadline, stop()); });
           }
           begin_table();
           break;
@@ -295,9 +323,10 @@ class Reader final : public Endpoint {
   bool fetch(std::int64_t patience) {
     Outcome outcome;
     if (ring_.is_immediate()) {
-      outcome = ring_.fetch(Patience{}, stop());
+      outcome = ring_.fetch(0, stop());
     } else {
-      outcome = wait(patience, [this](const Patience& p) { return ring_.fetch(p, stop()); });
+      outcome =
+          wait(patience, [this](std::int64_t deadline) { return ring_.fetch(deadline, stop()); });
     }
     if (outcome == Outcome::ready) return true;
     reset();
@@ -372,12 +401,13 @@ class Reader final : public Endpoint {
     phase_ = Phase::idle;
   }
 
-  const RingCounters& ring_counters() const override { return ring_.counters; }
+  Waiter& waiter() override { return ring_.waiter; }
+  const Figures& own_figures() const override { return ring_.figures(); }
   void rehearse() override {
     if (!rehearsal_.is_none()) rehearsal_();
   }
-  Outcome wait_attached(const Patience& patience) override {
-    return ring_.wait_ready(patience, stop());
+  Outcome wait_attached(std::int64_t deadline_ns) override {
+    return ring_.wait_ready(deadline_ns, stop());
   }
   void interrupt() override { ring_.interrupt(); }
   void leave() override { ring_.leave(); }
@@ -414,21 +444,32 @@ NB_MODULE(_core, m) {
            "slot_capacity"_a)
       .def_prop_ro("segment_bytes", &Geometry::segment_bytes);
 
+  using Mode = WaitPolicy::Mode;
+  nb::class_<WaitPolicy>(m, "WaitPolicy")
+      .def_static("spin", [] { return WaitPolicy{Mode::spin, kForever}; })
+      .def_static("park", [] { return WaitPolicy{Mode::park, 0}; })
+      .def_static(
+          "adaptive", [](std::int64_t ns) { return WaitPolicy{Mode::adaptive, ns}; },
+          "max_spin_ns"_a);
+  m.def("idle_hint", [] { return best_hint().name; });
+
   nb::class_<Endpoint>(m, "Endpoint")
       .def("wait_ready", &Endpoint::wait_ready, "timeout"_a = nb::none())
       .def("close", &Endpoint::close)
       .def("attached", &Endpoint::attached)
-      .def("counters", &Endpoint::counters);
+      .def("figures", &Endpoint::figures);
 
   nb::class_<Writer, Endpoint>(m, "RingWriter")
-      .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, std::int64_t>(), "memory"_a,
-           "geometry"_a, "nonce"_a, "spin_ns"_a)
+      .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, const WaitPolicy&, nb::object>(),
+           "memory"_a, "geometry"_a, "nonce"_a, "wait"_a, "is_crowded"_a)
       .def("publish", &Writer::publish, "frames"_a, "timeout"_a = nb::none())
-      .def("lags", &Writer::lags);
+      .def("lags", &Writer::lags)
+      .def("reader_figures", &Writer::reader_figures);
 
   nb::class_<Reader, Endpoint>(m, "RingReader")
-      .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, std::uint32_t, std::int64_t,
-                    nb::object>(),
-           "memory"_a, "geometry"_a, "nonce"_a, "index"_a, "spin_ns"_a, "rehearsal"_a = nb::none())
+      .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, std::uint32_t, const WaitPolicy&,
+                    nb::object, nb::object>(),
+           "memory"_a, "geometry"_a, "nonce"_a, "index"_a, "wait"_a, "is_crowded"_a,
+           "rehearsal"_a = nb::none())
       .def("consume", &Reader::consume, "timeout"_a = nb::none());
 }

@@ -36,13 +36,6 @@ struct Piece {
 using ConstPiece = Piece<const std::byte>;
 using MutablePiece = Piece<std::byte>;
 
-struct RingCounters : WaitCounters {
-  Tally messages;
-  Tally bytes;      // of frames; tables and headers not counted
-  Tally fragments;  // slots used
-  Tally abandoned;  // messages given up half-way (time-out or signal in the writer)
-};
-
 // A message that asks for more than a Descriptor can say.
 struct MessageTooLarge : std::length_error {
   using std::length_error::length_error;
@@ -61,17 +54,21 @@ inline std::uint32_t attached_readers(const Segment& segment) {
 
 // Waits until all readers have attached, parking on the endpoint's own gate.
 template <class Stop>
-Outcome wait_all_attached(const Segment& segment, Gate gate, const Patience& patience,
-                          WaitCounters& counters, Stop stop) {
+Outcome wait_all_attached(const Segment& segment, Waiter& waiter, Gate gate,
+                          std::int64_t deadline_ns, Stop stop) {
   const auto ready = [&] { return attached_readers(segment) == segment.geometry().readers; };
-  return wait_for(gate, patience, counters, ready, stop);
+  const std::uint64_t& nearby = segment.lobby().gate;  // `attached` lies in the same line
+  return waiter.wait(gate, deadline_ns, nearby, Beat::no, ready, stop);
 }
 
 class RingWriter {
  public:
-  explicit RingWriter(Segment segment) : segment_(segment) {}
+  RingWriter(Segment segment, const WaitPolicy& policy)
+      : waiter(policy, segment.writer_figures()),
+        segment_(segment),
+        figures_(segment.writer_figures()) {}
 
-  RingCounters counters;
+  Waiter waiter;
 
   // Sets the message to publish. The pieces' memory must stay until advance() or abandon() ends it.
   void begin(std::span<const ConstPiece> frames) {
@@ -107,19 +104,19 @@ class RingWriter {
   // Publishes what is left of the message. ready: all of it is out. Otherwise call again, or
   // abandon(). closed: every reader has left, or stop() said so in a wait.
   template <class Stop>
-  Outcome advance(const Patience& patience, Stop stop) {
+  Outcome advance(std::int64_t deadline_ns, Stop stop) {
     if (all_left()) return Outcome::closed;
     do {
       if (!has_credit()) {
         wake_readers();  // they may sleep over fragments that were not reported yet
-        const Outcome outcome = wait_for_credit(patience, stop);
+        const Outcome outcome = wait_for_credit(deadline_ns, stop);
         if (outcome != Outcome::ready) return outcome;
         if (all_left()) return Outcome::closed;  // that is why there is room
       }
       publish_fragment();
     } while (remaining_ != 0);
-    ++counters.messages;
-    counters.bytes += payload_;
+    add(figures_.messages, 1);
+    add(figures_.bytes, payload_);
     return Outcome::ready;
   }
 
@@ -128,7 +125,7 @@ class RingWriter {
   void abandon() {
     if (next_ != first_) wake_readers();
     remaining_ = 0;
-    ++counters.abandoned;
+    add(figures_.abandoned, 1);
   }
 
   // Readers drain what is published, then see the end. Wakes those who wait for a message.
@@ -138,10 +135,11 @@ class RingWriter {
     wake_readers();
   }
 
+  const Figures& figures() const { return figures_; }
   std::uint32_t attached() const { return attached_readers(segment_); }
   // Fragments published and not yet consumed, by reader; 0 for one that has left. Any thread.
   std::vector<std::uint64_t> lags() const {
-    const std::uint64_t published = counters.fragments.value();  // next_, for any thread
+    const std::uint64_t published = peek(figures_.fragments);  // next_, for any thread
     std::vector<std::uint64_t> lags;
     for (std::uint32_t i = 0; i < segment_.geometry().readers; ++i) {
       // relaxed: a figure for people.
@@ -153,8 +151,9 @@ class RingWriter {
   }
 
   template <class Stop>
-  Outcome wait_ready(const Patience& patience, Stop stop) {
-    return wait_all_attached(segment_, Gate(segment_.writer_seat().gate), patience, counters, stop);
+  Outcome wait_ready(std::int64_t deadline_ns, Stop stop) {
+    return wait_all_attached(segment_, waiter, Gate(segment_.writer_seat().gate), deadline_ns,
+                             stop);
   }
 
   // Wakes this writer's own wait, from another thread.
@@ -186,8 +185,12 @@ class RingWriter {
     for (std::uint32_t i = 0; i < segment_.geometry().readers; ++i) {
       // seq_cst: acquire pairs with the reader's store (its copy is over before we overwrite the
       // slot), and in wait_for_credit() it is the waiter's second look after wake_at was stored.
-      least = std::min(
-          least, std::atomic_ref(segment_.member(i).consumed).load(std::memory_order_seq_cst));
+      const auto consumed =
+          std::atomic_ref(segment_.member(i).consumed).load(std::memory_order_seq_cst);
+      if (consumed < least) {
+        least = consumed;
+        slowest_ = i;
+      }
     }
     consumed_by_all_ = least;
   }
@@ -195,13 +198,14 @@ class RingWriter {
   // Waits for one free slot but asks to be woken when half the ring is free: a sleeping writer is
   // then woken once per half ring. No deadlock: readers can always consume up to next_.
   template <class Stop>
-  Outcome wait_for_credit(const Patience& patience, Stop stop) {
+  Outcome wait_for_credit(std::int64_t deadline_ns, Stop stop) {
     WriterSeat& seat = segment_.writer_seat();
     const auto wake_at = std::atomic_ref(seat.wake_at);
     // seq_cst: the waiter's announcement; pairs with RingReader::release_slot().
     wake_at.store(next_ - slots() / 2, std::memory_order_seq_cst);
-    const Outcome outcome =
-        wait_for(Gate(seat.gate), patience, counters, [this] { return has_credit(); }, stop);
+    const Outcome outcome = waiter.wait(
+        Gate(seat.gate), deadline_ns, segment_.member(slowest_).consumed, Beat::yes,
+        [this] { return has_credit(); }, stop);
     // relaxed: a reader that still sees the old value makes one needless system call.
     wake_at.store(kNever, std::memory_order_relaxed);
     return outcome;
@@ -227,7 +231,7 @@ class RingWriter {
     }
     slot.descriptor = is_start ? descriptor_ : 0;
     ++next_;
-    ++counters.fragments;
+    add(figures_.fragments, 1);
     // seq_cst: release pairs with the acquire in RingReader::readable(), and the total order with
     // the Gate's load in wake_readers(), here or before a wait, is what loses no wake-up (see
     // Gate).
@@ -236,12 +240,14 @@ class RingWriter {
   }
 
   void wake_readers() {
-    if (Gate(segment_.lobby().gate).wake()) ++counters.wakes;
+    if (Gate(segment_.lobby().gate).wake()) add(figures_.wakes, 1);
   }
 
   Segment segment_;
+  Figures& figures_;
   std::uint64_t next_ = 0;             // the fragment to publish next
   std::uint64_t consumed_by_all_ = 0;  // a lower bound, refreshed when the ring looks full
+  std::uint32_t slowest_ = 0;          // a reader that was the last then
 
   std::vector<std::uint64_t> sizes_;  // the frame table
   std::vector<ConstPiece> pieces_;    // table and frames, none of them empty
@@ -274,9 +280,13 @@ class RingReader {
     return true;
   }
 
-  RingReader(Segment segment, std::uint32_t index) : segment_(segment), index_(index) {}
+  RingReader(Segment segment, std::uint32_t index, const WaitPolicy& policy)
+      : waiter(policy, segment.reader_figures(index)),
+        segment_(segment),
+        figures_(segment.reader_figures(index)),
+        index_(index) {}
 
-  RingCounters counters;
+  Waiter waiter;
 
   // A message's start lies ready: begin() will not wait.
   bool has_message() const {
@@ -285,9 +295,9 @@ class RingReader {
 
   // Waits for the next message. After `ready`, frame_count() and its table tell what it holds.
   template <class Stop>
-  Outcome begin(const Patience& patience, Stop stop) {
+  Outcome begin(std::int64_t deadline_ns, Stop stop) {
     for (;;) {
-      const Outcome outcome = wait_readable(patience, stop);
+      const Outcome outcome = wait_readable(deadline_ns, stop, Beat::yes);
       if (outcome != Outcome::ready) return outcome;
       const std::uint64_t word = segment_.slot_of(next_).descriptor;
       if (Descriptor::starts(word)) {
@@ -328,7 +338,7 @@ class RingReader {
 
   // Fills the pieces set by into(). `abandoned`: the writer gave the message up, begin() the next.
   template <class Stop>
-  Outcome fetch(const Patience& patience, Stop stop) {
+  Outcome fetch(std::int64_t deadline_ns, Stop stop) {
     while (piece_ != pieces_.size()) {
       const MutablePiece& piece = pieces_[piece_];
       if (piece.size == offset_) {
@@ -338,10 +348,10 @@ class RingReader {
       }
       if (cursor_ == capacity()) release_slot();
       if (cursor_ == 0 && next_ != first_) {
-        const Outcome outcome = wait_readable(patience, stop);
+        const Outcome outcome = wait_readable(deadline_ns, stop, Beat::no);
         if (outcome != Outcome::ready) return outcome;
         if (Descriptor::starts(segment_.slot_of(next_).descriptor)) {
-          ++counters.abandoned;
+          add(figures_.abandoned, 1);
           return Outcome::abandoned;
         }
       }
@@ -357,8 +367,8 @@ class RingReader {
   // Gives the message's last slot back, after all of it was fetched.
   void end(std::uint64_t payload) {
     release_slot();
-    ++counters.messages;
-    counters.bytes += payload;
+    add(figures_.messages, 1);
+    add(figures_.bytes, payload);
   }
 
   // Gives up on the message that begin() found: the next begin() skips the rest of it.
@@ -384,11 +394,12 @@ class RingReader {
     return std::atomic_ref(segment_.lobby().closed).load(std::memory_order_seq_cst) != 0;
   }
 
+  const Figures& figures() const { return figures_; }
   std::uint32_t attached() const { return attached_readers(segment_); }
 
   template <class Stop>
-  Outcome wait_ready(const Patience& patience, Stop stop) {
-    return wait_all_attached(segment_, Gate(segment_.lobby().gate), patience, counters,
+  Outcome wait_ready(std::int64_t deadline_ns, Stop stop) {
+    return wait_all_attached(segment_, waiter, Gate(segment_.lobby().gate), deadline_ns,
                              [&] { return writer_closed() || stop(); });
   }
 
@@ -407,24 +418,24 @@ class RingReader {
   }
 
   template <class Stop>
-  Outcome wait_readable(const Patience& patience, Stop stop) {
+  Outcome wait_readable(std::int64_t deadline_ns, Stop stop, Beat beat) {
     if (readable()) return Outcome::ready;
-    return wait_for(
-        Gate(segment_.lobby().gate), patience, counters, [this] { return readable(); },
-        [&] { return writer_closed() || stop(); });
+    return waiter.wait(
+        Gate(segment_.lobby().gate), deadline_ns, segment_.slot_of(next_).seq, beat,
+        [this] { return readable(); }, [&] { return writer_closed() || stop(); });
   }
 
   void release_slot() {
     ++next_;
     cursor_ = 0;
-    ++counters.fragments;
+    add(figures_.fragments, 1);
     // seq_cst: release pairs with the writer's load before it reuses the slot; and against a lost
     // wake-up of the writer, store consumed / load wake_at here faces store wake_at / load
     // consumed in RingWriter::wait_for_credit().
     std::atomic_ref(segment_.member(index_).consumed).store(next_, std::memory_order_seq_cst);
     WriterSeat& seat = segment_.writer_seat();
     if (std::atomic_ref(seat.wake_at).load(std::memory_order_seq_cst) == next_) {
-      if (Gate(seat.gate).wake()) ++counters.wakes;
+      if (Gate(seat.gate).wake()) add(figures_.wakes, 1);
     }
   }
 
@@ -435,6 +446,7 @@ class RingReader {
   }
 
   Segment segment_;
+  Figures& figures_;
   std::uint32_t index_;
   std::uint64_t next_ = 0;    // the fragment to consume next
   std::uint64_t cursor_ = 0;  // bytes of its payload already copied out

@@ -1,4 +1,4 @@
-// How a thread waits for a word in shared memory to change: look, spin, park on a Gate.
+// How a thread waits for a word in shared memory to change: look, spin, nap, park on a Gate.
 #pragma once
 
 #include <linux/futex.h>
@@ -8,19 +8,18 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cerrno>
 #include <climits>
 #include <cstdint>
 
+#include "hints.hpp"
+#include "layout.hpp"
+#include "pace.hpp"
+
 namespace shmcast {
 
 inline constexpr std::int64_t kForever = INT64_MAX;
-// A wait comes back to its caller this often, to look for signals that hit another thread or fell
-// between two system calls. 20 returns a second cost an idle reader well under 0.1 % of a core.
-inline constexpr std::int64_t kSliceNs = 50'000'000;
-// A spinner comes back more often, for its rehearsal: caches forget within milliseconds.
-inline constexpr std::int64_t kSpinSliceNs = 100'000;
-inline constexpr int kLooksPerClockRead = 64;
 
 inline std::int64_t monotonic_ns() {
   timespec now;
@@ -28,57 +27,69 @@ inline std::int64_t monotonic_ns() {
   return now.tv_sec * std::int64_t{1'000'000'000} + now.tv_nsec;
 }
 
-// Tells the core that this is a spin loop: a sibling thread gets its turn, the exit costs less.
-inline void cpu_relax() {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("isb" ::: "memory");
-#else
-  asm volatile("" ::: "memory");
-#endif
-}
-
-// An eventcount on one futex word: several park, one system call wakes them all.
+// An eventcount: several park, one system call wakes them all.
 //
-// Bit 0 says that somebody is parked or about to be, the bits above count wake-ups. The protocol is
-// the store-buffer pattern; every access in it is seq_cst, and that total order is what forbids
-// both sides to miss each other:
-//     waiter: announce(); look again; park()          waker: change the word; wake()
-// Either the waiter's second look sees the change, or wake() sees bit 0. In the second case the
-// word has moved on from the ticket, so that a park() which comes too late returns at once.
+// One word: the low half counts who is parked or about to be, the high half counts wake-ups and is
+// what the kernel compares. A wake-up empties the low half, so that it never speaks of those who
+// were woken or killed. The protocol is the store-buffer pattern; every access in it is seq_cst,
+// and that total order is what forbids both sides to miss each other:
+//     waiter: announce(); look again; park()          waker: change the world; wake()
+// Either the waiter's second look sees the change, or wake() sees the waiter. In the second case
+// the high half has moved on from the ticket, so that a park() which comes too late returns at
+// once. models/park_wake.pml proves it, and that it fails without these orders.
 class Gate {
  public:
-  explicit Gate(std::uint32_t& word) : word_(word) {}
+  explicit Gate(std::uint64_t& word) : word_(word) {}
 
-  std::uint32_t announce() {
+  // The caller is about to park(), or will withdraw().
+  std::uint64_t announce() {
     // seq_cst: pairs with the load in wake(), see above.
-    return std::atomic_ref(word_).fetch_or(1, std::memory_order_seq_cst) | 1;
+    return std::atomic_ref(word_).fetch_add(1, std::memory_order_seq_cst);
+  }
+
+  // The caller who had `ticket` is up, for another reason than a wake-up.
+  void withdraw(std::uint64_t ticket) {
+    // relaxed: it only spares a waker a needless system call; the count says nothing else.
+    std::uint64_t word = std::atomic_ref(word_).load(std::memory_order_relaxed);
+    while (wake_ups(word) == wake_ups(ticket) &&
+           !std::atomic_ref(word_).compare_exchange_weak(word, word - 1, std::memory_order_relaxed,
+                                                         std::memory_order_relaxed)) {
+    }
   }
 
   // Sleeps until wake(), the deadline (CLOCK_MONOTONIC) or a signal; false if it was a signal.
-  bool park(std::uint32_t ticket, std::int64_t deadline_ns) {
+  bool park(std::uint64_t ticket, std::int64_t deadline_ns) {
     timespec until{deadline_ns / 1'000'000'000, deadline_ns % 1'000'000'000};
-    const long rc = syscall(SYS_futex, &word_, FUTEX_WAIT_BITSET, ticket, &until, nullptr,
-                            FUTEX_BITSET_MATCH_ANY);
+    const long rc = syscall(SYS_futex, high_half(), FUTEX_WAIT_BITSET, wake_ups(ticket), &until,
+                            nullptr, FUTEX_BITSET_MATCH_ANY);
     return !(rc == -1 && errno == EINTR);
   }
 
   // Wakes all who are parked; returns whether a system call was needed.
   bool wake() {
     // seq_cst: pairs with announce(). The change that is being reported was stored seq_cst too.
-    std::uint32_t word = std::atomic_ref(word_).load(std::memory_order_seq_cst);
+    std::uint64_t word = std::atomic_ref(word_).load(std::memory_order_seq_cst);
     do {
-      if ((word & 1) == 0) return false;
-      // relaxed on failure: the loop looks at the bit again; +1 clears bit 0 and counts.
+      if (static_cast<std::uint32_t>(word) == 0) return false;
+      // relaxed on failure: the loop looks at the count again.
     } while (!std::atomic_ref(word_).compare_exchange_weak(
-        word, word + 1, std::memory_order_seq_cst, std::memory_order_relaxed));
-    syscall(SYS_futex, &word_, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+        word, std::uint64_t{wake_ups(word) + 1} << 32, std::memory_order_seq_cst,
+        std::memory_order_relaxed));
+    syscall(SYS_futex, high_half(), FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
     return true;
   }
 
  private:
-  std::uint32_t& word_;
+  static std::uint32_t wake_ups(std::uint64_t word) {
+    return static_cast<std::uint32_t>(word >> 32);
+  }
+  // The kernel compares 32 bits.
+  std::uint32_t* high_half() const {
+    static_assert(std::endian::native == std::endian::little);
+    return reinterpret_cast<std::uint32_t*>(&word_) + 1;
+  }
+
+  std::uint64_t& word_;
 };
 
 // How a wait, or a step that may wait, ended.
@@ -90,70 +101,215 @@ enum class Outcome : std::uint8_t {
   abandoned,    // (RingReader::fetch) the writer gave the message up
 };
 
-// Until when a wait may last, and until when it may burn its core.
-struct Patience {
-  std::int64_t deadline_ns = kForever;
-  std::int64_t spin_until_ns = 0;
+// `timeout_ns` from now.
+inline std::int64_t deadline_after(std::int64_t timeout_ns) {
+  const std::int64_t now = monotonic_ns();
+  return timeout_ns > kForever - now ? kForever : now + timeout_ns;
+}
 
-  static Patience starting_now(std::int64_t timeout_ns, std::int64_t spin_ns) {
-    const std::int64_t now = monotonic_ns();
-    const auto after = [now](std::int64_t ns) { return ns > kForever - now ? kForever : now + ns; };
-    return {after(timeout_ns), after(spin_ns)};
-  }
+struct WaitPolicy {
+  enum class Mode : std::uint8_t { spin, park, adaptive };
+  Mode mode = Mode::adaptive;
+  std::int64_t max_spin_ns = 0;  // adaptive: in one wait
 };
 
-// A count that one thread makes and any thread may read. relaxed throughout: a figure for people.
-class Tally {
+// Whether a wait is for what comes at a pace: the next message, not the rest of this one.
+enum class Beat : bool { no, yes };
+
+// One endpoint's way to wait. It remembers what it learned from one wait to the next, and within a
+// wait where it was when it was interrupted.
+class Waiter {
  public:
-  void operator+=(std::uint64_t n) { count_.store(value() + n, std::memory_order_relaxed); }
-  void operator++() { *this += 1; }
-  std::uint64_t value() const { return count_.load(std::memory_order_relaxed); }
+  explicit Waiter(const WaitPolicy& policy, Figures& figures)
+      : policy_(policy), figures_(figures) {}
+
+  // Too many members for the CPUs (adaptive: don't spin). Learned outside; see review_is_due().
+  void set_crowded(bool crowded) {
+    crowded_ = crowded;
+    reviewed_ns_ = monotonic_ns();
+  }
+
+  // Adaptive, and the last set_crowded() is a while ago.
+  bool review_is_due() const {
+    return policy_.mode == WaitPolicy::Mode::adaptive && monotonic_ns() - reviewed_ns_ > kReviewNs;
+  }
+
+  // The wait that was interrupted is awake, and will go on so.
+  bool is_spinning() const { return stage_ == Stage::spin; }
+
+  // Waits until ready() or stop(). `interrupted` asks the caller to handle signals, to review and
+  // to rehearse where that is due, and to call again. `watched` is a word that changes when ready()
+  // does, or some other word nearby: a hint where to look. A wait for a `beat` teaches the pace.
+  template <class Ready, class Stop>
+  Outcome wait(Gate gate, std::int64_t deadline_ns, const std::uint64_t& watched, Beat beat,
+               Ready ready, Stop stop) {
+    std::int64_t now = monotonic_ns();
+    if (stage_ == Stage::none) begin(now, beat);
+    Outcome outcome;
+    do {
+      if (now >= stage_end_) plan(now);
+      outcome = stage_ == Stage::spin ? spin(now, deadline_ns, watched, ready, stop)
+                                      : sleep(now, gate, deadline_ns, ready, stop);
+      // A spin that has had its time is followed at once by what comes next.
+    } while (outcome == Outcome::interrupted && stage_ == Stage::spin && now >= stage_end_);
+    if (outcome == Outcome::ready && beat == Beat::yes) pace_.arrived(now);
+    if (outcome != Outcome::interrupted) stage_ = Stage::none;
+    return outcome;
+  }
 
  private:
-  std::atomic<std::uint64_t> count_{0};
-};
+  // nap: a sleep until shortly before the next message is due.
+  enum class Stage : std::uint8_t { none, spin, nap, park };
 
-struct WaitCounters {
-  Tally spins;  // waits that ended while spinning
-  Tally parks;  // times that the thread went to sleep
-  Tally wakes;  // system calls made to wake others
-};
+  // A wait comes back to its caller this often, to look for signals that hit another thread or fell
+  // between two system calls. 20 returns a second cost an idle reader under 0.1 % of a core.
+  static constexpr std::int64_t kSleepSliceNs = 50 * kMillisecond;
+  // A spinner comes back more often, for its rehearsal: caches forget within milliseconds.
+  static constexpr std::int64_t kSpinSliceNs = 100 * kMicrosecond;
+  static constexpr std::int64_t kReviewNs = 1'000 * kMillisecond;
 
-// Waits until ready() or stop(). `interrupted` asks the caller to handle signals and call again.
-template <class Ready, class Stop>
-Outcome wait_for(Gate gate, const Patience& patience, WaitCounters& counters, Ready ready,
-                 Stop stop) {
-  // What was published before the close is still delivered: stop() first, then one more ready().
-  const auto stopped = [&] { return ready() ? Outcome::ready : Outcome::closed; };
+  // Every wait begins by spinning for as long as a wake-up costs: whatever comes then, that is at
+  // most twice the cost of knowing it (Karlin et al., "Competitive randomized algorithms for
+  // non-uniform problems", 1990, on spin-blocks).
+  static constexpr std::int64_t kBriefSpinNs = 50 * kMicrosecond;
+  // While nothing is known of the gaps.
+  static constexpr std::int64_t kFirstSpinNs = 1 * kMillisecond;
+  // Awake so long before the window, beside the usual oversleep: for a rehearsal or two.
+  static constexpr std::int64_t kLeadNs = 100 * kMicrosecond;
+  // And so long after it, at least.
+  static constexpr std::int64_t kTrailNs = 200 * kMicrosecond;
+  static constexpr std::int64_t kLeastNapNs = 1 * kMillisecond;
 
-  std::int64_t now = monotonic_ns();
-  const std::int64_t slice = now < patience.spin_until_ns ? kSpinSliceNs : kSliceNs;
-  const std::int64_t slice_end = std::min(patience.deadline_ns, now + slice);
-  const std::int64_t spin_end = std::min(patience.spin_until_ns, slice_end);
-  while (now < spin_end) {
-    for (int look = 0; look < kLooksPerClockRead; ++look) {
-      if (ready()) {
-        ++counters.spins;
-        return Outcome::ready;
-      }
-      cpu_relax();
+  void begin(std::int64_t now, Beat beat) {
+    beat_ = beat;
+    spin_left_ns_ = policy_.max_spin_ns;
+    switch (policy_.mode) {
+      case WaitPolicy::Mode::spin: return enter(Stage::spin, kForever);
+      case WaitPolicy::Mode::park: return enter(Stage::park, kForever);
+      case WaitPolicy::Mode::adaptive:
+        if (must_park(now)) return enter(Stage::park, kForever);
+        return spin_until(
+            now, now + (beat == Beat::yes && pace_.is_known() ? kBriefSpinNs : kFirstSpinNs));
     }
-    if (stop()) return stopped();
-    now = monotonic_ns();
   }
-  bool signalled = false;
-  while (now < slice_end && !signalled) {
-    const std::uint32_t ticket = gate.announce();
-    if (ready()) return Outcome::ready;
-    if (stop()) return stopped();
-    ++counters.parks;
-    signalled = !gate.park(ticket, slice_end);
-    if (ready()) return Outcome::ready;
-    now = monotonic_ns();
+
+  // Adaptive: the stage before has ended without a message.
+  void plan(std::int64_t now) {
+    put(figures_.gap_ns, static_cast<std::uint64_t>(pace_.gap_ns()));
+    if (beat_ == Beat::no || must_park(now)) return enter(Stage::park, kForever);
+    const std::int64_t last = pace_.last_beat();
+    const Pace::Window window = pace_.predict(now - last);
+    if (window.to_ns == 0) return enter(Stage::park, kForever);
+    // What comes may lie somewhat outside of what was.
+    const std::int64_t width = window.to_ns - window.from_ns;
+    const std::int64_t lead = kLeadNs + oversleep_.typical_ns() + width / 8;
+    const std::int64_t awake = last + window.from_ns - lead;
+    if (awake - now >= kLeastNapNs) return enter(Stage::nap, awake);
+    spin_until(now, last + window.to_ns + std::max(kTrailNs, width / 4));
   }
-  if (ready()) return Outcome::ready;
-  if (stop()) return stopped();
-  return now >= patience.deadline_ns ? Outcome::timed_out : Outcome::interrupted;
-}
+
+  bool must_park(std::int64_t now) const {
+    return crowded_ || spin_left_ns_ <= 0 || contention_.is_contended(now);
+  }
+
+  void spin_until(std::int64_t now, std::int64_t end) {
+    enter(Stage::spin, std::min(end, now + spin_left_ns_));
+  }
+
+  void enter(Stage stage, std::int64_t end) {
+    stage_ = stage;
+    stage_end_ = end;
+  }
+
+  // What was published before the close is still delivered: stop() first, then one more ready().
+  template <class Ready>
+  static Outcome stopped(Ready ready) {
+    return ready() ? Outcome::ready : Outcome::closed;
+  }
+
+  // `now` comes back as of the last look at the clock.
+  template <class Ready, class Stop>
+  Outcome spin(std::int64_t& now, std::int64_t deadline_ns, const std::uint64_t& watched,
+               Ready ready, Stop stop) {
+    const std::int64_t start = now;
+    const std::int64_t end = std::min({deadline_ns, stage_end_, now + kSpinSliceNs});
+    const auto ended = [&](Outcome outcome) {
+      spin_left_ns_ -= now - start;
+      add(figures_.spun_ns, static_cast<std::uint64_t>(now - start));
+      if (outcome == Outcome::ready) add(figures_.spins, 1);
+      return outcome;
+    };
+    do {
+      for (int i = 0; i < hint_.idles_per_clock_read; ++i) {
+        // relaxed: what is watched is a hint; ready() looks in earnest.
+        const std::uint64_t seen = peek(watched);
+        if (ready()) return ended(Outcome::ready);
+        hint_.idle(watched, seen);
+      }
+      if (stop()) return ended(stopped(ready));
+      const std::int64_t before = now;
+      now = monotonic_ns();
+      if (policy_.mode == WaitPolicy::Mode::adaptive && contention_.spun(now, now - before)) {
+        add(figures_.preemptions, 1);
+        enter(Stage::park, kForever);
+        break;
+      }
+    } while (now < end);
+    if (ready()) return ended(Outcome::ready);
+    return ended(now >= deadline_ns ? Outcome::timed_out : Outcome::interrupted);
+  }
+
+  template <class Ready, class Stop>
+  Outcome sleep(std::int64_t& now, Gate gate, std::int64_t deadline_ns, Ready ready, Stop stop) {
+    const std::int64_t start = now;
+    const std::int64_t end = std::min({deadline_ns, stage_end_, now + kSleepSliceNs});
+    const auto ended = [&](Outcome outcome) {
+      add(figures_.parked_ns, static_cast<std::uint64_t>(now - start));
+      return outcome;
+    };
+    bool signalled = false;
+    while (now < end && !signalled) {
+      const std::uint64_t ticket = gate.announce();
+      if (ready()) {
+        gate.withdraw(ticket);
+        return ended(Outcome::ready);
+      }
+      if (stop()) {
+        gate.withdraw(ticket);
+        return ended(stopped(ready));
+      }
+      add(figures_.parks, 1);
+      signalled = !gate.park(ticket, end);
+      gate.withdraw(ticket);
+      const bool is_ready = ready();
+      now = monotonic_ns();
+      if (is_ready) {
+        add(figures_.wakeups, 1);
+        return ended(Outcome::ready);
+      }
+    }
+    if (stop()) return ended(stopped(ready));
+    if (now >= deadline_ns) return ended(Outcome::timed_out);
+    if (stage_ == Stage::nap && now >= stage_end_) {
+      oversleep_.slept(now - stage_end_);
+      plan(now);  // to spin: the caller rehearses first
+    }
+    return ended(Outcome::interrupted);
+  }
+
+  WaitPolicy policy_;
+  Figures& figures_;
+  const Hint& hint_ = best_hint();
+  Pace pace_;
+  Oversleep oversleep_;
+  Contention contention_;
+  bool crowded_ = false;
+  std::int64_t reviewed_ns_ = 0;
+
+  Stage stage_ = Stage::none;
+  Beat beat_ = Beat::no;
+  std::int64_t stage_end_ = 0;
+  std::int64_t spin_left_ns_ = 0;
+};
 
 }  // namespace shmcast

@@ -13,19 +13,15 @@
 #include <random>
 #include <thread>
 
+#include "check.hpp"
+
 namespace shmcast {
 namespace {
 
-#define CHECK(condition)                                                             \
-  do {                                                                               \
-    if (!(condition)) {                                                              \
-      std::fprintf(stderr, "%s:%d: not true: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                                  \
-    }                                                                                \
-  } while (false)
-
 constexpr std::byte kNonce[kNonceBytes] = {std::byte{1}, std::byte{2}};
 constexpr auto kNoStop = [] { return false; };
+constexpr WaitPolicy kPark{WaitPolicy::Mode::park, 0};
+constexpr WaitPolicy kAdaptive{WaitPolicy::Mode::adaptive, 20'000};
 
 using Message = std::vector<std::vector<std::byte>>;
 
@@ -68,9 +64,8 @@ class Memory {
 };
 
 // Receives one message as the Python binding does; `closed` if there is none left.
-Outcome receive(RingReader& reader, Message& message, std::int64_t spin_ns,
-                std::int64_t timeout_ns = kForever) {
-  const Patience patience = Patience::starting_now(timeout_ns, spin_ns);
+Outcome receive(RingReader& reader, Message& message, std::int64_t timeout_ns = kForever) {
+  const std::int64_t deadline = deadline_after(timeout_ns);
   const auto resumed = [&](auto step) {
     for (;;) {
       const Outcome outcome = step();
@@ -78,14 +73,14 @@ Outcome receive(RingReader& reader, Message& message, std::int64_t spin_ns,
     }
   };
   for (;;) {
-    Outcome outcome = resumed([&] { return reader.begin(patience, kNoStop); });
+    Outcome outcome = resumed([&] { return reader.begin(deadline, kNoStop); });
     if (outcome != Outcome::ready) return outcome;
     std::vector<std::uint64_t> sizes(reader.frame_count());
     if (sizes.size() > 1) {
       const MutablePiece table{reinterpret_cast<std::byte*>(sizes.data()),
                                table_bytes(sizes.size())};
       reader.into({&table, 1});
-      outcome = resumed([&] { return reader.fetch(patience, kNoStop); });
+      outcome = resumed([&] { return reader.fetch(deadline, kNoStop); });
       if (outcome == Outcome::abandoned) continue;
       if (outcome != Outcome::ready) return outcome;
     } else if (sizes.size() == 1) {
@@ -98,20 +93,19 @@ Outcome receive(RingReader& reader, Message& message, std::int64_t spin_ns,
     for (const std::uint64_t size : sizes) message.emplace_back(size);
     for (auto& frame : message) pieces.push_back({frame.data(), frame.size()});
     reader.into(pieces);
-    outcome = resumed([&] { return reader.fetch(patience, kNoStop); });
+    outcome = resumed([&] { return reader.fetch(deadline, kNoStop); });
     if (outcome == Outcome::abandoned) continue;
     if (outcome == Outcome::ready) reader.end(payload);
     return outcome;
   }
 }
 
-Outcome publish(RingWriter& writer, const Message& message, std::int64_t spin_ns,
-                std::int64_t timeout_ns = kForever) {
+Outcome publish(RingWriter& writer, const Message& message, std::int64_t timeout_ns = kForever) {
   writer.begin(pieces_of(message));
-  const Patience patience = Patience::starting_now(timeout_ns, spin_ns);
+  const std::int64_t deadline = deadline_after(timeout_ns);
   Outcome outcome;
   do {
-    outcome = writer.advance(patience, kNoStop);
+    outcome = writer.advance(deadline, kNoStop);
   } while (outcome == Outcome::interrupted);
   if (outcome != Outcome::ready) writer.abandon();
   return outcome;
@@ -121,40 +115,40 @@ struct Run {
   const char* name;
   Geometry geometry;
   std::uint64_t messages;
-  std::int64_t spin_ns;
+  WaitPolicy policy;
 };
 
 // Everything arrives, whole, in order, at every reader; then the close does.
 void lossless_in_order(const Run& run) {
   Memory memory(run.geometry);
-  RingWriter writer(memory.format());
+  RingWriter writer(memory.format(), run.policy);
   std::vector<std::thread> readers;
   for (std::uint32_t index = 0; index < run.geometry.readers; ++index) {
     readers.emplace_back([&, index] {
       const Segment segment = memory.attach();
       CHECK(RingReader::attach(segment, index, 1));
-      RingReader reader(segment, index);
+      RingReader reader(segment, index, run.policy);
       Message message;
       for (std::uint64_t k = 0; k < run.messages; ++k) {
-        CHECK(receive(reader, message, run.spin_ns) == Outcome::ready);
+        CHECK(receive(reader, message) == Outcome::ready);
         CHECK(message == make_message(7, k, run.geometry.slot_capacity));
       }
-      CHECK(receive(reader, message, run.spin_ns) == Outcome::closed);
-      CHECK(reader.counters.messages.value() == run.messages);
+      CHECK(receive(reader, message) == Outcome::closed);
+      CHECK(peek(reader.figures().messages) == run.messages);
       reader.leave();
     });
   }
   for (std::uint64_t k = 0; k < run.messages; ++k) {
     const Message message = make_message(7, k, run.geometry.slot_capacity);
-    CHECK(publish(writer, message, run.spin_ns) == Outcome::ready);
+    CHECK(publish(writer, message) == Outcome::ready);
   }
   writer.close();
   for (auto& reader : readers) reader.join();
-  CHECK(publish(writer, {{std::byte{1}}}, 0) == Outcome::closed);
+  CHECK(publish(writer, {{std::byte{1}}}) == Outcome::closed);
   std::printf("ok  %s: %lu messages, %lu fragments, writer parked %lu times\n", run.name,
               static_cast<unsigned long>(run.messages),
-              static_cast<unsigned long>(writer.counters.fragments.value()),
-              static_cast<unsigned long>(writer.counters.parks.value()));
+              static_cast<unsigned long>(peek(writer.figures().fragments)),
+              static_cast<unsigned long>(peek(writer.figures().parks)));
 }
 
 // Both sides park for every message: one lost wake-up and this never ends. The readers' answers
@@ -163,65 +157,65 @@ void no_lost_wake_up(std::uint64_t rounds) {
   const Geometry geometry{1, 2, 128};
   Memory there(geometry);
   Memory back(geometry);
-  RingWriter ping(there.format());
+  RingWriter ping(there.format(), kPark);
   const Segment back_segment = back.format();
   std::thread peer([&] {
     const Segment segment = there.attach();
     CHECK(RingReader::attach(segment, 0, 1));
-    RingReader reader(segment, 0);
-    RingWriter pong(back_segment);
+    RingReader reader(segment, 0, kPark);
+    RingWriter pong(back_segment, kPark);
     Message message;
     for (std::uint64_t k = 0; k < rounds; ++k) {
-      CHECK(receive(reader, message, 0) == Outcome::ready);
-      CHECK(publish(pong, message, 0) == Outcome::ready);
+      CHECK(receive(reader, message) == Outcome::ready);
+      CHECK(publish(pong, message) == Outcome::ready);
     }
   });
   const Segment segment = back.attach();
   CHECK(RingReader::attach(segment, 0, 1));
-  RingReader reader(segment, 0);
+  RingReader reader(segment, 0, kPark);
   Message message;
   for (std::uint64_t k = 0; k < rounds; ++k) {
     const Message sent{{static_cast<std::byte>(k)}};
-    CHECK(publish(ping, sent, 0) == Outcome::ready);
-    CHECK(receive(reader, message, 0) == Outcome::ready);
+    CHECK(publish(ping, sent) == Outcome::ready);
+    CHECK(receive(reader, message) == Outcome::ready);
     CHECK(message == sent);
   }
   peer.join();
   std::printf("ok  no lost wake-up: %lu round trips, reader parked %lu times\n",
               static_cast<unsigned long>(rounds),
-              static_cast<unsigned long>(reader.counters.parks.value()));
+              static_cast<unsigned long>(peek(reader.figures().parks)));
 }
 
 // A message given up half-way is delivered to nobody; the next one is delivered to all.
 void abandoned_message(std::uint64_t rounds) {
   const Geometry geometry{2, 4, 128};
   Memory memory(geometry);
-  RingWriter writer(memory.format());
+  RingWriter writer(memory.format(), kPark);
   std::atomic<std::uint64_t> delivered{0};  // to reader 0; relaxed would do, it only throttles
   std::vector<std::thread> readers;
   for (std::uint32_t index = 0; index < 2; ++index) {
     readers.emplace_back([&, index] {
       const Segment segment = memory.attach();
       CHECK(RingReader::attach(segment, index, 1));
-      RingReader reader(segment, index);
+      RingReader reader(segment, index, kPark);
       Message message;
       for (std::uint64_t k = 0; k < rounds; ++k) {
-        CHECK(receive(reader, message, 0) == Outcome::ready);
+        CHECK(receive(reader, message) == Outcome::ready);
         CHECK(message == make_message(11, k, geometry.slot_capacity));
         if (index == 0) delivered = k + 1;
       }
-      CHECK(receive(reader, message, 0) == Outcome::closed);
+      CHECK(receive(reader, message) == Outcome::closed);
     });
   }
   std::uint64_t abandoned = 0;
   for (std::uint64_t k = 0; k < rounds; ++k) {
     // Far larger than the ring, with no time at all: never whole, often begun.
     const Message huge{std::vector<std::byte>(1 << 20, std::byte{0xee})};
-    CHECK(publish(writer, huge, 0, 0) == Outcome::timed_out);
+    CHECK(publish(writer, huge, 0) == Outcome::timed_out);
     ++abandoned;
-    CHECK(publish(writer, make_message(11, k, geometry.slot_capacity), 0) == Outcome::ready);
+    CHECK(publish(writer, make_message(11, k, geometry.slot_capacity)) == Outcome::ready);
   }
-  CHECK(writer.counters.abandoned.value() == abandoned);
+  CHECK(peek(writer.figures().abandoned) == abandoned);
   writer.close();
   for (auto& reader : readers) reader.join();
   CHECK(delivered == rounds);
@@ -232,29 +226,29 @@ void abandoned_message(std::uint64_t rounds) {
 void dropped_message(std::uint64_t rounds) {
   const Geometry geometry{1, 4, 128};
   Memory memory(geometry);
-  RingWriter writer(memory.format());
+  RingWriter writer(memory.format(), kPark);
   std::thread peer([&] {
     const Segment segment = memory.attach();
     CHECK(RingReader::attach(segment, 0, 1));
-    RingReader reader(segment, 0);
+    RingReader reader(segment, 0, kPark);
     Message message;
     for (std::uint64_t k = 0; k < rounds; ++k) {
       if (k % 2 == 0) {
         Outcome outcome;
         do {
-          outcome = reader.begin(Patience::starting_now(kForever, 0), kNoStop);
+          outcome = reader.begin(kForever, kNoStop);
         } while (outcome == Outcome::interrupted);
         CHECK(outcome == Outcome::ready);
         reader.drop();
       } else {
-        CHECK(receive(reader, message, 0) == Outcome::ready);
+        CHECK(receive(reader, message) == Outcome::ready);
         CHECK(message == make_message(17, k, geometry.slot_capacity));
       }
     }
   });
   for (std::uint64_t k = 0; k < rounds; ++k) {
     const Message message = make_message(17, k, geometry.slot_capacity);
-    CHECK(publish(writer, message, 0) == Outcome::ready);
+    CHECK(publish(writer, message) == Outcome::ready);
   }
   peer.join();
   std::printf("ok  dropped messages\n");
@@ -264,27 +258,27 @@ void dropped_message(std::uint64_t rounds) {
 void a_reader_leaves() {
   const Geometry geometry{2, 4, 128};
   Memory memory(geometry);
-  RingWriter writer(memory.format());
+  RingWriter writer(memory.format(), kPark);
   const Segment segment = memory.attach();
   CHECK(RingReader::attach(segment, 0, 1));
   CHECK(!RingReader::attach(segment, 0, 2));
   CHECK(RingReader::attach(segment, 1, 1));
   std::thread lazy([&] {
-    RingReader reader(segment, 0);
+    RingReader reader(segment, 0, kPark);
     Message message;
-    CHECK(receive(reader, message, 0) == Outcome::ready);
+    CHECK(receive(reader, message) == Outcome::ready);
     reader.leave();
   });
   std::thread eager([&] {
-    RingReader reader(segment, 1);
+    RingReader reader(segment, 1, kPark);
     Message message;
     for (std::uint64_t k = 0; k < 100; ++k) {
-      CHECK(receive(reader, message, 0) == Outcome::ready);
+      CHECK(receive(reader, message) == Outcome::ready);
       CHECK(message == make_message(13, k, geometry.slot_capacity));
     }
   });
   for (std::uint64_t k = 0; k < 100; ++k) {
-    CHECK(publish(writer, make_message(13, k, geometry.slot_capacity), 0) == Outcome::ready);
+    CHECK(publish(writer, make_message(13, k, geometry.slot_capacity)) == Outcome::ready);
   }
   lazy.join();
   eager.join();
@@ -294,7 +288,7 @@ void a_reader_leaves() {
 void limits() {
   const Geometry geometry{1, 2, 128};
   Memory memory(geometry);
-  RingWriter writer(memory.format());
+  RingWriter writer(memory.format(), kPark);
   const std::vector<ConstPiece> many(Descriptor::kMaxFrames + 1, ConstPiece{nullptr, 0});
   bool refused = false;
   try {
@@ -304,9 +298,9 @@ void limits() {
   }
   CHECK(refused);
   // With nobody reading, two slots are all there is.
-  CHECK(publish(writer, {{}}, 0, 0) == Outcome::ready);
-  CHECK(publish(writer, {{}}, 0, 0) == Outcome::ready);
-  CHECK(publish(writer, {{}}, 0, 1'000'000) == Outcome::timed_out);
+  CHECK(publish(writer, {{}}, 0) == Outcome::ready);
+  CHECK(publish(writer, {{}}, 0) == Outcome::ready);
+  CHECK(publish(writer, {{}}, 1'000'000) == Outcome::timed_out);
   std::printf("ok  limits\n");
 }
 
@@ -316,10 +310,10 @@ void limits() {
 int main(int argc, char** argv) {
   using namespace shmcast;
   const std::uint64_t scale = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 1;
-  for (const std::int64_t spin_ns : {std::int64_t{0}, std::int64_t{20'000}}) {
-    lossless_in_order({"1 reader, 2 tiny slots", {1, 2, 128}, 2000 * scale, spin_ns});
-    lossless_in_order({"3 readers, 4 slots", {3, 4, 256}, 1000 * scale, spin_ns});
-    lossless_in_order({"8 readers, 64 slots", {8, 64, 1024}, 500 * scale, spin_ns});
+  for (const WaitPolicy& policy : {kPark, kAdaptive}) {
+    lossless_in_order({"1 reader, 2 tiny slots", {1, 2, 128}, 2000 * scale, policy});
+    lossless_in_order({"3 readers, 4 slots", {3, 4, 256}, 1000 * scale, policy});
+    lossless_in_order({"8 readers, 64 slots", {8, 64, 1024}, 500 * scale, policy});
   }
   no_lost_wake_up(10'000 * scale);
   abandoned_message(300 * scale);

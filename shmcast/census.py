@@ -1,0 +1,138 @@
+"""Who else is on this node: the threads of this user that have endpoints, counted across processes.
+
+Each such thread holds a lock on one byte of the folder that all shared memory lies in, and whoever
+wants to know counts the locks. There is no file to make, to clean up or to be corrupted; the kernel
+takes a lock away when its process dies, however it dies. (`fcntl(2)`, open file description locks:
+Linux 3.15.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import os
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+_FOLDER = Path("/dev/shm")  # noqa: S108 (shared by the same processes as the segments are)
+
+# struct flock of 64-bit Linux: type, whence, start, length, pid.
+_FLOCK = struct.Struct("@hhqqi0q")
+
+# A user's bytes: one for each thread id (less than 2**22) and 9 random bits, which tell apart the
+# threads of containers that number their threads alike.
+_RANDOM_BITS = 9
+_BYTES_PER_USER = 1 << (22 + _RANDOM_BITS)
+
+
+class Seat:
+    """One endpoint's claim that its thread is a member. Made by `enter`."""
+
+    def __init__(self, thread: int) -> None:
+        self._thread = thread
+        self._pid = os.getpid()
+
+    def leave(self) -> None:
+        """Gives the claim up. Idempotent; nothing happens in a fork of the process."""
+        if self._pid == os.getpid():
+            self._pid = -1
+            _register.leave(self._thread)
+
+
+def enter() -> Seat:
+    """Lists the calling thread until the seat is left or the process ends."""
+    thread = threading.get_native_id()
+    _register.enter(thread)
+    return Seat(thread)
+
+
+def members() -> int | None:
+    """Threads of this user with endpoints that may run on a CPU that the caller may run on.
+
+    Threads that are pinned to other CPUs take nothing from the caller. None where the kernel offers
+    no such locks.
+    """
+    mine = os.sched_getaffinity(0)
+    try:
+        return sum(not mine.isdisjoint(_affinity(thread)) for thread in _register.threads())
+    except OSError:
+        return None
+
+
+def _affinity(thread: int) -> set[int]:
+    try:
+        return os.sched_getaffinity(thread)
+    except OSError:  # of another container, or just gone: it may run anywhere
+        return os.sched_getaffinity(0)
+
+
+class _Register:
+    """This process's locks."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._folder: int | None = None  # its descriptor owns the locks
+        self._offsets: dict[int, int] = {}  # by thread
+        self._endpoints: dict[int, int] = {}  # how many, by thread
+
+    def enter(self, thread: int) -> None:
+        with self._guard:
+            count = self._endpoints.get(thread, 0)
+            self._endpoints[thread] = count + 1
+            if count == 0:
+                salt = int.from_bytes(os.urandom(2), "little") % (1 << _RANDOM_BITS)
+                self._offsets[thread] = thread << _RANDOM_BITS | salt
+                self._lock(fcntl.F_RDLCK, self._offsets[thread])
+
+    def leave(self, thread: int) -> None:
+        with self._guard:
+            self._endpoints[thread] -= 1
+            if self._endpoints[thread] == 0:
+                del self._endpoints[thread]
+                self._lock(fcntl.F_UNLCK, self._offsets.pop(thread))
+
+    def threads(self) -> Iterator[int]:
+        """All listed threads, this process's own included. Raises OSError without locks."""
+        with self._guard:
+            own = list(self._endpoints)
+        return itertools.chain(own, self._others())
+
+    def _others(self) -> Iterator[int]:
+        folder = self._open()
+        first = os.getuid() * _BYTES_PER_USER
+        end = first + _BYTES_PER_USER
+        position = first
+        while position < end:
+            # "Which lock is in the way of locking all from here?" One's own never are.
+            question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, position, end - position, 0)
+            answer = fcntl.fcntl(folder, fcntl.F_OFD_GETLK, question)
+            kind, _, start, length, _ = _FLOCK.unpack(answer)
+            if kind == fcntl.F_UNLCK:
+                return
+            position = start + length
+            for offset in range(start - first, position - first):
+                yield offset >> _RANDOM_BITS
+
+    def _lock(self, kind: int, offset: int) -> None:
+        byte = os.getuid() * _BYTES_PER_USER + offset
+        question = _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
+        with contextlib.suppress(OSError):  # where there are no locks, members() says so
+            fcntl.fcntl(self._open(), fcntl.F_OFD_SETLK, question)
+
+    def _open(self) -> int:
+        if self._folder is None:
+            self._folder = os.open(_FOLDER, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return self._folder
+
+    def forked(self) -> None:
+        """In the child: its endpoints are not usable, and its descriptor is the parent's, too."""
+        if self._folder is not None:
+            os.close(self._folder)
+        self.__init__()  # type: ignore[misc]
+
+
+_register = _Register()
+os.register_at_fork(after_in_child=_register.forked)
