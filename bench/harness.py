@@ -14,8 +14,8 @@ import random
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -43,12 +43,37 @@ class Case:
             the rate is measured instead of the latency.
         sleeps: the source sleeps through the gap; otherwise it computes.
         messages: counted messages per transport, over all turns.
+        pattern: how gaps vary around `gap_ms`, one of PATTERNS.
     """
 
     payload: str
     gap_ms: float
     sleeps: bool
     messages: int
+    pattern: str = "steady"
+
+    def gaps_ns(self, count: int) -> list[int]:
+        """The gaps before `count` messages, the same in every call."""
+        rng = np.random.default_rng(len(self.pattern))
+        mean = self.gap_ms * 1e6
+        match self.pattern:
+            case "steady":
+                gaps = np.full(count, mean)
+            case "jitter":
+                gaps = rng.uniform(0.9 * mean, 1.1 * mean, count)
+            case "poisson":
+                gaps = rng.exponential(mean, count)
+            case "bursts":
+                gaps = np.where(np.arange(count) % BURST == 0, mean * BURST, 0.0)
+            case _:
+                raise ValueError(f"pattern {self.pattern!r} is none of {', '.join(PATTERNS)}")
+        return [int(gap) for gap in gaps]
+
+
+PATTERNS = ("steady", "jitter", "poisson", "bursts")
+"""All gaps alike, uniform within 10 %, exponential, and messages in bursts of `BURST`."""
+
+BURST = 8
 
 
 PAYLOADS = ("49 B", "0.5 KB", "16 KB", "1 MiB", "16 MiB")
@@ -86,6 +111,8 @@ class Times:
     """Returns on each reader."""
     turn: int
     """Messages per turn of the transport: the lists above are cut into turns of this length."""
+    cpu_shares: list[float]
+    """CPU seconds per wall second: of the source inside its calls, then of each reader in all."""
 
     @property
     def latencies_us(self) -> list[float]:
@@ -126,15 +153,16 @@ def run(
             processes.append(process)
             results[rank][1].close()  # a member that dies then ends our recv() with EOFError
         for case in cases:
-            (starts, sents), *received = [end.recv() for end, _ in results]
+            source, *readers_ends = [end.recv() for end, _ in results]
             yield (
                 case,
                 {
                     name: Times(
-                        starts[name],
-                        sents[name],
-                        [reader[name] for reader in received],
+                        source[name].starts,
+                        source[name].ends,
+                        [reader[name].ends for reader in readers_ends],
                         case.messages // turns,
+                        [member[name].cpu_share for member in (source, *readers_ends)],
                     )
                     for name in names
                 },
@@ -159,56 +187,86 @@ def _member(
     for case in cases:
         obj = payload(case.payload)
         wire_bytes = len(pickle.dumps(obj, pickle.HIGHEST_PROTOCOL))
-        starts: dict[str, list[int]] = {name: [] for name in names}
-        ends: dict[str, list[int]] = {name: [] for name in names}
+        done = {name: _Done() for name in names}
         order = random.Random(case.payload)  # noqa: S311 (the same on every rank, no more)
         for _ in range(turns):
             # Shuffled, so that none always comes after the one that leaves the caches cold.
             for way in order.sample(ways, len(ways)):
+                count = case.messages // turns
                 if rank == 0:
-                    start, end = _send(way, obj, wire_bytes, case, case.messages // turns)
-                    starts[way.name] += start
+                    _send(way, obj, wire_bytes, case, count, done[way.name])
                 else:
-                    end = _receive(way, wire_bytes, case.messages // turns)
-                ends[way.name] += end
+                    _receive(way, wire_bytes, count, done[way.name])
                 dist.barrier()
-        results.send((starts, ends) if rank == 0 else ends)
+        results.send(done)
     dist.barrier()
     dist.destroy_process_group()
 
 
+@dataclass
+class _Done:
+    """What one member did with one transport in one case."""
+
+    starts: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    cpu_ns: int = 0
+    wall_ns: int = 0
+
+    @property
+    def cpu_share(self) -> float:
+        return self.cpu_ns / self.wall_ns
+
+
 def _send(
-    way: transports.Transport, obj: Any, wire_bytes: int, case: Case, messages: int
-) -> tuple[list[int], list[int]]:
+    way: transports.Transport, obj: Any, wire_bytes: int, case: Case, messages: int, done: _Done
+) -> None:
     starts, ends = [], []
-    clock = time.monotonic_ns
-    gap_ns = int(case.gap_ms * 1e6)
-    for _ in range(messages + WARM_UP):
+    cpu_ns = 0
+    clock, cpu_clock = time.monotonic_ns, time.thread_time_ns
+    gaps_ns = case.gaps_ns(messages + WARM_UP)
+    begin = clock()
+    for gap_ns in gaps_ns:
         if gap_ns and case.sleeps:
             time.sleep(gap_ns / 1e9)
         elif gap_ns:
-            _compute(clock() + gap_ns)
+            _compute(clock() + gap_ns, way.prepare)
+        cpu_start = cpu_clock()
         start = clock()
         way.broadcast(obj, wire_bytes)
         ends.append(clock())
+        cpu_ns += cpu_clock() - cpu_start
         starts.append(start)
-    return starts[WARM_UP:], ends[WARM_UP:]
+    done.starts += starts[WARM_UP:]
+    done.ends += ends[WARM_UP:]
+    done.cpu_ns += cpu_ns
+    done.wall_ns += clock() - begin
 
 
-def _receive(way: transports.Transport, wire_bytes: int, messages: int) -> list[int]:
+def _receive(way: transports.Transport, wire_bytes: int, messages: int, done: _Done) -> None:
     ends = []
     clock = time.monotonic_ns
+    begin, cpu_begin = clock(), time.thread_time_ns()
     for _ in range(messages + WARM_UP):
         way.broadcast(None, wire_bytes)
         ends.append(clock())
-    return ends[WARM_UP:]
+    done.ends += ends[WARM_UP:]
+    done.cpu_ns += time.thread_time_ns() - cpu_begin
+    done.wall_ns += clock() - begin
 
 
-def _compute(until_ns: int) -> None:
-    """Works as a scheduler does between steps: small dicts and lists come, are sorted, and go."""
+def _compute(until_ns: int, prepare: Callable[[], None] | None) -> None:
+    """Works as a scheduler does between steps: small dicts and lists come, are sorted, and go.
+
+    In the last millisecond `prepare` is called every 100 µs, as by a driver that looks now and then
+    whether its GPU is ready.
+    """
     queue: dict[int, list[int]] = {}
     step = 0
-    while time.monotonic_ns() < until_ns:
+    prepare_ns = until_ns - 1_000_000
+    while (now := time.monotonic_ns()) < until_ns:
+        if prepare is not None and now >= prepare_ns:
+            prepare()
+            prepare_ns = now + 100_000
         queue[step % 512] = sorted((step * 7919 + i * 104729) % 4093 for i in range(16))
         step += 1
 
@@ -270,6 +328,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "cpu": models[0] if models else platform.processor(),
         "usable_cpus": CpuBudget().usable(),
+        "idle_hint": shmcast._core.idle_hint(),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "torch": torch.__version__,

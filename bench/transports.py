@@ -18,6 +18,8 @@ class Transport(Protocol):
     """One end of a broadcast. Every process of the group makes its own."""
 
     name: str
+    prepare: Callable[[], None] | None
+    """What the source may call while it has time, to make its next call faster."""
 
     def broadcast(self, obj: Any, wire_bytes: int, /) -> Any:
         """Sends `obj` on rank 0, receives and returns it elsewhere.
@@ -27,11 +29,12 @@ class Transport(Protocol):
 
 
 class Shmcast:
-    """`shmcast.ShmBroadcaster` with a wait policy."""
+    """`shmcast.ShmBroadcaster` with a wait policy; `warm`: the source calls `warm()`."""
 
-    def __init__(self, name: str, wait: shmcast.WaitPolicy) -> None:
+    def __init__(self, name: str, wait: shmcast.WaitPolicy, warm: bool = False) -> None:
         self.name = name
         self._broadcaster = shmcast.ShmBroadcaster(wait=wait)
+        self.prepare = self._broadcaster.warm if warm else None
 
     def broadcast(self, obj: Any, _wire_bytes: int, /) -> Any:
         return self._broadcaster.broadcast_object(obj)
@@ -41,6 +44,7 @@ class Gloo:
     """`torch.distributed.broadcast_object_list`: two collectives, one for the size."""
 
     name = "gloo"
+    prepare: Callable[[], None] | None = None
 
     def broadcast(self, obj: Any, _wire_bytes: int, /) -> Any:
         objects = [obj]
@@ -52,6 +56,7 @@ class GlooKnownSize:
     """One gloo collective over bytes whose number every rank knows beforehand."""
 
     name = "gloo, known size"
+    prepare: Callable[[], None] | None = None
 
     def broadcast(self, obj: Any, wire_bytes: int, /) -> Any:
         if dist.get_rank() == 0:
@@ -67,6 +72,7 @@ class Pipe:
     """`multiprocessing.Pipe`, one per reader; the source pickles once and writes to each."""
 
     name = "pipe"
+    prepare: Callable[[], None] | None = None
 
     def __init__(self, ends: list[Connection]) -> None:
         self._ends = ends
@@ -87,6 +93,7 @@ class Kickmsg:
     """
 
     name = "kickmsg polling"
+    prepare: Callable[[], None] | None = None
 
     def __init__(self) -> None:
         import kickmsg
@@ -122,19 +129,25 @@ class Kickmsg:
         return pickle.loads(data)  # noqa: S301 (our own bytes)
 
 
-NAMES = ("shmcast", "shmcast spin", "shmcast semaphore", Gloo.name, GlooKnownSize.name, Pipe.name)
-"""All transports, in the order of tables."""
+_POLICIES = {
+    "shmcast": shmcast.WaitPolicy.adaptive(),
+    "shmcast spin": shmcast.WaitPolicy.spin(),
+    "shmcast semaphore": shmcast.WaitPolicy.semaphore(),
+}
+
+NAMES = (*_POLICIES, Gloo.name, GlooKnownSize.name, Pipe.name)
+"""The transports that are compared unless told otherwise, in the order of tables."""
+
+WARMED = ", warmed"
+"""After the name of a shmcast transport: the source calls `warm()` while it has time."""
 
 
 def make(name: str, pipe_ends: list[Connection]) -> Transport:
     """This process's end of a transport; called in the same order on every rank."""
+    policy = _POLICIES.get(name.removesuffix(WARMED))
+    if policy is not None:
+        return Shmcast(name, policy, warm=name.endswith(WARMED))
     match name:
-        case "shmcast":
-            return Shmcast(name, shmcast.WaitPolicy.adaptive())
-        case "shmcast spin":
-            return Shmcast(name, shmcast.WaitPolicy.spin())
-        case "shmcast semaphore":
-            return Shmcast(name, shmcast.WaitPolicy.semaphore())
         case Gloo.name:
             return Gloo()
         case GlooKnownSize.name:
@@ -143,4 +156,4 @@ def make(name: str, pipe_ends: list[Connection]) -> Transport:
             return Pipe(pipe_ends)
         case Kickmsg.name:
             return Kickmsg()
-    raise ValueError(f"transport {name!r} is none of {', '.join(NAMES)}")
+    raise ValueError(f"transport {name!r} is none of {', '.join((*NAMES, Kickmsg.name))}")

@@ -102,19 +102,21 @@ class _Register:
 
     def _others(self) -> Iterator[int]:
         folder = self._open()
-        first = os.getuid() * _BYTES_PER_USER
-        end = first + _BYTES_PER_USER
-        position = first
-        while position < end:
-            # "Which lock is in the way of locking all from here?" One's own never are.
-            question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, position, end - position, 0)
+        base = os.getuid() * _BYTES_PER_USER
+        unasked = [(base, base + _BYTES_PER_USER)]
+        while unasked:
+            begin, end = unasked.pop()
+            # "Which lock is in the way of locking all of this?" Any one of them, never one's own.
+            question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, begin, end - begin, 0)
             answer = fcntl.fcntl(folder, fcntl.F_OFD_GETLK, question)
             kind, _, start, length, _ = _FLOCK.unpack(answer)
             if kind == fcntl.F_UNLCK:
-                return
-            position = start + length
-            for offset in range(start - first, position - first):
-                yield offset >> _RANDOM_BITS
+                continue
+            for byte in range(start, start + length):
+                yield (byte - base) >> _RANDOM_BITS
+            unasked += [
+                (low, high) for low, high in ((begin, start), (start + length, end)) if low < high
+            ]
 
     def _lock(self, kind: int, offset: int) -> None:
         byte = os.getuid() * _BYTES_PER_USER + offset

@@ -60,6 +60,55 @@ def test_adaptive_never_spins_where_members_outnumber_the_cpus(crew: Crew) -> No
     assert [spins for spins, _ in send_slowly(crew, None, readers)] == [0] * readers
 
 
+def wait_in_vain(wait: WaitPolicy) -> tuple[shmcast.Statistics, float]:
+    """A reader's statistics after it waited for this long for nothing."""
+    seconds = 0.12
+    with Writer(1) as writer, Reader(writer.handle, 0, wait=wait) as reader:
+        with pytest.raises(shmcast.Timeout):
+            reader.recv(seconds)
+        return reader.statistics(), seconds
+
+
+def test_statistics_tell_how_a_spinner_spent_its_time() -> None:
+    spent, seconds = wait_in_vain(WaitPolicy.spin())
+    assert spent.spun_seconds >= 0.5 * seconds  # (the rest is practice)
+    assert (spent.parks, spent.parked_seconds, spent.wakeups) == (0, 0, 0)
+
+
+def test_statistics_tell_how_a_sleeper_spent_its_time() -> None:
+    spent, seconds = wait_in_vain(WaitPolicy.semaphore())
+    assert spent.parked_seconds >= 0.9 * seconds
+    assert (spent.spins, spent.spun_seconds, spent.wakeups) == (0, 0, 0)
+    assert spent.parks >= 2  # it looks for signals now and then
+
+
+def test_an_adaptive_wait_in_vain_is_mostly_asleep() -> None:
+    spent, seconds = wait_in_vain(WaitPolicy.adaptive())
+    assert spent.parked_seconds > 0.5 * seconds
+
+
+def test_the_writer_sees_what_its_readers_do_and_what_gap_they_learned(crew: Crew) -> None:
+    with Writer(2) as writer:
+        assert [reader.messages for reader in writer.statistics().readers] == [0, 0]
+        assert [reader.gap_seconds for reader in writer.statistics().readers] == [0, 0]
+        jobs = crew.start(2, receive, writer.handle, WaitPolicy.semaphore(), 10)
+        writer.wait_ready(30)
+        for k in range(10):
+            seen = [reader.parks for reader in writer.statistics().readers]
+            while any(
+                now.parks == before
+                for now, before in zip(writer.statistics().readers, seen, strict=True)
+            ):
+                pass  # until both sleep, once more
+            writer.send(k, 30)
+        results(jobs)
+        for reader in writer.statistics().readers:
+            assert reader.messages == 10
+            assert reader.gap_seconds > 0
+            assert 1 <= reader.wakeups <= reader.parks
+        assert writer.statistics().wakes >= 10
+
+
 class Practised(PickleCodec):
     """Counts how often it is practised on."""
 
