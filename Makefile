@@ -3,10 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORE := $(wildcard shmcast/_core/*.hpp shmcast/_core/*.cpp)
-NATIVE_TEST := tests/native/ring_test.cpp
+NATIVE := $(wildcard tests/native/*)
+NATIVE_TESTS := $(patsubst tests/native/%.cpp,%,$(wildcard tests/native/*_test.cpp))
 SANITIZERS := thread address,undefined
+CXXFLAGS_TEST := -std=c++20 -Wall -Wextra -Werror -Ishmcast/_core -pthread
+CROSS := aarch64-linux-gnu-g++
+EMULATOR := qemu-aarch64
 
-.PHONY: help demo test lint sanitize bench clean
+.PHONY: help demo test lint sanitize cross prove bench clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -27,16 +31,29 @@ test: $(VENV)/ready ## run the tests
 lint: $(VENV)/ready ## check style, formatting and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/clang-format --dry-run --Werror $(CORE) $(NATIVE_TEST)
+	$(BIN)/clang-format --dry-run --Werror $(CORE) $(NATIVE)
 	$(BIN)/mypy
 
-sanitize: $(SANITIZERS:%=build/ring_test-%) ## run the ring as threads under sanitizers
-	for test in $^; do TSAN_OPTIONS=halt_on_error=1 ./$$test || exit 1; done
+sanitize: $(foreach test,$(NATIVE_TESTS),$(SANITIZERS:%=build/$(test)-%)) ## run the core as threads under sanitizers
+	for test in $^; do echo $$test; TSAN_OPTIONS=halt_on_error=1 ./$$test || exit 1; done
 
-build/ring_test-%: $(NATIVE_TEST) $(CORE)
+cross: $(NATIVE_TESTS:%=build/%-aarch64) ## compile the core for aarch64 and run its tests in an emulator
+	for test in $^; do echo $$test; FORCED_HINT=wfe $(EMULATOR) ./$$test || exit 1; done
+
+prove: ## model-check the park/wake protocol (needs spin)
+	models/check
+
+# The targets' names come from the sanitizers and the architecture: build/ring_test-thread.
+define native_test
+build/$(1)-aarch64: $(NATIVE) $(CORE)
 	mkdir -p build
-	$(CXX) -std=c++20 -Wall -Wextra -Werror -O1 -g -fsanitize=$* -fno-sanitize-recover=all \
-		-Ishmcast/_core $(NATIVE_TEST) -o $@ -pthread
+	$(CROSS) $(CXXFLAGS_TEST) -O2 -static tests/native/$(1).cpp -o $$@
+
+build/$(1)-%: $(NATIVE) $(CORE)
+	mkdir -p build
+	$(CXX) $(CXXFLAGS_TEST) -O1 -g -fsanitize=$$* -fno-sanitize-recover=all tests/native/$(1).cpp -o $$@
+endef
+$(foreach test,$(NATIVE_TESTS),$(eval $(call native_test,$(test))))
 
 bench: $(VENV)/ready ## measure latency against the peers (about a quarter of an hour)
 	$(BIN)/python bench/latency.py --output bench/results/latency.json
