@@ -92,6 +92,7 @@ inline void add(std::uint64_t& figure, std::uint64_t n) { put(figure, peek(figur
 struct Slot {
   std::uint64_t seq;         // fragment number + 1 of what the slot holds; 0: nothing yet
   std::uint64_t descriptor;  // a Descriptor, or 0 in the fragments that continue a message
+  std::int64_t sent_ns;      // when the message was sent, by the writer's CLOCK_MONOTONIC
   std::byte* payload() { return reinterpret_cast<std::byte*>(this + 1); }
 };
 

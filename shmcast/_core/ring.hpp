@@ -206,6 +206,7 @@ class RingWriter {
     const Outcome outcome = waiter.wait(
         Gate(seat.gate), deadline_ns, segment_.member(slowest_).consumed, Beat::yes,
         [this] { return has_credit(); }, stop);
+    if (outcome == Outcome::ready) waiter.arrived(kForever);  // as of now
     // relaxed: a reader that still sees the old value makes one needless system call.
     wake_at.store(kNever, std::memory_order_relaxed);
     return outcome;
@@ -230,6 +231,7 @@ class RingWriter {
       }
     }
     slot.descriptor = is_start ? descriptor_ : 0;
+    if (is_start) slot.sent_ns = monotonic_ns();
     ++next_;
     add(figures_.fragments, 1);
     // seq_cst: release pairs with the acquire in RingReader::readable(), and the total order with
@@ -299,8 +301,10 @@ class RingReader {
     for (;;) {
       const Outcome outcome = wait_readable(deadline_ns, stop, Beat::yes);
       if (outcome != Outcome::ready) return outcome;
-      const std::uint64_t word = segment_.slot_of(next_).descriptor;
+      const Slot& slot = segment_.slot_of(next_);
+      const std::uint64_t word = slot.descriptor;
       if (Descriptor::starts(word)) {
+        waiter.arrived(slot.sent_ns);
         frames_ = Descriptor::frames(word);
         remaining_ = Descriptor::bytes(word);
         if (table_bytes(frames_) > remaining_) corrupted(word);
@@ -350,6 +354,7 @@ class RingReader {
       if (cursor_ == 0 && next_ != first_) {
         const Outcome outcome = wait_readable(deadline_ns, stop, Beat::no);
         if (outcome != Outcome::ready) return outcome;
+        waiter.done();
         if (Descriptor::starts(segment_.slot_of(next_).descriptor)) {
           add(figures_.abandoned, 1);
           return Outcome::abandoned;

@@ -139,7 +139,7 @@ class Waiter {
 
   // Waits until ready() or stop(). `interrupted` asks the caller to handle signals, to review and
   // to rehearse where that is due, and to call again. `watched` is a word that changes when ready()
-  // does, or some other word nearby: a hint where to look. A wait for a `beat` teaches the pace.
+  // does, or some other word nearby: a hint where to look. After a wait for a `beat`: arrived().
   template <class Ready, class Stop>
   Outcome wait(Gate gate, std::int64_t deadline_ns, const std::uint64_t& watched, Beat beat,
                Ready ready, Stop stop) {
@@ -152,9 +152,21 @@ class Waiter {
                                       : sleep(now, gate, deadline_ns, ready, stop);
       // A spin that has had its time is followed at once by what comes next.
     } while (outcome == Outcome::interrupted && stage_ == Stage::spin && now >= stage_end_);
-    if (outcome == Outcome::ready && beat == Beat::yes) pace_.arrived(now);
+    ended_ns_ = now;
     if (outcome != Outcome::interrupted) stage_ = Stage::none;
     return outcome;
+  }
+
+  // What was waited for is there; perhaps it came while the wait was interrupted.
+  void done() { stage_ = Stage::none; }
+
+  // The same, and it was sent at that time: one more beat, if it was waited for at all. The time is
+  // trusted as far as it can be true (containers may have clocks of their own).
+  void arrived(std::int64_t sent_ns) {
+    done();
+    if (began_ns_ == 0) return;
+    pace_.arrived(std::clamp(sent_ns, began_ns_, std::max(began_ns_, ended_ns_)));
+    began_ns_ = 0;
   }
 
  private:
@@ -182,12 +194,13 @@ class Waiter {
 
   void begin(std::int64_t now, Beat beat) {
     beat_ = beat;
+    if (beat == Beat::yes) began_ns_ = now;
     spin_left_ns_ = policy_.max_spin_ns;
     switch (policy_.mode) {
       case WaitPolicy::Mode::spin: return enter(Stage::spin, kForever);
       case WaitPolicy::Mode::park: return enter(Stage::park, kForever);
       case WaitPolicy::Mode::adaptive:
-        if (must_park(now)) return enter(Stage::park, kForever);
+        if (must_park(now)) return;
         return spin_until(
             now, now + (beat == Beat::yes && pace_.is_known() ? kBriefSpinNs : kFirstSpinNs));
     }
@@ -195,7 +208,8 @@ class Waiter {
 
   // Adaptive: the stage before has ended without a message.
   void plan(std::int64_t now) {
-    if (beat_ == Beat::no || must_park(now)) return enter(Stage::park, kForever);
+    if (must_park(now)) return;
+    if (beat_ == Beat::no) return enter(Stage::park, kForever);
     const std::int64_t last = pace_.last_beat();
     const Pace::Window window = pace_.predict(now - last);
     if (window.to_ns == 0) return enter(Stage::park, kForever);
@@ -207,8 +221,16 @@ class Waiter {
     spin_until(now, last + window.to_ns + std::max(kTrailNs, width / 4));
   }
 
-  bool must_park(std::int64_t now) const {
-    return crowded_ || spin_left_ns_ <= 0 || contention_.is_contended(now);
+  // Whether spinning is out of the question; then the stage is set.
+  bool must_park(std::int64_t now) {
+    if (crowded_ || spin_left_ns_ <= 0) {
+      enter(Stage::park, kForever);
+    } else if (now < contention_.until_ns()) {
+      enter(Stage::park, contention_.until_ns());
+    } else {
+      return false;
+    }
+    return true;
   }
 
   void spin_until(std::int64_t now, std::int64_t end) {
@@ -253,7 +275,7 @@ class Waiter {
       now = monotonic_ns();
       if (policy_.mode == WaitPolicy::Mode::adaptive && contention_.spun(now, now - before)) {
         add(figures_.preemptions, 1);
-        enter(Stage::park, kForever);
+        enter(Stage::park, contention_.until_ns());
         break;
       }
     } while (now < end);
@@ -312,6 +334,8 @@ class Waiter {
 
   Stage stage_ = Stage::none;
   Beat beat_ = Beat::no;
+  std::int64_t began_ns_ = 0;  // of a wait for a beat, until that arrives
+  std::int64_t ended_ns_ = 0;
   std::int64_t stage_end_ = 0;
   std::int64_t spin_left_ns_ = 0;
 };
