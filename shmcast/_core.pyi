@@ -100,6 +100,11 @@ class RingWriter(Endpoint):
         Raises: TimedOut (the ring stayed full), EndpointClosed (or every reader has left),
             MessageTooLarge, ConcurrentUse, Forked.
         """
+    def fetch_ahead(self) -> None:
+        """Brings what the next publish() will touch into this core's cache.
+
+        Raises: EndpointClosed, ConcurrentUse, Forked.
+        """
     def lags(self) -> list[int]:
         """Fragments published and not yet consumed, by reader; from any thread."""
     def reader_figures(self) -> list[dict[str, Any]]:

@@ -226,7 +226,11 @@ class ShmBroadcaster:
         return self._recv(timeout)
 
     def warm(self) -> None:
-        """Makes the next `send` faster; see `Writer.warm`. Does nothing on the other ranks."""
+        """Makes the next `send` faster; see `Writer.warm`. Does nothing on the other ranks.
+
+        Raises:
+            What `Writer.warm` raises.
+        """
         if self.is_src:
             self._warm()
 

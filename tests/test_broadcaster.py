@@ -59,8 +59,10 @@ def test_every_rank_gets_the_sources_objects(
 
 def send_and_recv(rank: int) -> list[Any]:
     with ShmBroadcaster() as bc:
+        bc.warm()  # on any rank, whenever there is time
         if bc.is_src:
             for k in range(5):
+                bc.warm()
                 bc.send(k, 30)
             with pytest.raises(shmcast.WrongRole, match=r"rank 0 .*recv\(\) is for the other"):
                 bc.recv()
@@ -107,6 +109,7 @@ def alone(rank: int) -> tuple[Any, int]:
         assert set(Path("/dev/shm").iterdir()) == before
         assert bc.broadcast_object(marker) is marker
         bc.send(lambda: "need not even be picklable")
+        bc.warm()
         messages = bc.statistics().messages
     with pytest.raises(shmcast.Closed, match="after close"):
         bc.broadcast_object(1)

@@ -213,7 +213,7 @@ writer = shmcast.Writer(1)
 reader = shmcast.Reader(writer.handle, 0)
 pid = os.fork()
 if pid == 0:
-    for call in (lambda: writer.send(1), lambda: reader.recv(0), writer.wait_ready):
+    for call in (lambda: writer.send(1), lambda: reader.recv(0), writer.wait_ready, writer.warm):
         try:
             call()
         except shmcast.Forked as error:

@@ -169,7 +169,8 @@ def test_warm_practises_and_nobody_notices() -> None:
             reader.recv(0)
         writer.send("real")
         assert reader.recv(30) == "real"
-    writer.warm()  # harmless after close()
+    with pytest.raises(shmcast.Closed, match=r"writer: warm after close\(\)"):
+        writer.warm()
 
 
 def test_a_codec_without_a_sample_is_not_practised_on() -> None:

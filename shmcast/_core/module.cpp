@@ -203,6 +203,11 @@ class Writer final : public Endpoint {
   }
 
   std::uint32_t attached() const override { return ring_.attached(); }
+  void fetch_ahead() {
+    const Use use(*this);
+    ring_.fetch_ahead();
+  }
+
   std::vector<std::uint64_t> lags() const { return ring_.lags(); }
   nb::list reader_figures() const {
     nb::list readers;
@@ -463,6 +468,7 @@ NB_MODULE(_core, m) {
       .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, const WaitPolicy&, nb::object>(),
            "memory"_a, "geometry"_a, "nonce"_a, "wait"_a, "is_crowded"_a)
       .def("publish", &Writer::publish, "frames"_a, "timeout"_a = nb::none())
+      .def("fetch_ahead", &Writer::fetch_ahead)
       .def("lags", &Writer::lags)
       .def("reader_figures", &Writer::reader_figures);
 
