@@ -144,6 +144,7 @@ class Waiter {
   Outcome wait(Gate gate, std::int64_t deadline_ns, const std::uint64_t& watched, Beat beat,
                Ready ready, Stop stop) {
     std::int64_t now = monotonic_ns();
+    if (now >= deadline_ns) return stop() ? stopped(ready) : Outcome::timed_out;  // just looking
     if (stage_ == Stage::none) begin(now, beat);
     Outcome outcome;
     do {
