@@ -10,11 +10,11 @@ CXXFLAGS_TEST := -std=c++20 -Wall -Wextra -Werror -Ishmcast/_core -pthread
 CROSS := aarch64-linux-gnu-g++
 EMULATOR := qemu-aarch64
 
-.PHONY: help demo test lint sanitize cross prove bench clean
+.PHONY: help demo test lint sanitize cross prove bench bench-waiting clean
 .DEFAULT_GOAL := help
 
 help: ## show this
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST)
 
 # torch is pinned by the constraints: an open range would fetch gigabytes of CUDA packages.
 $(VENV)/ready: pyproject.toml constraints.txt CMakeLists.txt $(CORE)
@@ -57,6 +57,10 @@ $(foreach test,$(NATIVE_TESTS),$(eval $(call native_test,$(test))))
 
 bench: $(VENV)/ready ## measure latency against the peers (about a quarter of an hour)
 	$(BIN)/python bench/latency.py --output bench/results/latency.json
+
+bench-waiting: $(VENV)/ready ## measure the wait policies, latency against CPU time (about 25 minutes)
+	$(BIN)/python bench/waiting.py --output bench/results/waiting.json
+	$(BIN)/python bench/waiting_plot.py bench/results/waiting.json build/waiting.png
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build
