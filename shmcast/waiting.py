@@ -55,7 +55,7 @@ class WaitPolicy:
     def adaptive(cls, max_spin: float = DEFAULT_MAX_SPIN) -> WaitPolicy:
         """Learn the gaps between messages and be awake in time; the default.
 
-        Messages that come within a millisecond or so are spun for. For steady gaps (a decode loop)
+        Messages that come within half a millisecond are spun for. For steady gaps (a decode loop)
         the endpoint sleeps through most of the gap and spins from shortly before the next message
         is due. For gaps that can't be foretold, or after a pause, it is parked until woken. At
         most about a quarter of long gaps is spent spinning.

@@ -191,7 +191,7 @@ class Waiter {
   static constexpr std::int64_t kLeadNs = 100 * kMicrosecond;
   // And so long after it, at least.
   static constexpr std::int64_t kTrailNs = 200 * kMicrosecond;
-  static constexpr std::int64_t kLeastNapNs = 1 * kMillisecond;
+  static constexpr std::int64_t kLeastNapNs = 500 * kMicrosecond;
 
   void begin(std::int64_t now, Beat beat) {
     beat_ = beat;
