@@ -128,7 +128,16 @@ class Oversleep {
   }
   std::int64_t typical_ns() const { return typical_ns_; }
 
+  // Whether a nap of that length is worth it: much longer than what it may oversleep. If not, the
+  // next one is a little likelier to be, so that a bad minute is not remembered for ever.
+  bool allows(std::int64_t nap_ns) {
+    if (nap_ns >= std::max(kLeastNapNs, 8 * typical_ns_)) return true;
+    if (nap_ns >= kLeastNapNs) slept(0);
+    return false;
+  }
+
  private:
+  static constexpr std::int64_t kLeastNapNs = 500 * kMicrosecond;
   static constexpr std::int64_t kLeastNs = 20 * kMicrosecond;
   static constexpr std::int64_t kMostNs = 1 * kMillisecond;
   std::int64_t typical_ns_ = 100 * kMicrosecond;

@@ -191,7 +191,6 @@ class Waiter {
   static constexpr std::int64_t kLeadNs = 100 * kMicrosecond;
   // And so long after it, at least.
   static constexpr std::int64_t kTrailNs = 200 * kMicrosecond;
-  static constexpr std::int64_t kLeastNapNs = 500 * kMicrosecond;
 
   void begin(std::int64_t now, Beat beat) {
     beat_ = beat;
@@ -218,7 +217,7 @@ class Waiter {
     const std::int64_t width = window.to_ns - window.from_ns;
     const std::int64_t lead = kLeadNs + oversleep_.typical_ns() + width / 8;
     const std::int64_t awake = last + window.from_ns - lead;
-    if (awake - now >= kLeastNapNs) return enter(Stage::nap, awake);
+    if (oversleep_.allows(awake - now)) return enter(Stage::nap, awake);
     spin_until(now, last + window.to_ns + std::max(kTrailNs, width / 4));
   }
 

@@ -121,6 +121,19 @@ void oversleep_finds_what_is_usual() {
   CHECK(oversleep.typical_ns() < 100 * kMicrosecond);
 }
 
+void a_nap_must_be_worth_its_risk() {
+  Oversleep oversleep;
+  for (int k = 0; k < 100; ++k) oversleep.slept(50 * kMicrosecond);
+  CHECK(!oversleep.allows(400 * kMicrosecond));
+  CHECK(oversleep.allows(700 * kMicrosecond));
+  for (int k = 0; k < 100; ++k) oversleep.slept(2 * kMillisecond);
+  CHECK(!oversleep.allows(700 * kMicrosecond));
+  CHECK(oversleep.allows(9 * kMillisecond));
+  int refusals = 0;
+  while (!oversleep.allows(700 * kMicrosecond)) ++refusals;
+  CHECK(refusals > 10 && refusals < 200);
+}
+
 void a_lost_core_ends_spinning_for_a_while() {
   Contention contention;
   std::int64_t now = 1'000 * kMillisecond;
@@ -275,6 +288,7 @@ int main() {
   a_burst_is_one_beat();
   std::printf("ok  pace\n");
   oversleep_finds_what_is_usual();
+  a_nap_must_be_worth_its_risk();
   a_lost_core_ends_spinning_for_a_while();
   std::printf("ok  oversleep, contention\n");
   a_gate_is_left_as_it_was_found();
