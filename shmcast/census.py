@@ -27,6 +27,10 @@ _FLOCK = struct.Struct("@hhqqi0q")
 _RANDOM_BITS = 9
 _BYTES_PER_USER = 1 << (22 + _RANDOM_BITS)
 
+# Nobody needs to be counted beyond. Any user can lock any byte of the folder: the worst that comes
+# of it is that others are taken to be many, and park.
+_ENOUGH = 1024
+
 
 class Seat:
     """One endpoint's claim that its thread is a member. Made by `enter`."""
@@ -38,15 +42,14 @@ class Seat:
     def leave(self) -> None:
         """Gives the claim up. Idempotent; nothing happens in a fork of the process."""
         if self._pid == os.getpid():
-            self._pid = -1
-            _register.leave(self._thread)
+            _register.remove(self, self._thread)
 
 
 def enter() -> Seat:
     """Lists the calling thread until the seat is left or the process ends."""
-    thread = threading.get_native_id()
-    _register.enter(thread)
-    return Seat(thread)
+    seat = Seat(threading.get_native_id())
+    _register.add(seat, seat._thread)
+    return seat
 
 
 def members() -> int | None:
@@ -70,35 +73,36 @@ def _affinity(thread: int) -> set[int]:
 
 
 class _Register:
-    """This process's locks."""
+    """This process's seats and locks."""
 
     def __init__(self) -> None:
-        self._guard = threading.Lock()
+        # A collected endpoint leaves its seat wherever the garbage collector runs, also inside of
+        # these methods: they can be re-entered by remove() at any point.
+        self._guard = threading.RLock()
         self._folder: int | None = None  # its descriptor owns the locks
-        self._offsets: dict[int, int] = {}  # by thread
-        self._endpoints: dict[int, int] = {}  # how many, by thread
+        self._seats: dict[int, set[Seat]] = {}  # by thread
+        self._offsets: dict[int, int] = {}  # of the locked bytes, by thread
 
-    def enter(self, thread: int) -> None:
+    def add(self, seat: Seat, thread: int) -> None:
         with self._guard:
-            count = self._endpoints.get(thread, 0)
-            self._endpoints[thread] = count + 1
-            if count == 0:
+            self._seats.setdefault(thread, set()).add(seat)
+            if thread not in self._offsets:
                 salt = int.from_bytes(os.urandom(2), "little") % (1 << _RANDOM_BITS)
                 self._offsets[thread] = thread << _RANDOM_BITS | salt
                 self._lock(fcntl.F_RDLCK, self._offsets[thread])
 
-    def leave(self, thread: int) -> None:
+    def remove(self, seat: Seat, thread: int) -> None:
         with self._guard:
-            self._endpoints[thread] -= 1
-            if self._endpoints[thread] == 0:
-                del self._endpoints[thread]
-                self._lock(fcntl.F_UNLCK, self._offsets.pop(thread))
+            seats = self._seats.get(thread, set())
+            seats.discard(seat)
+            if not seats and (offset := self._offsets.pop(thread, None)) is not None:
+                self._lock(fcntl.F_UNLCK, offset)
 
     def threads(self) -> Iterator[int]:
         """All listed threads, this process's own included. Raises OSError without locks."""
         with self._guard:
-            own = list(self._endpoints)
-        return itertools.chain(own, self._others())
+            own = list(self._offsets)
+        return itertools.chain(own, itertools.islice(self._others(), _ENOUGH))
 
     def _others(self) -> Iterator[int]:
         folder = self._open()
@@ -120,9 +124,8 @@ class _Register:
 
     def _lock(self, kind: int, offset: int) -> None:
         byte = os.getuid() * _BYTES_PER_USER + offset
-        question = _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
         with contextlib.suppress(OSError):  # where there are no locks, members() says so
-            fcntl.fcntl(self._open(), fcntl.F_OFD_SETLK, question)
+            fcntl.fcntl(self._open(), fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
 
     def _open(self) -> int:
         if self._folder is None:

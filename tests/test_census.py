@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 from pathlib import Path
@@ -118,6 +119,24 @@ def test_the_census_leaves_no_file() -> None:
     seat = census.enter()
     assert not list(Path("/dev/shm").glob("*census*"))
     seat.leave()
+
+
+def test_a_collected_endpoint_leaves_its_seat_even_in_the_middle_of_the_register() -> None:
+    """As when the garbage collector runs inside of one of its methods."""
+    before = members()
+    seat = census.enter()
+    with census._register._guard:
+        seat.leave()
+    assert members() == before
+
+
+def test_locks_in_our_name_are_many_members_and_no_more() -> None:
+    folder = os.open("/dev/shm", os.O_RDONLY)
+    everything = (fcntl.F_RDLCK, 0, os.getuid() * census._BYTES_PER_USER, census._BYTES_PER_USER, 0)
+    fcntl.fcntl(folder, fcntl.F_OFD_SETLK, census._FLOCK.pack(*everything))
+    assert census._ENOUGH <= members() <= census._ENOUGH + 1
+    os.close(folder)
+    assert members() < census._ENOUGH
 
 
 def test_without_locks_the_members_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
