@@ -102,7 +102,7 @@ def main(
             for pattern in patterns
         ]
         if rates:
-            cases.append(harness.Case(PAYLOAD, 0.0, sleep, 40_000 // count // turns * turns))
+            cases.append(harness.Case(PAYLOAD, 0.0, sleep, 40_000 // count * turns))
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task(f"{count} readers", total=len(cases))
             for case, times in harness.run(policies, cases, count, turns):
