@@ -13,94 +13,125 @@ namespace shmcast {
 inline constexpr std::int64_t kMicrosecond = 1'000;
 inline constexpr std::int64_t kMillisecond = 1'000'000;
 
-// The last gaps between *beats*: messages that were waited for, and that came more than a moment
-// after the one before. A burst is one beat; what lies between two bursts is a gap.
-//
-// A decode loop's gaps cluster (jitter of +-10 %), now and then one is far off (a prefill, a
-// pause), and the cluster moves (the batch grows). So the picture is the last 16 gaps as they are,
-// and a prediction is the window of time that would have served *them* best. Only gaps longer than
-// the time that has already passed are asked: after a short cluster, the next longer one has its
-// turn.
-class Pace {
+// A stretch of time in which to be awake; {0, 0}: better to be woken.
+struct Window {
+  std::int64_t from_ns = 0;
+  std::int64_t to_ns = 0;
+};
+
+// The last 16 durations of one kind, and the window that would have served *them* best. As they
+// are, rather than as a mean and a deviation: they cluster, now and then one is far off, and the
+// cluster moves.
+class History {
  public:
-  // When to be awake, counted from the last beat.
-  struct Window {
-    std::int64_t from_ns;
-    std::int64_t to_ns;
+  struct Forecast {
+    Window window;
+    std::int64_t cost_ns;  // what a duration costs with it, on average
   };
 
-  // A message that was waited for has come.
-  void arrived(std::int64_t now) {
-    if (last_arrival_ == 0 || now - last_arrival_ > kOneBeatNs) {
-      if (last_arrival_ != 0) {
-        gaps_[next_] = now - beat_;
-        next_ = (next_ + 1) % kGaps;
-        count_ = std::min(count_ + 1, kGaps);
-      }
-      beat_ = now;
-    }
-    last_arrival_ = now;
+  void record(std::int64_t duration_ns) {
+    durations_[next_] = duration_ns;
+    next_ = (next_ + 1) % durations_.size();
+    count_ = std::min(count_ + 1, durations_.size());
   }
 
-  std::int64_t last_beat() const { return beat_; }
-  bool is_known() const { return count_ >= kLeastGaps; }
+  bool is_known() const { return count_ >= kLeast; }
 
-  // The median gap; 0 while it is not known.
-  std::int64_t gap_ns() const {
+  // 0 while it is not known.
+  std::int64_t median_ns() const {
     if (!is_known()) return 0;
-    Sorted gaps = sorted(-1);
-    return gaps.values[gaps.count / 2];
+    const Sorted all = sorted(-1);
+    return all.values[all.count / 2];
   }
 
-  // The window in which to spin for the next message, or {0, 0} if it is better to be woken.
-  //
-  // Of all windows that hold at least half of the gaps in question, the one that would have cost
-  // least, where a gap costs the time spun in it, or the price of a wake-up if the window missed
-  // it.
-  Window predict(std::int64_t elapsed_ns) const {
+  // Of all windows that hold at least half of the durations in question, the one that would have
+  // cost least, where a duration costs the time spun in it, or the price of a wake-up if the window
+  // missed it. In question are those longer than what has already passed: after a short cluster,
+  // the next longer one has its turn.
+  Forecast predict(std::int64_t elapsed_ns, std::int64_t price_ns) const {
     const Sorted gaps = sorted(elapsed_ns);
-    Window best{0, 0};
     const std::size_t n = gaps.count;
-    if (n < kLeastGaps) return best;
-    const std::int64_t price = wake_up_price(gaps.values[n / 2]);
-    std::int64_t least = static_cast<std::int64_t>(n) * price;
+    Window best;
+    if (n < kLeast) return {best, price_ns};
+    std::int64_t least = static_cast<std::int64_t>(n) * price_ns;
     for (std::size_t i = 0; i < n; ++i) {
       const std::int64_t from = gaps.values[i];
-      std::int64_t spun = 0;  // in the gaps that the window holds
+      std::int64_t spun = 0;  // in the durations that the window holds
       for (std::size_t j = i; j < n; ++j) {
         const std::int64_t to = gaps.values[j];
         spun += to - from;
         const auto after = static_cast<std::int64_t>(n - 1 - j);
         const std::int64_t cost =
-            spun + after * (to - from) + (static_cast<std::int64_t>(i) + after) * price;
+            spun + after * (to - from) + (static_cast<std::int64_t>(i) + after) * price_ns;
         if (2 * (j - i + 1) >= n && cost < least) {
           least = cost;
           best = {from, to};
         }
       }
     }
-    return best;
+    return {best, least / static_cast<std::int64_t>(n)};
   }
 
  private:
-  static constexpr std::size_t kGaps = 16;
-  static constexpr std::size_t kLeastGaps = 4;
-  static constexpr std::int64_t kOneBeatNs = 100 * kMicrosecond;
+  static constexpr std::size_t kLeast = 4;
 
   struct Sorted {
-    std::array<std::int64_t, kGaps> values;
+    std::array<std::int64_t, 16> values;
     std::size_t count = 0;
   };
 
-  // Gaps longer than `elapsed_ns`.
+  // Those longer than `elapsed_ns`.
   Sorted sorted(std::int64_t elapsed_ns) const {
-    Sorted gaps;
+    Sorted longer;
     for (std::size_t i = 0; i < count_; ++i) {
-      if (gaps_[i] > elapsed_ns) gaps.values[gaps.count++] = gaps_[i];
+      if (durations_[i] > elapsed_ns) longer.values[longer.count++] = durations_[i];
     }
-    std::sort(gaps.values.begin(), gaps.values.begin() + gaps.count);
-    return gaps;
+    std::sort(longer.values.begin(), longer.values.begin() + longer.count);
+    return longer;
   }
+
+  std::array<std::int64_t, 16> durations_{};
+  std::size_t count_ = 0;
+  std::size_t next_ = 0;
+};
+
+// What a waiter knows of its *beats*: messages that were waited for, and that came more than a
+// moment after the one before. A burst is one beat; what lies between two bursts is a gap.
+//
+// In a loop that the source drives, the gaps between beats are steady. In one that the readers'
+// own work drives, the waits are: the source answers when they are through. Both are remembered,
+// and the better forecast counts.
+class Pace {
+ public:
+  // A message that was waited for since `began_ns` has come.
+  void arrived(std::int64_t now, std::int64_t began_ns) {
+    if (last_arrival_ == 0 || now - last_arrival_ > kOneBeatNs) {
+      if (last_arrival_ != 0) {
+        gaps_.record(now - beat_);
+        waits_.record(now - began_ns);
+      }
+      beat_ = now;
+    }
+    last_arrival_ = now;
+  }
+
+  bool is_known() const { return gaps_.is_known(); }
+  std::int64_t gap_ns() const { return gaps_.median_ns(); }
+
+  // The window, on the clock, in which to spin for the next message in a wait since `began_ns`.
+  Window predict(std::int64_t now, std::int64_t began_ns) const {
+    const std::int64_t price = wake_up_price(gap_ns());
+    const History::Forecast by_gap = gaps_.predict(now - beat_, price);
+    const History::Forecast by_wait = waits_.predict(now - began_ns, price);
+    const bool is_gap = by_gap.cost_ns <= by_wait.cost_ns;
+    const Window& window = is_gap ? by_gap.window : by_wait.window;
+    if (window.to_ns == 0) return {};
+    const std::int64_t start = is_gap ? beat_ : began_ns;
+    return {start + window.from_ns, start + window.to_ns};
+  }
+
+ private:
+  static constexpr std::int64_t kOneBeatNs = 100 * kMicrosecond;
 
   // How long spinning may take to save one wake-up. A wake-up costs tens of microseconds of latency
   // and as much CPU time on the writer's side; a quarter of the gap keeps a core three quarters
@@ -109,9 +140,8 @@ class Pace {
     return std::clamp(gap / 4, kMillisecond, 12 * kMillisecond);
   }
 
-  std::array<std::int64_t, kGaps> gaps_{};
-  std::size_t count_ = 0;
-  std::size_t next_ = 0;
+  History gaps_;
+  History waits_;
   std::int64_t beat_ = 0;
   std::int64_t last_arrival_ = 0;
 };

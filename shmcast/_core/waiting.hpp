@@ -166,7 +166,7 @@ class Waiter {
   void arrived(std::int64_t sent_ns) {
     done();
     if (began_ns_ == 0) return;
-    pace_.arrived(std::clamp(sent_ns, began_ns_, std::max(began_ns_, ended_ns_)));
+    pace_.arrived(std::clamp(sent_ns, began_ns_, std::max(began_ns_, ended_ns_)), began_ns_);
     began_ns_ = 0;
   }
 
@@ -210,15 +210,14 @@ class Waiter {
   void plan(std::int64_t now) {
     if (must_park(now)) return;
     if (beat_ == Beat::no) return enter(Stage::park, kForever);
-    const std::int64_t last = pace_.last_beat();
-    const Pace::Window window = pace_.predict(now - last);
+    const Window window = pace_.predict(now, began_ns_);
     if (window.to_ns == 0) return enter(Stage::park, kForever);
     // What comes may lie somewhat outside of what was.
     const std::int64_t width = window.to_ns - window.from_ns;
     const std::int64_t lead = kLeadNs + oversleep_.typical_ns() + width / 8;
-    const std::int64_t awake = last + window.from_ns - lead;
+    const std::int64_t awake = window.from_ns - lead;
     if (oversleep_.allows(awake - now)) return enter(Stage::nap, awake);
-    spin_until(now, last + window.to_ns + std::max(kTrailNs, width / 4));
+    spin_until(now, window.to_ns + std::max(kTrailNs, width / 4));
   }
 
   // Whether spinning is out of the question; then the stage is set.

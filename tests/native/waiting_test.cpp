@@ -17,21 +17,35 @@ constexpr WaitPolicy kSpin{WaitPolicy::Mode::spin, kForever};
 constexpr WaitPolicy kPark{WaitPolicy::Mode::park, 0};
 constexpr WaitPolicy kAdaptive{WaitPolicy::Mode::adaptive, 25 * kMillisecond};
 
-// A pace that has seen these gaps, in milliseconds.
-Pace pace_of(const std::vector<double>& gaps_ms) {
-  Pace pace;
-  std::int64_t now = 1;
-  pace.arrived(now);
-  for (const double gap : gaps_ms) pace.arrived(now += static_cast<std::int64_t>(gap * 1e6));
-  return pace;
-}
+// The pace of a reader that has seen these gaps, in milliseconds, and waited through all of them.
+class Seen {
+ public:
+  explicit Seen(const std::vector<double>& gaps_ms) {
+    pace_.arrived(now_, now_);
+    for (const double gap : gaps_ms) {
+      const std::int64_t began = now_;
+      now_ += static_cast<std::int64_t>(gap * 1e6);
+      pace_.arrived(now_, began);
+    }
+  }
+  // From the last beat on.
+  Window predict(std::int64_t elapsed_ns) const {
+    const Window window = pace_.predict(now_ + elapsed_ns, now_);
+    return window.to_ns == 0 ? window : Window{window.from_ns - now_, window.to_ns - now_};
+  }
+  std::int64_t gap_ns() const { return pace_.gap_ns(); }
 
-bool holds(const Pace::Window& window, double from_ms, double to_ms) {
+ private:
+  std::int64_t now_ = 1'000'000'000;
+  Pace pace_;
+};
+
+bool holds(const Window& window, double from_ms, double to_ms) {
   return window.from_ns == static_cast<std::int64_t>(from_ms * 1e6) &&
          window.to_ns == static_cast<std::int64_t>(to_ms * 1e6);
 }
 
-bool is_none(const Pace::Window& window) { return window.to_ns == 0; }
+bool is_none(const Window& window) { return window.to_ns == 0; }
 
 // Uniform within +-jitter of a mean, from a seed.
 std::vector<double> jittered(double mean, double jitter, std::size_t count, unsigned seed) {
@@ -43,12 +57,12 @@ std::vector<double> jittered(double mean, double jitter, std::size_t count, unsi
 }
 
 void a_pace_needs_a_few_gaps() {
-  CHECK(is_none(Pace().predict(0)));
-  CHECK(Pace().gap_ns() == 0);
-  CHECK(is_none(pace_of({10, 10, 10}).predict(0)));
-  CHECK(pace_of({10, 10, 10}).gap_ns() == 0);
-  CHECK(holds(pace_of({10, 11, 10, 10}).predict(0), 10, 11));
-  CHECK(pace_of({10, 11, 10, 10}).gap_ns() == 10 * kMillisecond);
+  CHECK(is_none(Seen({}).predict(0)));
+  CHECK(Seen({}).gap_ns() == 0);
+  CHECK(is_none(Seen({10, 10, 10}).predict(0)));
+  CHECK(Seen({10, 10, 10}).gap_ns() == 0);
+  CHECK(holds(Seen({10, 11, 10, 10}).predict(0), 10, 11));
+  CHECK(Seen({10, 11, 10, 10}).gap_ns() == 10 * kMillisecond);
 }
 
 void a_steady_loop_is_foretold() {
@@ -58,7 +72,7 @@ void a_steady_loop_is_foretold() {
       std::vector<double> gaps = jittered(mean, 0.1, 41, seed);
       const auto next = static_cast<std::int64_t>(gaps.back() * 1e6);
       gaps.pop_back();
-      const Pace::Window window = pace_of(gaps).predict(0);
+      const Window window = Seen(gaps).predict(0);
       CHECK(window.from_ns >= static_cast<std::int64_t>(mean * 0.9e6));
       CHECK(window.to_ns <= static_cast<std::int64_t>(mean * 1.1e6));
       caught += next >= window.from_ns && next <= window.to_ns;
@@ -68,20 +82,20 @@ void a_steady_loop_is_foretold() {
 }
 
 void an_outlier_changes_nothing() {
-  CHECK(holds(pace_of({10, 10, 10, 10, 10, 10, 10, 500}).predict(0), 10, 10));
-  CHECK(holds(pace_of({10, 10, 0.5, 10, 10, 10, 10, 10}).predict(0), 10, 10));
+  CHECK(holds(Seen({10, 10, 10, 10, 10, 10, 10, 500}).predict(0), 10, 10));
+  CHECK(holds(Seen({10, 10, 0.5, 10, 10, 10, 10, 10}).predict(0), 10, 10));
 }
 
 void a_new_pace_is_learned() {
   std::vector<double> gaps(16, 10.0);
   gaps.insert(gaps.end(), 4, 20.0);
   // First what most gaps are; once that has passed, what else has been seen.
-  CHECK(holds(pace_of(gaps).predict(0), 10, 10));
-  CHECK(holds(pace_of(gaps).predict(11 * kMillisecond), 20, 20));
+  CHECK(holds(Seen(gaps).predict(0), 10, 10));
+  CHECK(holds(Seen(gaps).predict(11 * kMillisecond), 20, 20));
   gaps.insert(gaps.end(), 5, 20.0);
-  CHECK(holds(pace_of(gaps).predict(0), 20, 20));
+  CHECK(holds(Seen(gaps).predict(0), 20, 20));
   gaps.insert(gaps.end(), 7, 20.0);
-  CHECK(is_none(pace_of(gaps).predict(21 * kMillisecond)));
+  CHECK(is_none(Seen(gaps).predict(21 * kMillisecond)));
 }
 
 void what_cannot_be_foretold_is_parked_for() {
@@ -91,23 +105,46 @@ void what_cannot_be_foretold_is_parked_for() {
     std::exponential_distribution<double> gap(1 / 20.0);  // mean 20 ms
     std::vector<double> gaps(16);
     for (double& value : gaps) value = gap(random) + 0.2;
-    parked += is_none(pace_of(gaps).predict(0));
+    parked += is_none(Seen(gaps).predict(0));
   }
   CHECK(parked >= 90);
 }
 
 void a_fast_loop_is_spun_for() {
   // However irregular: all gaps together cost less than the wake-ups would.
-  CHECK(holds(pace_of({0.3, 0.7, 0.2, 0.5, 0.9, 0.4, 0.8, 0.6}).predict(0), 0.2, 0.9));
+  CHECK(holds(Seen({0.3, 0.7, 0.2, 0.5, 0.9, 0.4, 0.8, 0.6}).predict(0), 0.2, 0.9));
 }
 
 void a_burst_is_one_beat() {
   Pace pace;
-  for (int burst = 0; burst < 6; ++burst) {
-    for (int k = 0; k < 8; ++k) pace.arrived(1 + burst * 40 * kMillisecond + k * 20 * kMicrosecond);
+  std::int64_t start = 0;
+  for (int burst = 1; burst <= 6; ++burst) {
+    start = burst * 40 * kMillisecond;
+    for (int k = 0; k < 8; ++k) {
+      const std::int64_t now = start + k * 20 * kMicrosecond;
+      pace.arrived(now, k == 0 ? now - 39 * kMillisecond : now);
+    }
   }
-  CHECK(holds(pace.predict(0), 40, 40));
-  CHECK(pace.last_beat() == 1 + 5 * 40 * kMillisecond);
+  const Window window = pace.predict(start + kMillisecond, start + kMillisecond);
+  CHECK(window.from_ns == start + 40 * kMillisecond);
+  CHECK(window.to_ns == start + 40 * kMillisecond);
+}
+
+// Readers compute for a while that varies much, then wait a little: the waits are what is steady.
+void a_loop_that_readers_drive_is_foretold_by_its_waits() {
+  Pace pace;
+  std::mt19937 random(1);
+  std::uniform_int_distribution<std::int64_t> work(5 * kMillisecond, 60 * kMillisecond);
+  std::int64_t now = kMillisecond;
+  for (int k = 0; k < 20; ++k) {
+    const std::int64_t began = now + work(random);
+    now = began + (300 + k % 3 * 10) * kMicrosecond;
+    pace.arrived(now, began);
+  }
+  const std::int64_t began = now + 33 * kMillisecond;
+  const Window window = pace.predict(began, began);
+  CHECK(window.from_ns == began + 300 * kMicrosecond);
+  CHECK(window.to_ns == began + 320 * kMicrosecond);
 }
 
 void oversleep_finds_what_is_usual() {
@@ -286,6 +323,7 @@ int main() {
   what_cannot_be_foretold_is_parked_for();
   a_fast_loop_is_spun_for();
   a_burst_is_one_beat();
+  a_loop_that_readers_drive_is_foretold_by_its_waits();
   std::printf("ok  pace\n");
   oversleep_finds_what_is_usual();
   a_nap_must_be_worth_its_risk();
