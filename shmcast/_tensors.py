@@ -31,7 +31,9 @@ def _reduce_tensor(tensor: torch.Tensor) -> tuple[Any, ...]:
         plain, strides = _dense(plain)
     raw = None
     if plain.numel():
-        raw = pickle.PickleBuffer(memoryview(plain.view(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
+        # No view(-1): the one element of a contiguous tensor may have any stride, and keeps it.
+        elements = plain.as_strided((plain.numel(),), (1,))
+        raw = pickle.PickleBuffer(memoryview(elements.view(torch.uint8).numpy()))  # type: ignore[arg-type]
     return _rebuild_tensor, (raw, tensor.dtype, tuple(tensor.shape), strides, tensor.requires_grad)
 
 

@@ -196,6 +196,12 @@ def bits(tensor: torch.Tensor) -> bytes:
     return plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b""
 
 
+def test_a_single_element_may_have_any_stride() -> None:
+    tensor = torch.arange(6)[4::5]
+    assert (tensor.is_contiguous(), tensor.stride()) == (True, (5,))
+    assert torch.equal(transfer(tensor)[0], tensor)
+
+
 def test_dense_layouts_keep_their_strides() -> None:
     tensor = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     got = transfer(tensor)[0]
