@@ -1,16 +1,17 @@
 // How a core idles inside a spin loop: each CPU's own way in a function of its own, chosen at run
 // time.
 //
-// A watcher (UMWAIT, MWAITX, WFE) idles until the cache line of a word is written, which leaves
-// power and execution units to the sibling thread and the other cores; PAUSE and ISB idle for a
-// moment. All of them may return early, and none stays longer than about kIdleNs: the caller looks
-// again.
+// A watcher (UMWAIT, MWAITX, WFET, WFE) idles until the cache line of a word is written, which
+// leaves power and execution units to the sibling thread and the other cores; PAUSE and ISB idle
+// for a moment. All of them may return early, and none stays for long: the caller looks again, and
+// orders. So the look between arming a watch and idling is a relaxed one.
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <iterator>
+
+#include "layout.hpp"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -30,12 +31,6 @@ struct Hint {
 };
 
 namespace hints {
-
-// The look between arming a watch and idling. relaxed: the caller looks again, and orders.
-inline bool still(const std::uint64_t& word, std::uint64_t seen) {
-  // (atomic_ref of const needs C++26)
-  return std::atomic_ref(const_cast<std::uint64_t&>(word)).load(std::memory_order_relaxed) == seen;
-}
 
 inline bool always() { return true; }
 
@@ -58,14 +53,14 @@ inline bool has_monitorx() {  // AMD since Excavator
 [[gnu::target("waitpkg")]] inline void umwait(const std::uint64_t& word, std::uint64_t seen) {
   constexpr unsigned kC01 = 1;  // the lighter of the two states: the faster way out
   _umonitor(const_cast<std::uint64_t*>(&word));
-  if (still(word, seen)) _umwait(kC01, __rdtsc() + kIdleCycles);
+  if (peek(word) == seen) _umwait(kC01, __rdtsc() + kIdleCycles);
 }
 
 [[gnu::target("mwaitx")]] inline void mwaitx(const std::uint64_t& word, std::uint64_t seen) {
   constexpr unsigned kTimer = 1U << 1;  // ECX: EBX holds a time limit in TSC cycles
   constexpr unsigned kStayInC0 = 0xf0;  // EAX: the fastest way out
   _mm_monitorx(const_cast<std::uint64_t*>(&word), 0, 0);
-  if (still(word, seen)) _mm_mwaitx(kTimer, kStayInC0, kIdleCycles);
+  if (peek(word) == seen) _mm_mwaitx(kTimer, kStayInC0, kIdleCycles);
 }
 
 // 140 cycles since Skylake, 40 before and on AMD's: the sibling thread gets its turn, and leaving

@@ -31,8 +31,8 @@ class History {
 
   void record(std::int64_t duration_ns) {
     durations_[next_] = duration_ns;
-    next_ = (next_ + 1) % durations_.size();
-    count_ = std::min(count_ + 1, durations_.size());
+    next_ = (next_ + 1) % kSize;
+    count_ = std::min(count_ + 1, kSize);
   }
 
   bool is_known() const { return count_ >= kLeast; }
@@ -49,16 +49,16 @@ class History {
   // missed it. In question are those longer than what has already passed: after a short cluster,
   // the next longer one has its turn.
   Forecast predict(std::int64_t elapsed_ns, std::int64_t price_ns) const {
-    const Sorted gaps = sorted(elapsed_ns);
-    const std::size_t n = gaps.count;
+    const Sorted longer = sorted(elapsed_ns);
+    const std::size_t n = longer.count;
     Window best;
     if (n < kLeast) return {best, price_ns};
     std::int64_t least = static_cast<std::int64_t>(n) * price_ns;
     for (std::size_t i = 0; i < n; ++i) {
-      const std::int64_t from = gaps.values[i];
+      const std::int64_t from = longer.values[i];
       std::int64_t spun = 0;  // in the durations that the window holds
       for (std::size_t j = i; j < n; ++j) {
-        const std::int64_t to = gaps.values[j];
+        const std::int64_t to = longer.values[j];
         spun += to - from;
         const auto after = static_cast<std::int64_t>(n - 1 - j);
         const std::int64_t cost =
@@ -73,10 +73,11 @@ class History {
   }
 
  private:
+  static constexpr std::size_t kSize = 16;
   static constexpr std::size_t kLeast = 4;
 
   struct Sorted {
-    std::array<std::int64_t, 16> values;
+    std::array<std::int64_t, kSize> values;
     std::size_t count = 0;
   };
 
@@ -90,7 +91,7 @@ class History {
     return longer;
   }
 
-  std::array<std::int64_t, 16> durations_{};
+  std::array<std::int64_t, kSize> durations_{};
   std::size_t count_ = 0;
   std::size_t next_ = 0;
 };

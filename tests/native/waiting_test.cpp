@@ -253,6 +253,7 @@ void every_policy_waits(const WaitPolicy& policy, std::uint64_t rounds) {
         outcome = waiter.wait(Gate(in_gate), kForever, in, Beat::yes, ready, [] { return false; });
       } while (outcome == Outcome::interrupted);
       CHECK(outcome == Outcome::ready);
+      waiter.arrived(kForever);  // as of now
       if (!first) send();
     }
   };
