@@ -10,7 +10,7 @@ CXXFLAGS_TEST := -std=c++20 -Wall -Wextra -Werror -Ishmcast/_core -pthread
 CROSS := aarch64-linux-gnu-g++
 EMULATOR := qemu-aarch64
 
-.PHONY: help demo test lint sanitize cross prove bench bench-waiting clean
+.PHONY: help demo test lint sanitize cross prove chaos soak bench bench-waiting clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -40,8 +40,14 @@ sanitize: $(foreach test,$(NATIVE_TESTS),$(SANITIZERS:%=build/$(test)-%)) ## run
 cross: $(NATIVE_TESTS:%=build/%-aarch64) ## compile the core for aarch64 and run its tests in an emulator
 	for test in $^; do echo $$test; FORCED_HINT=wfe $(EMULATOR) ./$$test || exit 1; done
 
-prove: ## model-check the park/wake protocol (needs spin)
+prove: ## model-check the protocols (needs spin)
 	models/check
+
+chaos: $(VENV)/ready ## kill, stop and replace members at random for an hour
+	$(BIN)/python tests/chaos.py --seconds 3600
+
+soak: $(VENV)/ready ## send ten million messages; memory and descriptors must stay as they are
+	$(BIN)/python tests/soak.py
 
 # The targets' names come from the sanitizers and the architecture: build/ring_test-thread.
 define native_test

@@ -133,11 +133,17 @@ class Times:
 
 
 def run(
-    names: list[str], cases: list[Case], readers: int, turns: int
+    names: list[str],
+    cases: list[Case],
+    readers: int,
+    turns: int,
+    make: Callable[[str, list[Connection]], transports.Transport] = transports.make,
+    payload: Callable[[str], Any] = payload,
 ) -> Iterator[tuple[Case, dict[str, Times]]]:
     """Runs each case over all transports, `turns` turns each, in a shuffled order.
 
-    Yields a case as soon as it is through.
+    `make` makes a process's end of a transport, `payload` the object of a payload's name. Yields a
+    case as soon as it is through.
     """
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe(duplex=False) for _ in range(readers)]
@@ -147,7 +153,8 @@ def run(
         processes = []
         for rank in range(readers + 1):
             ends = [pipes[rank - 1][0]] if rank else [sender for _, sender in pipes]
-            args = (rank, readers + 1, store, names, cases, turns, ends, results[rank][1])
+            what = (names, cases, turns, make, payload)
+            args = (rank, readers + 1, store, *what, ends, results[rank][1])
             process = context.Process(target=_member, args=args, daemon=True)
             process.start()
             processes.append(process)
@@ -178,12 +185,14 @@ def _member(
     names: list[str],
     cases: list[Case],
     turns: int,
+    make: Callable[[str, list[Connection]], transports.Transport],
+    payload: Callable[[str], Any],
     pipe_ends: list[Connection],
     results: Connection,
 ) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=size)
-    ways = [transports.make(name, pipe_ends) for name in names]
+    ways = [make(name, pipe_ends) for name in names]
     for case in cases:
         obj = payload(case.payload)
         wire_bytes = len(pickle.dumps(obj, pickle.HIGHEST_PROTOCOL))

@@ -6,27 +6,34 @@ processes of one host. Importing this package does not import torch.
 
 from shmcast.broadcaster import ShmBroadcaster
 from shmcast.codec import Codec, PickleCodec
-from shmcast.endpoint import Handle, Reader, Statistics, Writer
+from shmcast.endpoint import Handle, Statistics
 from shmcast.errors import (
     AlreadyAttached,
     Closed,
     ConcurrentUse,
     DecodeError,
+    DeviceError,
+    DeviceTimeout,
     EncodeError,
     Forked,
     InvalidArgument,
     MessageTooLarge,
     NotOneNode,
+    PeerDied,
     SegmentCorrupted,
     SegmentError,
     SegmentMismatch,
     SegmentNotFound,
     SharedMemoryFull,
     ShmcastError,
+    ShmcastWarning,
     Timeout,
     WrongRole,
 )
+from shmcast.reader import Reader
 from shmcast.waiting import WaitPolicy
+from shmcast.work import Work
+from shmcast.writer import Writer
 
 __version__ = "0.1.0"
 
@@ -36,12 +43,15 @@ __all__ = [
     "Codec",
     "ConcurrentUse",
     "DecodeError",
+    "DeviceError",
+    "DeviceTimeout",
     "EncodeError",
     "Forked",
     "Handle",
     "InvalidArgument",
     "MessageTooLarge",
     "NotOneNode",
+    "PeerDied",
     "PickleCodec",
     "Reader",
     "SegmentCorrupted",
@@ -51,9 +61,11 @@ __all__ = [
     "SharedMemoryFull",
     "ShmBroadcaster",
     "ShmcastError",
+    "ShmcastWarning",
     "Statistics",
     "Timeout",
     "WaitPolicy",
+    "Work",
     "Writer",
     "WrongRole",
     "__version__",

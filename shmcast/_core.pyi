@@ -6,7 +6,7 @@ handlers run.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from typing_extensions import Buffer
 
@@ -32,7 +32,7 @@ class LayoutMismatch(Exception):
     """A field of the segment's header is not what the caller expects."""
 
 class SegmentCorrupted(Exception):
-    """A slot holds what no writer writes."""
+    """The segment holds what no endpoint writes."""
 
 class MessageTooLarge(Exception):
     """More frames or bytes than a message's descriptor can say."""
@@ -63,6 +63,72 @@ class WaitPolicy:
 def idle_hint() -> str:
     """How this CPU idles in a spin loop: umwait, mwaitx, pause, wfet, wfe or isb."""
 
+def view(address: int, nbytes: int, owner: object) -> memoryview:
+    """Memory that lives as long as `owner`, as bytes that can be written to."""
+
+def copy(address: int, nbytes: int) -> bytearray:
+    """A copy of memory."""
+
+VACANT: int
+"""A seat in which nobody was yet."""
+
+class Identity:
+    """Which process a member is, for its peers: this one."""
+
+    def __init__(self, start_time: int, pid_namespace: int) -> None: ...
+
+class Peer:
+    """A member at one moment."""
+
+    @property
+    def index(self) -> int:
+        """A reader's; for the writer the number of readers."""
+    @property
+    def seat(self) -> int:
+        """Pid and state in one, to be given to RingReader."""
+    @property
+    def state(self) -> str:
+        """vacant, attached, left, dropped, claimed or rejoining.
+
+        Raises: SegmentCorrupted (it is none of these).
+        """
+    @property
+    def pid(self) -> int: ...
+    @property
+    def start_time(self) -> int:
+        """0: not told yet. While `state` is claimed it may be that of the process before."""
+    @property
+    def pid_namespace(self) -> int: ...
+    @property
+    def behind(self) -> int:
+        """Fragments published and not yet consumed."""
+
+def peers(memory: Buffer, geometry: Geometry, nonce: bytes) -> list[Peer]:
+    """The members of a segment: readers by index, then the writer.
+
+    Raises: LayoutMismatch.
+    """
+
+class Watch(Protocol):
+    """Who is told of an endpoint's peers while it waits. What it raises ends the wait."""
+
+    patience: float
+    """Seconds of a wait before tell_slow(). Looked at once."""
+
+    def meet(self, peers: Sequence[Peer]) -> bool:
+        """Somebody has come, or a second is over. True if a peer has died: as after alarm()."""
+    def find_dead(self) -> None:
+        """A peer has died, and what it did before is done."""
+    def judge(self, peers: Sequence[Peer]) -> Sequence[int]:
+        """After find_dead(), with the peers as they are now. Returns the readers to drop."""
+    def tell_slow(self, seconds: float, is_first: bool, peers: Sequence[Peer]) -> float:
+        """A wait lasts long; `is_first`: this is told for the first time of it.
+
+        Returns after how many seconds of it to call again.
+        """
+    def went_on(self, seconds: float) -> None:
+        """A wait of which that was told has ended well."""
+
 class Endpoint:
     """What the two ends of a ring share.
 
@@ -71,15 +137,27 @@ class Endpoint:
     true.
     """
 
+    def peers(self) -> list[Peer]:
+        """All members: readers by index, then the writer; from any thread, also after close()."""
+
     def wait_ready(self, timeout: float | None = None) -> None:
         """Waits until all readers have attached.
 
-        Raises: TimedOut, EndpointClosed, ConcurrentUse, Forked.
+        Raises: TimedOut, EndpointClosed, SegmentCorrupted, ConcurrentUse, Forked.
         """
     def attached(self) -> int:
         """Readers that have attached so far; from any thread, also after close()."""
     def figures(self) -> dict[str, Any]:
         """The fields of `Statistics` that every member has; any thread, also after close()."""
+    def begin_tensor_set(self) -> None:
+        """Tells all members that this one begins to broadcast its next set of device tensors.
+
+        Raises: EndpointClosed, ConcurrentUse, Forked.
+        """
+    def tensor_sets(self) -> list[int]:
+        """Sets that each member has begun: readers by index, then the writer; any thread."""
+    def alarm(self) -> None:
+        """A peer has died: the wait, or the next one, asks the watch. From any thread."""
     def close(self) -> None:
         """Tells the peers and ends waits in other threads; idempotent, from any thread."""
 
@@ -93,12 +171,14 @@ class RingWriter(Endpoint):
         nonce: bytes,
         wait: WaitPolicy,
         is_crowded: Callable[[int], bool],
+        watch: Watch | None,
+        who: Identity,
     ) -> None: ...
     def publish(self, frames: Sequence[Buffer], timeout: float | None = None) -> None:
         """Publishes one message of contiguous buffers: to all readers or, if it raises, to none.
 
         Raises: TimedOut (the ring stayed full), EndpointClosed (or every reader has left),
-            MessageTooLarge, ConcurrentUse, Forked.
+            MessageTooLarge, SegmentCorrupted, ConcurrentUse, Forked.
         """
     def fetch_ahead(self) -> None:
         """Brings what the next publish() will touch into this core's cache.
@@ -124,9 +204,15 @@ class RingReader(Endpoint):
         index: int,
         wait: WaitPolicy,
         is_crowded: Callable[[int], bool],
-        rehearsal: Callable[[], object] | None = None,
+        rehearsal: Callable[[], object] | None,
+        watch: Watch | None,
+        who: Identity,
+        found: int,
     ) -> None:
-        """`rehearsal` is called about every 100 µs of spinning, to keep what follows warm."""
+        """`rehearsal` is called about every 100 µs of spinning, to keep what follows warm.
+
+        `found` is the seat as it was seen: VACANT, or of a reader that has died.
+        """
     def consume(self, timeout: float | None = None) -> list[bytearray]:
         """The frames of the next message, in memory of their own.
 

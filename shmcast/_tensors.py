@@ -8,33 +8,50 @@ from typing import Any, cast
 
 import torch
 
+from shmcast import _core
 from shmcast._arrays import writable
+from shmcast.codec import OUT_OF_BAND_BYTES
+
+_STRIDED = torch.strided
 
 
-def _reduce_tensor(tensor: torch.Tensor) -> tuple[Any, ...]:
+def reduce_tensor(tensor: torch.Tensor) -> tuple[Any, ...]:
     """Reduces a `torch.Tensor` (exactly, no subclass): dense ones on the CPU to one buffer.
 
     torch's own reduction writes a zip archive into the pickle, for storages shared or not. Here a
     tensor carries its own elements only. Dense layouts (transposed, channels-last) keep their
     strides; others arrive contiguous.
     """
-    if (
-        tensor.device.type != "cpu"
-        or tensor.layout is not torch.strided
-        or tensor.is_quantized
-        or tensor.__dict__
-    ):
+    # This runs for each of perhaps many small tensors: each call of torch that makes a tensor costs
+    # a microsecond, each look at one a tenth.
+    if not tensor.is_cpu or tensor.layout is not _STRIDED or tensor.is_quantized or tensor.__dict__:
         return cast("tuple[Any, ...]", tensor.__reduce_ex__(pickle.HIGHEST_PROTOCOL))  # type: ignore[no-untyped-call]
-    plain = tensor.detach().resolve_conj().resolve_neg()
-    strides = None
-    if not plain.is_contiguous():
-        plain, strides = _dense(plain)
-    raw = None
-    if plain.numel():
-        # No view(-1): the one element of a contiguous tensor may have any stride, and keeps it.
-        elements = plain.as_strided((plain.numel(),), (1,))
-        raw = pickle.PickleBuffer(memoryview(elements.view(torch.uint8).numpy()))  # type: ignore[arg-type]
-    return _rebuild_tensor, (raw, tensor.dtype, tuple(tensor.shape), strides, tensor.requires_grad)
+    plain, strides = as_it_lies(tensor)
+    raw: bytearray | pickle.PickleBuffer | None = None
+    nbytes = plain.nbytes
+    if nbytes >= OUT_OF_BAND_BYTES:
+        raw = pickle.PickleBuffer(_core.view(plain.data_ptr(), nbytes, plain))
+    elif nbytes:
+        raw = _core.copy(plain.data_ptr(), nbytes)
+    return rebuild_tensor, (raw, tensor.dtype, tuple(tensor.shape), strides, tensor.requires_grad)
+
+
+def as_it_lies(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...] | None]:
+    """A tensor's elements without gaps, as a contiguous tensor; may want a gradient.
+
+    Returns:
+        The elements in the order of memory, if they lie without gaps, else in C order. And the
+        strides to see them in their places again; None: C order.
+    """
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.detach().resolve_conj().resolve_neg()
+    return (tensor, None) if tensor.is_contiguous() else _dense(tensor.detach())
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The elements of a tensor that lie without gaps, in the order of memory."""
+    # No view(-1): the one element of a contiguous tensor may have any stride, and keeps it.
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
 def _dense(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...] | None]:
@@ -46,7 +63,7 @@ def _dense(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...] | None]:
     return tensor.contiguous(), None
 
 
-def _rebuild_tensor(
+def rebuild_tensor(
     buffer: bytearray | bytes | memoryview | None,
     dtype: torch.dtype,
     shape: tuple[int, ...],
@@ -57,7 +74,10 @@ def _rebuild_tensor(
         tensor = torch.empty(shape, dtype=dtype)
     else:
         tensor = torch.frombuffer(writable(buffer), dtype=dtype)
-        tensor = tensor.view(shape) if strides is None else tensor.as_strided(shape, strides)
+        if strides is not None:
+            tensor = tensor.as_strided(shape, strides)
+        elif len(shape) != 1:
+            tensor = tensor.view(shape)
     return tensor.requires_grad_() if requires_grad else tensor
 
 
@@ -70,6 +90,6 @@ def _rebuild_parameter(data: torch.Tensor, requires_grad: bool) -> torch.nn.Para
 
 
 REDUCERS: dict[type, Callable[[Any], Any]] = {
-    torch.Tensor: _reduce_tensor,
+    torch.Tensor: reduce_tensor,
     torch.nn.Parameter: _reduce_parameter,
 }

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, Literal
 
-from shmcast.codec import Codec
-from shmcast.endpoint import (
-    DEFAULT_SLOT_BYTES,
-    DEFAULT_SLOTS,
-    Handle,
-    Reader,
-    Statistics,
-    Writer,
-)
-from shmcast.errors import (
-    Closed,
-    InvalidArgument,
-    NotOneNode,
-    SegmentError,
-    SegmentNotFound,
-    WrongRole,
-)
+from shmcast.codec import Codec, Incoming, Outgoing, PickleCodec
+from shmcast.endpoint import DEFAULT_WARN_AFTER, Handle, Statistics
+from shmcast.errors import Closed, InvalidArgument, WrongRole
+from shmcast.reader import Reader
 from shmcast.waiting import WaitPolicy
+from shmcast.work import Work
+from shmcast.writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, Writer
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+    from shmcast._rendezvous import Rendezvous
+    from shmcast.device import DeviceLane
 
 
 class ShmBroadcaster:
@@ -35,8 +25,13 @@ class ShmBroadcaster:
 
     Making one is a collective: every rank of the group makes it, at the same point of its program
     and with the same source, as for `torch.distributed.new_group`. From then on the group is not
-    used any more, and calls of several broadcasters don't disturb each other. In a group of one
-    rank there is no segment and nothing is copied.
+    used any more, unless for device tensors, and calls of several broadcasters don't disturb each
+    other. In a group of one rank there is no segment and nothing is copied.
+
+    Device tensors, wherever they are in an object, are broadcast over a process group. They arrive
+    on each rank's current device, as they were: shape, strides (of dense layouts), dtype,
+    requires_grad, and one tensor that was there twice is one again. Small ones of one message
+    share their storage.
 
     Args:
         group: a process group of any backend; None is the default group. All of its ranks must be
@@ -44,19 +39,29 @@ class ShmBroadcaster:
         src: the source as a global rank; None to give it by `group_src`.
         group_src: the source as a rank in the group.
         wait: see `Writer` and `Reader`; may differ from rank to rank.
-        codec: see `Writer` and `Reader`; must be the like on every rank.
+        codec: see `Writer` and `Reader`; must be the like on every rank. Only with `PickleCodec`
+            device tensors can be broadcast.
+        device_group: a process group that carries device tensors (NCCL), with the same ranks in
+            the same order as `group`. None: `group` itself, where it has a backend of its own for
+            the device; else they are staged through host memory, with a `ShmcastWarning`. Other
+            collectives on it must not come in between in another order on some ranks.
+        device_types: types of devices whose tensors are broadcast so, as in `torch.device`; None:
+            all but "cpu". With {"cpu"} gloo carries tensors in host memory: to try things out.
+        on_reader_death: see `Writer`. Only the source's value counts.
+        warn_after: see `Writer`; may differ from rank to rank.
         slots: see `Writer`. Only the source's value counts.
         slot_bytes: see `Writer`. Only the source's value counts.
 
     Raises:
         InvalidArgument: no such rank in the group, this process is not in the group, or the ranks
-            name different sources.
+            name different sources or device groups. Of the device group: it has other ranks, or no
+            backend for one of the `device_types`.
         SharedMemoryFull: on the source; the other ranks then raise SegmentError.
         NotOneNode: some rank can't see the source's shared memory. Raised on every rank.
         SegmentError: another rank could not set up; the message says which one and why.
     """
 
-    _send: Callable[[Any, float | None], None]  # on the source
+    _send: Callable[[Any, float | None], object]  # on the source; returns the frames
     _warm: Callable[[], None]
     _recv: Callable[[float | None], Any]  # elsewhere
 
@@ -68,162 +73,234 @@ class ShmBroadcaster:
         *,
         wait: WaitPolicy | None = None,
         codec: Codec | None = None,
+        on_reader_death: Literal["raise", "drop"] = "raise",
+        warn_after: float | None = DEFAULT_WARN_AFTER,
         slots: int = DEFAULT_SLOTS,
         slot_bytes: int = DEFAULT_SLOT_BYTES,
+        device_group: ProcessGroup | None = None,
+        device_types: Collection[str] | None = None,
     ) -> None:
-        ranks, rank = _members(group)
-        group_src = _source(ranks, src, group_src)
-        self.group_rank: int = rank
+        from shmcast._rendezvous import Rendezvous
+
+        meeting = Rendezvous(group, src, group_src)
+        self.group_rank: int = meeting.rank
         """This process's rank in the group."""
-        self.group_size: int = len(ranks)
+        self.group_size: int = len(meeting.ranks)
         """Number of ranks in the group."""
-        self.group_src: int = group_src
+        self.group_src: int = meeting.group_src
         """The source's rank in the group."""
-        self.src: int = ranks[group_src]
+        self.src: int = meeting.ranks[meeting.group_src]
         """The source's global rank."""
-        self.is_src: bool = rank == group_src
+        self.is_src: bool = meeting.rank == meeting.group_src
         """Whether this process is the source."""
-        self._label = f"rank {ranks[rank]} (rank {rank} of {len(ranks)} in {_group_name(group)})"
+        self._label = meeting.label
         self._endpoint: Writer | Reader | _Alone = _Alone(self._label)
-        if len(ranks) > 1:
-            self._set_up(group, ranks, rank, wait, codec, slots, slot_bytes)
+        self._lane: DeviceLane | None = None
+
+        def open_lane() -> Codec | None:
+            self._lane = _lane(group, device_group, device_types, meeting, codec)
+            return codec if self._lane is None else self._lane.codec
+
+        def open_writer(codec: Codec | None) -> Writer:
+            return Writer(
+                len(meeting.readers),
+                slots=slots,
+                slot_bytes=slot_bytes,
+                wait=wait,
+                codec=codec,
+                on_reader_death=on_reader_death,
+                warn_after=warn_after,
+                label=meeting.label,
+                reader_label=meeting.names.__getitem__,
+            )
+
+        def open_reader(codec: Codec | None, handle: Handle) -> Reader:
+            return Reader(
+                handle,
+                meeting.readers.index(meeting.rank),
+                wait=wait,
+                codec=codec,
+                warn_after=warn_after,
+                label=meeting.label,
+                peer_label=meeting.names.__getitem__,
+            )
+
+        if self.group_size > 1:
+            self._set_up(meeting, open_lane, open_writer, open_reader)
+        else:
+            open_lane()
         # Bound once: in a decode loop every look-up on the way is a cache miss.
         if isinstance(self._endpoint, Reader):
             self._recv = self._endpoint.recv
         else:
-            self._send = self._endpoint.send
+            self._send = self._endpoint._send
             self._warm = self._endpoint.warm
 
     def _set_up(
         self,
-        group: ProcessGroup | None,
-        ranks: list[int],
-        rank: int,
-        wait: WaitPolicy | None,
-        codec: Codec | None,
-        slots: int,
-        slot_bytes: int,
+        meeting: Rendezvous,
+        open_lane: Callable[[], Codec | None],
+        open_writer: Callable[[Codec | None], Writer],
+        open_reader: Callable[[Codec | None, Handle], Reader],
     ) -> None:
         """Brings the source's writer and the other ranks' readers together."""
-        group_src = self.group_src
-        readers = [r for r in range(len(ranks)) if r != group_src]
-        # Whatever goes wrong on one rank before the others know is carried to them: none of them
-        # must be left in a collective.
+        ranks, readers = meeting.ranks, meeting.readers
         error: Exception | None = None
-        if self.is_src:
-            try:
-                self._endpoint = Writer(
-                    len(readers),
-                    slots=slots,
-                    slot_bytes=slot_bytes,
-                    wait=wait,
-                    codec=codec,
-                    label=self._label,
-                    reader_label=lambda index: f"rank {ranks[readers[index]]}",
-                )
-            except Exception as caught:
-                error = caught
+        codec: Codec | None = None
+        handle = None
         try:
-            handle = self._agree(group, ranks, error)
+            codec = open_lane()
+            if self.is_src:
+                self._endpoint = open_writer(codec)
+                handle = self._endpoint.handle
+        except Exception as caught:
+            error = caught
+        try:
+            handle = meeting.agree(handle, self._lane.terms if self._lane else None, error)
             if not self.is_src:
                 try:
-                    self._endpoint = Reader(
-                        handle, readers.index(rank), wait=wait, codec=codec, label=self._label
-                    )
+                    self._endpoint = open_reader(codec, handle)
                 except Exception as caught:
                     error = caught
-            self._confirm(group, ranks, error)
+            meeting.confirm(error)
+            self._endpoint._meet()
         except BaseException:
             self.close()
             raise
+        endpoint = self._endpoint
+        if self._lane is not None and not isinstance(endpoint, _Alone):
+            by_rank = [
+                readers.index(r) if r in readers else len(readers) for r in range(len(ranks))
+            ]
 
-    def _agree(
-        self, group: ProcessGroup | None, ranks: list[int], error: Exception | None
-    ) -> Handle:
-        """Tells every rank the source's handle, or why there is none."""
-        handle = self._endpoint.handle if isinstance(self._endpoint, Writer) else None
-        offers = _all_gather(group, _Offer(self.group_src, handle, str(error) if error else ""))
-        sources = {offer.group_src for offer in offers}
-        if len(sources) > 1:
-            said = ", ".join(
-                f"rank {r} says {offer.group_src}" for r, offer in zip(ranks, offers, strict=True)
-            )
-            raise InvalidArgument(
-                f"{self._label}: the ranks name different sources by rank in the group: {said}; "
-                "pass the same src or group_src on every rank"
-            )
-        if error is not None:
-            raise error
-        offer: _Offer = offers[self.group_src]
-        if offer.handle is None:
-            raise SegmentError(
-                f"{self._label}: the source, rank {self.src}, could not set up: {offer.error}"
-            )
-        return offer.handle
+            def begun() -> list[int]:
+                sets = endpoint._tensor_sets()
+                return [sets[member] for member in by_rank]
 
-    def _confirm(
-        self, group: ProcessGroup | None, ranks: list[int], error: Exception | None
-    ) -> None:
-        """Raises on every rank if any rank could not attach."""
-        outcome = _Outcome(
-            os.uname().nodename, str(error or ""), isinstance(error, SegmentNotFound)
-        )
-        outcomes = _all_gather(group, outcome)
-        failed = [(r, o) for r, o in zip(ranks, outcomes, strict=True) if o.error]
-        if not failed:
-            return
-        if error is not None and not isinstance(error, SegmentNotFound):
-            raise error
-        said = "; ".join(f"rank {r} on host {o.host}: {o.error}" for r, o in failed)
-        kind = NotOneNode if any(o.not_found for _, o in failed) else SegmentError
-        raise kind(
-            f"{self._label}: {len(failed)} of {len(ranks)} ranks can't attach the shared memory of "
-            f"the source, rank {self.src} on host {outcomes[self.group_src].host}: {said}. All "
-            "ranks of a ShmBroadcaster must be on one node: make one for each node's ranks "
-            "(torch.distributed.new_group), or let the containers share /dev/shm"
-        ) from error
+            self._lane.connect(
+                self.group_src, ranks, endpoint._begin_tensor_set, begun, endpoint._look_for_deaths
+            )
 
     def broadcast_object(self, obj: Any = None, timeout: float | None = None) -> Any:
         """Sends `obj` on the source, receives it on every other rank; returns it on all.
 
         On the source it returns when the object is in shared memory, and returns `obj` itself.
 
+        Device tensors are ready in stream order when it returns, as after a collective of
+        `torch.distributed`: with NCCL the host does not wait for them, unless a `timeout` is given;
+        then it waits until every rank has enqueued its part.
+
         Args:
             obj: on the source, anything that the codec can encode; ignored elsewhere.
             timeout: seconds, None for ever: for room in the ring on the source, for the object
-                elsewhere.
+                elsewhere. After that so many again for device tensors, at least one second; None:
+                what the process group grants.
 
         Raises:
-            What `Writer.send` raises on the source, and `Reader.recv` elsewhere.
+            DeviceTimeout: a rank has not taken part in the broadcast of the device tensors.
+            DeviceError: they could not be broadcast, or an earlier broadcast of some had failed.
+            And what `Writer.send` raises on the source, and `Reader.recv` elsewhere.
         """
         if self.is_src:
-            self._send(obj, timeout)
+            sent = self._send(obj, timeout)
+            if type(sent) is Outgoing:
+                self._depart(sent, obj, timeout).wait()
             return obj
-        return self._recv(timeout)
+        got = self._recv(timeout)
+        if type(got) is Incoming:
+            return self._arrive(got, None, timeout).wait()
+        return got
+
+    def broadcast_tensor_dict(
+        self,
+        d: dict[Any, Any] | None = None,
+        timeout: float | None = None,
+        out: Any = None,
+        async_op: bool = False,
+    ) -> Any:
+        """`broadcast_object` for dicts, which can receive into given tensors and need not wait.
+
+        Args:
+            d: on the source, a dict of anything; ignored elsewhere.
+            out: on the other ranks, an object with tensors in the same places, of the same shapes
+                and dtypes, in dicts, lists, tuples, NamedTuples and dataclasses at any depth.
+                They are received into, device or not, and keep their addresses, as CUDA graphs
+                need it. What is no tensor need not match. Device tensors of 256 KiB and more whose
+                strides match arrive in place, others are copied there.
+            timeout: as for `broadcast_object`.
+            async_op: return as soon as the work on device tensors is enqueued.
+
+        Returns:
+            The dict, on every rank; it has the tensors of `out` where that was given. With
+            `async_op` a `Work`, whose `wait()` returns it.
+
+        Raises:
+            InvalidArgument: `d` is no dict (on the source, before anything is sent); or the message
+                does not match `out`: the error names the path, such as d["a"][0]. This rank has
+                then taken part for the others' sake, and `out` is unchanged.
+            And what `broadcast_object` raises.
+        """
+        if self.is_src:
+            if d.__class__ is not dict and not isinstance(d, dict):  # (without a call, mostly)
+                raise InvalidArgument(
+                    f"{self._label}: broadcast_tensor_dict() is for a dict, not for a "
+                    f"{type(d).__qualname__}; use broadcast_object()"
+                )
+            sent = self._send(d, timeout)
+            if type(sent) is Outgoing or async_op:
+                work = self._depart(sent, d, timeout)
+                return work if async_op else work.wait()
+            return d
+        got = self._recv(timeout)
+        if type(got) is Incoming or async_op or out is not None:
+            work = self._arrive(got, out, timeout)
+            return work if async_op else work.wait()
+        return got
+
+    def _depart(self, sent: object, obj: Any, timeout: float | None) -> Work:
+        """After the message: sends its device tensors, if there are any."""
+        if self._lane is not None and isinstance(sent, Outgoing):
+            return self._lane.send(sent, obj, timeout)
+        return Work.done(obj)
+
+    def _arrive(self, got: Any, out: Any, timeout: float | None) -> Work:
+        """After the message: receives its device tensors, if there are any."""
+        if self._lane is not None and isinstance(got, Incoming):
+            return self._lane.receive(got, out, timeout)
+        if out is None:
+            return Work.done(got)
+        from shmcast._arrival import place
+
+        return Work(lambda: place(self._label, got, out))
 
     def send(self, obj: Any, timeout: float | None = None) -> None:
         """`broadcast_object` for code that runs on the source only.
 
         Raises:
-            WrongRole: on another rank. And what `Writer.send` raises.
+            WrongRole: on another rank. And what `broadcast_object` raises.
         """
         if not self.is_src:
             raise WrongRole(
                 f"{self._label}: send() is for the source, rank {self.src}; call recv() here"
             )
-        self._send(obj, timeout)
+        sent = self._send(obj, timeout)
+        if type(sent) is Outgoing:
+            self._depart(sent, obj, timeout).wait()
 
     def recv(self, timeout: float | None = None) -> Any:
         """`broadcast_object` for code that runs on the other ranks only.
 
         Raises:
-            WrongRole: on the source. And what `Reader.recv` raises.
+            WrongRole: on the source. And what `broadcast_object` raises.
         """
         if self.is_src:
             raise WrongRole(
                 f"{self._label}: recv() is for the other ranks, this is the source; call send()"
             )
-        return self._recv(timeout)
+        got = self._recv(timeout)
+        if type(got) is Incoming:
+            return self._arrive(got, None, timeout).wait()
+        return got
 
     def warm(self) -> None:
         """Makes the next `send` faster; see `Writer.warm`. Does nothing on the other ranks.
@@ -233,6 +310,15 @@ class ShmBroadcaster:
         """
         if self.is_src:
             self._warm()
+
+    @property
+    def handle(self) -> Handle | None:
+        """Where another process finds the segment, to take the place of a rank that has died.
+
+        `Reader(handle, index, rejoin=True)`, if the source drops such ranks; the index counts the
+        ranks in the group without the source. None in a group of one.
+        """
+        return self._endpoint.handle
 
     def statistics(self) -> Statistics:
         """What this rank has sent or received so far."""
@@ -256,17 +342,22 @@ class ShmBroadcaster:
 class _Alone:
     """The endpoint of a group of one rank: it only counts."""
 
+    handle = None
+
     def __init__(self, label: str) -> None:
         self._label = label
         self._messages = 0
         self._closed = False
 
-    def send(self, _obj: Any, _timeout: float | None) -> None:
+    def _send(self, _obj: Any, _timeout: float | None) -> None:
         if self._closed:
             raise Closed(f"{self._label}: used after close(); make a new broadcaster")
         self._messages += 1
 
     def warm(self) -> None:
+        pass
+
+    def _meet(self) -> None:
         pass
 
     def statistics(self) -> Statistics:
@@ -276,75 +367,39 @@ class _Alone:
         self._closed = True
 
 
-@dataclass(frozen=True)
-class _Offer:
-    """What each rank brings to the set-up."""
-
-    group_src: int
-    handle: Handle | None
-    error: str
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """How each rank's attach ended; no error: well."""
-
-    host: str
-    error: str
-    not_found: bool
-
-
-def _members(group: ProcessGroup | None) -> tuple[list[int], int]:
-    """The group's global ranks, in the order of the group, and this process's rank in it."""
-    import torch.distributed as dist
-
-    if not dist.is_available() or not dist.is_initialized():
-        raise InvalidArgument(
-            f"process {os.getpid()}: torch.distributed is not initialised; call "
-            "torch.distributed.init_process_group first, or use shmcast.Writer and shmcast.Reader"
-        )
-    me = dist.get_rank()
-    # What new_group() returns to a rank that is not in it is not a group at all.
-    outside = group is cast("object", dist.GroupMember.NON_GROUP_MEMBER)
-    group = dist.group.WORLD if group is None else group  # torch 2.4 takes no None here
-    ranks = [] if outside else dist.get_process_group_ranks(group)
-    if me not in ranks:
-        raise InvalidArgument(
-            f"rank {me} is not a member of the group (ranks {ranks or 'unknown here'}); make the "
-            "broadcaster only on the group's ranks"
-        )
-    return ranks, ranks.index(me)
-
-
-def _source(ranks: list[int], src: int | None, group_src: int) -> int:
-    """The source as a rank in the group."""
-    if src is not None:
-        if src not in ranks:
-            raise InvalidArgument(f"src={src!r} is not one of the group's global ranks {ranks}")
-        if group_src not in (0, ranks.index(src)):
+def _lane(
+    group: ProcessGroup | None,
+    device_group: ProcessGroup | None,
+    device_types: Collection[str] | None,
+    meeting: Rendezvous,
+    codec: Codec | None,
+) -> DeviceLane | None:
+    """What brings device tensors over; None: nothing, because the codec is the user's own."""
+    label = meeting.label
+    if codec is not None and type(codec) is not PickleCodec:
+        if device_group is not None or device_types is not None:
             raise InvalidArgument(
-                f"src={src} is rank {ranks.index(src)} of the group but group_src={group_src}; "
-                "give one of them"
+                f"{label}: codec={codec!r} does not know device tensors, so device_group and "
+                "device_types can't be given; only PickleCodec does"
             )
-        return ranks.index(src)
-    if not isinstance(group_src, int) or not 0 <= group_src < len(ranks):
+        return None
+    if isinstance(device_types, str) or not all(isinstance(t, str) for t in device_types or ()):
         raise InvalidArgument(
-            f"group_src={group_src!r} is not a rank of the group: it has ranks 0 to "
-            f"{len(ranks) - 1} (global ranks {ranks}); a global rank is given as src"
+            f"{label}: device_types={device_types!r} is no set of names such as {{'cuda'}}"
         )
-    return group_src
-
-
-def _group_name(group: ProcessGroup | None) -> str:
     import torch.distributed as dist
 
-    description = getattr(dist.group.WORLD if group is None else group, "group_desc", "")
-    return f"group {description!r}" if description else "the group"
+    from shmcast._rendezvous import members
+    from shmcast.device import DeviceLane
 
-
-def _all_gather(group: ProcessGroup | None, mine: Any) -> list[Any]:
-    import torch.distributed as dist
-
-    everybody: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(everybody, mine, group=group)
-    return everybody
+    if device_group is not None:
+        device_ranks, _ = members(device_group, "device_group")
+        if device_ranks != meeting.ranks:
+            raise InvalidArgument(
+                f"{label}: device_group has ranks {device_ranks} and group has {meeting.ranks}; "
+                "they must be the same, in the same order"
+            )
+    carrier = group if device_group is None else device_group
+    if carrier is None:
+        carrier = dist.group.WORLD
+    return DeviceLane(carrier, device_group is not None, device_types, label)  # type: ignore[arg-type]

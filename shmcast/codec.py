@@ -6,7 +6,12 @@ import copyreg
 import operator
 import pickle
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from shmcast._device_codec import Manifest
 
 Frame = bytes | bytearray | memoryview
 """One contiguous piece of a message."""
@@ -37,6 +42,25 @@ class Codec(Protocol):
         """The object. The frames belong to it: they may be kept, viewed and written to."""
 
 
+class Outgoing(list[Frame]):
+    """The frames of an object with device tensors, which travel beside them (see device.py)."""
+
+    __slots__ = ("elements", "manifest")
+
+    manifest: Manifest
+    elements: list[torch.Tensor]
+    """Each device tensor's elements in the order of its memory: contiguous."""
+
+
+class Incoming:
+    """The frames of such an object where they arrive, to be decoded once it has a place."""
+
+    __slots__ = ("frames",)
+
+    def __init__(self, frames: list[bytearray]) -> None:
+        self.frames = frames
+
+
 class PickleCodec:
     """Pickle 5 (PEP 574): frame 0 is the pickle, the others are its out-of-band buffers.
 
@@ -47,7 +71,7 @@ class PickleCodec:
     """
 
     def __init__(self) -> None:
-        self._reducers = _Reducers()
+        self._reducers = Reducers()
         # Picklers at rest. Making one costs more than pickling a small message does. A pickler is
         # taken out while it is used: two threads, or an object whose reduction encodes another
         # one, get two.
@@ -60,13 +84,13 @@ class PickleCodec:
         try:
             pickler = idle.pop()
         except IndexError:
-            pickler = _make_pickler(self._reducers)
+            pickler = self._make_pickler()
         dump, clear_memo, written, buffers = pickler
         dump(obj)  # if this raises, the pickler in mid-object is thrown away
         clear_memo()  # it would keep obj alive, and know it the next time
         if buffers or len(written) > 1:
             # Past 64 KiB pickle writes in several pieces, large bytes objects by themselves.
-            frames: list[Frame] = [b"".join(written), *buffers]
+            frames = self._join(b"".join(written), buffers)
             buffers.clear()
         else:
             frames = [*written]
@@ -78,35 +102,46 @@ class PickleCodec:
         """The object that `encode` took."""
         if len(frames) == 1:
             return _loads(frames[0])
+        return self._split(frames)
+
+    # What a codec of device tensors does differently (see _device_codec.py), and only for messages
+    # of more than one frame: small ones must not pay for it.
+
+    def _join(self, pickled: bytes, buffers: list[Any]) -> list[Frame]:
+        return [pickled, *buffers]
+
+    def _split(self, frames: list[bytearray]) -> Any:
         return _loads(frames[0], buffers=frames[1:])
+
+    def _reducers_for(self, _buffers: list[Any]) -> Reducers:
+        return self._reducers
 
     def sample(self) -> Any:
         """A small message, of the kinds of things that messages are made of."""
         return {"step": 1, "ids": [1, 2], "done": False, "scale": 0.5}
 
+    def _make_pickler(self) -> _Pickler:
+        written: list[bytes] = []
+        buffers: list[Any] = []
+
+        def in_band(buffer: pickle.PickleBuffer) -> bool:
+            try:
+                raw = buffer.raw()
+            except BufferError:  # not contiguous: pickle says what it thinks of it
+                return True
+            if raw.nbytes < OUT_OF_BAND_BYTES:
+                return True
+            buffers.append(raw)
+            return False
+
+        pickler = pickle.Pickler(_Sink(written.append), _PROTOCOL, buffer_callback=in_band)
+        pickler.dispatch_table = self._reducers_for(buffers)
+        return pickler.dump, pickler.clear_memo, written, buffers
+
 
 # A C pickler that is used again and again: its dump and clear_memo, and the lists that dump writes
 # to, the pieces of the pickle and the out-of-band buffers.
-_Pickler = tuple[Callable[[Any], None], Callable[[], None], "list[bytes]", "list[memoryview]"]
-
-
-def _make_pickler(reducers: _Reducers) -> _Pickler:
-    written: list[bytes] = []
-    buffers: list[memoryview] = []
-
-    def in_band(buffer: pickle.PickleBuffer) -> bool:
-        try:
-            raw = buffer.raw()
-        except BufferError:  # not contiguous: pickle says what it thinks of it
-            return True
-        if raw.nbytes < OUT_OF_BAND_BYTES:
-            return True
-        buffers.append(raw)
-        return False
-
-    pickler = pickle.Pickler(_Sink(written.append), _PROTOCOL, buffer_callback=in_band)
-    pickler.dispatch_table = reducers
-    return pickler.dump, pickler.clear_memo, written, buffers
+_Pickler = tuple[Callable[[Any], None], Callable[[], None], "list[bytes]", "list[Any]"]
 
 
 class _Sink:
@@ -118,7 +153,7 @@ class _Sink:
         self.write = write
 
 
-class _Reducers(dict[type, Callable[[Any], Any]]):
+class Reducers(dict[type, Callable[[Any], Any]]):
     """A pickler's private `dispatch_table`: how to reduce an object, by its type.
 
     Every type is answered, once it has been met, because a miss costs pickle an exception per

@@ -13,6 +13,10 @@ class ShmcastError(Exception):
     """Base of all errors raised by shmcast."""
 
 
+class ShmcastWarning(UserWarning):
+    """What shmcast warns about: it works, but not as well as it could."""
+
+
 class InvalidArgument(ShmcastError, ValueError):
     """An argument has a value that can't work; the message names it and what would."""
 
@@ -41,6 +45,25 @@ class AlreadyAttached(ShmcastError, RuntimeError):
     """A reader's index is taken, or was taken by a reader that has left."""
 
 
+class PeerDied(ShmcastError, ConnectionError):
+    """A process that this endpoint shares its ring with has died, and the wait can't end well.
+
+    Attributes:
+        peer: its name, such as "rank 3" or "writer".
+        pid: its process.
+        how: "killed by SIGKILL", "exit code 1"; "" where that is not known.
+    """
+
+    def __init__(self, message: str, peer: str, pid: int, how: str) -> None:
+        super().__init__(message)
+        self.peer = peer
+        self.pid = pid
+        self.how = how
+
+    def __reduce__(self) -> tuple[type[PeerDied], tuple[str, str, int, str]]:
+        return type(self), (str(self), self.peer, self.pid, self.how)
+
+
 class EncodeError(ShmcastError, pickle.PicklingError):
     """The codec could not encode an object; nothing was sent. `__cause__` is the codec's error."""
 
@@ -50,6 +73,14 @@ class DecodeError(ShmcastError, pickle.UnpicklingError):
 
     `__cause__` is the codec's error.
     """
+
+
+class DeviceError(ShmcastError, RuntimeError):
+    """Device tensors could not be broadcast. Objects without any can still be sent."""
+
+
+class DeviceTimeout(DeviceError, TimeoutError):
+    """A rank has not taken part in a broadcast of device tensors; the message says which one."""
 
 
 class MessageTooLarge(ShmcastError, ValueError):
@@ -73,7 +104,7 @@ class SegmentMismatch(SegmentError, ValueError):
 
 
 class SegmentCorrupted(SegmentError, RuntimeError):
-    """The segment holds what no writer writes: something else wrote to it."""
+    """The segment holds what no endpoint writes: something else wrote to it."""
 
 
 class NotOneNode(SegmentError, RuntimeError):

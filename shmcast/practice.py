@@ -28,8 +28,9 @@ class Practice:
         memory = mmap.mmap(-1, geometry.segment_bytes)
         nonce = bytes(16)
         ring = (memory, geometry, nonce)
-        self._writer = _core.RingWriter(*ring, _core.WaitPolicy.park(), _never)
-        self._reader = _core.RingReader(*ring, 0, _core.WaitPolicy.park(), _never)
+        park, who = _core.WaitPolicy.park(), _core.Identity(0, 0)
+        self._writer = _core.RingWriter(*ring, park, _never, None, who)
+        self._reader = _core.RingReader(*ring, 0, park, _never, None, None, who, _core.VACANT)
 
     @classmethod
     def with_sample_of(cls, codec: Codec, label: str) -> Practice | None:

@@ -1,4 +1,8 @@
-"""POSIX shared-memory segments: name, size, mode, unlink. What is inside is not known here."""
+"""POSIX shared-memory segments: name, size, mode, unlink. What is inside is not known here.
+
+A segment's name says whose it is, so that what a killed process has left can be told from what is
+in use, however little of it was made: user, pid namespace, pid and that process's start time.
+"""
 
 from __future__ import annotations
 
@@ -6,55 +10,111 @@ import contextlib
 import errno
 import mmap
 import os
+import re
 import stat
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 import posix_ipc
 
+from shmcast._process import is_alive, pid_namespace, start_time
 from shmcast.errors import SegmentMismatch, SegmentNotFound, SharedMemoryFull
 
 _MODE = 0o600
 _SHM_FOLDER = Path("/dev/shm")  # noqa: S108 (where shm_open puts its names on Linux)
+_NAME = re.compile(r"shmcast-\d+-(\d+)-(\d+)-(\d+)-[0-9a-f]{16}", re.ASCII)
 
 
-def create(size: int) -> tuple[str, mmap.mmap]:
+class Verdict(Enum):
+    """What `clean` thinks of a segment. The value says why."""
+
+    DEAD = "its owner is dead"
+    ALIVE = "its owner is alive"
+    ELSEWHERE = "its owner is in another pid namespace (container): run clean there"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A segment of this user that `clean` has come across."""
+
+    name: str
+    size: int
+    """Bytes."""
+    pid: int
+    """The process that made it, as its own pid namespace numbers it."""
+    verdict: Verdict
+    """Only those of dead owners are removed."""
+
+
+def create(size: int) -> tuple[str, mmap.mmap, int]:
     """Makes a segment that only this user can open, with all of its pages reserved.
+
+    First removes what this user's killed processes have left, see `clean`.
 
     Args:
         size: bytes.
 
     Returns:
-        Its name, and the mapping (zeroed).
+        Its name, the mapping (zeroed), and a descriptor by which `attach` finds it when the name is
+        gone; the caller closes it.
 
     Raises:
         SharedMemoryFull: /dev/shm has no room for `size` bytes.
     """
+    clean()
+    owner = f"{os.getuid()}-{pid_namespace()}-{os.getpid()}-{start_time(os.getpid())}"
     while True:
-        name = f"/shmcast-{os.getuid()}-{os.urandom(8).hex()}"
+        name = f"/shmcast-{owner}-{os.urandom(8).hex()}"
         with contextlib.suppress(posix_ipc.ExistentialError):
             shm = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=_MODE)
             break
     try:
         os.fchmod(shm.fd, _MODE)  # whatever the umask took away
         _reserve(shm.fd, size)
-        return name, _map(shm.fd, size)
+        return name, _map(shm.fd, size), shm.fd
     except BaseException:
         unlink(name)
-        raise
-    finally:
         shm.close_fd()
+        raise
 
 
-def attach(name: str, size: int) -> mmap.mmap:
+def attach(name: str, size: int, holder: tuple[int, int] | None = None) -> mmap.mmap:
     """Maps the segment that another process of this user and host has made.
+
+    Args:
+        name: as `create` gave it.
+        size: bytes.
+        holder: a process and a descriptor of it, to find the segment when its name is gone.
 
     Raises:
         SegmentNotFound: no segment of this name exists here.
         SegmentMismatch: it has another owner, mode or size than `create` gives.
     """
+    fd = _open(name, holder)
     try:
-        shm = posix_ipc.SharedMemory(name)
+        found = os.fstat(fd)
+        checks = (
+            ("owner uid", os.getuid(), found.st_uid),
+            ("mode", stat.filemode(stat.S_IFREG | _MODE), stat.filemode(found.st_mode)),
+            ("size in bytes", size, found.st_size),
+        )
+        for what, want, got in checks:
+            if got != want:
+                raise SegmentMismatch(f"the segment {name} has {what} {got}, expected {want}")
+        return _map(fd, size)
+    finally:
+        os.close(fd)
+
+
+def _open(name: str, holder: tuple[int, int] | None) -> int:
+    try:
+        return int(posix_ipc.SharedMemory(name).fd)
     except posix_ipc.ExistentialError:
+        if holder is not None:
+            # What the holder has open is the same file; the kernel lets its user in only.
+            with contextlib.suppress(OSError):
+                return os.open("/proc/{}/fd/{}".format(*holder), os.O_RDWR | os.O_CLOEXEC)
         raise SegmentNotFound(
             errno.ENOENT,
             f"no shared-memory segment {name} on this host: its readers must run on the writer's "
@@ -66,22 +126,52 @@ def attach(name: str, size: int) -> mmap.mmap:
             f"the segment {name} belongs to another user; readers must run as the writer's user, "
             f"this process runs as uid {os.getuid()}"
         ) from None
-    try:
-        found = os.fstat(shm.fd)
-        expected = {"owner uid": os.getuid(), "mode": _MODE, "size in bytes": size}
-        actual = (found.st_uid, stat.S_IMODE(found.st_mode), found.st_size)
-        for (what, want), got in zip(expected.items(), actual, strict=True):
-            if got != want:
-                raise SegmentMismatch(f"the segment {name} has {what} {got}, expected {want}")
-        return _map(shm.fd, size)
-    finally:
-        shm.close_fd()
+    except (OSError, ValueError) as error:  # a symbolic link, a socket; a folder
+        raise SegmentMismatch(f"the segment {name} is not a file: {error}") from None
 
 
 def unlink(name: str) -> None:
     """Removes the name; mappings live on. Nothing happens if it is gone already."""
     with contextlib.suppress(posix_ipc.ExistentialError):
         posix_ipc.unlink_shared_memory(name)
+
+
+def clean(dry_run: bool = False) -> list[Found]:
+    """Removes the segments of this user whose owners are dead, and nothing else.
+
+    An owner is dead if this is its pid namespace and no process of its pid and start time exists,
+    or only a zombie.
+
+    Args:
+        dry_run: only look.
+
+    Returns:
+        This user's segments, those that were kept included.
+    """
+    mine = sorted(_SHM_FOLDER.glob(f"shmcast-{os.getuid()}-*"))
+    found = [segment for path in mine if (segment := _judge(path))]
+    if not dry_run:
+        for segment in found:
+            if segment.verdict is Verdict.DEAD:
+                unlink(segment.name)
+    return found
+
+
+def _judge(path: Path) -> Found | None:
+    """None if it is no segment of this user, whatever its name says, or just gone."""
+    match = _NAME.fullmatch(path.name)
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    if not match or not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid():
+        return None
+    namespace, pid, start = map(int, match.groups())
+    if namespace != pid_namespace():
+        verdict = Verdict.ELSEWHERE
+    else:
+        verdict = Verdict.ALIVE if is_alive(pid, start) else Verdict.DEAD
+    return Found(f"/{path.name}", status.st_size, pid, verdict)
 
 
 def _reserve(fd: int, size: int) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 import ranks
 from processes import Crew
-from shmcast import WaitPolicy
+from shmcast import WaitPolicy, segment
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +40,17 @@ def wait(request: pytest.FixtureRequest) -> WaitPolicy:
 @pytest.fixture(autouse=True)
 def _no_segment_is_left() -> Iterator[None]:
     """Every test leaves /dev/shm as it found it."""
-    shm = Path("/dev/shm")
-    before = set(shm.glob("shmcast-*"))
+    before = _segments()
     yield
-    left = set(shm.glob("shmcast-*")) - before
+    left = _segments() - before
     assert not left, f"segments left behind: {left}"
+
+
+def _segments() -> set[str]:
+    """Those of this process, its children and the dead: other programs may run at the same time."""
+    family = {os.getpid(), *(child.pid for child in multiprocessing.active_children())}
+    return {
+        found.name
+        for found in segment.clean(dry_run=True)
+        if found.pid in family or found.verdict is segment.Verdict.DEAD
+    }

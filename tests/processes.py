@@ -40,6 +40,7 @@ class Job:
         try:
             done, value = worker.connection.recv()
         except EOFError:
+            worker.process.join(ANSWER_SECONDS)  # its pipe ends a little before it does
             code = worker.process.exitcode
             worker.restart()
             raise WorkerFailed(f"{worker.name}: ended with exit code {code}") from None

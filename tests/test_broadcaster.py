@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import ranks
 import shmcast
 from processes import Crew, WorkerFailed
 from shmcast import ShmBroadcaster, WaitPolicy
@@ -231,6 +233,31 @@ def test_the_rank_that_holds_the_source_up_is_named(world: Crew) -> None:
     error = world.run(4, slow_rank_is_named)[0]
     assert "rank 0 (rank 0 of 4" in error
     assert "rank 2 is 2 fragments behind" in error
+
+
+def one_is_killed(rank: int, store: str, victim: int) -> str:
+    ranks.join(rank, 3, store)
+    with ShmBroadcaster(slots=2, group_src=1) as bc:
+        if rank == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            while True:
+                bc.broadcast_object("again" if bc.is_src else None, 30)
+        except shmcast.PeerDied as error:
+            return str(error)
+
+
+@pytest.mark.parametrize("victim", [1, 2], ids=["source", "reader"])
+def test_a_rank_that_is_killed_is_named_on_the_others(tmp_path: Path, victim: int) -> None:
+    crew = Crew(3)
+    try:
+        jobs = crew.start(3, one_is_killed, str(tmp_path / "store"), victim)
+        for rank in {0, 1, 2} - {victim}:
+            error = jobs[rank].result()
+            assert error.startswith(f"rank {rank} (rank {rank} of 3 in ")
+            assert f": rank {victim} (pid {jobs[victim].worker.process.pid}) has died" in error
+    finally:
+        crew.end()
 
 
 def move_to_another_node() -> None:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import shmcast
+from objects import DTYPES
 from shmcast import PickleCodec, Reader, Writer
 from shmcast.codec import OUT_OF_BAND_BYTES
 
@@ -153,13 +154,6 @@ def test_the_same_array_twice_arrives_as_one() -> None:
     assert one is two
     assert len(sizes) == 2
 
-
-DTYPES = [
-    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64,
-    torch.complex128, torch.complex32, torch.uint8, torch.int8, torch.int16, torch.int32,
-    torch.int64, torch.uint16, torch.uint32, torch.uint64, torch.bool, torch.float8_e4m3fn,
-    torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu,
-]  # fmt: skip
 
 LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "contiguous": lambda t: t,

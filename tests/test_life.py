@@ -230,6 +230,29 @@ assert reader.recv(10) == "the parent goes on"
 print("done")
 """
 
+FORK_OF_A_WATCHER = """
+import os, pickle, subprocess, sys, shmcast
+writer = shmcast.Writer(1)
+program = "import pickle, sys, shmcast; shmcast.Reader(pickle.load(sys.stdin.buffer), 0).recv()"
+peer = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
+pickle.dump(writer.handle, peer.stdin)
+peer.stdin.close()
+writer.wait_ready(30)
+pid = os.fork()
+if pid == 0:
+    peer.returncode = 0  # not the child's
+    sys.exit()  # with all that runs at exit
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+peer.kill()
+try:
+    while True:
+        writer.send("on")
+except shmcast.PeerDied as error:
+    assert "killed by SIGKILL" in str(error), error
+peer.wait()
+print("done")
+"""
+
 NO_CLOSE = """
 import shmcast
 writer = shmcast.Writer(2)
@@ -269,6 +292,7 @@ print("done")
     "program",
     [
         pytest.param(FORK, id="fork is refused in the child and harmless in the parent"),
+        pytest.param(FORK_OF_A_WATCHER, id="a fork leaves the watch over the peers as it is"),
         pytest.param(NO_CLOSE, id="exit without close is clean"),
         pytest.param(NO_MEMORY, id="a message without memory for it costs only itself"),
         pytest.param(IMPORT, id="the import is light"),

@@ -23,7 +23,7 @@ def test_users_own_torch_satisfies_the_requirement() -> None:
 def test_the_stub_documents_the_core_as_it_is() -> None:
     documented = {}
     for node in ast.parse((PACKAGE / "_core.pyi").read_text()).body:
-        if isinstance(node, ast.ClassDef):
+        if isinstance(node, ast.ClassDef) and "Protocol" not in map(ast.unparse, node.bases):
             methods = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
             documented[node.name] = methods - {"__init__"}
     actual = {}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import mmap
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +82,11 @@ HEADER = {
     "layout version": 8,
     "reader count": 12,
     "slot count": 16,
-    "writer pid": 20,
     "slot capacity": 24,
     "slot stride": 32,
     "size in bytes": 40,
     "nonce": 48,
+    "writer pid": 80,
 }
 
 
@@ -110,8 +112,46 @@ def test_a_truncated_segment_is_refused() -> None:
 def test_a_segment_that_others_could_open_is_refused() -> None:
     with Writer(2) as writer:
         path_of(writer.handle).chmod(0o644)
-        with pytest.raises(shmcast.SegmentMismatch, match="mode"):
+        with pytest.raises(shmcast.SegmentMismatch, match="mode -rw-r--r--, expected -rw-------"):
             Reader(writer.handle, 0)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
+def test_another_users_segment_is_refused() -> None:
+    with Writer(2) as writer:
+        os.chown(path_of(writer.handle), 1, -1)
+        with pytest.raises(shmcast.SegmentMismatch, match="owner uid 1, expected 0"):
+            Reader(writer.handle, 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda path: path.symlink_to("/proc/self/status"), "is not a file"),
+        (lambda path: path.mkdir(), "is not a file"),
+        (os.mkfifo, "has mode p"),
+    ],
+    ids=["a symbolic link", "a folder", "a pipe"],
+)
+def test_what_is_no_file_is_refused(make: Callable[[Path], None], told: str) -> None:
+    with Writer(2) as writer:
+        path = path_of(writer.handle)
+        aside = path.rename(path.with_suffix(".aside"))
+        make(path)
+        try:
+            with pytest.raises(shmcast.SegmentMismatch, match=told):
+                Reader(writer.handle, 0)
+        finally:
+            path.rmdir() if stat.S_ISDIR(path.lstat().st_mode) else path.unlink()
+            aside.rename(path)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"readers": 5000}, {"slots": 0}, {"slots": 48}, {"slot_bytes": 0}], ids=str
+)
+def test_a_handle_of_no_possible_shape_is_refused(wrong: dict[str, Any]) -> None:
+    with Writer(2) as writer, pytest.raises(shmcast.InvalidArgument, match=next(iter(wrong))):
+        Reader(dataclasses.replace(writer.handle, **wrong), 0)
 
 
 def test_a_handle_that_speaks_of_another_shape_is_refused() -> None:
@@ -174,3 +214,34 @@ def test_a_slot_that_no_writer_wrote_is_found() -> None:
             with pytest.raises(shmcast.SegmentCorrupted, match="fits no message"):
                 reader.recv(1)
             reader.close()
+
+
+# Where a word lies in a segment for two readers with 2 slots of 128 bytes, and what it is not.
+MEMBERS, SLOTS = 384, 1024
+SEAT = MEMBERS + 128 + 8  # of reader 1
+WRONG_WORDS = {
+    "a seat is in no state": (SEAT, 7 << 32 | 9, "a seat's state is 9"),
+    "a seat is nobody's": (SEAT, (2**31 + 5) << 32 | 1, "member 1 has pid 2147483653"),
+    "a reader is ahead of the writer": (MEMBERS, 4, "is 4, which does not fit the writer's, 2"),
+    "a reader is behind the ring": (MEMBERS + 128, 2**64 - 2, "does not fit the writer's, 2"),
+    "a slot is ahead of the writer": (
+        SLOTS,
+        5,
+        "a slot's number is 5, which does not fit the one awaited, 1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("offset", "word", "told"), WRONG_WORDS.values(), ids=WRONG_WORDS)
+def test_what_nobody_can_have_written_ends_a_wait(offset: int, word: int, told: str) -> None:
+    with Writer(2, slots=2, slot_bytes=128) as writer:
+        file = path_of(writer.handle).open("r+b")
+        with file, mmap.mmap(file.fileno(), 0) as memory, Reader(writer.handle, 0) as reader:
+            assert writer.handle._geometry().segment_bytes == SLOTS + 2 * 384
+            if offset in (MEMBERS, MEMBERS + 128):
+                for k in range(2):
+                    writer.send(k)
+            memory[offset : offset + 8] = word.to_bytes(8, "little")
+            wait = {SEAT: reader.wait_ready, SLOTS: reader.recv}
+            with pytest.raises(shmcast.SegmentCorrupted, match=told):
+                wait.get(offset, functools.partial(writer.send, "no room"))()

@@ -21,12 +21,20 @@ namespace shmcast {
 inline constexpr std::size_t kLine = 64;
 inline constexpr std::size_t kLinePair = 2 * kLine;
 inline constexpr std::uint64_t kMagic = 0x0074'7361'636d'6873;  // "shmcast\0"
-inline constexpr std::uint32_t kLayoutVersion = 2;
+inline constexpr std::uint32_t kLayoutVersion = 4;
 inline constexpr std::size_t kNonceBytes = 16;
 inline constexpr std::uint64_t kNever = UINT64_MAX;
 
 static_assert(std::atomic_ref<std::uint64_t>::is_always_lock_free,
               "a lock inside std::atomic_ref would not be shared between processes");
+
+// Which process a member is. A pid is used again, but not with the same start time; and it means
+// something only to processes of its pid namespace.
+struct Identity {
+  std::uint64_t start_time;     // field 22 of /proc/<pid>/stat
+  std::uint64_t pid_namespace;  // inode of /proc/<pid>/ns/pid
+  std::uint32_t pid;
+};
 
 // Written once by the writer, before any reader can know the segment's name; `magic` last.
 struct alignas(kLinePair) Header {
@@ -34,17 +42,18 @@ struct alignas(kLinePair) Header {
   std::uint32_t version;
   std::uint32_t readers;
   std::uint32_t slots;
-  std::uint32_t writer_pid;
   std::uint64_t slot_capacity;  // payload bytes of one slot
   std::uint64_t slot_stride;    // bytes from one slot to the next
   std::uint64_t segment_bytes;
   std::byte nonce[kNonceBytes];
+  Identity writer;
 };
 
 // What everybody looks at and nobody writes while messages flow without parking.
 struct alignas(kLinePair) Lobby {
   std::uint64_t gate;      // Gate on which readers park; the writer wakes them
-  std::uint32_t attached;  // readers that have attached so far
+  std::uint32_t arrivals;  // how often a seat was taken
+  std::uint32_t rejoins;   // how often in the place of a reader that has died
   std::uint32_t left;      // readers that have closed
   std::uint32_t closed;    // 1 once the writer has closed
 };
@@ -54,12 +63,33 @@ struct alignas(kLinePair) WriterSeat {
   std::uint64_t gate;     // Gate on which the writer parks; readers wake it
 };
 
-enum class MemberState : std::uint32_t { vacant = 0, attached = 1, left = 2 };
+enum class SeatState : std::uint32_t {
+  vacant,
+  attached,
+  left,       // closed in order
+  dropped,    // died, and the writer goes on without it
+  claimed,    // in the place of one that died, by a process that has yet to say who it is
+  rejoining,  // the same, said; the writer will attach it at its next message
+};
+
+// Who has a reader's seat, packed into one word, which is changed by compare-and-swap: a pid that
+// was read with a state can't stand for another.
+struct Seat {
+  static constexpr std::uint64_t pack(std::uint32_t pid, SeatState state) {
+    return std::uint64_t{pid} << 32 | static_cast<std::uint32_t>(state);
+  }
+  static constexpr std::uint32_t pid(std::uint64_t word) {
+    return static_cast<std::uint32_t>(word >> 32);
+  }
+  static constexpr SeatState state(std::uint64_t word) {
+    return static_cast<SeatState>(static_cast<std::uint32_t>(word));
+  }
+};
 
 struct alignas(kLinePair) Member {
-  std::uint64_t consumed;  // fragments consumed so far; kNever once the reader has left
-  std::uint32_t state;     // MemberState
-  std::uint32_t pid;
+  std::uint64_t consumed;  // fragments consumed so far; kNever: none is waited for
+  std::uint64_t seat;      // a Seat
+  Identity identity;       // told after the seat is taken; its pid is in `seat`
 };
 
 // What a member has done so far: it alone writes, any member may read. Figures for people.
@@ -75,7 +105,8 @@ struct alignas(kLinePair) Figures {
   std::uint64_t preemptions;  // spins given up because the core was taken away
   std::uint64_t spun_ns;
   std::uint64_t parked_ns;
-  std::uint64_t gap_ns;  // the median gap that was learned; 0: none yet
+  std::uint64_t gap_ns;       // the median gap that was learned; 0: none yet
+  std::uint64_t tensor_sets;  // sets of device tensors whose broadcasts it has begun
 };
 
 // A figure has one writer; relaxed, because it orders nothing.
@@ -153,17 +184,17 @@ class Segment {
 
   // Formats fresh (zeroed) memory. `memory` must hold geometry.segment_bytes().
   static Segment format(std::span<std::byte> memory, const Geometry& geometry, Nonce nonce,
-                        std::uint32_t pid) {
+                        const Identity& writer) {
     Segment segment(memory.data(), geometry);
     Header& header = segment.header();
     header.version = kLayoutVersion;
     header.readers = geometry.readers;
     header.slots = geometry.slots;
-    header.writer_pid = pid;
     header.slot_capacity = geometry.slot_capacity;
     header.slot_stride = geometry.slot_stride();
     header.segment_bytes = geometry.segment_bytes();
     std::memcpy(header.nonce, nonce.data(), kNonceBytes);
+    header.writer = writer;
     segment.writer_seat().wake_at = kNever;
     // release: pairs with the acquire in attach(); whoever sees the magic sees the fields.
     std::atomic_ref(header.magic).store(kMagic, std::memory_order_release);
@@ -184,7 +215,7 @@ class Segment {
     expect("slot stride", geometry.slot_stride(), header.slot_stride);
     expect("size in bytes, by its header,", geometry.segment_bytes(), header.segment_bytes);
     expect("size in bytes, as mapped,", geometry.segment_bytes(), memory.size());
-    if (header.writer_pid == 0) throw LayoutMismatch("the segment's writer pid is 0");
+    if (header.writer.pid == 0) throw LayoutMismatch("the segment's writer pid is 0");
     if (!std::equal(nonce.begin(), nonce.end(), header.nonce)) {
       throw LayoutMismatch("the segment's nonce is not the handle's: another segment of this name");
     }

@@ -41,15 +41,75 @@ struct MessageTooLarge : std::length_error {
   using std::length_error::length_error;
 };
 
-// A slot holds what no writer of this layout writes.
+// The segment holds what no endpoint of this layout writes.
 struct SegmentCorrupted : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// `got` does not fit `known`. Not inlined: its making of a text would slow messages down.
+[[noreturn, gnu::cold, gnu::noinline]] inline void misfit(const char* got_name, std::uint64_t got,
+                                                          const char* known_name,
+                                                          std::uint64_t known) {
+  throw SegmentCorrupted(std::string(got_name) + " is " + std::to_string(got) +
+                         ", which does not fit " + known_name + ", " + std::to_string(known));
+}
+
 // How many readers have attached so far.
 inline std::uint32_t attached_readers(const Segment& segment) {
-  // seq_cst: looked at between announce() and park(); pairs with RingReader::attach().
-  return std::atomic_ref(segment.lobby().attached).load(std::memory_order_seq_cst);
+  std::uint32_t count = 0;
+  for (std::uint32_t i = 0; i < segment.geometry().readers; ++i) {
+    // seq_cst: looked at between announce() and park(); pairs with RingReader::attach().
+    const auto seat = std::atomic_ref(segment.member(i).seat).load(std::memory_order_seq_cst);
+    if (Seat::state(seat) != SeatState::vacant) ++count;
+  }
+  return count;
+}
+
+// Changes whenever somebody takes a seat.
+inline std::uint32_t arrivals_so_far(const Segment& segment) {
+  // relaxed: a hint.
+  return std::atomic_ref(segment.lobby().arrivals).load(std::memory_order_relaxed);
+}
+
+// A member as its peers see it.
+struct Peer {
+  std::uint32_t index;   // of a reader; for the writer the number of readers
+  std::uint64_t seat;    // a Seat
+  Identity identity;     // start time 0: not told yet
+  std::uint64_t behind;  // fragments published and not yet consumed
+};
+
+// All members: the readers by index, then the writer.
+inline std::vector<Peer> peers(const Segment& segment) {
+  const std::uint64_t published = peek(segment.writer_figures().fragments);
+  std::vector<Peer> all;
+  for (std::uint32_t i = 0; i < segment.geometry().readers; ++i) {
+    Member& member = segment.member(i);
+    // acquire: pairs with RingReader::attach() and leave().
+    const auto seat = std::atomic_ref(member.seat).load(std::memory_order_acquire);
+    // acquire: pairs with RingReader::attach(), first of the two.
+    const auto start = std::atomic_ref(member.identity.start_time).load(std::memory_order_acquire);
+    const Identity identity{start, peek(member.identity.pid_namespace), Seat::pid(seat)};
+    const std::uint64_t consumed = peek(member.consumed);
+    all.push_back({i, seat, identity, consumed >= published ? 0 : published - consumed});
+  }
+  // acquire: pairs with RingWriter::close().
+  const bool is_closed =
+      std::atomic_ref(segment.lobby().closed).load(std::memory_order_acquire) != 0;
+  const Identity& writer = segment.header().writer;
+  const auto state = is_closed ? SeatState::left : SeatState::attached;
+  all.push_back({segment.geometry().readers, Seat::pack(writer.pid, state), writer, 0});
+  return all;
+}
+
+// How many sets of device tensors each member has begun: the readers by index, then the writer.
+inline std::vector<std::uint64_t> tensor_sets(const Segment& segment) {
+  std::vector<std::uint64_t> sets;
+  for (std::uint32_t i = 0; i < segment.geometry().readers; ++i) {
+    sets.push_back(peek(segment.reader_figures(i).tensor_sets));
+  }
+  sets.push_back(peek(segment.writer_figures().tensor_sets));
+  return sets;
 }
 
 // Waits until all readers have attached, parking on the endpoint's own gate.
@@ -57,7 +117,7 @@ template <class Stop>
 Outcome wait_all_attached(const Segment& segment, Waiter& waiter, Gate gate,
                           std::int64_t deadline_ns, Stop stop) {
   const auto ready = [&] { return attached_readers(segment) == segment.geometry().readers; };
-  const std::uint64_t& nearby = segment.lobby().gate;  // `attached` lies in the same line
+  const std::uint64_t& nearby = segment.lobby().gate;  // `arrivals` lies in the same line
   return waiter.wait(gate, deadline_ns, nearby, Beat::no, ready, stop);
 }
 
@@ -66,12 +126,16 @@ class RingWriter {
   RingWriter(Segment segment, const WaitPolicy& policy)
       : waiter(policy, segment.writer_figures()),
         segment_(segment),
-        figures_(segment.writer_figures()) {}
+        figures_(segment.writer_figures()),
+        is_dropped_(segment.geometry().readers) {}
 
   Waiter waiter;
 
   // Sets the message to publish. The pieces' memory must stay until advance() or abandon() ends it.
   void begin(std::span<const ConstPiece> frames) {
+    // acquire: pairs with RingReader::attach().
+    const auto rejoins = std::atomic_ref(segment_.lobby().rejoins).load(std::memory_order_acquire);
+    if (rejoins != rejoins_) admit(rejoins);
     const std::uint64_t payload =
         std::accumulate(frames.begin(), frames.end(), std::uint64_t{0},
                         [](std::uint64_t sum, const ConstPiece& f) { return sum + f.size; });
@@ -105,13 +169,13 @@ class RingWriter {
   // abandon(). closed: every reader has left, or stop() said so in a wait.
   template <class Stop>
   Outcome advance(std::int64_t deadline_ns, Stop stop) {
-    if (all_left()) return Outcome::closed;
+    if (nobody_is_left()) return Outcome::closed;
     do {
       if (!has_credit()) {
         wake_readers();  // they may sleep over fragments that were not reported yet
         const Outcome outcome = wait_for_credit(deadline_ns, stop);
         if (outcome != Outcome::ready) return outcome;
-        if (all_left()) return Outcome::closed;  // that is why there is room
+        if (nobody_is_left()) return Outcome::closed;  // that is why there is room
       }
       publish_fragment();
     } while (remaining_ != 0);
@@ -144,8 +208,23 @@ class RingWriter {
     wake_readers();
   }
 
+  // Goes on without a reader that has died (the caller knows), in whose seat `found` was seen.
+  void drop(std::uint32_t index, std::uint64_t found) {
+    Member& member = segment_.member(index);
+    // acq_rel, relaxed on failure: as in RingReader::attach(). Fails if its place was taken.
+    if (!std::atomic_ref(member.seat)
+             .compare_exchange_strong(found, Seat::pack(Seat::pid(found), SeatState::dropped),
+                                      std::memory_order_acq_rel, std::memory_order_relaxed)) {
+      return;
+    }
+    // relaxed: only this writer waits for it; a replacement stores the same, until admit().
+    put(member.consumed, kNever);
+    if (!is_dropped_[index]) ++dropped_;
+    is_dropped_[index] = true;
+  }
+
   const Figures& figures() const { return figures_; }
-  std::uint32_t attached() const { return attached_readers(segment_); }
+  void begin_tensor_set() { add(figures_.tensor_sets, 1); }
   // Fragments published and not yet consumed, by reader; 0 for one that has left. Any thread.
   std::vector<std::uint64_t> lags() const {
     const std::uint64_t published = peek(figures_.fragments);  // next_, for any thread
@@ -169,11 +248,42 @@ class RingWriter {
   void interrupt() { Gate(segment_.writer_seat().gate).wake(); }
 
  private:
-  bool all_left() const {
+  bool nobody_is_left() const {
     // acquire: pairs with RingReader::leave(), so that room made by the last leave is not taken
     // for consumption.
-    return std::atomic_ref(segment_.lobby().left).load(std::memory_order_acquire) ==
-           segment_.geometry().readers;
+    const auto left = std::atomic_ref(segment_.lobby().left).load(std::memory_order_acquire);
+    if (left + dropped_ < segment_.geometry().readers) return false;
+    // A seat whose owners died or left one after the other was counted more than once.
+    for (std::uint32_t i = 0; i < segment_.geometry().readers; ++i) {
+      const Member& member = segment_.member(i);
+      const auto state = Seat::state(peek(member.seat));
+      if (state == SeatState::vacant) return false;
+      // Who is attached and waited for; not who is about to leave.
+      if (state == SeatState::attached && peek(member.consumed) != kNever) return false;
+    }
+    return true;
+  }
+
+  // Attaches those who rejoin: they begin with the next fragment, which starts a message.
+  void admit(std::uint32_t rejoins) {
+    rejoins_ = rejoins;
+    for (std::uint32_t i = 0; i < segment_.geometry().readers; ++i) {
+      Member& member = segment_.member(i);
+      // acquire: pairs with RingReader::attach(), whose store of `consumed` is over.
+      std::uint64_t seat = std::atomic_ref(member.seat).load(std::memory_order_acquire);
+      if (Seat::state(seat) != SeatState::rejoining) continue;
+      put(member.consumed, next_);
+      // seq_cst: release, so that who finds itself attached finds where to begin; and a parked
+      // reader looks at it between announce() and park(), before the wake-up of the message.
+      if (std::atomic_ref(member.seat)
+              .compare_exchange_strong(seat, Seat::pack(Seat::pid(seat), SeatState::attached),
+                                       std::memory_order_seq_cst, std::memory_order_relaxed)) {
+        if (is_dropped_[i]) --dropped_;
+        is_dropped_[i] = false;
+      } else {
+        put(member.consumed, kNever);  // it has left in this moment
+      }
+    }
   }
 
   // In the middle of a long message sleeping readers are woken at its first fragment, then only
@@ -196,6 +306,9 @@ class RingWriter {
       // slot), and in wait_for_credit() it is the waiter's second look after wake_at was stored.
       const auto consumed =
           std::atomic_ref(segment_.member(i).consumed).load(std::memory_order_seq_cst);
+      if (next_ - consumed > slots() && consumed != kNever) {  // in the future, too
+        misfit("a reader's count of fragments", consumed, "the writer's", next_);
+      }
       if (consumed < least) {
         least = consumed;
         slowest_ = i;
@@ -259,6 +372,9 @@ class RingWriter {
   std::uint64_t next_ = 0;             // the fragment to publish next
   std::uint64_t consumed_by_all_ = 0;  // a lower bound, refreshed when the ring looks full
   std::uint32_t slowest_ = 0;          // a reader that was the last then
+  std::uint32_t rejoins_ = 0;          // Lobby::rejoins, as of the last admit()
+  std::uint32_t dropped_ = 0;          // readers that were dropped and not replaced
+  std::vector<bool> is_dropped_;
 
   std::vector<std::uint64_t> sizes_;  // the frame table
   std::vector<ConstPiece> pieces_;    // table and frames, none of them empty
@@ -272,46 +388,71 @@ class RingWriter {
 
 class RingReader {
  public:
-  // Takes the seat `index`. False if it is taken or was.
-  static bool attach(const Segment& segment, std::uint32_t index, std::uint32_t pid) {
+  static constexpr std::uint64_t kVacant = Seat::pack(0, SeatState::vacant);
+
+  // Takes the seat `index`, in which `found` was seen: a vacant one, or that of a reader which has
+  // died (the caller knows) and whose place is taken. False if it is not like that any more.
+  static bool attach(const Segment& segment, std::uint32_t index, const Identity& who,
+                     std::uint64_t found = kVacant) {
     Member& member = segment.member(index);
-    auto expected = static_cast<std::uint32_t>(MemberState::vacant);
-    // acq_rel: only one of two who want the seat gets it; relaxed on failure: nothing is read.
-    if (!std::atomic_ref(member.state)
-             .compare_exchange_strong(expected, static_cast<std::uint32_t>(MemberState::attached),
-                                      std::memory_order_acq_rel, std::memory_order_relaxed)) {
+    Lobby& lobby = segment.lobby();
+    const auto seat = std::atomic_ref(member.seat);
+    const bool is_first = found == kVacant;
+    const auto taken = is_first ? SeatState::attached : SeatState::claimed;
+    // seq_cst: pairs with attached_readers(), looked at between announce() and park(); acquire: of
+    // two who want the seat one gets it, and what its last owner did is over. relaxed on failure:
+    // nothing is read.
+    if (!seat.compare_exchange_strong(found, Seat::pack(who.pid, taken), std::memory_order_seq_cst,
+                                      std::memory_order_relaxed)) {
       return false;
     }
-    // relaxed: for error messages only.
-    std::atomic_ref(member.pid).store(pid, std::memory_order_relaxed);
-    // seq_cst: pairs with attached(), looked at between announce() and park().
-    std::atomic_ref(segment.lobby().attached).fetch_add(1, std::memory_order_seq_cst);
+    put(member.identity.pid_namespace, who.pid_namespace);
+    // release: pairs with peers(); who sees the start time sees the rest.
+    std::atomic_ref(member.identity.start_time).store(who.start_time, std::memory_order_release);
+    if (!is_first) {
+      // seq_cst: the writer does not wait for the dead one any longer, as after leave(). Over
+      // before the writer can attach us, in RingWriter::admit().
+      std::atomic_ref(member.consumed).store(kNever, std::memory_order_seq_cst);
+      // release: who sees the state sees all this.
+      seat.store(Seat::pack(who.pid, SeatState::rejoining), std::memory_order_release);
+      // release: pairs with the acquire in RingWriter::begin().
+      std::atomic_ref(lobby.rejoins).fetch_add(1, std::memory_order_release);
+    }
+    // relaxed: a hint that there is somebody to look at.
+    std::atomic_ref(lobby.arrivals).fetch_add(1, std::memory_order_relaxed);
     Gate(segment.writer_seat().gate).wake();
-    Gate(segment.lobby().gate).wake();
+    Gate(lobby.gate).wake();
     return true;
   }
 
-  RingReader(Segment segment, std::uint32_t index, const WaitPolicy& policy)
+  // The seat was taken by attach(), with the same `found`.
+  RingReader(Segment segment, std::uint32_t index, const WaitPolicy& policy,
+             std::uint64_t found = kVacant)
       : waiter(policy, segment.reader_figures(index)),
         segment_(segment),
         figures_(segment.reader_figures(index)),
-        index_(index) {}
+        index_(index),
+        next_(found == kVacant ? 0 : kNotAdmitted) {}
 
   Waiter waiter;
 
   // A message's start lies ready: begin() will not wait.
   bool has_message() const {
-    return readable() && Descriptor::starts(segment_.slot_of(next_).descriptor);
+    return readable() && Descriptor::starts(peek(segment_.slot_of(next_).descriptor));
   }
 
   // Waits for the next message. After `ready`, frame_count() and its table tell what it holds.
   template <class Stop>
   Outcome begin(std::int64_t deadline_ns, Stop stop) {
     for (;;) {
+      if (next_ == kNotAdmitted) {
+        const Outcome outcome = wait_admitted(deadline_ns, stop);
+        if (outcome != Outcome::ready) return outcome;
+      }
       const Outcome outcome = wait_readable(deadline_ns, stop, Beat::yes);
       if (outcome != Outcome::ready) return outcome;
       const Slot& slot = segment_.slot_of(next_);
-      const std::uint64_t word = slot.descriptor;
+      const std::uint64_t word = peek(slot.descriptor);  // once: what is checked is what is used
       if (Descriptor::starts(word)) {
         waiter.arrived(slot.sent_ns);
         frames_ = Descriptor::frames(word);
@@ -391,14 +532,23 @@ class RingReader {
   // Leaves for good: the writer no longer waits for this reader.
   void leave() {
     Member& member = segment_.member(index_);
-    // relaxed: for error messages only.
-    std::atomic_ref(member.state)
-        .store(static_cast<std::uint32_t>(MemberState::left), std::memory_order_relaxed);
-    // release: pairs with all_left(); before the store of `consumed`, so that a writer which finds
-    // room because we left can tell why.
+    const auto seat_word = std::atomic_ref(member.seat);
+    std::uint64_t word = seat();
+    const std::uint64_t left = Seat::pack(Seat::pid(word), SeatState::left);
+    // release: pairs with RingWriter::nobody_is_left(); before the store of `consumed`, so that a
+    // writer which finds room because we left can tell why.
     std::atomic_ref(segment_.lobby().left).fetch_add(1, std::memory_order_release);
-    // seq_cst: as in release_slot(); our last copy is over before slots are reused.
-    std::atomic_ref(member.consumed).store(kNever, std::memory_order_seq_cst);
+    // Not admitted yet: the writer waits for nothing from us, but may admit us in this moment.
+    // release: as below. acquire on failure: pairs with RingWriter::admit().
+    if (Seat::state(word) != SeatState::rejoining ||
+        !seat_word.compare_exchange_strong(word, left, std::memory_order_release,
+                                           std::memory_order_acquire)) {
+      // seq_cst: as in release_slot(); our last copy is over before slots are reused. Before the
+      // seat is left: who is killed in between has died, and holds nobody up.
+      std::atomic_ref(member.consumed).store(kNever, std::memory_order_seq_cst);
+      // release: pairs with peers(); who finds this process gone sees that it had left.
+      seat_word.store(left, std::memory_order_release);
+    }
     Gate(segment_.writer_seat().gate).wake();
   }
 
@@ -409,7 +559,7 @@ class RingReader {
   }
 
   const Figures& figures() const { return figures_; }
-  std::uint32_t attached() const { return attached_readers(segment_); }
+  void begin_tensor_set() { add(figures_.tensor_sets, 1); }
 
   template <class Stop>
   Outcome wait_ready(std::int64_t deadline_ns, Stop stop) {
@@ -431,12 +581,48 @@ class RingReader {
            next_ + 1;
   }
 
+  // No fragment has this number, and no slot the next one.
+  static constexpr std::uint64_t kNotAdmitted = kNever - 1;
+
+  std::uint64_t seat() const {
+    // seq_cst: acquire pairs with RingWriter::admit(); and looked at between announce() and park().
+    return std::atomic_ref(segment_.member(index_).seat).load(std::memory_order_seq_cst);
+  }
+
+  // Waits until the writer has attached us in the place of a dead reader, at its next message.
+  template <class Stop>
+  Outcome wait_admitted(std::int64_t deadline_ns, Stop stop) {
+    Member& member = segment_.member(index_);
+    const auto admitted = [this] { return Seat::state(seat()) == SeatState::attached; };
+    if (!admitted()) {
+      const Outcome outcome =
+          waiter.wait(Gate(segment_.lobby().gate), deadline_ns, member.seat, Beat::no, admitted,
+                      [&] { return writer_closed() || stop(); });
+      if (outcome != Outcome::ready) return outcome;
+      waiter.done();
+    }
+    next_ = peek(member.consumed);
+    return Outcome::ready;
+  }
+
   template <class Stop>
   Outcome wait_readable(std::int64_t deadline_ns, Stop stop, Beat beat) {
     if (readable()) return Outcome::ready;
+    check_lap();
     return waiter.wait(
         Gate(segment_.lobby().gate), deadline_ns, segment_.slot_of(next_).seq, beat,
         [this] { return readable(); }, [&] { return writer_closed() || stop(); });
+  }
+
+  // While a fragment is awaited, its slot holds the one of a lap before, or none yet. A wait for
+  // anything else would be one for ever.
+  void check_lap() const {
+    const std::uint64_t seq = peek(segment_.slot_of(next_).seq);
+    const std::uint64_t slots = segment_.geometry().slots;
+    const std::uint64_t before = next_ < slots ? 0 : next_ + 1 - slots;
+    if (seq != before && seq != next_ + 1) {  // it may have come just now
+      misfit("a slot's number", seq, "the one awaited", next_ + 1);
+    }
   }
 
   void release_slot() {
@@ -453,7 +639,7 @@ class RingReader {
     }
   }
 
-  [[noreturn]] void corrupted(std::uint64_t value) const {
+  [[noreturn, gnu::cold, gnu::noinline]] void corrupted(std::uint64_t value) const {
     throw SegmentCorrupted("fragment " + std::to_string(next_) + " holds " + std::to_string(value) +
                            ", which fits no message of " + std::to_string(frames_) +
                            " frames and " + std::to_string(remaining_) + " bytes");
@@ -462,7 +648,7 @@ class RingReader {
   Segment segment_;
   Figures& figures_;
   std::uint32_t index_;
-  std::uint64_t next_ = 0;    // the fragment to consume next
+  std::uint64_t next_;        // the fragment to consume next
   std::uint64_t cursor_ = 0;  // bytes of its payload already copied out
 
   std::uint64_t first_ = 0;      // the message's first fragment

@@ -19,6 +19,8 @@ namespace shmcast {
 namespace {
 
 constexpr std::byte kNonce[kNonceBytes] = {std::byte{1}, std::byte{2}};
+constexpr Identity kWho{1, 1, 1};
+constexpr Identity kOther{2, 1, 2};
 constexpr auto kNoStop = [] { return false; };
 constexpr WaitPolicy kPark{WaitPolicy::Mode::park, 0};
 constexpr WaitPolicy kAdaptive{WaitPolicy::Mode::adaptive, 20'000};
@@ -52,7 +54,7 @@ class Memory {
         bytes_(static_cast<std::byte*>(std::aligned_alloc(4096, rounded())), &std::free) {
     std::memset(bytes_.get(), 0, rounded());
   }
-  Segment format() { return Segment::format(span(), geometry_, Segment::Nonce(kNonce), 1); }
+  Segment format() { return Segment::format(span(), geometry_, Segment::Nonce(kNonce), kWho); }
   Segment attach() { return Segment::attach(span(), geometry_, Segment::Nonce(kNonce)); }
   std::span<std::byte> span() { return {bytes_.get(), geometry_.segment_bytes()}; }
   const Geometry& geometry() const { return geometry_; }
@@ -126,7 +128,7 @@ void lossless_in_order(const Run& run) {
   for (std::uint32_t index = 0; index < run.geometry.readers; ++index) {
     readers.emplace_back([&, index] {
       const Segment segment = memory.attach();
-      CHECK(RingReader::attach(segment, index, 1));
+      CHECK(RingReader::attach(segment, index, kWho));
       RingReader reader(segment, index, run.policy);
       Message message;
       for (std::uint64_t k = 0; k < run.messages; ++k) {
@@ -161,7 +163,7 @@ void no_lost_wake_up(std::uint64_t rounds) {
   const Segment back_segment = back.format();
   std::thread peer([&] {
     const Segment segment = there.attach();
-    CHECK(RingReader::attach(segment, 0, 1));
+    CHECK(RingReader::attach(segment, 0, kWho));
     RingReader reader(segment, 0, kPark);
     RingWriter pong(back_segment, kPark);
     Message message;
@@ -171,7 +173,7 @@ void no_lost_wake_up(std::uint64_t rounds) {
     }
   });
   const Segment segment = back.attach();
-  CHECK(RingReader::attach(segment, 0, 1));
+  CHECK(RingReader::attach(segment, 0, kWho));
   RingReader reader(segment, 0, kPark);
   Message message;
   for (std::uint64_t k = 0; k < rounds; ++k) {
@@ -196,7 +198,7 @@ void abandoned_message(std::uint64_t rounds) {
   for (std::uint32_t index = 0; index < 2; ++index) {
     readers.emplace_back([&, index] {
       const Segment segment = memory.attach();
-      CHECK(RingReader::attach(segment, index, 1));
+      CHECK(RingReader::attach(segment, index, kWho));
       RingReader reader(segment, index, kPark);
       Message message;
       for (std::uint64_t k = 0; k < rounds; ++k) {
@@ -229,7 +231,7 @@ void dropped_message(std::uint64_t rounds) {
   RingWriter writer(memory.format(), kPark);
   std::thread peer([&] {
     const Segment segment = memory.attach();
-    CHECK(RingReader::attach(segment, 0, 1));
+    CHECK(RingReader::attach(segment, 0, kWho));
     RingReader reader(segment, 0, kPark);
     Message message;
     for (std::uint64_t k = 0; k < rounds; ++k) {
@@ -260,9 +262,9 @@ void a_reader_leaves() {
   Memory memory(geometry);
   RingWriter writer(memory.format(), kPark);
   const Segment segment = memory.attach();
-  CHECK(RingReader::attach(segment, 0, 1));
-  CHECK(!RingReader::attach(segment, 0, 2));
-  CHECK(RingReader::attach(segment, 1, 1));
+  CHECK(RingReader::attach(segment, 0, kWho));
+  CHECK(!RingReader::attach(segment, 0, kOther));
+  CHECK(RingReader::attach(segment, 1, kWho));
   std::thread lazy([&] {
     RingReader reader(segment, 0, kPark);
     Message message;
@@ -283,6 +285,80 @@ void a_reader_leaves() {
   lazy.join();
   eager.join();
   std::printf("ok  a reader leaves\n");
+}
+
+// A message that says its number, in a frame before the others.
+Message numbered(std::uint64_t k, std::uint64_t capacity) {
+  Message message = make_message(19, k, capacity);
+  std::vector<std::byte> number(sizeof k);
+  std::memcpy(number.data(), &k, sizeof k);
+  message.insert(message.begin(), number);
+  return message;
+}
+
+// Seat 1 is taken by one process after the other: each dies somewhere, even while it rejoins. The
+// writer drops the dead where they hold it up. The reader of seat 0 gets everything, and each of
+// the others what was sent from its admission on.
+void the_dead_are_replaced(std::uint64_t messages) {
+  const Geometry geometry{2, 4, 128};
+  Memory memory(geometry);
+  RingWriter writer(memory.format(), kPark);
+  std::atomic<std::uint32_t> dead{0};  // all processes up to this one
+  std::atomic<bool> is_over{false};
+  std::uint64_t received = 0;
+  std::thread survivor([&] {
+    const Segment segment = memory.attach();
+    CHECK(RingReader::attach(segment, 0, kWho));
+    RingReader reader(segment, 0, kPark);
+    Message message;
+    for (std::uint64_t k = 0; k < messages; ++k) {
+      CHECK(receive(reader, message) == Outcome::ready);
+      CHECK(message == numbered(k, geometry.slot_capacity));
+    }
+    CHECK(receive(reader, message) == Outcome::closed);
+  });
+  std::thread mortals([&] {
+    std::mt19937_64 random(23);
+    const Segment segment = memory.attach();
+    for (std::uint32_t pid = 1; !is_over; ++pid) {
+      const std::uint64_t found = peers(segment)[1].seat;
+      CHECK(Seat::pid(found) == pid - 1);
+      if (!RingReader::attach(segment, 1, {1, 1, pid}, found)) {  // it was dropped just now
+        --pid;
+        continue;
+      }
+      RingReader reader(segment, 1, kPark, found);
+      Message message;
+      std::uint64_t next = kNever;
+      for (std::uint64_t life = random() % 20; life != 0; --life) {
+        if (receive(reader, message) != Outcome::ready) break;
+        std::uint64_t k;
+        std::memcpy(&k, message[0].data(), sizeof k);
+        CHECK(next == kNever || k == next);
+        CHECK(message == numbered(k, geometry.slot_capacity));
+        next = k + 1;
+        ++received;
+      }
+      dead = pid;
+    }
+  });
+  for (std::uint64_t k = 0; k < messages; ++k) {
+    const Message message = numbered(k, geometry.slot_capacity);
+    writer.begin(pieces_of(message));
+    while (writer.advance(deadline_after(1'000'000), kNoStop) != Outcome::ready) {
+      const Peer mortal = peers(memory.attach())[1];
+      const SeatState state = Seat::state(mortal.seat);
+      const bool is_held = state != SeatState::vacant && state != SeatState::dropped;
+      if (is_held && Seat::pid(mortal.seat) <= dead) writer.drop(1, mortal.seat);
+    }
+  }
+  is_over = true;
+  writer.close();
+  survivor.join();
+  mortals.join();
+  CHECK(received != 0);
+  std::printf("ok  the dead are replaced: %u of them got %lu messages\n", dead.load(),
+              static_cast<unsigned long>(received));
 }
 
 void limits() {
@@ -319,5 +395,6 @@ int main(int argc, char** argv) {
   abandoned_message(300 * scale);
   dropped_message(1000 * scale);
   a_reader_leaves();
+  the_dead_are_replaced(2000 * scale);
   limits();
 }

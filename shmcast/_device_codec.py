@@ -1,0 +1,301 @@
+"""Codec: device tensors are found in an object, listed in a manifest, and put back in their places.
+
+Their elements don't pass here: device.py brings them over. Imported once torch is in use.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import pickle
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+
+from shmcast import _tensors
+from shmcast.codec import Frame, Incoming, Outgoing, PickleCodec, Reducers
+
+PACK_BYTES = 256 * 1024
+"""Tensors of fewer bytes are packed: a copy on the device is cheaper than a broadcast more."""
+
+ALIGNMENT = 256
+"""Bytes: where a packed tensor may begin, as far as kernels ask for in fresh memory."""
+
+_MARK = 0  # a manifest's first byte; a pickle's is 0x80
+
+
+class Carrier(enum.Enum):
+    """What brings the tensors of a kind of device over."""
+
+    HOST = enum.auto()
+    """The message: they are in host memory."""
+    GROUP = enum.auto()
+    """Broadcasts of the device group."""
+    STAGING = enum.auto()
+    """The message, after a copy to host memory and before one to the receiver's device."""
+
+
+class TensorSpec(NamedTuple):
+    """What receivers must know of a device tensor before it comes."""
+
+    kind: str
+    """Its device's type."""
+    ordinal: int | None
+    """Its device's index at the source."""
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None
+    """Of a dense layout that is not contiguous (channels-last, transposed), in elements."""
+    nbytes: int
+    """Of its elements."""
+    requires_grad: bool
+    is_parameter: bool
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} of shape {self.shape}"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a message says about its device tensors."""
+
+    number: int
+    """Of the broadcaster's messages with device tensors, from 1."""
+    specs: list[TensorSpec]
+    """In the order in which the pickle has them."""
+    groups: list[list[int]]
+    """Which tensors go in one broadcast, by index: packed, unless there is one. In order."""
+
+    def to_bytes(self) -> bytes:
+        """A frame that `read` understands."""
+        # Like tensors share a spec, which is written once. As a plain tuple: naming a class costs
+        # pickle several times as much.
+        unique = {id(spec): spec for spec in self.specs}
+        places = {key: i for i, key in enumerate(unique)}
+        which = [places[id(spec)] for spec in self.specs]
+        plain = (self.number, list(map(tuple, unique.values())), which, self.groups)
+        return bytes((_MARK,)) + pickle.dumps(plain, pickle.HIGHEST_PROTOCOL)
+
+    @classmethod
+    def read(cls, frame: bytearray) -> Manifest:
+        """The manifest in a message's first frame."""
+        number, plain, which, groups = pickle.loads(memoryview(frame)[1:])  # noqa: S301 (trusted writer)
+        unique = list(map(TensorSpec._make, plain))
+        return cls(number, [unique[i] for i in which], groups)
+
+
+class Lane(Protocol):
+    """What the codec asks of the lane that its tensors take."""
+
+    carries_cpu: bool
+    """Whether host memory is taken for a device."""
+
+    def carrier_of(self, kind: str, /) -> Carrier:
+        """How tensors on this type of device travel. Raises TypeError: not at all."""
+
+    def next_number(self) -> int:
+        """The number of the next message with device tensors. Raises DeviceError: none can be."""
+
+
+class DeviceCodec(PickleCodec):
+    """PickleCodec, but for device tensors: the pickle has a stub in each one's place.
+
+    Such a message's first frame is the manifest, which is understood without unpickling.
+    """
+
+    def __init__(self, lane: Lane) -> None:
+        super().__init__()
+        self._lane = lane
+
+    def _reducers_for(self, buffers: list[Any]) -> Reducers:
+        return _DeviceReducers(self._lane, buffers)
+
+    def _join(self, pickled: bytes, buffers: list[Any]) -> list[Frame]:
+        found = [buffer for buffer in buffers if type(buffer) is tuple]
+        if not found:
+            return super()._join(pickled, buffers)
+        specs = [spec for spec, _ in found]
+        manifest = Manifest(self._lane.next_number(), specs, grouped(specs))
+        in_host_memory = [buffer for buffer in buffers if type(buffer) is not tuple]
+        message = Outgoing([manifest.to_bytes(), pickled, *in_host_memory])
+        message.manifest = manifest
+        message.elements = [elements for _, elements in found]
+        return message
+
+    def _split(self, frames: list[bytearray]) -> Any:
+        return Incoming(frames) if frames[0][0] == _MARK else super()._split(frames)
+
+
+def grouped(specs: list[TensorSpec]) -> list[list[int]]:
+    """The tensors, by index, that go in one broadcast: the small ones of one kind of device.
+
+    Raises:
+        ValueError: tensors are on several devices of one kind.
+    """
+    ordinals = {spec.kind: spec.ordinal for spec in specs}
+    small: dict[str, list[int]] = {}
+    large = []
+    for i, spec in enumerate(specs):
+        if spec.ordinal != ordinals[spec.kind]:
+            raise ValueError(
+                f"its tensors are on {spec.kind}:{spec.ordinal} and {spec.kind}:"
+                f"{ordinals[spec.kind]}; in a process group each rank has one device: move them "
+                "to one"
+            )
+        if spec.nbytes >= PACK_BYTES:
+            large.append([i])
+        elif spec.nbytes:
+            small.setdefault(spec.kind, []).append(i)
+    return [*small.values(), *large]
+
+
+def unpickle(message: Incoming, tensors: Iterable[torch.Tensor]) -> Any:
+    """The object of `message`, with `tensors` in the places of its stubs."""
+    outer = _arriving.tensors  # an object may receive others as it is unpickled
+    _arriving.tensors = iter(tensors)
+    try:
+        return pickle.loads(message.frames[1], buffers=message.frames[2:])  # noqa: S301
+    finally:
+        _arriving.tensors = outer
+
+
+class _Arriving(threading.local):
+    tensors: Iterator[torch.Tensor] | None = None
+
+
+_arriving = _Arriving()
+
+
+def _next_tensor() -> torch.Tensor:
+    """What a stub is unpickled by. Stubs are unpickled in the order in which they were pickled."""
+    if _arriving.tensors is None:
+        raise pickle.UnpicklingError("a device tensor's stub outside of its message")
+    return next(_arriving.tensors)
+
+
+class _DeviceReducers(Reducers):
+    """Reduces device tensors to stubs, and lists them among the buffers of the pickle."""
+
+    def __init__(self, lane: Lane, buffers: list[Any]) -> None:
+        super().__init__()
+        self._lane = lane
+        # No methods of this table: in a cycle with it, a pickler that is thrown away in the middle
+        # of an object would keep the object's tensors.
+        specs: dict[tuple[Any, ...], TensorSpec] = {}
+        reduce = functools.partial(_reduce, lane, lane.carries_cpu, specs, buffers)
+        self[torch.Tensor] = reduce
+        self[torch.nn.Parameter] = reduce
+
+    def __missing__(self, cls: type) -> Callable[[Any], Any]:
+        reducer = super().__missing__(cls)
+        if issubclass(cls, torch.Tensor):
+            reducer = self[cls] = functools.partial(_reduce_subclass, self._lane, reducer)
+        return reducer
+
+
+def _reduce(
+    lane: Lane,
+    carries_cpu: bool,
+    specs: dict[tuple[Any, ...], TensorSpec],
+    buffers: list[Any],
+    tensor: torch.Tensor,
+) -> tuple[Any, ...]:
+    """Reduces a `torch.Tensor` or `Parameter` (exactly) by the way that it will take.
+
+    This runs for each of perhaps many small tensors: every microsecond counts. A decode loop sends
+    tensors of the same few kinds over and over, so what is said of a kind is made once.
+    """
+    if tensor.is_cpu and not carries_cpu:
+        return cast("tuple[Any, ...]", _tensors.REDUCERS[type(tensor)](tensor))
+    if tensor.layout is not _STRIDED or tensor.is_quantized:
+        name = "quantized" if tensor.is_quantized else str(tensor.layout)
+        raise TypeError(f"a {name} tensor on {tensor.device}: only dense ones can be broadcast")
+    plain, strides = _tensors.as_it_lies(tensor)
+    key = (
+        tensor.device,
+        tensor.dtype,
+        tensor.shape,
+        strides,
+        tensor.requires_grad,
+        tensor.__class__,
+    )
+    spec = specs.get(key)
+    if spec is None:
+        device = tensor.device
+        if lane.carrier_of(device.type) is Carrier.STAGING:
+            return _reduce_staged(tensor)
+        if len(specs) >= _KINDS_KEPT:
+            specs.clear()
+        spec = specs[key] = TensorSpec(
+            device.type,
+            device.index,
+            tensor.dtype,
+            tuple(tensor.shape),
+            strides,
+            plain.nbytes,
+            tensor.requires_grad,
+            type(tensor) is torch.nn.Parameter,
+        )
+    buffers.append((spec, plain.detach() if plain.requires_grad else plain))
+    return _with_attributes(_STUB, tensor) if tensor.__dict__ else _STUB
+
+
+_STRIDED = torch.strided
+_STUB = (_next_tensor, ())
+_KINDS_KEPT = 1024
+
+
+def _reduce_staged(tensor: torch.Tensor) -> tuple[Any, ...]:
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    rebuild, parts = _tensors.reduce_tensor(_to_host(plain))
+    is_parameter = type(tensor) is torch.nn.Parameter
+    args = (tensor.device.type, tensor.requires_grad, is_parameter, rebuild, *parts)
+    reduced = (_rebuild_staged, args)
+    return _with_attributes(reduced, tensor) if tensor.__dict__ else reduced
+
+
+def _with_attributes(reduced: tuple[Any, ...], tensor: torch.Tensor) -> tuple[Any, ...]:
+    return (*reduced, tensor.__dict__, None, None, _set_attributes)
+
+
+def _reduce_subclass(
+    lane: Lane, reduce: Callable[[Any], Any], tensor: torch.Tensor
+) -> tuple[Any, ...]:
+    if lane.carrier_of(tensor.device.type) is not Carrier.HOST:
+        raise TypeError(
+            f"a {type(tensor).__module__}.{type(tensor).__qualname__} on {tensor.device}: "
+            "subclasses of torch.Tensor can't be broadcast from a device; send the plain "
+            "tensors that it is made of"
+        )
+    return cast("tuple[Any, ...]", reduce(tensor))
+
+
+def finished(tensor: torch.Tensor, requires_grad: bool, is_parameter: bool) -> torch.Tensor:
+    """The tensor as it was at the source: a parameter, or with its gradient wanted."""
+    if is_parameter:
+        return torch.nn.Parameter(tensor, requires_grad)
+    return tensor.requires_grad_() if requires_grad else tensor
+
+
+def _set_attributes(tensor: torch.Tensor, attributes: dict[str, Any]) -> None:
+    tensor.__dict__.update(attributes)
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.device.type != "cuda":
+        return tensor.to("cpu")
+    # Pinned memory is read at the bus's full rate, and torch keeps it for the next time.
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor)
+
+
+def _rebuild_staged(
+    kind: str,
+    requires_grad: bool,
+    is_parameter: bool,
+    rebuild: Callable[..., torch.Tensor],
+    *parts: Any,
+) -> torch.Tensor:
+    return finished(rebuild(*parts).to(kind), requires_grad, is_parameter)

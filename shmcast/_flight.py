@@ -1,0 +1,171 @@
+"""One message's device tensors on their way: its collectives are begun, waited for, and may fail.
+
+Imported once torch is in use.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import _coalescing_manager
+
+from shmcast._device_codec import Manifest
+from shmcast.errors import DeviceError, DeviceTimeout
+
+LEAST_SECONDS = 1.0
+"""A shorter time-out counts as this one: a broadcast that was begun can't be taken back."""
+
+_MOST_SECONDS = 30 * 86400.0  # C++ clocks overflow where Python's don't
+_SLICE = timedelta(seconds=0.05)  # waits come back so often, for signals and deaths
+
+
+@dataclass(frozen=True)
+class Route:
+    """What carries a broadcaster's device tensors."""
+
+    group: dist.ProcessGroup
+    backends: dict[str, str]
+    """The group's backend for each type of device that it carries."""
+    group_src: int
+    ranks: list[int]
+    """The group's global ranks."""
+    begin: Callable[[], None]
+    """Tells all ranks that this one begins with the next message's device tensors."""
+    begun: Callable[[], list[int]]
+    """With how many messages each rank has begun, by rank in the group."""
+    look: Callable[[], None]
+    """Raises PeerDied if a rank has died."""
+
+    def missing(self, number: int) -> list[int]:
+        """The global ranks that have not begun with message `number`."""
+        return [rank for rank, n in zip(self.ranks, self.begun(), strict=True) if n < number]
+
+
+class Flight:
+    """Begins the broadcasts of one message's device tensors.
+
+    Args:
+        route: what carries them.
+        manifest: of the message.
+        pieces: for each group of the manifest its bytes, a contiguous tensor to be sent or filled.
+        timeout: seconds that they may take, None for the group's own time-out.
+    """
+
+    def __init__(
+        self, route: Route, manifest: Manifest, pieces: list[torch.Tensor], timeout: float | None
+    ) -> None:
+        if timeout is not None:
+            timeout = min(max(timeout, LEAST_SECONDS), _MOST_SECONDS)
+        self._route = route
+        self._manifest = manifest
+        self._pieces = pieces  # not every backend keeps what it works on
+        self._timeout = timeout
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        route.begin()
+        self._legs = list(self._broadcast())
+
+    def _broadcast(self) -> Iterator[_Leg]:
+        """Enqueues the broadcasts in the manifest's order, one kind of device after the other."""
+        route, options = self._route, dist.BroadcastOptions()
+        options.rootRank = route.group_src
+        kinds: dict[str, list[tuple[int, torch.Tensor]]] = {}
+        for group, piece in zip(self._manifest.groups, self._pieces, strict=True):
+            kinds.setdefault(self._manifest.specs[group[0]].kind, []).append((group[0], piece))
+        for kind, pieces in kinds.items():
+            is_in_stream = route.backends[kind] == "nccl"
+            if is_in_stream and len(pieces) > 1:
+                # In one launch. Its time-out is the group's: NCCL takes no other.
+                device = pieces[0][1].device
+                with _coalescing_manager(route.group, device, async_ops=True) as together:
+                    for _, piece in pieces:
+                        route.group.broadcast([piece], options)
+                yield _Leg(together, pieces[0][0], is_in_stream)
+                continue
+            if self._timeout is not None and not is_in_stream:
+                options.timeout = timedelta(seconds=self._timeout)
+            for first, piece in pieces:
+                yield _Leg(route.group.broadcast([piece], options), first, is_in_stream)
+
+    def wait(self) -> None:
+        """Until all tensors are there: in stream order with NCCL, else now.
+
+        Raises:
+            DeviceTimeout: they are not, in time.
+            DeviceError: the group failed.
+            PeerDied: a rank has died.
+        """
+        for leg in self._legs:
+            try:
+                self._wait(leg)
+            except TimeoutError as error:
+                raise self._failure(DeviceTimeout, leg, error) from error
+            except RuntimeError as error:
+                self._await_a_death()
+                # Nothing but its text tells a time-out of the group from other failures.
+                is_late = re.search("time(d )?out", str(error), re.IGNORECASE)
+                kind = DeviceTimeout if is_late else DeviceError
+                raise self._failure(kind, leg, error) from error
+
+    def _wait(self, leg: _Leg) -> None:
+        if leg.is_in_stream:
+            # Once all ranks have enqueued their parts, their devices will do them.
+            if self._deadline is not None:
+                self._wait_for_members(self._deadline)
+            leg.work.wait()
+            return
+        while True:
+            try:
+                leg.work.wait(_SLICE)
+                return
+            except RuntimeError:
+                self._route.look()
+                if leg.work.is_completed():
+                    leg.work.wait()  # raises its error, unless it was completed just now
+                    return
+                if self._deadline is not None and time.monotonic() > self._deadline:
+                    raise
+
+    def _await_a_death(self) -> None:
+        """Raises PeerDied if that is why a broadcast failed: sockets end before their process."""
+        for _ in range(100):
+            self._route.look()
+            time.sleep(1e-3)
+
+    def _wait_for_members(self, deadline: float) -> None:
+        pause = 20e-6
+        while self._route.missing(self._manifest.number):
+            self._route.look()
+            if time.monotonic() > deadline:
+                raise TimeoutError("ranks are missing")
+            time.sleep(pause)
+            pause = min(2 * pause, 1e-3)
+
+    def _failure(self, kind: type[DeviceError], leg: _Leg, error: Exception) -> DeviceError:
+        specs = self._manifest.specs
+        missing = self._route.missing(self._manifest.number)
+        if missing:
+            names = ", ".join(map(str, missing))
+            who = f"rank{'s' if len(missing) > 1 else ''} {names} did not take part"
+        else:
+            who = "all ranks had begun"
+        limit = "" if self._timeout is None else f" within {self._timeout:g} s"
+        return kind(
+            f"device tensor {leg.first} of {len(specs)}, {specs[leg.first]}, was not delivered"
+            f"{limit}: {who} ({error})"
+        )
+
+
+@dataclass(frozen=True)
+class _Leg:
+    """One collective on its way."""
+
+    work: Any  # torch's Work, or what the coalescing manager gives
+    first: int  # the index of the first tensor that it brings
+    is_in_stream: bool  # its wait() makes the stream wait, not the host

@@ -1,0 +1,264 @@
+"""Facts about processes of this host: who is alive, what it does, how it ended.
+
+From /proc and pidfds, Linux only. Pids are those of this process's pid namespace.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import signal
+import struct
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+# Places in /proc/<pid>/stat as proc(5) counts them, less the 3 up to and including the state, which
+# is the first field behind the name.
+_STATE = 0
+_USER_TICKS = 14 - 3
+_SYSTEM_TICKS = 15 - 3
+_THREADS = 20 - 3
+_START_TIME = 22 - 3
+_WAIT_STATUS = 52 - 3
+
+_STATES = {
+    "R": "running",
+    "S": "sleeping",
+    "D": "waiting for disk",
+    "T": "stopped",
+    "t": "traced (at a breakpoint)",
+    "Z": "zombie",
+}
+
+_ENDED = ("Z", "X")  # X: being reaped
+
+# What `os` lacks in Pythons built against headers of before Linux 5.3 (as portable ones are).
+_SYS_PIDFD_OPEN = 434
+_P_PIDFD = 3
+
+# <linux/pidfd.h>: of struct pidfd_info, in its first size, the mask of what is asked and answered,
+# and the wait status; PIDFD_GET_INFO is _IOWR(0xFF, 11, struct pidfd_info).
+_PIDFD_INFO = struct.Struct("@Q52xi")
+_PIDFD_GET_INFO = 3 << 30 | _PIDFD_INFO.size << 16 | 0xFF << 8 | 11
+_PIDFD_INFO_EXIT = 1 << 3
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What /proc says of a process at one moment."""
+
+    name: str
+    """Of the main thread, in words: "running", "sleeping", "stopped", ..."""
+    cpu_seconds: float
+    """CPU time used by all threads since the process began."""
+    threads: int
+
+
+class Pidfd:
+    """A hold on one process, which no later process of the same pid can be taken for.
+
+    Poll or select it for reading: it is readable once the process has ended, reaped or not.
+
+    Args:
+        pid: the process.
+        started: its `start_time`.
+
+    Raises:
+        ProcessLookupError: it has ended; the message says how, where known.
+        OSError: the kernel has no pidfds (ENOSYS) or refuses them (EPERM), or /proc hides the
+            process (EACCES).
+    """
+
+    _fd = -1
+
+    def __init__(self, pid: int, started: int) -> None:
+        self._pid = pid
+        self._started = started
+        self._fd = _pidfd_open(pid)
+        try:
+            self._check()
+        except BaseException:
+            self.close()
+            raise
+
+    def _check(self) -> None:
+        # After the opening: what has the start time now is the process that was opened.
+        found = start_time(self._pid)
+        if self.is_dead() or found not in (self._started, None):
+            how = self.how() if found == self._started else ""
+            ended = f"process {self._pid} has ended" + (f": {how}" if how else "")
+            raise ProcessLookupError(errno.ESRCH, ended)
+        if found is None:  # and yet alive
+            raise PermissionError(errno.EACCES, f"/proc hides process {self._pid}")
+
+    def fileno(self) -> int:
+        """The file descriptor, -1 after `close`."""
+        return self._fd
+
+    def close(self) -> None:
+        """Gives the file descriptor back; idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def is_dead(self) -> bool:
+        """Whether the process has ended. Does not wait."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def how(self) -> str:
+        """How the process ended, "killed by SIGKILL" say; "" while it lives or where unknown.
+
+        Known are all children and zombies of this user; from Linux 6.15 on the reaped, too. Nothing
+        is reaped here.
+        """
+        # In the order in which an ending process passes from one to the next.
+        for ask in (self._ask_as_parent, self._ask_proc, self._ask_pidfd):
+            status = ask()
+            if status is not None:
+                return _in_words(status)
+        return ""
+
+    def _ask_as_parent(self) -> int | None:
+        try:
+            ended = os.waitid(_P_PIDFD, self._fd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except OSError:  # no child of this process, or reaped; before Linux 5.4 never
+            return None
+        if ended is None:
+            return None
+        return ended.si_status << 8 if ended.si_code == os.CLD_EXITED else ended.si_status
+
+    def _ask_proc(self) -> int | None:
+        fields = _stat(self._pid)
+        if not fields or fields[_STATE] not in _ENDED or int(fields[_START_TIME]) != self._started:
+            return None
+        # The kernel says 0 to those who may not know.
+        return int(fields[_WAIT_STATUS]) or None
+
+    def _ask_pidfd(self) -> int | None:
+        info = bytearray(_PIDFD_INFO.pack(_PIDFD_INFO_EXIT, 0))
+        try:
+            fcntl.ioctl(self._fd, _PIDFD_GET_INFO, info)
+        except OSError:
+            return None
+        mask, status = _PIDFD_INFO.unpack(info)
+        return status if mask & _PIDFD_INFO_EXIT else None
+
+
+def start_time(pid: int) -> int | None:
+    """When process `pid` was started, in clock ticks since boot; None: there is none.
+
+    With the pid it names a process for as long as the host is up.
+    """
+    fields = _stat(pid)
+    return int(fields[_START_TIME]) if fields else None
+
+
+def pid_namespace() -> int:
+    """Which pid namespace this process's pids are numbers of."""
+    return Path("/proc/self/ns/pid").stat().st_ino
+
+
+def is_alive(pid: int, started: int) -> bool:
+    """Whether process `pid` of that start time lives. In doubt it does; a zombie does not."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's; its start time tells
+        pass
+    # A new pid namespace may have kept the /proc of another: it numbers processes otherwise.
+    if Path("/proc/self").readlink() != Path(str(os.getpid())):
+        return True
+    try:
+        fields = _stat(pid)
+    except PermissionError:
+        fields = None
+    if not fields:  # hidden
+        return True
+    # The leader of threads that live on is a zombie, too.
+    is_zombie = fields[_STATE] in _ENDED and int(fields[_THREADS]) <= 1
+    return not is_zombie and int(fields[_START_TIME]) == started
+
+
+def state_of(pid: int) -> State | None:
+    """What process `pid` does now; None: there is none."""
+    fields = _stat(pid)
+    if not fields:
+        return None
+    return State(
+        name=_STATES.get(fields[_STATE], f"in state {fields[_STATE]}"),
+        cpu_seconds=(int(fields[_USER_TICKS]) + int(fields[_SYSTEM_TICKS])) / _TICKS_PER_SECOND,
+        threads=int(fields[_THREADS]),
+    )
+
+
+def stack_of(pid: int, timeout: float = 3.0) -> str:
+    """The Python stacks of process `pid`, as py-spy tells them without pausing the process.
+
+    "" where there is no py-spy, in PATH or beside this Python, where it may not look, and where it
+    takes longer than `timeout` seconds.
+    """
+    import shutil  # (Here, for a light `import shmcast`.)
+    import subprocess
+
+    spy = shutil.which("py-spy") or shutil.which("py-spy", path=Path(sys.executable).parent)
+    if spy is None:
+        return ""
+    try:
+        dump = subprocess.run(  # noqa: S603
+            [spy, "dump", "--nonblocking", "--pid", str(pid)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    # Not what comes before the threads: a command line may hold what is not for logs.
+    return dump.partition("\n\n")[2]
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/<pid>/stat from the state on; None: there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):  # the latter when it ends between open and read
+        return None
+    # The name before may hold anything, spaces and parentheses included.
+    return stat[stat.rindex(b")") + 1 :].decode().split()
+
+
+def _pidfd_open(pid: int) -> int:
+    if hasattr(os, "pidfd_open"):
+        return os.pidfd_open(pid)
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd: int = libc.syscall(_SYS_PIDFD_OPEN, pid, 0)
+    if fd < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return fd
+
+
+def _in_words(status: int) -> str:
+    """A wait status in words, as wait(2) packs it."""
+    if os.WIFEXITED(status):
+        return f"exit code {os.WEXITSTATUS(status)}"
+    number = os.WTERMSIG(status)
+    try:
+        return f"killed by {signal.Signals(number).name}"
+    except ValueError:  # a real-time signal
+        return f"killed by signal {number}"

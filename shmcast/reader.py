@@ -1,0 +1,197 @@
+"""`Reader`: an end of a ring that receives."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from shmcast import _core, census, liveness, segment
+from shmcast.codec import Codec
+from shmcast.endpoint import (
+    DEFAULT_WARN_AFTER,
+    Endpoint,
+    Handle,
+    Statistics,
+    check_int,
+    check_shape,
+)
+from shmcast.errors import AlreadyAttached, DecodeError, InvalidArgument, SegmentMismatch
+from shmcast.waiting import WaitPolicy
+
+
+class Reader(Endpoint):
+    """Receives the objects of one writer on this host, all of them and in order.
+
+    Args:
+        handle: the writer's `handle`.
+        index: this reader's number, from 0 to `handle.readers` - 1; each is taken once.
+        wait: what to do while there is no message; `WaitPolicy.adaptive()` by default.
+        codec: turns frames into objects; `PickleCodec()` by default.
+        rejoin: take the place of a reader that has died, if the writer drops such; the first
+            message received is the first that is sent from now on. A vacant place is taken, too.
+        warn_after: see `Writer`.
+        label: how errors name this endpoint; "reader `index`" by default.
+        peer_label: how errors name the members; "reader `i`" and "writer" by default.
+
+    Raises:
+        InvalidArgument: the index is out of range, or another argument of the wrong kind.
+        AlreadyAttached: the index is taken, or was.
+        SegmentNotFound: there is no such segment on this host, or not any more.
+        SegmentMismatch: the segment found is not the one that the handle speaks of.
+    """
+
+    _ring: _core.RingReader
+
+    def __init__(
+        self,
+        handle: Handle,
+        index: int,
+        *,
+        wait: WaitPolicy | None = None,
+        codec: Codec | None = None,
+        rejoin: bool = False,
+        warn_after: float | None = DEFAULT_WARN_AFTER,
+        label: str | None = None,
+        peer_label: Callable[[int], str] | None = None,
+    ) -> None:
+        label = f"reader {index}" if label is None else label
+        if not isinstance(handle, Handle):
+            raise InvalidArgument(f"{label}: handle={handle!r} is not a Handle; pass writer.handle")
+        check_shape(handle.readers, handle.slots, handle.slot_bytes, label)
+        check_int("index", index, 0, handle.readers - 1, label)
+        super().__init__(handle.readers, wait, codec, label, warn_after)
+        self.handle = handle
+        if peer_label is None:
+            peer_label = functools.partial(_default_label, handle.readers)
+        self._watch = liveness.Watch(
+            index, label, peer_label, handle.readers, handle.drops_dead, warn_after, self._alarm()
+        )
+        geometry = handle._geometry()
+        holder = handle.holder if rejoin else None
+        memory = segment.attach(handle.name, geometry.segment_bytes, holder)
+        attach = functools.partial(
+            _core.RingReader,
+            memory,
+            geometry,
+            handle.nonce,
+            index,
+            self.wait_policy._for_core(),
+            self._is_crowded,
+            self._practice.receive if self._practice else None,
+            self._watch,
+            liveness.identity(),
+        )
+        try:
+            if rejoin:
+                look = functools.partial(_core.peers, memory, geometry, handle.nonce)
+                self._ring = self._take_place(index, look, attach)
+            else:
+                self._ring = attach(_core.VACANT)
+        except _core.LayoutMismatch as error:
+            raise SegmentMismatch(
+                f"{label}: {handle.name}: {error}; make the handle and both endpoints with one "
+                "version of shmcast"
+            ) from None
+        except _core.SeatTaken as error:
+            raise AlreadyAttached(
+                f"{label}: index {index} of {handle.name} {error}; each of the "
+                f"{handle.readers} readers needs an index of its own"
+            ) from None
+        except _core.SegmentCorrupted as error:
+            self._raise(error, "set-up", None)
+        self._consume = self._ring.consume  # bound once, as in Writer
+        self._decode = self._codec.decode
+        # Closed in time also when the interpreter exits: the writer then waits for us no longer.
+        self._finalizer = weakref.finalize(
+            self, _end_reader, self._ring, self._watch, census.enter()
+        )
+        self._meet()
+        if self._ring.attached() == handle.readers:
+            segment.unlink(handle.name)  # everybody is in: nothing can leak any more
+
+    def _take_place(
+        self,
+        index: int,
+        look: Callable[[], list[_core.Peer]],
+        attach: Callable[[int], _core.RingReader],
+    ) -> _core.RingReader:
+        while True:
+            found = self._seat_to_take(look()[index])
+            try:
+                return attach(found)
+            except _core.SeatTaken:
+                # Another was faster, or the writer has just dropped the dead one: look again.
+                continue
+
+    def _seat_to_take(self, peer: _core.Peer) -> int:
+        """The seat of `peer`, whose place this reader takes, as it was found.
+
+        Raises:
+            AlreadyAttached: it can't be taken.
+        """
+        where = f"{self._label}: index {peer.index} of {self.handle.name}"
+        if peer.state == "left":
+            raise AlreadyAttached(
+                f"{where} has left in order, process {peer.pid}; only the place of a reader that "
+                "died can be taken"
+            )
+        if peer.state in liveness.LIVING:
+            if not self.handle.drops_dead:
+                raise AlreadyAttached(
+                    f"{where} was taken by process {peer.pid}, and the writer does not go on "
+                    'without it: make it with on_reader_death="drop"'
+                )
+            if not liveness.has_ended(peer):
+                raise AlreadyAttached(
+                    f"{where} is held by process {peer.pid}, which lives, or can't be seen from "
+                    "here; end it first"
+                )
+        return peer.seat
+
+    def recv(self, timeout: float | None = None) -> Any:
+        """The next object.
+
+        Args:
+            timeout: seconds to wait for it, None for ever, 0 to look only.
+
+        Raises:
+            Timeout: no whole message came in time; nothing is lost, call again.
+            Closed: this reader is closed, or the writer is and all was received.
+            PeerDied: the writer has died and all that it had sent was received; or another reader
+                has, and the writer does not drop it.
+            DecodeError: the codec can't decode this message; the next call gets the next one.
+            ConcurrentUse: another thread is inside this reader.
+            Forked: this process was forked from the reader's.
+        """
+        try:
+            frames = self._consume(timeout)
+        except MemoryError as error:
+            raise self._undecodable("no memory for its frames", error) from error
+        except Exception as error:
+            self._raise(error, "recv", timeout)
+        try:
+            return self._decode(frames)
+        except Exception as error:
+            raise self._undecodable(f"{len(frames)} frame(s)", error) from error
+
+    def _undecodable(self, what: str, error: Exception) -> DecodeError:
+        return DecodeError(
+            f"{self._label}: can't decode a message ({what}): {type(error).__name__}: {error}; it "
+            "is consumed, the next recv gets the next message"
+        )
+
+    def statistics(self) -> Statistics:
+        """What this reader has done so far. From any thread."""
+        return Statistics(**self._ring.figures())
+
+
+def _default_label(readers: int, index: int) -> str:
+    return f"reader {index}" if index < readers else "writer"
+
+
+def _end_reader(ring: _core.RingReader, watch: liveness.Watch, seat: census.Seat) -> None:
+    ring.close()
+    watch.close()
+    seat.leave()

@@ -1,0 +1,33 @@
+"""Half a minute of chaos, and a small soak; `make chaos` and `make soak` take longer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+import soak
+from chaos import Chaos
+
+CHAOS_SECONDS = 30.0
+
+
+@pytest.mark.timeout(180)
+def test_chaos_loses_nothing_and_hangs_nobody() -> None:
+    chaos, began = Chaos(), time.monotonic()
+    try:
+        while time.monotonic() < began + CHAOS_SECONDS:
+            chaos.round(chaos.tally.rounds)
+    finally:
+        chaos.close()
+    assert chaos.tally.rounds > 0
+
+
+def test_a_soak_leaves_memory_and_descriptors_as_they_are() -> None:
+    # In a process of its own: this one has descriptors and threads of other tests.
+    command = [sys.executable, soak.__file__, "--messages", "200000"]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "reader:" in ended.stdout
