@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from shmcast import _core
 
 AnyArray = npt.NDArray[Any]
 
@@ -22,6 +25,12 @@ def _reduce_array(array: AnyArray) -> tuple[Any, ...]:
     dtype = array.dtype
     if dtype.hasobject:
         return array.__reduce_ex__(pickle.HIGHEST_PROTOCOL)  # type: ignore[return-value]
+    if array.base is not None:
+        loan = _loan_behind(array)
+        if loan is not None:
+            loan.views.append(weakref.ref(array))
+            if array.size and not (array.flags.c_contiguous or array.flags.f_contiguous):
+                return _reduce_in_place(array)
     order: Literal["C", "F"] = "C"
     if not array.flags.c_contiguous:
         if array.flags.f_contiguous:
@@ -34,6 +43,24 @@ def _reduce_array(array: AnyArray) -> tuple[Any, ...]:
         raw = array.reshape(-1, order=order).view(np.uint8)
         buffer = pickle.PickleBuffer(memoryview(raw))  # type: ignore[arg-type]
     return _rebuild_array, (buffer, _spell(dtype) or dtype, array.shape, order)
+
+
+def _loan_behind(array: AnyArray) -> _core.Loan | None:
+    base: object = array.base
+    while type(base) is np.ndarray:
+        base = base.base
+    return base if type(base) is _core.Loan else None
+
+
+def _reduce_in_place(array: AnyArray) -> tuple[Any, ...]:
+    """Reduces a strided array to the bytes from its first to its last element, gaps included."""
+    reach = [(n - 1) * step for n, step in zip(array.shape, array.strides, strict=True)]
+    before = -sum(step for step in reach if step < 0)
+    after = sum(step for step in reach if step > 0) + array.itemsize
+    address = array.__array_interface__["data"][0]
+    buffer = pickle.PickleBuffer(_core.view(address - before, before + after, array))
+    dtype = array.dtype
+    return _rebuild_strided, (buffer, _spell(dtype) or dtype, array.shape, array.strides, before)
 
 
 @functools.lru_cache(maxsize=256)
@@ -50,18 +77,28 @@ def _rebuild_array(
 ) -> AnyArray:
     if buffer is None:
         return np.empty(shape, dtype, order)
-    return np.ndarray(shape, dtype, writable(buffer), order=order)
+    return np.ndarray(shape, dtype, memory_of(buffer), order=order)
 
 
-def writable(buffer: bytearray | bytes | memoryview) -> bytearray:
-    """The memory of an unpickled buffer, which is this process's own: it may be written to.
+def _rebuild_strided(
+    buffer: bytearray | bytes | memoryview,
+    dtype: npt.DTypeLike,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    offset: int,
+) -> AnyArray:
+    return np.ndarray(shape, dtype, memory_of(buffer), offset, strides)
+
+
+def memory_of(buffer: bytearray | bytes | memoryview) -> Any:
+    """The memory of an unpickled buffer: a bytearray, to be written to, or a `_core.Lease`.
 
     Pickle wraps a buffer whose sender had it read-only in a read-only view (out-of-band) or makes
     it bytes (in-band, small).
     """
     if isinstance(buffer, memoryview):
         buffer = buffer.obj  # type: ignore[assignment]
-    return buffer if isinstance(buffer, bytearray) else bytearray(buffer)
+    return buffer if isinstance(buffer, bytearray | _core.Lease) else bytearray(buffer)
 
 
 REDUCERS: dict[type, Callable[[Any], Any]] = {np.ndarray: _reduce_array}

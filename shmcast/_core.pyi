@@ -40,8 +40,11 @@ class MessageTooLarge(Exception):
 class Geometry:
     """The shape of a ring; both sides must name the same."""
 
-    def __init__(self, readers: int, slots: int, slot_capacity: int) -> None:
-        """`slots` is a power of two, `slot_capacity` the payload bytes of one."""
+    def __init__(self, readers: int, slots: int, slot_capacity: int, extents: int) -> None:
+        """`slots` is a power of two, `slot_capacity` the payload bytes of one.
+
+        `extents`: EXTENTS if there is an arena, else 0.
+        """
 
     @property
     def segment_bytes(self) -> int:
@@ -68,6 +71,47 @@ def view(address: int, nbytes: int, owner: object) -> memoryview:
 
 def copy(address: int, nbytes: int) -> bytearray:
     """A copy of memory."""
+
+EXTENTS: int
+"""Of an arena: so many buffers may be in it at once."""
+
+class Mapping:
+    """A shared-memory file in this process's memory. The descriptor stays the caller's.
+
+    Raises: OSError.
+    """
+
+    def __init__(self, fd: int, nbytes: int, writable: bool) -> None: ...
+    @property
+    def address(self) -> int: ...
+    def reserve(self, nbytes: int) -> bool:
+        """Gives the first `nbytes` bytes memory. False: there is none to be had."""
+
+class Lease:
+    """A received buffer in the arena, read-only (buffer protocol), there while this object is."""
+
+    def copy_on_write(self) -> CopyOnWrite:
+        """The same bytes for who may write to them, seen by nobody else. Raises: OSError."""
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class CopyOnWrite:
+    """See Lease."""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class Loan:
+    """Memory of a writer's arena, to be filled (buffer protocol), there while this object is."""
+
+    @property
+    def extent(self) -> int:
+        """Its number, unique among the loans of its writer."""
+    @property
+    def views(self) -> list[Any]:
+        """Weak references to arrays over this memory that were found in an object to send."""
+    @staticmethod
+    def covers(address: int) -> bool:
+        """Whether this address is in a loan of this process, of whatever writer."""
+    def __buffer__(self, flags: int, /) -> memoryview: ...
 
 VACANT: int
 """A seat in which nobody was yet."""
@@ -121,6 +165,8 @@ class Watch(Protocol):
         """A peer has died, and what it did before is done."""
     def judge(self, peers: Sequence[Peer]) -> Sequence[int]:
         """After find_dead(), with the peers as they are now. Returns the readers to drop."""
+    def ended(self, peers: Sequence[Peer]) -> Sequence[int]:
+        """The readers whose processes have ended, by index."""
     def tell_slow(self, seconds: float, is_first: bool, peers: Sequence[Peer]) -> float:
         """A wait lasts long; `is_first`: this is told for the first time of it.
 
@@ -173,6 +219,7 @@ class RingWriter(Endpoint):
         is_crowded: Callable[[int], bool],
         watch: Watch | None,
         who: Identity,
+        arena: Mapping | None,
     ) -> None: ...
     def publish(self, frames: Sequence[Buffer], timeout: float | None = None) -> None:
         """Publishes one message of contiguous buffers: to all readers or, if it raises, to none.
@@ -180,6 +227,22 @@ class RingWriter(Endpoint):
         Raises: TimedOut (the ring stayed full), EndpointClosed (or every reader has left),
             MessageTooLarge, SegmentCorrupted, ConcurrentUse, Forked.
         """
+    def loan(self, nbytes: int) -> Loan | None:
+        """Memory of the arena. None: there is no room.
+
+        Raises: EndpointClosed, ConcurrentUse, Forked.
+        """
+    def is_done(self, extent: int, look: bool) -> bool:
+        """Whether every reader is through with what was sent of this extent.
+
+        `look`: finds out, now and then, whether a reader has died.
+
+        Raises: IndexError, EndpointClosed, ConcurrentUse, Forked.
+        """
+    def sent(self) -> list[int]:
+        """The extents that the last message published speaks of."""
+    def arena_reserved(self) -> int:
+        """Bytes of the arena that have memory."""
     def fetch_ahead(self) -> None:
         """Brings what the next publish() will touch into this core's cache.
 
@@ -208,13 +271,18 @@ class RingReader(Endpoint):
         watch: Watch | None,
         who: Identity,
         found: int,
+        arena: Mapping | None,
     ) -> None:
         """`rehearsal` is called about every 100 µs of spinning, to keep what follows warm.
 
         `found` is the seat as it was seen: VACANT, or of a reader that has died.
         """
-    def consume(self, timeout: float | None = None) -> list[bytearray]:
+    def consume(
+        self, timeout: float | None = None, copy: bool = True
+    ) -> list[bytearray | memoryview]:
         """The frames of the next message, in memory of their own.
+
+        Without `copy` those that lie in the arena are views of it, each a memoryview of a Lease.
 
         A call that ends in TimedOut or a signal's exception keeps what it has: the next goes on.
 

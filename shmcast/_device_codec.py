@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 
 from shmcast import _tensors
-from shmcast.codec import Frame, Incoming, Outgoing, PickleCodec, Reducers
+from shmcast.codec import Frame, Incoming, Outgoing, PickleCodec, Received, Reducers
 
 PACK_BYTES = 256 * 1024
 """Tensors of fewer bytes are packed: a copy on the device is cheaper than a broadcast more."""
@@ -80,7 +80,7 @@ class Manifest:
         return bytes((_MARK,)) + pickle.dumps(plain, pickle.HIGHEST_PROTOCOL)
 
     @classmethod
-    def read(cls, frame: bytearray) -> Manifest:
+    def read(cls, frame: Received) -> Manifest:
         """The manifest in a message's first frame."""
         number, plain, which, groups = pickle.loads(memoryview(frame)[1:])  # noqa: S301 (trusted writer)
         unique = list(map(TensorSpec._make, plain))
@@ -125,7 +125,7 @@ class DeviceCodec(PickleCodec):
         message.elements = [elements for _, elements in found]
         return message
 
-    def _split(self, frames: list[bytearray]) -> Any:
+    def _split(self, frames: list[Received]) -> Any:
         return Incoming(frames) if frames[0][0] == _MARK else super()._split(frames)
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 
 from shmcast import _core
-from shmcast._arrays import writable
+from shmcast._arrays import memory_of
 from shmcast.codec import OUT_OF_BAND_BYTES
 
 _STRIDED = torch.strided
@@ -26,6 +26,12 @@ def reduce_tensor(tensor: torch.Tensor) -> tuple[Any, ...]:
     # a microsecond, each look at one a tenth.
     if not tensor.is_cpu or tensor.layout is not _STRIDED or tensor.is_quantized or tensor.__dict__:
         return cast("tuple[Any, ...]", tensor.__reduce_ex__(pickle.HIGHEST_PROTOCOL))  # type: ignore[no-untyped-call]
+    if (
+        not tensor.is_contiguous()
+        and _core.Loan.covers(tensor.data_ptr())
+        and not (tensor.is_conj() or tensor.is_neg())
+    ):
+        return _reduce_in_place(tensor)
     plain, strides = as_it_lies(tensor)
     raw: bytearray | pickle.PickleBuffer | None = None
     nbytes = plain.nbytes
@@ -34,6 +40,15 @@ def reduce_tensor(tensor: torch.Tensor) -> tuple[Any, ...]:
     elif nbytes:
         raw = _core.copy(plain.data_ptr(), nbytes)
     return rebuild_tensor, (raw, tensor.dtype, tuple(tensor.shape), strides, tensor.requires_grad)
+
+
+def _reduce_in_place(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Reduces a strided tensor to the bytes from its first to its last element, gaps included."""
+    steps = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    nbytes = (steps + 1) * tensor.element_size() if tensor.numel() else 0
+    buffer = pickle.PickleBuffer(_core.view(tensor.data_ptr(), nbytes, tensor)) if nbytes else None
+    shape = tuple(tensor.shape)
+    return rebuild_tensor, (buffer, tensor.dtype, shape, tensor.stride(), tensor.requires_grad)
 
 
 def as_it_lies(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...] | None]:
@@ -73,7 +88,10 @@ def rebuild_tensor(
     if buffer is None:
         tensor = torch.empty(shape, dtype=dtype)
     else:
-        tensor = torch.frombuffer(writable(buffer), dtype=dtype)
+        memory = memory_of(buffer)
+        if type(memory) is _core.Lease:
+            memory = memory.copy_on_write()
+        tensor = torch.frombuffer(memory, dtype=dtype)
         if strides is not None:
             tensor = tensor.as_strided(shape, strides)
         elif len(shape) != 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copyreg
 import operator
 import pickle
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 Frame = bytes | bytearray | memoryview
 """One contiguous piece of a message."""
+
+Received = bytearray | memoryview
+"""The same where it arrives: memory of its own, or a read-only view of the writer's arena."""
 
 OUT_OF_BAND_BYTES = 4096
 """Buffers of at least this size are frames of their own: one copy in, one copy out."""
@@ -33,13 +37,18 @@ class Codec(Protocol):
     A codec may also have a method `sample()` that returns an object like those that will travel.
     It is then encoded and decoded over and over, to keep the code for it in the core's caches: by a
     reader about every 100 µs while it spins, and by `Writer.warm`. That must have no side effects.
+    It is asked again now and then, as it may have learned what travels.
     """
 
     def encode(self, obj: Any, /) -> Sequence[Frame]:
         """The frames of `obj`, any number. Their memory is read before `send` returns."""
 
-    def decode(self, frames: list[bytearray], /) -> Any:
-        """The object. The frames belong to it: they may be kept, viewed and written to."""
+    def decode(self, frames: list[Received], /) -> Any:
+        """The object. The frames belong to it: they may be kept, viewed and written to.
+
+        With `recv(copy=False)` some may be memoryviews instead, to be kept and viewed only. Their
+        memory in the arena is used again when nothing refers to them any more.
+        """
 
 
 class Outgoing(list[Frame]):
@@ -57,7 +66,7 @@ class Incoming:
 
     __slots__ = ("frames",)
 
-    def __init__(self, frames: list[bytearray]) -> None:
+    def __init__(self, frames: list[Received]) -> None:
         self.frames = frames
 
 
@@ -76,6 +85,7 @@ class PickleCodec:
         # taken out while it is used: two threads, or an object whose reduction encodes another
         # one, get two.
         self._idle: list[_Pickler] = []
+        self._has_met_buffers = False  # of their own, as large arrays have
 
     def encode(self, obj: Any, /) -> list[Frame]:
         """The pickle of `obj` and its out-of-band buffers."""
@@ -90,6 +100,7 @@ class PickleCodec:
         clear_memo()  # it would keep obj alive, and know it the next time
         if buffers or len(written) > 1:
             # Past 64 KiB pickle writes in several pieces, large bytes objects by themselves.
+            self._has_met_buffers = True
             frames = self._join(b"".join(written), buffers)
             buffers.clear()
         else:
@@ -98,10 +109,11 @@ class PickleCodec:
         idle.append(pickler)
         return frames
 
-    def decode(self, frames: list[bytearray], /) -> Any:
+    def decode(self, frames: list[Received], /) -> Any:
         """The object that `encode` took."""
         if len(frames) == 1:
             return _loads(frames[0])
+        self._has_met_buffers = True
         return self._split(frames)
 
     # What a codec of device tensors does differently (see _device_codec.py), and only for messages
@@ -110,15 +122,23 @@ class PickleCodec:
     def _join(self, pickled: bytes, buffers: list[Any]) -> list[Frame]:
         return [pickled, *buffers]
 
-    def _split(self, frames: list[bytearray]) -> Any:
+    def _split(self, frames: list[Received]) -> Any:
         return _loads(frames[0], buffers=frames[1:])
 
     def _reducers_for(self, _buffers: list[Any]) -> Reducers:
         return self._reducers
 
     def sample(self) -> Any:
-        """A small message, of the kinds of things that messages are made of."""
-        return {"step": 1, "ids": [1, 2], "done": False, "scale": 0.5}
+        """A small message, of the kinds of things that messages are made of.
+
+        With an array, once a message had a buffer of its own (and where numpy is in use).
+        """
+        sample: dict[str, Any] = {"step": 1, "ids": [1, 2], "done": False, "scale": 0.5}
+        if self._has_met_buffers and "numpy" in sys.modules:
+            import numpy as np
+
+            sample["array"] = np.zeros(OUT_OF_BAND_BYTES, np.uint8)
+        return sample
 
     def _make_pickler(self) -> _Pickler:
         written: list[bytes] = []

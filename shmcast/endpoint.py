@@ -35,6 +35,18 @@ _Self = TypeVar("_Self", bound="Endpoint")
 
 
 @dataclass(frozen=True, slots=True)
+class ArenaHandle:
+    """Where a writer's arena is."""
+
+    name: str
+    """Name of its POSIX shared-memory segment."""
+    nbytes: int
+    """Its size, of which not all need have memory yet."""
+    fd: int
+    """The writer's descriptor of it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Handle:
     """What a reader needs to find the writer's segment. Small and picklable."""
 
@@ -50,9 +62,12 @@ class Handle:
     """The writer's pid, and its descriptor of the segment: the way in when the name is gone."""
     drops_dead: bool
     """The writer goes on without readers that have died."""
+    arena: ArenaHandle | None = None
+    """Where large buffers lie; None: the writer has no arena."""
 
     def _geometry(self) -> _core.Geometry:
-        return _core.Geometry(self.readers, self.slots, self.slot_bytes)
+        extents = _core.EXTENTS if self.arena else 0
+        return _core.Geometry(self.readers, self.slots, self.slot_bytes, extents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +100,12 @@ class Statistics:
     """The median of the last gaps between messages, 0 until some are known. Bursts count as one."""
     tensor_sets: int = 0
     """Messages with device tensors whose broadcasts were begun (`ShmBroadcaster` only)."""
+    arena_frames: int = 0
+    """Buffers sent or received in the arena."""
+    arena_full: int = 0
+    """Writer only: buffers and loans that found no room there; streamed, or in ordinary memory."""
+    arena_reserved_bytes: int = 0
+    """Writer only: bytes of the arena that have memory."""
     lag: tuple[int, ...] = ()
     """Writer only: fragments that each reader has not consumed yet, by reader index."""
     readers: tuple[Statistics, ...] = ()

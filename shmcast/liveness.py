@@ -214,6 +214,10 @@ class Watch:
                 self._watched[index] = _Watched(peer.pid, peer.start_time)  # the writer's business
         return dropped
 
+    def ended(self, peers: Sequence[_core.Peer]) -> list[int]:
+        """The readers whose processes have ended, by index, whether they had left or not."""
+        return [p.index for p in peers[:-1] if p.state != "vacant" and has_ended(p)]
+
     def tell_slow(self, seconds: float, is_first: bool, peers: Sequence[_core.Peer]) -> float:
         """Tells the log who is slow, when a wait lasts long.
 

@@ -7,30 +7,48 @@ GPU, sends itself a sample now and then.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 
 from shmcast import _core
 from shmcast.codec import Codec
 from shmcast.errors import InvalidArgument
 
-_SLOT_BYTES = 4096
+_SLOT_BYTES = 8192
+_ROUNDS_PER_SAMPLE = 16
+_ENTRY_BYTES = 8  # of the frame table
 
 
 class Practice:
     """A codec's sample and a ring in this process's own memory to send it through."""
 
     def __init__(self, codec: Codec, sample: object) -> None:
+        self._codec = codec
         self._encode = codec.encode
         self._decode = codec.decode
-        self._sample = sample
-        self._frames = [bytes(frame) for frame in codec.encode(sample)]
-        geometry = _core.Geometry(1, 2, _SLOT_BYTES)
+        self._take(sample)
+        self._rounds_left = _ROUNDS_PER_SAMPLE
+        geometry = _core.Geometry(1, 2, _SLOT_BYTES, 0)
         memory = mmap.mmap(-1, geometry.segment_bytes)
         nonce = bytes(16)
         ring = (memory, geometry, nonce)
         park, who = _core.WaitPolicy.park(), _core.Identity(0, 0)
-        self._writer = _core.RingWriter(*ring, park, _never, None, who)
-        self._reader = _core.RingReader(*ring, 0, park, _never, None, None, who, _core.VACANT)
+        self._writer = _core.RingWriter(*ring, park, _never, None, who, None)
+        self._reader = _core.RingReader(*ring, 0, park, _never, None, None, who, _core.VACANT, None)
+
+    def _take(self, sample: object) -> None:
+        frames = [bytes(frame) for frame in self._encode(sample)]
+        if sum(len(frame) + _ENTRY_BYTES for frame in frames) > _SLOT_BYTES:
+            raise ValueError("it is too large")
+        self._sample = sample
+        self._frames = frames
+
+    def _count_round(self) -> None:
+        self._rounds_left -= 1
+        if not self._rounds_left:
+            self._rounds_left = _ROUNDS_PER_SAMPLE
+            with contextlib.suppress(Exception):  # the old one will do
+                self._take(self._codec.sample())  # type: ignore[attr-defined]
 
     @classmethod
     def with_sample_of(cls, codec: Codec, label: str) -> Practice | None:
@@ -57,11 +75,13 @@ class Practice:
         """What `Writer.send` does."""
         self._writer.publish(self._encode(self._sample), 0)
         self._reader.consume(0)
+        self._count_round()
 
     def receive(self) -> None:
         """What `Reader.recv` does once a message is there."""
         self._writer.publish(self._frames, 0)
         self._decode(self._reader.consume(0))
+        self._count_round()
 
 
 def _never(_attached: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from shmcast import _core, census, liveness, segment
 from shmcast.codec import Codec
 from shmcast.endpoint import (
     DEFAULT_WARN_AFTER,
+    ArenaHandle,
     Endpoint,
     Handle,
     Statistics,
@@ -71,6 +73,9 @@ class Reader(Endpoint):
         geometry = handle._geometry()
         holder = handle.holder if rejoin else None
         memory = segment.attach(handle.name, geometry.segment_bytes, holder)
+        mapping = None
+        if handle.arena is not None:
+            mapping = _map_arena(handle.arena, handle.holder[0] if rejoin else None)
         attach = functools.partial(
             _core.RingReader,
             memory,
@@ -86,9 +91,9 @@ class Reader(Endpoint):
         try:
             if rejoin:
                 look = functools.partial(_core.peers, memory, geometry, handle.nonce)
-                self._ring = self._take_place(index, look, attach)
+                self._ring = self._take_place(index, look, lambda found: attach(found, mapping))
             else:
-                self._ring = attach(_core.VACANT)
+                self._ring = attach(_core.VACANT, mapping)
         except _core.LayoutMismatch as error:
             raise SegmentMismatch(
                 f"{label}: {handle.name}: {error}; make the handle and both endpoints with one "
@@ -110,6 +115,8 @@ class Reader(Endpoint):
         self._meet()
         if self._ring.attached() == handle.readers:
             segment.unlink(handle.name)  # everybody is in: nothing can leak any more
+            if handle.arena is not None:
+                segment.unlink(handle.arena.name)
 
     def _take_place(
         self,
@@ -150,11 +157,16 @@ class Reader(Endpoint):
                 )
         return peer.seat
 
-    def recv(self, timeout: float | None = None) -> Any:
+    def recv(self, timeout: float | None = None, copy: bool = True) -> Any:
         """The next object.
 
         Args:
             timeout: seconds to wait for it, None for ever, 0 to look only.
+            copy: False: numpy arrays and CPU tensors that lie in the writer's arena are views of
+                it, not copies. Their memory is used again when the last view of it is gone, in
+                every reader; until then it is not there for later messages. They outlive `close`.
+                Such arrays are read-only. Such tensors may be written to: a page that is written
+                to becomes this process's own, and nobody else sees the change.
 
         Raises:
             Timeout: no whole message came in time; nothing is lost, call again.
@@ -166,7 +178,7 @@ class Reader(Endpoint):
             Forked: this process was forked from the reader's.
         """
         try:
-            frames = self._consume(timeout)
+            frames = self._consume(timeout, copy)
         except MemoryError as error:
             raise self._undecodable("no memory for its frames", error) from error
         except Exception as error:
@@ -185,6 +197,14 @@ class Reader(Endpoint):
     def statistics(self) -> Statistics:
         """What this reader has done so far. From any thread."""
         return Statistics(**self._ring.figures())
+
+
+def _map_arena(arena: ArenaHandle, holder: int | None) -> _core.Mapping:
+    fd = segment.find(arena.name, arena.nbytes, None if holder is None else (holder, arena.fd))
+    try:
+        return _core.Mapping(fd, arena.nbytes, False)
+    finally:
+        os.close(fd)
 
 
 def _default_label(readers: int, index: int) -> str:

@@ -12,6 +12,7 @@ import mmap
 import os
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -62,6 +63,25 @@ def create(size: int) -> tuple[str, mmap.mmap, int]:
     Raises:
         SharedMemoryFull: /dev/shm has no room for `size` bytes.
     """
+    name, fd = _make(lambda fd: _reserve(fd, size))
+    try:
+        return name, _map(fd, size), fd
+    except BaseException:
+        unlink(name)
+        os.close(fd)
+        raise
+
+
+def create_unreserved(size: int) -> tuple[str, int]:
+    """The same without any pages yet, and unmapped: reserve them before they are used.
+
+    Returns:
+        Its name and a descriptor; the caller closes it.
+    """
+    return _make(lambda fd: os.ftruncate(fd, size))
+
+
+def _make(size_it: Callable[[int], None]) -> tuple[str, int]:
     clean()
     owner = f"{os.getuid()}-{pid_namespace()}-{os.getpid()}-{start_time(os.getpid())}"
     while True:
@@ -71,8 +91,8 @@ def create(size: int) -> tuple[str, mmap.mmap, int]:
             break
     try:
         os.fchmod(shm.fd, _MODE)  # whatever the umask took away
-        _reserve(shm.fd, size)
-        return name, _map(shm.fd, size), shm.fd
+        size_it(shm.fd)
+        return name, shm.fd
     except BaseException:
         unlink(name)
         shm.close_fd()
@@ -91,6 +111,15 @@ def attach(name: str, size: int, holder: tuple[int, int] | None = None) -> mmap.
         SegmentNotFound: no segment of this name exists here.
         SegmentMismatch: it has another owner, mode or size than `create` gives.
     """
+    fd = find(name, size, holder)
+    try:
+        return _map(fd, size)
+    finally:
+        os.close(fd)
+
+
+def find(name: str, size: int, holder: tuple[int, int] | None = None) -> int:
+    """What `attach` maps: a descriptor, which the caller closes. Raises what `attach` raises."""
     fd = _open(name, holder)
     try:
         found = os.fstat(fd)
@@ -102,9 +131,10 @@ def attach(name: str, size: int, holder: tuple[int, int] | None = None) -> mmap.
         for what, want, got in checks:
             if got != want:
                 raise SegmentMismatch(f"the segment {name} has {what} {got}, expected {want}")
-        return _map(fd, size)
-    finally:
+    except BaseException:
         os.close(fd)
+        raise
+    return fd
 
 
 def _open(name: str, holder: tuple[int, int] | None) -> int:

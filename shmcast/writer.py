@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from shmcast import _core, census, liveness, segment
 from shmcast.codec import Codec, Frame
-from shmcast.endpoint import DEFAULT_WARN_AFTER, Endpoint, Handle, Statistics, check_shape
+from shmcast.endpoint import (
+    DEFAULT_WARN_AFTER,
+    ArenaHandle,
+    Endpoint,
+    Handle,
+    Statistics,
+    check_int,
+    check_shape,
+)
 from shmcast.errors import Closed, DeviceError, EncodeError, InvalidArgument, PeerDied, ShmcastError
+from shmcast.loans import Lender, Shape
 from shmcast.waiting import WaitPolicy
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
 
 DEFAULT_SLOTS = 64
 DEFAULT_SLOT_BYTES = 64 * 1024
+
+_PAGE_BYTES = 4096
+_MIN_ARENA_BYTES = 256 * 1024
+_MAX_ARENA_BYTES = 2**40 - _PAGE_BYTES
 
 
 class Writer(Endpoint):
@@ -28,6 +46,10 @@ class Writer(Endpoint):
         slots: slots of the ring, a power of two: as many small messages can be on their way.
         slot_bytes: payload bytes of one slot, a multiple of 128. Larger messages are streamed
             through several slots.
+        arena_bytes: most bytes of shared memory for the arena, at least 256 KiB; 0: there is none.
+            It takes the buffers of 256 KiB and more, as long as there is room, and readers can use
+            them where they lie: `Reader.recv(copy=False)`. Memory is taken when it is first needed,
+            and kept.
         wait: what to do while the ring is full; `WaitPolicy.adaptive()` by default.
         codec: turns objects into frames; `PickleCodec()` by default. Readers need its like.
         on_reader_death: "raise": a reader that dies ends the waits of all others, in `PeerDied`.
@@ -50,6 +72,7 @@ class Writer(Endpoint):
         *,
         slots: int = DEFAULT_SLOTS,
         slot_bytes: int = DEFAULT_SLOT_BYTES,
+        arena_bytes: int = 0,
         wait: WaitPolicy | None = None,
         codec: Codec | None = None,
         on_reader_death: Literal["raise", "drop"] = "raise",
@@ -58,6 +81,12 @@ class Writer(Endpoint):
         reader_label: Callable[[int], str] = "reader {}".format,
     ) -> None:
         check_shape(readers, slots, slot_bytes, label)
+        check_int("arena_bytes", arena_bytes, 0, _MAX_ARENA_BYTES, label)
+        if 0 < arena_bytes < _MIN_ARENA_BYTES:
+            raise InvalidArgument(
+                f"{label}: arena_bytes={arena_bytes} is less than the smallest buffer that would "
+                f"lie there, {_MIN_ARENA_BYTES}; pass 0 for no arena"
+            )
         if on_reader_death not in ("raise", "drop"):
             raise InvalidArgument(
                 f'{label}: on_reader_death={on_reader_death!r} is neither "raise" nor "drop"'
@@ -68,10 +97,22 @@ class Writer(Endpoint):
         self._watch = liveness.Watch(
             readers, label, reader_label, readers, drops, warn_after, self._alarm()
         )
-        geometry = _core.Geometry(readers, slots, slot_bytes)
-        nonce = os.urandom(16)
-        name, memory, fd = segment.create(geometry.segment_bytes)
-        self.handle = Handle(name, nonce, readers, slots, slot_bytes, (os.getpid(), fd), drops)
+        with contextlib.ExitStack() as undo:  # what is made before something fails
+            arena, mapping = None, None
+            if arena_bytes:
+                nbytes = arena_bytes // _PAGE_BYTES * _PAGE_BYTES
+                arena_name, arena_fd = segment.create_unreserved(nbytes)
+                arena = ArenaHandle(arena_name, nbytes, arena_fd)
+                undo.callback(os.close, arena.fd)
+                undo.callback(segment.unlink, arena.name)
+                mapping = _core.Mapping(arena.fd, nbytes, True)
+            geometry = _core.Geometry(readers, slots, slot_bytes, _core.EXTENTS if arena else 0)
+            nonce = os.urandom(16)
+            name, memory, fd = segment.create(geometry.segment_bytes)
+            undo.pop_all()
+        self.handle = Handle(
+            name, nonce, readers, slots, slot_bytes, (os.getpid(), fd), drops, arena
+        )
         self._ring = _core.RingWriter(
             memory,
             geometry,
@@ -80,12 +121,14 @@ class Writer(Endpoint):
             self._is_crowded,
             self._watch,
             liveness.identity(),
+            mapping,
         )
+        self._lender: Lender | None = None  # there is one from the first loan on
         # Bound once: in a decode loop every look-up on the way is a cache miss.
         self._encode = self._codec.encode
         self._publish = self._ring.publish
         self._finalizer = weakref.finalize(
-            self, _end_writer, self._ring, self._watch, name, self.handle.holder, census.enter()
+            self, _end_writer, self._ring, self._watch, self.handle, census.enter()
         )
 
     def send(self, obj: Any, timeout: float | None = None) -> None:
@@ -110,6 +153,8 @@ class Writer(Endpoint):
 
     def _send(self, obj: Any, timeout: float | None) -> Sequence[Frame]:
         """`send`, which returns what the codec has made of the object."""
+        if self._lender is not None:
+            self._lender.forget_views()
         try:
             frames = self._encode(obj)
         except DeviceError:
@@ -128,7 +173,86 @@ class Writer(Endpoint):
             ) from error
         except Exception as error:
             self._raise(error, "send", timeout)
+        if self._lender is not None:
+            self._lender.freeze_sent()
         return frames
+
+    def empty(self, shape: Shape, dtype: npt.DTypeLike = float) -> npt.NDArray[Any]:
+        """An uninitialised array in the arena: a loan, to be filled and sent without any copy.
+
+        It travels so in whatever object it is sent, as do views of it that take 4 KiB or more.
+        From `send` on it is frozen, that is read-only, until every reader is done with it: its
+        memory is theirs, too. `thaw` asks for that; each `send` looks, too. A view that was made
+        before and was not itself in the message stays writable: don't. A frozen loan can be sent
+        again. It may be dropped at any time, sent or not. Another writer copies it, as it would
+        any array, and does not freeze it.
+
+        Args:
+            shape: of the array; an integer or a sequence of such.
+            dtype: any without Python objects.
+
+        Returns:
+            An array that owns a part of the arena, aligned to 4 KiB; or one in ordinary memory,
+            if the arena has no room (counted in `statistics().arena_full`) or there are no bytes.
+
+        Raises:
+            InvalidArgument: this writer has no arena, or there is no such shape or dtype.
+            Closed: this writer is closed.
+            ConcurrentUse: another thread is inside this writer.
+            Forked: this process was forked from the writer's.
+        """
+        lender = self._lending("empty")
+        try:
+            return lender.empty(shape, dtype)
+        except Exception as error:
+            self._raise(error, "empty", None)
+
+    def empty_tensor(self, shape: Shape, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """`empty` as a tensor on the CPU.
+
+        torch has no read-only tensors: that a frozen one is not written to is the program's
+        business. If it is, that is noticed later (where autograd counts what is written, so not in
+        inference mode), in a `ShmcastWarning`.
+
+        Args:
+            shape: of the tensor; an integer or a sequence of such.
+            dtype: any; torch's default dtype if None.
+
+        Raises:
+            What `empty` raises.
+        """
+        lender = self._lending("empty_tensor")
+        try:
+            return lender.empty_tensor(shape, dtype)
+        except Exception as error:
+            self._raise(error, "empty_tensor", None)
+
+    def thaw(self, array: npt.NDArray[Any] | torch.Tensor) -> bool:
+        """Whether every reader is done with a loan. It is then as if it had not been sent.
+
+        Never waits. Readers that have died are done.
+
+        Args:
+            array: an array of `empty` or `empty_tensor`, or a view of one.
+
+        Raises:
+            InvalidArgument: it is not in a loan of this writer.
+            And what `empty` raises.
+        """
+        lender = self._lending("thaw")
+        try:
+            return lender.thaw(array)
+        except Exception as error:
+            self._raise(error, "thaw", None)
+
+    def _lending(self, action: str) -> Lender:
+        if self._lender is None:
+            if self.handle.arena is None:
+                raise InvalidArgument(
+                    f"{self._label}: {action}() needs an arena; make the writer with arena_bytes="
+                )
+            self._lender = Lender(self._ring, self._label)
+        return self._lender
 
     def warm(self) -> None:
         """Makes the next `send` faster, by practising on a message that nobody receives.
@@ -154,6 +278,7 @@ class Writer(Endpoint):
         """What this writer and each of its readers have done so far. From any thread."""
         return Statistics(
             **self._ring.figures(),
+            arena_reserved_bytes=self._ring.arena_reserved(),
             lag=tuple(self._ring.lags()),
             readers=tuple(Statistics(**figures) for figures in self._ring.reader_figures()),
         )
@@ -186,15 +311,17 @@ class Writer(Endpoint):
 def _end_writer(
     ring: _core.RingWriter,
     watch: liveness.Watch,
-    name: str,
-    holder: tuple[int, int],
+    handle: Handle,
     seat: census.Seat,
 ) -> None:
-    """Closes a writer and removes its segment's name, unless in a fork of its process."""
-    pid, fd = holder
+    """Closes a writer and removes its segments' names, unless in a fork of its process."""
+    pid, fd = handle.holder
     if os.getpid() == pid:
         ring.close()
-        segment.unlink(name)
+        segment.unlink(handle.name)
         os.close(fd)
+        if handle.arena:
+            segment.unlink(handle.arena.name)
+            os.close(handle.arena.fd)
         watch.close()
         seat.leave()

@@ -235,16 +235,20 @@ def test_the_rank_that_holds_the_source_up_is_named(world: Crew) -> None:
     assert "rank 2 is 2 fragments behind" in error
 
 
+_left_open: list[ShmBroadcaster] = []
+
+
 def one_is_killed(rank: int, store: str, victim: int) -> str:
     ranks.join(rank, 3, store)
-    with ShmBroadcaster(slots=2, group_src=1) as bc:
-        if rank == victim:
-            os.kill(os.getpid(), signal.SIGKILL)
-        try:
-            while True:
-                bc.broadcast_object("again" if bc.is_src else None, 30)
-        except shmcast.PeerDied as error:
-            return str(error)
+    bc = ShmBroadcaster(slots=2, group_src=1)
+    _left_open.append(bc)  # who closed it first would be what the other survivor is told of
+    if rank == victim:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        while True:
+            bc.broadcast_object("again" if bc.is_src else None, 30)
+    except shmcast.PeerDied as error:
+        return str(error)
 
 
 @pytest.mark.parametrize("victim", [1, 2], ids=["source", "reader"])

@@ -25,7 +25,7 @@ from hypothesis.extra import numpy as npst
 import shmcast
 from objects import DTYPES
 from shmcast import PickleCodec, Reader, Writer
-from shmcast.codec import OUT_OF_BAND_BYTES
+from shmcast.codec import OUT_OF_BAND_BYTES, Received
 
 Point = namedtuple("Point", "x y")
 Array = npt.NDArray[Any]
@@ -34,7 +34,7 @@ Array = npt.NDArray[Any]
 def transfer(obj: Any, codec: PickleCodec | None = None) -> tuple[Any, list[int]]:
     """What arrives, from memory that the sender's is not part of; and the frames' sizes."""
     codec = codec or PickleCodec()
-    frames = [bytearray(frame) for frame in codec.encode(obj)]
+    frames: list[Received] = [bytearray(frame) for frame in codec.encode(obj)]
     return codec.decode(frames), [len(frame) for frame in frames]
 
 
@@ -306,8 +306,8 @@ class Reversed:
     def encode(self, obj: str, /) -> Sequence[bytes]:
         return [word.encode() for word in reversed(obj.split())]
 
-    def decode(self, frames: list[bytearray], /) -> str:
-        return " ".join(frame.decode() for frame in frames)
+    def decode(self, frames: list[Received], /) -> str:
+        return " ".join(bytes(frame).decode() for frame in frames)
 
 
 @pytest.mark.parametrize("words", [0, 1, 2, 1000])
@@ -326,7 +326,7 @@ def test_a_codec_that_makes_no_buffers_is_told() -> None:
         def encode(self, obj: Any, /) -> Any:
             return obj
 
-        def decode(self, frames: list[bytearray], /) -> Any:
+        def decode(self, frames: list[Received], /) -> Any:
             raise NotImplementedError
 
     with Writer(1, codec=Bad()) as writer, Reader(writer.handle, 0) as reader:

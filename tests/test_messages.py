@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import shmcast
 from processes import Crew, results
 from shmcast import Handle, Reader, WaitPolicy, Writer
+from shmcast.codec import Received
 
 SLOT = 256
 DEFAULT_WAIT = WaitPolicy.adaptive()
@@ -25,7 +26,7 @@ class RawCodec:
     def encode(self, obj: Sequence[bytes], /) -> Sequence[bytes]:
         return obj
 
-    def decode(self, frames: list[bytearray], /) -> list[bytearray]:
+    def decode(self, frames: list[Received], /) -> list[Received]:
         return frames
 
 

@@ -85,8 +85,9 @@ HEADER = {
     "slot capacity": 24,
     "slot stride": 32,
     "size in bytes": 40,
-    "nonce": 48,
-    "writer pid": 80,
+    "extent count": 48,
+    "nonce": 56,
+    "writer pid": 88,
 }
 
 

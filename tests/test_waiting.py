@@ -12,7 +12,7 @@ import pytest
 import shmcast
 from processes import Crew, results
 from shmcast import Handle, PickleCodec, Reader, WaitPolicy, Writer
-from shmcast.codec import Frame
+from shmcast.codec import Frame, Received
 from shmcast.waiting import CpuBudget
 
 
@@ -122,7 +122,7 @@ class Practised(PickleCodec):
         self.encoded += obj == "sample"
         return super().encode(obj)
 
-    def decode(self, frames: list[bytearray], /) -> Any:
+    def decode(self, frames: list[Received], /) -> Any:
         obj = super().decode(frames)
         self.decoded += obj == "sample"
         return obj
@@ -163,7 +163,7 @@ def test_warm_practises_and_nobody_notices() -> None:
         before = codec.encoded
         for _ in range(100):
             writer.warm()
-        assert codec.encoded == before + 100
+        assert codec.encoded >= before + 100
         assert writer.statistics().messages == 0
         with pytest.raises(shmcast.Timeout):
             reader.recv(0)
@@ -178,7 +178,7 @@ def test_a_codec_without_a_sample_is_not_practised_on() -> None:
         def encode(self, obj: bytes) -> list[Frame]:
             return [obj]
 
-        def decode(self, frames: list[bytearray]) -> bytes:
+        def decode(self, frames: list[Received]) -> bytes:
             return bytes(frames[0])
 
     with Writer(1, codec=Plain()) as writer, Reader(writer.handle, 0, codec=Plain()) as reader:
@@ -199,7 +199,7 @@ def test_a_sample_that_cannot_be_sent_is_refused(sample: Any) -> None:
 
 def test_a_practice_that_fails_is_told_and_loses_nothing() -> None:
     class Bad(PickleCodec):
-        def decode(self, frames: list[bytearray], /) -> Any:
+        def decode(self, frames: list[Received], /) -> Any:
             obj = super().decode(frames)
             if obj == self.sample():
                 raise TypeError("cannot practise")

@@ -1,6 +1,10 @@
 // The segment's memory layout: the only file that knows an offset.
 //
-//   | Header | Lobby | WriterSeat | Member x readers | Figures x (readers + 1) | Slot x slots |
+//   | Header | Lobby | WriterSeat | Member x readers | Figures x (readers + 1) | Held x readers |
+//   | Slot x slots |
+//
+// The arena, if there is one, is a segment of its own without any structure; what is known of its
+// extents is here, in the readers' rows of Held.
 //
 // Words that different processes write never share a pair of cache lines (the adjacent-line
 // prefetcher fetches lines in pairs). All words are plain integers; whoever shares one reaches it
@@ -21,7 +25,7 @@ namespace shmcast {
 inline constexpr std::size_t kLine = 64;
 inline constexpr std::size_t kLinePair = 2 * kLine;
 inline constexpr std::uint64_t kMagic = 0x0074'7361'636d'6873;  // "shmcast\0"
-inline constexpr std::uint32_t kLayoutVersion = 4;
+inline constexpr std::uint32_t kLayoutVersion = 5;
 inline constexpr std::size_t kNonceBytes = 16;
 inline constexpr std::uint64_t kNever = UINT64_MAX;
 
@@ -45,6 +49,7 @@ struct alignas(kLinePair) Header {
   std::uint64_t slot_capacity;  // payload bytes of one slot
   std::uint64_t slot_stride;    // bytes from one slot to the next
   std::uint64_t segment_bytes;
+  std::uint64_t extents;  // of the arena; 0: there is none
   std::byte nonce[kNonceBytes];
   Identity writer;
 };
@@ -105,8 +110,10 @@ struct alignas(kLinePair) Figures {
   std::uint64_t preemptions;  // spins given up because the core was taken away
   std::uint64_t spun_ns;
   std::uint64_t parked_ns;
-  std::uint64_t gap_ns;       // the median gap that was learned; 0: none yet
-  std::uint64_t tensor_sets;  // sets of device tensors whose broadcasts it has begun
+  std::uint64_t gap_ns;        // the median gap that was learned; 0: none yet
+  std::uint64_t tensor_sets;   // sets of device tensors whose broadcasts it has begun
+  std::uint64_t arena_frames;  // frames sent or received in the arena
+  std::uint64_t arena_full;    // frames and loans that found no room there
 };
 
 // A figure has one writer; relaxed, because it orders nothing.
@@ -152,17 +159,53 @@ constexpr std::uint64_t table_bytes(std::uint64_t frames) {
   return frames > 1 ? frames * sizeof(std::uint64_t) : 0;
 }
 
+using ArenaOffset = std::uint64_t;
+
+// How many of a reader's views lie in an extent, by extent; the reader alone changes it. With it
+// the reader says more than its count of consumed fragments does: that it is through with an
+// extent.
+using Held = std::uint32_t;
+
+// What the frame table says of a frame: its size; and if it lies in the arena, in which extent.
+// Of such a frame the message has an ArenaOffset only.
+struct FrameEntry {
+  static constexpr unsigned kByteBits = Descriptor::kByteBits;
+  static constexpr unsigned kExtentBits = 16;
+  static constexpr std::uint64_t kInArena = std::uint64_t{1} << 63;
+
+  static constexpr std::uint64_t in_arena(std::uint32_t extent, std::uint64_t bytes) {
+    return kInArena | std::uint64_t{extent} << kByteBits | bytes;
+  }
+  static constexpr bool is_in_arena(std::uint64_t word) { return (word & kInArena) != 0; }
+  static constexpr std::uint32_t extent(std::uint64_t word) {
+    return (word >> kByteBits) & ((1u << kExtentBits) - 1);
+  }
+  static constexpr std::uint64_t bytes(std::uint64_t word) { return word & Descriptor::kMaxBytes; }
+  // Of the message's own bytes.
+  static constexpr std::uint64_t inline_bytes(std::uint64_t word) {
+    return is_in_arena(word) ? sizeof(ArenaOffset) : word;
+  }
+};
+
 struct Geometry {
   std::uint32_t readers;
   std::uint32_t slots;  // a power of two
   std::uint64_t slot_capacity;
+  std::uint32_t extents = 0;  // of the arena; 0: there is none
 
   // Slots are an odd number of line pairs apart, so that their headers spread over all cache sets.
   std::uint64_t slot_stride() const {
     const std::uint64_t pairs = (sizeof(Slot) + slot_capacity + kLinePair - 1) / kLinePair;
     return (pairs | 1) * kLinePair;
   }
-  std::uint64_t slots_offset() const { return figures_offset(readers + 1); }
+  // A reader's row of Held fills whole line pairs.
+  std::uint64_t held_stride() const {
+    return (extents * sizeof(Held) + kLinePair - 1) / kLinePair * kLinePair;
+  }
+  std::uint64_t held_offset(std::uint64_t index) const {
+    return figures_offset(readers + 1) + index * held_stride();
+  }
+  std::uint64_t slots_offset() const { return held_offset(readers); }
   std::uint64_t member_offset(std::uint64_t index) const {
     return sizeof(Header) + sizeof(Lobby) + sizeof(WriterSeat) + index * sizeof(Member);
   }
@@ -193,6 +236,7 @@ class Segment {
     header.slot_capacity = geometry.slot_capacity;
     header.slot_stride = geometry.slot_stride();
     header.segment_bytes = geometry.segment_bytes();
+    header.extents = geometry.extents;
     std::memcpy(header.nonce, nonce.data(), kNonceBytes);
     header.writer = writer;
     segment.writer_seat().wake_at = kNever;
@@ -213,6 +257,7 @@ class Segment {
     expect("slot count", geometry.slots, header.slots);
     expect("slot capacity", geometry.slot_capacity, header.slot_capacity);
     expect("slot stride", geometry.slot_stride(), header.slot_stride);
+    expect("extent count", geometry.extents, header.extents);
     expect("size in bytes, by its header,", geometry.segment_bytes(), header.segment_bytes);
     expect("size in bytes, as mapped,", geometry.segment_bytes(), memory.size());
     if (header.writer.pid == 0) throw LayoutMismatch("the segment's writer pid is 0");
@@ -231,6 +276,9 @@ class Segment {
     return at<Figures>(geometry_.figures_offset(index));
   }
   Figures& writer_figures() const { return reader_figures(geometry_.readers); }
+  Held& held(std::uint32_t index, std::uint32_t extent) const {
+    return at<Held>(geometry_.held_offset(index) + extent * sizeof(Held));
+  }
   Slot& slot_of(std::uint64_t fragment) const {
     return at<Slot>(slots_offset_ + (fragment & (geometry_.slots - 1)) * stride_);
   }

@@ -3,12 +3,13 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/vector.h>
-#include <pthread.h>
 
 #include <memory>
 #include <optional>
 
+#include "arena.hpp"
 #include "ring.hpp"
+#include "views.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -35,10 +36,6 @@ struct SeatTaken : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Counts the forks that led to this process; an endpoint made before one must not be used after.
-// relaxed: the child of a fork has one thread.
-std::atomic<unsigned> fork_generation{0};
-
 std::int64_t timeout_ns(nb::handle timeout) {
   if (timeout.is_none()) return kForever;
   const double seconds = PyFloat_AsDouble(timeout.ptr());  // -1 where it is no number
@@ -64,6 +61,8 @@ nb::dict as_dict(const Figures& now) {
   figures["parked_seconds"] = static_cast<double>(peek(now.parked_ns)) / 1e9;
   figures["gap_seconds"] = static_cast<double>(peek(now.gap_ns)) / 1e9;
   figures["tensor_sets"] = peek(now.tensor_sets);
+  figures["arena_frames"] = peek(now.arena_frames);
+  figures["arena_full"] = peek(now.arena_full);
   return figures;
 }
 
@@ -210,6 +209,12 @@ class Endpoint {
       return is_closing() || (alarmed_.load(std::memory_order_seq_cst) && !is_heeding_);
     };
   }
+  nb::object memory_owner() const { return nb::borrow(nb::handle(view_.obj)); }
+  // The watch is asked which readers' processes have ended, whatever they did before.
+  nb::object ended_readers() {
+    if (watch_.callee.is_none()) return nb::list();
+    return watch_.callee.attr("ended")(peers(segment()));
+  }
   std::span<std::byte> memory() const {
     return {static_cast<std::byte*>(view_.buf), static_cast<std::size_t>(view_.len)};
   }
@@ -320,17 +325,28 @@ Segment::Nonce nonce_of(const nb::bytes& nonce) {
 class Writer final : public Endpoint {
  public:
   Writer(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce,
-         const WaitPolicy& policy, nb::object is_crowded, nb::object watch, const Identity& who)
+         const WaitPolicy& policy, nb::object is_crowded, nb::object watch, const Identity& who,
+         nb::object arena)
       : Endpoint(memory, std::move(is_crowded), std::move(watch)),
         segment_(Segment::format(checked(geometry), geometry, nonce_of(nonce), who)),
-        ring_(segment_, policy) {}
+        ring_(segment_, policy),
+        mapping_(std::move(arena)) {
+    if (mapping_.is_none()) return;
+    if (geometry.extents != Arena::kExtents) throw nb::value_error("an arena has EXTENTS extents");
+    arena_ = std::make_shared<Arena>(nb::cast<Mapping&>(mapping_), segment_);
+  }
   ~Writer() override { close(); }
 
   void publish(nb::handle frames, nb::handle timeout) {
     const Use use(*this);
     const std::int64_t patience = timeout_ns(timeout);
     const Buffers buffers(*this, frames);
-    ring_.begin(pieces_);
+    const Settling settling(*this);
+    if (arena_ != nullptr && pieces_.size() > 1) put_in_arena();
+    ring_.begin(pieces_, entries_);
+    for (const std::uint32_t reader : ring_.admitted()) {
+      if (arena_ != nullptr) arena_->welcome(reader);
+    }
     if (ring_.is_immediate()) {
       if (ring_.advance(0, stop()) != Outcome::ready) throw EndpointClosed("closed");
     } else {
@@ -341,6 +357,34 @@ class Writer final : public Endpoint {
         throw;
       }
     }
+    for (const std::uint32_t id : sent_) arena_->sent(id, ring_.published());
+  }
+
+  // Memory of the arena for the caller to fill; None: no room.
+  nb::object loan(std::size_t size) {
+    const Use use(*this);
+    const auto id = arena_ == nullptr ? std::nullopt : allocate(size);
+    if (!id) {
+      ring_.count_arena(0, 1);
+      return nb::none();
+    }
+    return nb::cast(new Loan(arena_, mapping_, *id, size), nb::rv_policy::take_ownership);
+  }
+
+  // Whether every reader is through with all messages that had this extent. `look`: find out who
+  // has died, too.
+  bool is_done(std::uint32_t extent, bool look) {
+    const Use use(*this);
+    if (arena_ == nullptr || extent >= Arena::kExtents) throw nb::index_error("no such extent");
+    if (arena_->is_done(extent)) return true;
+    return look && bury_ended() && arena_->is_done(extent);
+  }
+
+  // The extents that the last message speaks of.
+  const std::vector<std::uint32_t>& sent() const { return sent_; }
+
+  std::uint64_t arena_reserved() const {
+    return mapping_.is_none() ? 0 : nb::cast<Mapping&>(mapping_).reserved();
   }
 
   void fetch_ahead() {
@@ -391,6 +435,79 @@ class Writer final : public Endpoint {
     Writer& writer_;
   };
 
+  // The extents that were filled for one publish(): nobody's but the readers' once it is over.
+  class Settling {
+   public:
+    explicit Settling(Writer& writer) : writer_(writer) {
+      writer_.entries_.clear();
+      writer_.sent_.clear();
+      writer_.filled_.clear();
+    }
+    Settling(const Settling&) = delete;
+    Settling& operator=(const Settling&) = delete;
+    ~Settling() {
+      for (const std::uint32_t id : writer_.filled_) writer_.arena_->give_back(id);
+    }
+
+   private:
+    Writer& writer_;
+  };
+
+  // Frames of so many bytes are copied to the arena: once, for whatever number of readers.
+  static constexpr std::size_t kArenaFrame = 256 * 1024;
+  static constexpr std::int64_t kBuryNs = 100 * kMillisecond;
+
+  // Of frames in the arena, and of large ones that find room there, the message has the place only.
+  void put_in_arena() {
+    offsets_.resize(pieces_.size());
+    std::uint64_t full = 0;
+    for (std::size_t i = 0; i < pieces_.size(); ++i) {
+      ConstPiece& piece = pieces_[i];
+      entries_.push_back(piece.size);
+      auto id = arena_->find(piece.data, piece.size);
+      if (id) {
+        offsets_[i] = arena_->offset(piece.data);
+      } else if (piece.size >= kArenaFrame) {
+        id = allocate(piece.size);
+        if (!id) {
+          ++full;
+          continue;
+        }
+        filled_.push_back(*id);
+        std::byte* const to = arena_->data(*id);
+        {
+          const nb::gil_scoped_release release;
+          std::memcpy(to, piece.data, piece.size);
+        }
+        offsets_[i] = arena_->offset(to);
+      } else {
+        continue;
+      }
+      entries_[i] = FrameEntry::in_arena(*id, piece.size);
+      piece = {reinterpret_cast<const std::byte*>(&offsets_[i]), sizeof(ArenaOffset)};
+      sent_.push_back(*id);
+    }
+    if (sent_.empty()) entries_.clear();
+    ring_.count_arena(sent_.size(), full);
+  }
+
+  std::optional<std::uint32_t> allocate(std::size_t size) {
+    auto id = arena_->allocate(size);
+    if (!id && bury_ended()) id = arena_->allocate(size);
+    return id;
+  }
+
+  // True if a look was taken who of the readers has ended, and frees what it held.
+  bool bury_ended() {
+    const std::int64_t now = monotonic_ns();
+    if (now < bury_ns_) return false;
+    bury_ns_ = now + kBuryNs;
+    for (const nb::handle reader : ended_readers()) {
+      arena_->bury(nb::cast<std::uint32_t>(reader));
+    }
+    return true;
+  }
+
   std::span<std::byte> checked(const Geometry& geometry) const {
     if (geometry.segment_bytes() > memory().size()) {
       throw nb::value_error("the memory is smaller than the geometry asks for");
@@ -406,27 +523,39 @@ class Writer final : public Endpoint {
   void interrupt() override { ring_.interrupt(); }
   void leave() override { ring_.close(); }
   const Segment& segment() const override { return segment_; }
-  void drop(std::uint32_t index, std::uint64_t seat) override { ring_.drop(index, seat); }
+  void drop(std::uint32_t index, std::uint64_t seat) override {
+    ring_.drop(index, seat);
+    if (arena_ != nullptr) arena_->bury(index);
+  }
 
   Segment segment_;
   RingWriter ring_;
+  nb::object mapping_;
+  std::shared_ptr<Arena> arena_;  // loans may outlive this writer; null: there is none
+  std::int64_t bury_ns_ = 0;
   std::vector<Py_buffer> views_;
   std::vector<ConstPiece> pieces_;
+  std::vector<std::uint64_t> entries_;  // the frame table; empty: no frame is in the arena
+  std::vector<ArenaOffset> offsets_;    // of pieces_ that are in the arena
+  std::vector<std::uint32_t> sent_;     // their extents
+  std::vector<std::uint32_t> filled_;   // those of them that were allocated for them
 };
 
 class Reader final : public Endpoint {
  public:
   Reader(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce, std::uint32_t index,
          const WaitPolicy& policy, nb::object is_crowded, nb::object rehearsal, nb::object watch,
-         const Identity& who, std::uint64_t found)
+         const Identity& who, std::uint64_t found, nb::object arena)
       : Endpoint(memory, std::move(is_crowded), std::move(watch)),
         rehearsal_(std::move(rehearsal)),
+        mapping_(std::move(arena)),
+        index_(index),
         segment_(Segment::attach(this->memory(), geometry, nonce_of(nonce))),
         ring_(seated(segment_, index, who, found), index, policy, found) {}
   ~Reader() override { close(); }
 
   // A call that ends in TimedOut or a signal keeps its place: the next one goes on.
-  nb::object consume(nb::handle timeout) {
+  nb::object consume(nb::handle timeout, bool copy) {
     const Use use(*this);
     const std::int64_t patience = timeout_ns(timeout);
     for (;;) {
@@ -442,7 +571,7 @@ class Reader final : public Endpoint {
           if (fetch(patience)) go_on_with_table();
           break;
         case Phase::frames:
-          if (fetch(patience)) return end();
+          if (fetch(patience)) return end(copy);
           break;
       }
     }
@@ -481,11 +610,11 @@ class Reader final : public Endpoint {
 
   void begin_table() {
     or_drop([this] {
-      sizes_.clear();
+      entries_.clear();
       if (ring_.frame_count() > 1) {
         extend_table();
       } else {
-        if (ring_.frame_count() == 1) sizes_.push_back(ring_.remaining());
+        if (ring_.frame_count() == 1) entries_.push_back(ring_.remaining());
         make_frames();
       }
     });
@@ -493,7 +622,7 @@ class Reader final : public Endpoint {
 
   void go_on_with_table() {
     or_drop([this] {
-      if (sizes_.size() < ring_.frame_count()) {
+      if (entries_.size() < ring_.frame_count()) {
         extend_table();
       } else {
         make_frames();
@@ -503,32 +632,93 @@ class Reader final : public Endpoint {
 
   // In parts: a table takes memory as it arrives, not as the descriptor promises.
   void extend_table() {
-    const std::size_t got = sizes_.size();
-    sizes_.resize(std::min<std::uint64_t>(ring_.frame_count(), got + kTablePart));
-    const MutablePiece part{reinterpret_cast<std::byte*>(&sizes_[got]),
-                            (sizes_.size() - got) * sizeof(std::uint64_t)};
+    const std::size_t got = entries_.size();
+    entries_.resize(std::min<std::uint64_t>(ring_.frame_count(), got + kTablePart));
+    const MutablePiece part{reinterpret_cast<std::byte*>(&entries_[got]),
+                            (entries_.size() - got) * sizeof(std::uint64_t)};
     ring_.into({&part, 1});
     phase_ = Phase::table;
   }
 
   void make_frames() {
-    ring_.check_sizes(sizes_);
-    payload_ = ring_.remaining();
-    frames_ = owned(PyList_New(static_cast<Py_ssize_t>(sizes_.size())));
+    ring_.check_entries(entries_);
+    payload_ = payload_bytes(entries_);
+    frames_ = owned(PyList_New(static_cast<Py_ssize_t>(entries_.size())));
     pieces_.clear();
-    for (std::size_t i = 0; i < sizes_.size(); ++i) {
-      // In two steps: when made with a size that there is no memory for, CPython 3.11 reports a
-      // half-made bytearray on stderr.
-      nb::object frame = owned(PyByteArray_FromStringAndSize(nullptr, 0));
-      if (PyByteArray_Resize(frame.ptr(), static_cast<Py_ssize_t>(sizes_[i])) != 0) {
-        throw nb::python_error();
+    const auto in_arena = static_cast<std::size_t>(
+        std::count_if(entries_.begin(), entries_.end(), FrameEntry::is_in_arena));
+    offsets_.resize(in_arena);
+    holds_.reserve(in_arena);
+    for (std::size_t i = 0; i < entries_.size(); ++i) {
+      if (FrameEntry::is_in_arena(entries_[i])) {
+        // Counted as held before the message's last fragment is given back.
+        pieces_.push_back(
+            {reinterpret_cast<std::byte*>(&offsets_[holds_.size()]), sizeof(ArenaOffset)});
+        holds_.emplace_back(memory_owner(),
+                            segment_.held(index_, extent_of(FrameEntry::extent(entries_[i]))));
+      } else {
+        nb::object frame = own_frame(entries_[i]);
+        pieces_.push_back({bytes_of(frame), entries_[i]});
+        set_frame(i, std::move(frame));
       }
-      pieces_.push_back(
-          {reinterpret_cast<std::byte*>(PyByteArray_AS_STRING(frame.ptr())), sizes_[i]});
-      PyList_SET_ITEM(frames_.ptr(), static_cast<Py_ssize_t>(i), frame.release().ptr());
     }
     ring_.into(pieces_);
     phase_ = Phase::frames;
+  }
+
+  // Memory for a frame, uninitialised.
+  static nb::object own_frame(std::size_t size) {
+    // In two steps: when made with a size that there is no memory for, CPython 3.11 reports a
+    // half-made bytearray on stderr.
+    nb::object frame = owned(PyByteArray_FromStringAndSize(nullptr, 0));
+    if (PyByteArray_Resize(frame.ptr(), static_cast<Py_ssize_t>(size)) != 0) {
+      throw nb::python_error();
+    }
+    use_huge_pages(bytes_of(frame), size);
+    return frame;
+  }
+
+  static std::byte* bytes_of(const nb::object& frame) {
+    return reinterpret_cast<std::byte*>(PyByteArray_AS_STRING(frame.ptr()));
+  }
+
+  void set_frame(std::size_t i, nb::object frame) {
+    PyList_SET_ITEM(frames_.ptr(), static_cast<Py_ssize_t>(i), frame.release().ptr());
+  }
+
+  std::uint32_t extent_of(std::uint32_t extent) const {
+    const std::uint32_t extents = segment_.geometry().extents;
+    if (extent >= extents) misfit("a frame's extent", extent, "the arena's count", extents);
+    return extent;
+  }
+
+  // After the fetch: puts the frames that are in the arena into their places in the list.
+  void make_views(bool copy) {
+    const Mapping& mapping = nb::cast<Mapping&>(mapping_);
+    const std::uint64_t bound = mapping.bytes().size();
+    std::size_t next = 0;
+    for (std::size_t i = 0; i < entries_.size(); ++i) {
+      if (!FrameEntry::is_in_arena(entries_[i])) continue;
+      const ArenaOffset offset = offsets_[next];
+      const std::uint64_t size = FrameEntry::bytes(entries_[i]);
+      if (offset > bound || size > bound - offset) {
+        misfit("a frame's end in the arena", offset + size, "the arena's size", bound);
+      }
+      if (copy) {
+        nb::object frame = own_frame(size);
+        {
+          const nb::gil_scoped_release release;
+          std::memcpy(bytes_of(frame), mapping.bytes().data() + offset, size);
+        }
+        set_frame(i, std::move(frame));
+      } else {
+        const nb::object lease =
+            nb::cast(Lease(std::move(holds_[next]), mapping_, offset, size), nb::rv_policy::move);
+        set_frame(i, owned(PyMemoryView_FromObject(lease.ptr())));
+      }
+      ++next;
+    }
+    ring_.count_arena(next);
   }
 
   static nb::object owned(PyObject* fresh) {
@@ -548,15 +738,28 @@ class Reader final : public Endpoint {
     }
   }
 
-  nb::object end() {
-    nb::object frames = std::move(frames_);
+  nb::object end(bool copy) {
+    // (A message that is consumed and can't be had is lost to this reader, as in or_drop().)
+    const Resetting resetting(*this);
     ring_.end(payload_);
-    reset();
-    return frames;
+    if (!holds_.empty()) make_views(copy);
+    return std::move(frames_);
   }
+
+  class Resetting {
+   public:
+    explicit Resetting(Reader& reader) : reader_(reader) {}
+    Resetting(const Resetting&) = delete;
+    Resetting& operator=(const Resetting&) = delete;
+    ~Resetting() { reader_.reset(); }
+
+   private:
+    Reader& reader_;
+  };
 
   void reset() {
     frames_.reset();
+    holds_.clear();
     phase_ = Phase::idle;
   }
 
@@ -570,16 +773,23 @@ class Reader final : public Endpoint {
     return ring_.wait_ready(deadline_ns, stop());
   }
   void interrupt() override { ring_.interrupt(); }
-  void leave() override { ring_.leave(); }
+  void leave() override {
+    reset();  // what it holds of a message that it will not have
+    ring_.leave();
+  }
   const Segment& segment() const override { return segment_; }
 
   nb::object rehearsal_;
+  nb::object mapping_;
+  std::uint32_t index_;
   Segment segment_;
   RingReader ring_;
   Phase phase_ = Phase::idle;
-  std::vector<std::uint64_t> sizes_;
+  std::vector<std::uint64_t> entries_;  // the frame table
   std::vector<MutablePiece> pieces_;
-  nb::object frames_;  // the list that consume() returns, while it is filled
+  std::vector<ArenaOffset> offsets_;  // of the frames that are in the arena, in their order
+  std::vector<Hold> holds_;           // the same; or what of them is no lease yet
+  nb::object frames_;                 // the list that consume() returns, while it is filled
   std::uint64_t payload_ = 0;
 };
 
@@ -598,8 +808,9 @@ std::vector<Peer> peers_in(nb::handle memory, const Geometry& geometry, const nb
 
 NB_MODULE(_core, m) {
   using namespace shmcast;
-  // Inherited by every later fork: a Python-level hook would miss forks made by C code.
-  pthread_atfork(nullptr, nullptr, [] { fork_generation.fetch_add(1, std::memory_order_relaxed); });
+  count_forks();
+  // Arrays over the arena that a program still has when the interpreter exits are no leak.
+  nb::set_leak_warnings(false);
 
   nb::exception<TimedOut>(m, "TimedOut");
   nb::exception<EndpointClosed>(m, "EndpointClosed");
@@ -612,8 +823,8 @@ NB_MODULE(_core, m) {
   nb::exception<MessageTooLarge>(m, "MessageTooLarge");
 
   nb::class_<Geometry>(m, "Geometry")
-      .def(nb::init<std::uint32_t, std::uint32_t, std::uint64_t>(), "readers"_a, "slots"_a,
-           "slot_capacity"_a)
+      .def(nb::init<std::uint32_t, std::uint32_t, std::uint64_t, std::uint32_t>(), "readers"_a,
+           "slots"_a, "slot_capacity"_a, "extents"_a)
       .def_prop_ro("segment_bytes", &Geometry::segment_bytes);
 
   using Mode = WaitPolicy::Mode;
@@ -638,6 +849,30 @@ NB_MODULE(_core, m) {
         return nb::bytearray(reinterpret_cast<const char*>(address), nbytes);
       },
       "address"_a, "nbytes"_a);
+
+  m.attr("EXTENTS") = Arena::kExtents;
+  nb::class_<Mapping>(m, "Mapping")
+      .def(
+          "__init__",
+          [](Mapping* self, int fd, std::size_t nbytes, bool writable) {
+            new (self) Mapping(fd, nbytes, writable ? Access::write : Access::read);
+          },
+          "fd"_a, "nbytes"_a, "writable"_a)
+      .def_prop_ro("address",
+                   [](const Mapping& mapping) {
+                     return reinterpret_cast<std::uintptr_t>(mapping.bytes().data());
+                   })
+      .def("reserve", &Mapping::reserve, "nbytes"_a, nb::call_guard<nb::gil_scoped_release>());
+  nb::class_<Lease>(m, "Lease", nb::type_slots(buffer_slots<Lease>()))
+      .def("copy_on_write", [](nb::handle self) {
+        return nb::cast(new CopyOnWrite(nb::borrow(self), nb::cast<Lease&>(self)),
+                        nb::rv_policy::take_ownership);
+      });
+  nb::class_<CopyOnWrite>(m, "CopyOnWrite", nb::type_slots(buffer_slots<CopyOnWrite>()));
+  nb::class_<Loan>(m, "Loan", nb::type_slots(buffer_slots<Loan>()))
+      .def_prop_ro("extent", &Loan::id)
+      .def_ro("views", &Loan::views)
+      .def_static("covers", &Loan::covers, "address"_a);
 
   nb::class_<Identity>(m, "Identity")
       .def(
@@ -669,8 +904,13 @@ NB_MODULE(_core, m) {
 
   nb::class_<Writer, Endpoint>(m, "RingWriter")
       .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, const WaitPolicy&, nb::object,
-                    nb::object, const Identity&>(),
-           "memory"_a, "geometry"_a, "nonce"_a, "wait"_a, "is_crowded"_a, "watch"_a.none(), "who"_a)
+                    nb::object, const Identity&, nb::object>(),
+           "memory"_a, "geometry"_a, "nonce"_a, "wait"_a, "is_crowded"_a, "watch"_a.none(), "who"_a,
+           "arena"_a.none())
+      .def("loan", &Writer::loan, "nbytes"_a)
+      .def("is_done", &Writer::is_done, "extent"_a, "look"_a)
+      .def("sent", &Writer::sent)
+      .def("arena_reserved", &Writer::arena_reserved)
       .def("publish", &Writer::publish, "frames"_a, "timeout"_a = nb::none())
       .def("fetch_ahead", &Writer::fetch_ahead)
       .def("lags", &Writer::lags)
@@ -678,8 +918,9 @@ NB_MODULE(_core, m) {
 
   nb::class_<Reader, Endpoint>(m, "RingReader")
       .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, std::uint32_t, const WaitPolicy&,
-                    nb::object, nb::object, nb::object, const Identity&, std::uint64_t>(),
+                    nb::object, nb::object, nb::object, const Identity&, std::uint64_t,
+                    nb::object>(),
            "memory"_a, "geometry"_a, "nonce"_a, "index"_a, "wait"_a, "is_crowded"_a,
-           "rehearsal"_a.none(), "watch"_a.none(), "who"_a, "found"_a)
-      .def("consume", &Reader::consume, "timeout"_a = nb::none());
+           "rehearsal"_a.none(), "watch"_a.none(), "who"_a, "found"_a, "arena"_a.none())
+      .def("consume", &Reader::consume, "timeout"_a = nb::none(), "copy"_a = true);
 }

@@ -71,6 +71,13 @@ inline std::uint32_t arrivals_so_far(const Segment& segment) {
   return std::atomic_ref(segment.lobby().arrivals).load(std::memory_order_relaxed);
 }
 
+// Bytes of all frames in a frame table.
+inline std::uint64_t payload_bytes(std::span<const std::uint64_t> entries) {
+  return std::accumulate(
+      entries.begin(), entries.end(), std::uint64_t{0},
+      [](std::uint64_t sum, std::uint64_t entry) { return sum + FrameEntry::bytes(entry); });
+}
+
 // A member as its peers see it.
 struct Peer {
   std::uint32_t index;   // of a reader; for the writer the number of readers
@@ -132,7 +139,9 @@ class RingWriter {
   Waiter waiter;
 
   // Sets the message to publish. The pieces' memory must stay until advance() or abandon() ends it.
-  void begin(std::span<const ConstPiece> frames) {
+  // With a frame in the arena, whose piece is an ArenaOffset, the frame table is given.
+  void begin(std::span<const ConstPiece> frames, std::span<const std::uint64_t> entries = {}) {
+    admitted_.clear();
     // acquire: pairs with RingReader::attach().
     const auto rejoins = std::atomic_ref(segment_.lobby().rejoins).load(std::memory_order_acquire);
     if (rejoins != rejoins_) admit(rejoins);
@@ -147,15 +156,19 @@ class RingWriter {
                             std::to_string(Descriptor::kMaxBytes) + " bytes");
     }
     pieces_.clear();
-    sizes_.clear();
+    payload_ = payload;
     if (table != 0) {
-      for (const ConstPiece& frame : frames) sizes_.push_back(frame.size);
-      pieces_.push_back({reinterpret_cast<const std::byte*>(sizes_.data()), table});
+      entries_.assign(entries.begin(), entries.end());
+      if (entries.empty()) {
+        for (const ConstPiece& frame : frames) entries_.push_back(frame.size);
+      } else {
+        payload_ = payload_bytes(entries);
+      }
+      pieces_.push_back({reinterpret_cast<const std::byte*>(entries_.data()), table});
     }
     std::copy_if(frames.begin(), frames.end(), std::back_inserter(pieces_),
                  [](const ConstPiece& frame) { return frame.size != 0; });
     descriptor_ = Descriptor::pack(frames.size(), payload + table);
-    payload_ = payload;
     remaining_ = payload + table;
     piece_ = 0;
     offset_ = 0;
@@ -223,8 +236,18 @@ class RingWriter {
     is_dropped_[index] = true;
   }
 
+  // Fragments published so far: who has consumed so many has all messages.
+  std::uint64_t published() const { return next_; }
+
+  // Readers that begin() has attached in the place of dead ones.
+  std::span<const std::uint32_t> admitted() const { return admitted_; }
+
   const Figures& figures() const { return figures_; }
   void begin_tensor_set() { add(figures_.tensor_sets, 1); }
+  void count_arena(std::uint64_t frames, std::uint64_t full) {
+    add(figures_.arena_frames, frames);
+    add(figures_.arena_full, full);
+  }
   // Fragments published and not yet consumed, by reader; 0 for one that has left. Any thread.
   std::vector<std::uint64_t> lags() const {
     const std::uint64_t published = peek(figures_.fragments);  // next_, for any thread
@@ -273,6 +296,10 @@ class RingWriter {
       std::uint64_t seat = std::atomic_ref(member.seat).load(std::memory_order_acquire);
       if (Seat::state(seat) != SeatState::rejoining) continue;
       put(member.consumed, next_);
+      // relaxed, as the count above: what the dead one held in the arena.
+      for (std::uint32_t extent = 0; extent < segment_.geometry().extents; ++extent) {
+        std::atomic_ref(segment_.held(i, extent)).store(0, std::memory_order_relaxed);
+      }
       // seq_cst: release, so that who finds itself attached finds where to begin; and a parked
       // reader looks at it between announce() and park(), before the wake-up of the message.
       if (std::atomic_ref(member.seat)
@@ -280,6 +307,7 @@ class RingWriter {
                                        std::memory_order_seq_cst, std::memory_order_relaxed)) {
         if (is_dropped_[i]) --dropped_;
         is_dropped_[i] = false;
+        admitted_.push_back(i);
       } else {
         put(member.consumed, kNever);  // it has left in this moment
       }
@@ -376,9 +404,10 @@ class RingWriter {
   std::uint32_t dropped_ = 0;          // readers that were dropped and not replaced
   std::vector<bool> is_dropped_;
 
-  std::vector<std::uint64_t> sizes_;  // the frame table
-  std::vector<ConstPiece> pieces_;    // table and frames, none of them empty
-  std::size_t piece_ = 0;             // what is being copied: pieces_[piece_] from offset_
+  std::vector<std::uint32_t> admitted_;
+  std::vector<std::uint64_t> entries_;  // the frame table
+  std::vector<ConstPiece> pieces_;      // table and frames, none of them empty
+  std::size_t piece_ = 0;               // what is being copied: pieces_[piece_] from offset_
   std::size_t offset_ = 0;
   std::uint64_t first_ = 0;      // the message's first fragment
   std::uint64_t remaining_ = 0;  // bytes of it still to publish
@@ -472,10 +501,11 @@ class RingReader {
   // The message lies in one slot: fetch() will not wait.
   bool is_immediate() const { return one_slot_; }
 
-  // The frames' sizes, to be called after the table (if there is one) was fetched.
-  void check_sizes(std::span<const std::uint64_t> sizes) const {
+  // The frame table, after it was fetched; or the one frame's size.
+  void check_entries(std::span<const std::uint64_t> entries) const {
     std::uint64_t left = remaining_;
-    for (const std::uint64_t size : sizes) {
+    for (const std::uint64_t entry : entries) {
+      const std::uint64_t size = FrameEntry::inline_bytes(entry);
       if (size > left) corrupted(size);
       left -= size;
     }
@@ -560,6 +590,7 @@ class RingReader {
 
   const Figures& figures() const { return figures_; }
   void begin_tensor_set() { add(figures_.tensor_sets, 1); }
+  void count_arena(std::uint64_t frames) { add(figures_.arena_frames, frames); }
 
   template <class Stop>
   Outcome wait_ready(std::int64_t deadline_ns, Stop stop) {

@@ -205,7 +205,7 @@ class Receiver {
 
   bool begin_frames() {
     try {
-      ring_.check_sizes(sizes_);
+      ring_.check_entries(sizes_);
     } catch (const SegmentCorrupted&) {
       drop();
       throw;

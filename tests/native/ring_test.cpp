@@ -88,7 +88,7 @@ Outcome receive(RingReader& reader, Message& message, std::int64_t timeout_ns = 
     } else if (sizes.size() == 1) {
       sizes[0] = reader.remaining();
     }
-    reader.check_sizes(sizes);
+    reader.check_entries(sizes);
     const std::uint64_t payload = reader.remaining();
     message.clear();
     std::vector<MutablePiece> pieces;

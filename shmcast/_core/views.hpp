@@ -1,0 +1,165 @@
+// Python's objects over the arena's memory: a reader's views and a writer's loans. Each offers its
+// memory by the buffer protocol, and all that they refer to is kept by plain reference counts.
+#pragma once
+#include <nanobind/nanobind.h>
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "arena.hpp"
+#include "layout.hpp"
+#include "mapping.hpp"
+
+namespace shmcast {
+
+namespace nb = nanobind;
+
+// Counts the forks that led to this process; an endpoint made before one must not be used after.
+// relaxed: the child of a fork has one thread.
+inline std::atomic<unsigned> fork_generation{0};
+
+inline void count_forks() {
+  // Inherited by every later fork: a Python-level hook would miss forks made by C code.
+  pthread_atfork(nullptr, nullptr, [] { fork_generation.fetch_add(1, std::memory_order_relaxed); });
+}
+
+// One view that a reader has in an extent, counted in shared memory for as long as it lives.
+class Hold {
+ public:
+  Hold(nb::object ring_memory, Held& held) : ring_memory_(std::move(ring_memory)), held_(&held) {
+    // relaxed: the release of the message's last fragment comes after it, see Arena.
+    std::atomic_ref(*held_).fetch_add(1, std::memory_order_relaxed);
+  }
+  Hold(Hold&& other) noexcept
+      : ring_memory_(std::move(other.ring_memory_)),
+        held_(std::exchange(other.held_, nullptr)),
+        generation_(other.generation_) {}
+  Hold& operator=(Hold&&) = delete;
+  ~Hold() {
+    // A fork's views are copies of its parent's, who alone is counted.
+    if (held_ == nullptr || generation_ != fork_generation.load(std::memory_order_relaxed)) return;
+    // release: pairs with Arena::is_done(); the last look at the memory is over.
+    std::atomic_ref(*held_).fetch_sub(1, std::memory_order_release);
+  }
+
+ private:
+  nb::object ring_memory_;
+  Held* held_;
+  unsigned generation_ = fork_generation.load(std::memory_order_relaxed);
+};
+
+// A received frame where it lies in the arena.
+class Lease {
+ public:
+  static constexpr bool kIsReadOnly = true;
+
+  Lease(Hold hold, nb::object mapping, std::uint64_t offset, std::size_t size)
+      : hold_(std::move(hold)), mapping_(std::move(mapping)), offset_(offset), size_(size) {}
+
+  std::byte* data() const { return mapping().bytes().data() + offset_; }
+  std::size_t size() const { return size_; }
+  std::uint64_t offset() const { return offset_; }
+  const Mapping& mapping() const { return *nb::inst_ptr<Mapping>(mapping_); }
+
+ private:
+  Hold hold_;
+  nb::object mapping_;
+  std::uint64_t offset_;
+  std::size_t size_;
+};
+
+// The same for who may write to it: pages that are copied when they are written to.
+class CopyOnWrite {
+ public:
+  static constexpr bool kIsReadOnly = false;
+
+  CopyOnWrite(nb::object lease, const Lease& what)
+      : pages_(what.mapping().fd(), what.offset(), what.size()),
+        lease_(std::move(lease)),
+        size_(what.size()) {}
+
+  std::byte* data() const { return pages_.data(); }
+  std::size_t size() const { return size_; }
+
+ private:
+  PrivatePages pages_;
+  nb::object lease_;
+  std::size_t size_;
+};
+
+// Memory of the arena that the writer's program fills.
+class Loan {
+ public:
+  static constexpr bool kIsReadOnly = false;
+
+  Loan(std::shared_ptr<Arena> arena, nb::object mapping, std::uint32_t id, std::size_t size)
+      : arena_(std::move(arena)), mapping_(std::move(mapping)), id_(id), size_(size) {
+    const std::lock_guard lock(mutex());
+    live().push_back(this);
+  }
+  Loan(const Loan&) = delete;
+  Loan& operator=(const Loan&) = delete;
+  ~Loan() {
+    {
+      const std::lock_guard lock(mutex());
+      std::erase(live(), this);
+    }
+    arena_->give_back(id_);
+  }
+
+  std::byte* data() const { return arena_->data(id_); }
+  std::size_t size() const { return size_; }
+  std::uint32_t id() const { return id_; }
+
+  // Weak references to arrays over this memory that were found in an object to send.
+  nb::list views;
+
+  // Whether this address is in a loan of this process, of whatever writer.
+  static bool covers(std::uintptr_t address) {
+    const std::lock_guard lock(mutex());
+    return std::any_of(live().begin(), live().end(), [address](const Loan* loan) {
+      const auto begin = reinterpret_cast<std::uintptr_t>(loan->data());
+      return address >= begin && address < begin + loan->size();
+    });
+  }
+
+ private:
+  static std::vector<const Loan*>& live() {  // guarded by mutex()
+    static std::vector<const Loan*> loans;
+    return loans;
+  }
+  static std::mutex& mutex() {
+    static std::mutex mutex;
+    return mutex;
+  }
+
+  std::shared_ptr<Arena> arena_;
+  nb::object mapping_;
+  std::uint32_t id_;
+  std::size_t size_;
+};
+
+template <class View>
+int get_buffer(PyObject* self, Py_buffer* view, int flags) {
+  const View& memory = *nb::inst_ptr<View>(self);
+  return PyBuffer_FillInfo(view, self, memory.data(), static_cast<Py_ssize_t>(memory.size()),
+                           View::kIsReadOnly, flags);
+}
+
+// For nb::type_slots().
+template <class View>
+PyType_Slot* buffer_slots() {
+  static PyType_Slot slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(&get_buffer<View>)},
+                                {0, nullptr}};
+  return slots;
+}
+
+}  // namespace shmcast
