@@ -75,11 +75,17 @@ def copy(address: int, nbytes: int) -> bytearray:
 EXTENTS: int
 """Of an arena: so many buffers may be in it at once."""
 
+class Claim:
+    """Keeps memory of an arena from being used again for as long as it exists."""
+
 class Mapping:
     """A shared-memory file in this process's memory. The descriptor stays the caller's.
 
     Raises: OSError.
     """
+
+    keeper: Callable[[Claim, int, int], None] | None
+    """Called when the last Python object over some memory is gone: a claim, address and bytes."""
 
     def __init__(self, fd: int, nbytes: int, writable: bool) -> None: ...
     @property
@@ -90,6 +96,13 @@ class Mapping:
 class Lease:
     """A received buffer in the arena, read-only (buffer protocol), there while this object is."""
 
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the mapping has a keeper."""
+    @property
+    def address(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
     def copy_on_write(self) -> CopyOnWrite:
         """The same bytes for who may write to them, seen by nobody else. Raises: OSError."""
     def __buffer__(self, flags: int, /) -> memoryview: ...

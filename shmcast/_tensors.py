@@ -90,13 +90,24 @@ def rebuild_tensor(
     else:
         memory = memory_of(buffer)
         if type(memory) is _core.Lease:
-            memory = memory.copy_on_write()
+            memory = _for_tensor(memory)
         tensor = torch.frombuffer(memory, dtype=dtype)
         if strides is not None:
             tensor = tensor.as_strided(shape, strides)
         elif len(shape) != 1:
             tensor = tensor.view(shape)
     return tensor.requires_grad_() if requires_grad else tensor
+
+
+def _for_tensor(lease: _core.Lease) -> _core.CopyOnWrite | memoryview:
+    """The memory of a view, for torch, which has no read-only tensors.
+
+    What is written to becomes this process's own, page by page. Pinned pages can't be copied so:
+    a write to them is a segmentation fault.
+    """
+    if lease.is_pinned:
+        return _core.view(lease.address, lease.nbytes, lease)
+    return lease.copy_on_write()
 
 
 def _reduce_parameter(parameter: torch.nn.Parameter) -> tuple[Any, ...]:

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from shmcast.codec import Codec, Incoming, Outgoing, PickleCodec
 from shmcast.endpoint import DEFAULT_WARN_AFTER, Handle, Statistics
 from shmcast.errors import Closed, InvalidArgument, WrongRole
+from shmcast.loans import Shape
 from shmcast.reader import Reader
 from shmcast.waiting import WaitPolicy
 from shmcast.work import Work
 from shmcast.writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, Writer
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
     from torch.distributed import ProcessGroup
 
     from shmcast._rendezvous import Rendezvous
@@ -51,6 +54,8 @@ class ShmBroadcaster:
         warn_after: see `Writer`; may differ from rank to rank.
         slots: see `Writer`. Only the source's value counts.
         slot_bytes: see `Writer`. Only the source's value counts.
+        arena_bytes: see `Writer`. Only the source's value counts.
+        pin: see `Writer` and `Reader`; may differ from rank to rank.
 
     Raises:
         InvalidArgument: no such rank in the group, this process is not in the group, or the ranks
@@ -63,7 +68,7 @@ class ShmBroadcaster:
 
     _send: Callable[[Any, float | None], object]  # on the source; returns the frames
     _warm: Callable[[], None]
-    _recv: Callable[[float | None], Any]  # elsewhere
+    _recv: Callable[[float | None, bool], Any]  # elsewhere
 
     def __init__(
         self,
@@ -77,6 +82,8 @@ class ShmBroadcaster:
         warn_after: float | None = DEFAULT_WARN_AFTER,
         slots: int = DEFAULT_SLOTS,
         slot_bytes: int = DEFAULT_SLOT_BYTES,
+        arena_bytes: int = 0,
+        pin: bool = False,
         device_group: ProcessGroup | None = None,
         device_types: Collection[str] | None = None,
     ) -> None:
@@ -106,6 +113,8 @@ class ShmBroadcaster:
                 len(meeting.readers),
                 slots=slots,
                 slot_bytes=slot_bytes,
+                arena_bytes=arena_bytes,
+                pin=pin,
                 wait=wait,
                 codec=codec,
                 on_reader_death=on_reader_death,
@@ -120,6 +129,7 @@ class ShmBroadcaster:
                 meeting.readers.index(meeting.rank),
                 wait=wait,
                 codec=codec,
+                pin=pin,
                 warn_after=warn_after,
                 label=meeting.label,
                 peer_label=meeting.names.__getitem__,
@@ -181,7 +191,9 @@ class ShmBroadcaster:
                 self.group_src, ranks, endpoint._begin_tensor_set, begun, endpoint._look_for_deaths
             )
 
-    def broadcast_object(self, obj: Any = None, timeout: float | None = None) -> Any:
+    def broadcast_object(
+        self, obj: Any = None, timeout: float | None = None, copy: bool = True
+    ) -> Any:
         """Sends `obj` on the source, receives it on every other rank; returns it on all.
 
         On the source it returns when the object is in shared memory, and returns `obj` itself.
@@ -195,6 +207,7 @@ class ShmBroadcaster:
             timeout: seconds, None for ever: for room in the ring on the source, for the object
                 elsewhere. After that so many again for device tensors, at least one second; None:
                 what the process group grants.
+            copy: see `Reader.recv`; ignored on the source.
 
         Raises:
             DeviceTimeout: a rank has not taken part in the broadcast of the device tensors.
@@ -206,7 +219,7 @@ class ShmBroadcaster:
             if type(sent) is Outgoing:
                 self._depart(sent, obj, timeout).wait()
             return obj
-        got = self._recv(timeout)
+        got = self._recv(timeout, copy)
         if type(got) is Incoming:
             return self._arrive(got, None, timeout).wait()
         return got
@@ -217,6 +230,7 @@ class ShmBroadcaster:
         timeout: float | None = None,
         out: Any = None,
         async_op: bool = False,
+        copy: bool = True,
     ) -> Any:
         """`broadcast_object` for dicts, which can receive into given tensors and need not wait.
 
@@ -229,6 +243,7 @@ class ShmBroadcaster:
                 strides match arrive in place, others are copied there.
             timeout: as for `broadcast_object`.
             async_op: return as soon as the work on device tensors is enqueued.
+            copy: see `Reader.recv`; ignored on the source.
 
         Returns:
             The dict, on every rank; it has the tensors of `out` where that was given. With
@@ -251,7 +266,7 @@ class ShmBroadcaster:
                 work = self._depart(sent, d, timeout)
                 return work if async_op else work.wait()
             return d
-        got = self._recv(timeout)
+        got = self._recv(timeout, copy)
         if type(got) is Incoming or async_op or out is not None:
             work = self._arrive(got, out, timeout)
             return work if async_op else work.wait()
@@ -287,7 +302,7 @@ class ShmBroadcaster:
         if type(sent) is Outgoing:
             self._depart(sent, obj, timeout).wait()
 
-    def recv(self, timeout: float | None = None) -> Any:
+    def recv(self, timeout: float | None = None, copy: bool = True) -> Any:
         """`broadcast_object` for code that runs on the other ranks only.
 
         Raises:
@@ -297,10 +312,47 @@ class ShmBroadcaster:
             raise WrongRole(
                 f"{self._label}: recv() is for the other ranks, this is the source; call send()"
             )
-        got = self._recv(timeout)
+        got = self._recv(timeout, copy)
         if type(got) is Incoming:
             return self._arrive(got, None, timeout).wait()
         return got
+
+    def empty(self, shape: Shape, dtype: npt.DTypeLike = float) -> npt.NDArray[Any]:
+        """An array in the arena, to fill and send without a copy: see `Writer.empty`.
+
+        Raises:
+            WrongRole: on another rank than the source. And what `Writer.empty` raises.
+        """
+        return self._lender("empty").empty(shape, dtype)
+
+    def empty_tensor(self, shape: Shape, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """`empty` as a tensor on the CPU: see `Writer.empty_tensor`.
+
+        Raises:
+            What `empty` raises.
+        """
+        return self._lender("empty_tensor").empty_tensor(shape, dtype)
+
+    def thaw(self, array: npt.NDArray[Any] | torch.Tensor) -> bool:
+        """Whether every rank is done with a loan that was sent: see `Writer.thaw`.
+
+        Raises:
+            What `empty` raises.
+        """
+        return self._lender("thaw").thaw(array)
+
+    def record_stream(self, view: npt.NDArray[Any] | torch.Tensor, stream: torch.Stream) -> None:
+        """Tells of work on a stream that reads a pinned view or loan: see `Writer`."""
+        if not isinstance(self._endpoint, _Alone):
+            self._endpoint.record_stream(view, stream)
+
+    def _lender(self, action: str) -> Writer | _Alone:
+        if isinstance(self._endpoint, Reader):
+            raise WrongRole(
+                f"{self._label}: {action}() is for the source, rank {self.src}; receive with "
+                "copy=False here"
+            )
+        return self._endpoint
 
     def warm(self) -> None:
         """Makes the next `send` faster; see `Writer.warm`. Does nothing on the other ranks.
@@ -353,6 +405,19 @@ class _Alone:
         if self._closed:
             raise Closed(f"{self._label}: used after close(); make a new broadcaster")
         self._messages += 1
+
+    def empty(self, shape: Shape, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        import numpy as np
+
+        return np.empty(shape, dtype)
+
+    def empty_tensor(self, shape: Shape, dtype: torch.dtype | None) -> torch.Tensor:
+        import torch
+
+        return torch.empty((shape,) if isinstance(shape, int) else tuple(shape), dtype=dtype)
+
+    def thaw(self, _array: npt.NDArray[Any] | torch.Tensor) -> bool:
+        return True
 
     def warm(self) -> None:
         pass

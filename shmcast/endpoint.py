@@ -10,7 +10,7 @@ import functools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from shmcast import _core, liveness
 from shmcast.codec import Codec, PickleCodec
@@ -24,8 +24,15 @@ from shmcast.errors import (
     ShmcastError,
     Timeout,
 )
+from shmcast.loans import address_of
 from shmcast.practice import Practice
 from shmcast.waiting import CpuBudget, WaitPolicy, is_crowded
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
+
+    from shmcast._pinning import PinnedArena
 
 DEFAULT_WARN_AFTER = 60.0
 
@@ -150,9 +157,16 @@ class Endpoint:
         self._codec: Codec = codec
         self._label = label
         self._closed = False
+        self._pinned: PinnedArena | None = None
         # (Not bound to self: the core would keep it alive, and it the core.)
         self._is_crowded = functools.partial(is_crowded, CpuBudget(), readers + 1)
         self._practice = Practice.with_sample_of(codec, label)
+
+    def _pin(self, pin: bool, mapping: _core.Mapping, nbytes: int, is_writer: bool) -> None:
+        if pin:
+            from shmcast._pinning import PinnedArena
+
+            self._pinned = PinnedArena(mapping, nbytes, is_writer, self._label)
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Waits until every reader has attached. Sending and receiving need not wait for it.
@@ -214,6 +228,19 @@ class Endpoint:
     def _tensor_sets(self) -> list[int]:
         """How many such messages each member has begun: readers by index, then the writer."""
         return self._ring.tensor_sets()
+
+    def record_stream(self, view: npt.NDArray[Any] | torch.Tensor, stream: torch.Stream) -> None:
+        """Tells of work on a stream that reads pinned memory, as `torch.Tensor.record_stream` does.
+
+        Needed where it is another stream than the one that is current when the view or loan goes.
+        To be called after the work is enqueued and before that. Without `pin` it does nothing.
+
+        Args:
+            view: an array or tensor of `Reader.recv(copy=False)` or `Writer.empty`.
+            stream: the `torch.cuda.Stream` that the work is on.
+        """
+        if self._pinned is not None:
+            self._pinned.record_stream(address_of(view), stream)
 
     @property
     def closed(self) -> bool:

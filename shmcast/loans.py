@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
+    from shmcast._pinning import PinnedArena
+
     LoanedArray = npt.NDArray[Any] | torch.Tensor
 
 Shape = int | Sequence[int]
@@ -47,10 +49,12 @@ class Lender:
     Args:
         ring: the writer's.
         label: how errors name the writer.
+        pinned: the arena, if it is pinned.
     """
 
-    def __init__(self, ring: _core.RingWriter, label: str) -> None:
+    def __init__(self, ring: _core.RingWriter, label: str, pinned: PinnedArena | None) -> None:
         self._ring = ring
+        self._pinned = pinned
         self._label = label
         self._lent: dict[int, _Lent] = {}  # by extent
 
@@ -91,6 +95,8 @@ class Lender:
 
     def forget_views(self) -> None:
         """Before an object is encoded: no view was seen in it yet."""
+        if self._pinned is not None:
+            self._pinned.release_finished()
         for lent in self._lent.values():
             _views(lent.root()).clear()
 
@@ -119,6 +125,8 @@ class Lender:
         return math.prod(sizes)
 
     def _loan(self, nbytes: int) -> _core.Loan | None:
+        if self._pinned is not None:
+            self._pinned.release_finished()
         return self._ring.loan(nbytes) if nbytes else None
 
     def _keep(self, root: LoanedArray, address: int, loan: _core.Loan) -> None:
@@ -128,13 +136,8 @@ class Lender:
         everything[extent] = _Lent(reference, extent, address, address + len(memoryview(loan)))
 
     def _find(self, array: LoanedArray) -> _Lent:
-        anything: Any = array
         try:
-            address = (
-                anything.data_ptr()
-                if hasattr(anything, "data_ptr")
-                else anything.__array_interface__["data"][0]
-            )
+            address = address_of(array)
         except AttributeError:
             raise InvalidArgument(
                 f"{self._label}: a {type(array).__qualname__} is no array or tensor"
@@ -180,6 +183,13 @@ class Lender:
                 stacklevel=2,
             )
         return True
+
+
+def address_of(array: Any) -> int:
+    """Where a numpy array or a tensor begins. Raises AttributeError: it is neither."""
+    if hasattr(array, "data_ptr"):
+        return int(array.data_ptr())
+    return int(array.__array_interface__["data"][0])
 
 
 def _views(root: LoanedArray | None) -> list[Any]:

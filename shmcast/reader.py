@@ -33,6 +33,11 @@ class Reader(Endpoint):
         codec: turns frames into objects; `PickleCodec()` by default.
         rejoin: take the place of a reader that has died, if the writer drops such; the first
             message received is the first that is sent from now on. A vacant place is taken, too.
+        pin: register the writer's arena with CUDA, so that copies from views to a GPU are
+            asynchronous (`non_blocking=True`). Memory is not used again while such a copy, on the
+            stream that is current when the view goes, is in flight; for others see
+            `record_stream`. Tensors that are views are then read-only, too: writing to one is a
+            segmentation fault.
         warn_after: see `Writer`.
         label: how errors name this endpoint; "reader `index`" by default.
         peer_label: how errors name the members; "reader `i`" and "writer" by default.
@@ -54,6 +59,7 @@ class Reader(Endpoint):
         wait: WaitPolicy | None = None,
         codec: Codec | None = None,
         rejoin: bool = False,
+        pin: bool = False,
         warn_after: float | None = DEFAULT_WARN_AFTER,
         label: str | None = None,
         peer_label: Callable[[int], str] | None = None,
@@ -76,6 +82,11 @@ class Reader(Endpoint):
         mapping = None
         if handle.arena is not None:
             mapping = _map_arena(handle.arena, handle.holder[0] if rejoin else None)
+            self._pin(pin, mapping, handle.arena.nbytes, is_writer=False)
+        elif pin:
+            raise InvalidArgument(
+                f"{label}: pin=True, but the writer has no arena; make it with arena_bytes="
+            )
         attach = functools.partial(
             _core.RingReader,
             memory,
@@ -177,6 +188,8 @@ class Reader(Endpoint):
             ConcurrentUse: another thread is inside this reader.
             Forked: this process was forked from the reader's.
         """
+        if self._pinned is not None:
+            self._pinned.release_finished()
         try:
             frames = self._consume(timeout, copy)
         except MemoryError as error:

@@ -50,6 +50,8 @@ class Writer(Endpoint):
             It takes the buffers of 256 KiB and more, as long as there is room, and readers can use
             them where they lie: `Reader.recv(copy=False)`. Memory is taken when it is first needed,
             and kept.
+        pin: register the arena with CUDA, so that copies from loans to a GPU are asynchronous
+            (`non_blocking=True`). All of its memory is then taken at once.
         wait: what to do while the ring is full; `WaitPolicy.adaptive()` by default.
         codec: turns objects into frames; `PickleCodec()` by default. Readers need its like.
         on_reader_death: "raise": a reader that dies ends the waits of all others, in `PeerDied`.
@@ -73,6 +75,7 @@ class Writer(Endpoint):
         slots: int = DEFAULT_SLOTS,
         slot_bytes: int = DEFAULT_SLOT_BYTES,
         arena_bytes: int = 0,
+        pin: bool = False,
         wait: WaitPolicy | None = None,
         codec: Codec | None = None,
         on_reader_death: Literal["raise", "drop"] = "raise",
@@ -106,6 +109,9 @@ class Writer(Endpoint):
                 undo.callback(os.close, arena.fd)
                 undo.callback(segment.unlink, arena.name)
                 mapping = _core.Mapping(arena.fd, nbytes, True)
+                self._pin(pin, mapping, nbytes, is_writer=True)
+            elif pin:
+                raise InvalidArgument(f"{label}: pin=True needs an arena; pass arena_bytes=")
             geometry = _core.Geometry(readers, slots, slot_bytes, _core.EXTENTS if arena else 0)
             nonce = os.urandom(16)
             name, memory, fd = segment.create(geometry.segment_bytes)
@@ -251,7 +257,7 @@ class Writer(Endpoint):
                 raise InvalidArgument(
                     f"{self._label}: {action}() needs an arena; make the writer with arena_bytes="
                 )
-            self._lender = Lender(self._ring, self._label)
+            self._lender = Lender(self._ring, self._label, self._pinned)
         return self._lender
 
     def warm(self) -> None:

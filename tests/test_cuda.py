@@ -14,7 +14,7 @@ import ranks
 import shmcast
 from objects import DTYPES, LAYOUTS, describe, digest, tensor
 from processes import Crew
-from shmcast import ShmBroadcaster
+from shmcast import Reader, ShmBroadcaster, Writer
 from shmcast._device_codec import PACK_BYTES, _to_host
 from shmcast.codec import Outgoing
 from shmcast.device import DeviceLane
@@ -109,3 +109,52 @@ def test_staging_copies_through_pinned_memory() -> None:
     host = _to_host(source)
     assert host.is_pinned()
     assert digest(host) == digest(source)
+
+
+def test_copies_from_a_pinned_view_are_asynchronous_and_keep_its_memory() -> None:
+    elements, arena = 4 << 20, 20 << 20  # of 4 bytes: room for one
+    first = torch.arange(elements, dtype=torch.int32)
+    with (
+        Writer(1, arena_bytes=arena, pin=True) as writer,
+        Reader(writer.handle, 0, pin=True) as reader,
+    ):
+        writer.send([first])
+        (view,) = reader.recv(SECONDS, copy=False)
+        assert view.is_pinned()
+        busy = torch.randn(4000, 4000, device="cuda")
+        for _ in range(50):
+            busy = busy @ busy / 4000
+        there = view.to("cuda", non_blocking=True)
+        del view  # the copy waits for the matrices
+        writer.send([first + 1])
+        (second,) = reader.recv(SECONDS, copy=False)
+        full = writer.statistics().arena_full
+        torch.cuda.synchronize()
+        assert torch.equal(there.cpu(), first)
+        assert torch.equal(second, first + 1)
+        assert full == 1  # streamed, because the first was still in flight
+        del second
+        writer.send(None)
+        reader.recv(SECONDS)
+        writer.send([first + 2])
+        assert torch.equal(reader.recv(SECONDS, copy=False)[0], first + 2)
+        assert writer.statistics().arena_full == 1
+
+
+def test_copies_from_a_pinned_loan_are_asynchronous_and_keep_its_memory() -> None:
+    elements = 4 << 20
+    with Writer(1, arena_bytes=20 << 20, pin=True) as writer:
+        loan = writer.empty_tensor(elements, torch.int32)
+        assert loan.is_pinned()
+        loan.copy_(torch.arange(elements, dtype=torch.int32))
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            busy = torch.randn(4000, 4000, device="cuda")
+            for _ in range(50):
+                busy = busy @ busy / 4000
+            there = loan.to("cuda", non_blocking=True)
+        writer.record_stream(loan, stream)
+        del loan
+        writer.empty(4 * elements, "u1").fill(0)  # not in that memory
+        stream.synchronize()
+        assert torch.equal(there.cpu(), torch.arange(elements, dtype=torch.int32))

@@ -574,7 +574,7 @@ def one_does_not_take_part(rank: int, members: list[int], missing: int) -> str:
             sent = {"t": [tensor(torch.int16), tensor(shape=LARGE)]}
             try:
                 if rank == missing:
-                    bc._recv(SECONDS)  # the message, and then it goes astray
+                    bc._recv(SECONDS, True)  # the message, and then it goes astray
                 else:
                     bc.broadcast_tensor_dict(sent if bc.is_src else None, timeout=1)
             except shmcast.DeviceError as caught:
@@ -639,7 +639,7 @@ def out_of_step(rank: int) -> None:
                 for _ in range(2):
                     bc.broadcast_tensor_dict({"t": tensor()}, async_op=True, timeout=SECONDS)
             else:
-                bc._recv(SECONDS)
+                bc._recv(SECONDS, True)
                 with pytest.raises(shmcast.DeviceError, match=r"missed one: .* comes number 2"):
                     bc.recv(SECONDS)
             dist.barrier(pair)
@@ -654,7 +654,7 @@ def killed_between(rank: int, store: str) -> str:
     ranks.join(rank, 2, store)
     with ShmBroadcaster(device_types=CPU) as bc:
         if rank == 1:
-            bc._recv(SECONDS)
+            bc._recv(SECONDS, True)
             os.kill(os.getpid(), signal.SIGKILL)
         with pytest.raises(shmcast.PeerDied) as caught:
             bc.broadcast_tensor_dict({"t": tensor()}, timeout=SECONDS)
@@ -688,7 +688,7 @@ def interrupted(rank: int) -> None:
                 dist.barrier(pair)
                 assert work.wait() is sent
             else:
-                message = bc._recv(SECONDS)
+                message = bc._recv(SECONDS, True)
                 dist.barrier(pair)
                 assert describe(bc._arrive(message, None, SECONDS).wait()) == describe(sent)
     dist.barrier()

@@ -333,7 +333,7 @@ class Writer final : public Endpoint {
         mapping_(std::move(arena)) {
     if (mapping_.is_none()) return;
     if (geometry.extents != Arena::kExtents) throw nb::value_error("an arena has EXTENTS extents");
-    arena_ = std::make_shared<Arena>(nb::cast<Mapping&>(mapping_), segment_);
+    arena_ = std::make_shared<Arena>(nb::cast<ArenaMapping&>(mapping_), segment_);
   }
   ~Writer() override { close(); }
 
@@ -384,7 +384,7 @@ class Writer final : public Endpoint {
   const std::vector<std::uint32_t>& sent() const { return sent_; }
 
   std::uint64_t arena_reserved() const {
-    return mapping_.is_none() ? 0 : nb::cast<Mapping&>(mapping_).reserved();
+    return mapping_.is_none() ? 0 : nb::cast<ArenaMapping&>(mapping_).reserved();
   }
 
   void fetch_ahead() {
@@ -694,7 +694,7 @@ class Reader final : public Endpoint {
 
   // After the fetch: puts the frames that are in the arena into their places in the list.
   void make_views(bool copy) {
-    const Mapping& mapping = nb::cast<Mapping&>(mapping_);
+    const Mapping& mapping = nb::cast<ArenaMapping&>(mapping_);
     const std::uint64_t bound = mapping.bytes().size();
     std::size_t next = 0;
     for (std::size_t i = 0; i < entries_.size(); ++i) {
@@ -851,19 +851,32 @@ NB_MODULE(_core, m) {
       "address"_a, "nbytes"_a);
 
   m.attr("EXTENTS") = Arena::kExtents;
-  nb::class_<Mapping>(m, "Mapping")
+  nb::class_<Claim>(m, "Claim");
+  nb::class_<ArenaMapping>(m, "Mapping", nb::is_weak_referenceable())
       .def(
           "__init__",
-          [](Mapping* self, int fd, std::size_t nbytes, bool writable) {
-            new (self) Mapping(fd, nbytes, writable ? Access::write : Access::read);
+          [](ArenaMapping* self, int fd, std::size_t nbytes, bool writable) {
+            new (self) ArenaMapping(fd, nbytes, writable ? Access::write : Access::read);
           },
           "fd"_a, "nbytes"_a, "writable"_a)
       .def_prop_ro("address",
-                   [](const Mapping& mapping) {
+                   [](const ArenaMapping& mapping) {
                      return reinterpret_cast<std::uintptr_t>(mapping.bytes().data());
                    })
-      .def("reserve", &Mapping::reserve, "nbytes"_a, nb::call_guard<nb::gil_scoped_release>());
+      .def_rw("keeper", &ArenaMapping::keeper, nb::for_setter(nb::arg().none()))
+      .def(
+          "reserve",
+          [](ArenaMapping& mapping, std::uint64_t nbytes) {
+            const nb::gil_scoped_release release;
+            return mapping.reserve(nbytes);
+          },
+          "nbytes"_a);
   nb::class_<Lease>(m, "Lease", nb::type_slots(buffer_slots<Lease>()))
+      .def_prop_ro("is_pinned", &Lease::is_pinned)
+      .def_prop_ro(
+          "address",
+          [](const Lease& lease) { return reinterpret_cast<std::uintptr_t>(lease.data()); })
+      .def_prop_ro("nbytes", &Lease::size)
       .def("copy_on_write", [](nb::handle self) {
         return nb::cast(new CopyOnWrite(nb::borrow(self), nb::cast<Lease&>(self)),
                         nb::rv_policy::take_ownership);

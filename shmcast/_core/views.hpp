@@ -31,6 +31,33 @@ inline void count_forks() {
   pthread_atfork(nullptr, nullptr, [] { fork_generation.fetch_add(1, std::memory_order_relaxed); });
 }
 
+// The arena in one process. If it is pinned, a `keeper` takes what keeps memory from being used
+// again, when the last Python object over it is gone: the GPU may still read it.
+struct ArenaMapping : Mapping {
+  using Mapping::Mapping;
+  nb::object keeper = nb::none();
+};
+
+// Keeps memory of the arena from being used again.
+struct Claim {
+  std::shared_ptr<void> what;
+};
+
+// In a destructor: nothing is thrown, and not much is called once the interpreter goes down.
+template <class MakeClaim>
+void hand_to_keeper(const nb::object& mapping, const std::byte* data, std::size_t size,
+                    MakeClaim make_claim) noexcept {
+  if (!nb::is_alive()) return;
+  const nb::object& keeper = nb::inst_ptr<ArenaMapping>(mapping)->keeper;
+  if (keeper.is_none()) return;
+  nb::error_scope pending;  // of whoever drops the object
+  try {
+    keeper(Claim{make_claim()}, reinterpret_cast<std::uintptr_t>(data), size);
+  } catch (nb::python_error& error) {
+    error.discard_as_unraisable(keeper);
+  }
+}
+
 // One view that a reader has in an extent, counted in shared memory for as long as it lives.
 class Hold {
  public:
@@ -42,6 +69,7 @@ class Hold {
       : ring_memory_(std::move(other.ring_memory_)),
         held_(std::exchange(other.held_, nullptr)),
         generation_(other.generation_) {}
+  Hold(const Hold&) = delete;
   Hold& operator=(Hold&&) = delete;
   ~Hold() {
     // A fork's views are copies of its parent's, who alone is counted.
@@ -63,11 +91,19 @@ class Lease {
 
   Lease(Hold hold, nb::object mapping, std::uint64_t offset, std::size_t size)
       : hold_(std::move(hold)), mapping_(std::move(mapping)), offset_(offset), size_(size) {}
+  Lease(Lease&&) noexcept = default;
+  Lease(const Lease&) = delete;
+  ~Lease() {
+    if (!mapping_.is_valid()) return;  // moved from
+    hand_to_keeper(mapping_, data(), size_,
+                   [this] { return std::make_shared<Hold>(std::move(hold_)); });
+  }
 
   std::byte* data() const { return mapping().bytes().data() + offset_; }
   std::size_t size() const { return size_; }
   std::uint64_t offset() const { return offset_; }
-  const Mapping& mapping() const { return *nb::inst_ptr<Mapping>(mapping_); }
+  const ArenaMapping& mapping() const { return *nb::inst_ptr<ArenaMapping>(mapping_); }
+  bool is_pinned() const { return !mapping().keeper.is_none(); }
 
  private:
   Hold hold_;
@@ -112,7 +148,10 @@ class Loan {
       const std::lock_guard lock(mutex());
       std::erase(live(), this);
     }
-    arena_->give_back(id_);
+    // Given back when nobody has this any more: at the end, unless there is a keeper.
+    const auto give_back = [arena = arena_, id = id_](void*) { arena->give_back(id); };
+    const std::shared_ptr<void> claim(nullptr, give_back);
+    hand_to_keeper(mapping_, data(), size_, [&claim] { return claim; });
   }
 
   std::byte* data() const { return arena_->data(id_); }
