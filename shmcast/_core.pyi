@@ -84,12 +84,15 @@ class Mapping:
     Raises: OSError.
     """
 
-    keeper: Callable[[Claim, int, int], None] | None
-    """Called when the last Python object over some memory is gone: a claim, address and bytes."""
 
     def __init__(self, fd: int, nbytes: int, writable: bool) -> None: ...
     @property
     def address(self) -> int: ...
+    @property
+    def keeper(self) -> Callable[[Claim, int, int], None] | None:
+        """Called when the last Python object over some memory is gone: a claim, address, bytes."""
+    @keeper.setter
+    def keeper(self, keeper: Callable[[Claim, int, int], None] | None) -> None: ...
     def reserve(self, nbytes: int) -> bool:
         """Gives the first `nbytes` bytes memory. False: there is none to be had."""
 
