@@ -10,6 +10,7 @@
 #include "arena.hpp"
 #include "ring.hpp"
 #include "views.hpp"
+#include "wide_copy.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -477,7 +478,7 @@ class Writer final : public Endpoint {
         std::byte* const to = arena_->data(*id);
         {
           const nb::gil_scoped_release release;
-          std::memcpy(to, piece.data, piece.size);
+          wide_copy(to, piece.data, piece.size);
         }
         offsets_[i] = arena_->offset(to);
       } else {
