@@ -87,7 +87,10 @@ def _rebuild_strided(
     strides: tuple[int, ...],
     offset: int,
 ) -> AnyArray:
-    return np.ndarray(shape, dtype, memory_of(buffer), offset, strides)
+    memory = memory_of(buffer)
+    array = np.ndarray(shape, dtype, memory, offset, strides)
+    # Its own, it has no gaps, and no elements that are one (strides of 0).
+    return array if type(memory) is _core.Lease else array.copy()
 
 
 def memory_of(buffer: bytearray | bytes | memoryview) -> Any:

@@ -84,7 +84,6 @@ class Mapping:
     Raises: OSError.
     """
 
-
     def __init__(self, fd: int, nbytes: int, writable: bool) -> None: ...
     @property
     def address(self) -> int: ...

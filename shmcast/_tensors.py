@@ -48,7 +48,15 @@ def _reduce_in_place(tensor: torch.Tensor) -> tuple[Any, ...]:
     nbytes = (steps + 1) * tensor.element_size() if tensor.numel() else 0
     buffer = pickle.PickleBuffer(_core.view(tensor.data_ptr(), nbytes, tensor)) if nbytes else None
     shape = tuple(tensor.shape)
-    return rebuild_tensor, (buffer, tensor.dtype, shape, tensor.stride(), tensor.requires_grad)
+    return _rebuild_strided, (buffer, tensor.dtype, shape, tensor.stride(), tensor.requires_grad)
+
+
+def _rebuild_strided(buffer: bytearray | bytes | memoryview | None, *kind: Any) -> torch.Tensor:
+    tensor = rebuild_tensor(buffer, *kind)
+    if buffer is None or type(memory_of(buffer)) is _core.Lease:
+        return tensor
+    # Its own, it has no gaps, and no elements that are one (strides of 0).
+    return tensor.detach().contiguous().requires_grad_(tensor.requires_grad)
 
 
 def as_it_lies(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...] | None]:
