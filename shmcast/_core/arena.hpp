@@ -33,8 +33,10 @@ class Arena {
   }
 
   // An extent of at least `bytes` bytes, the lowest that is free: that memory was used before, and
-  // is warm. It is lent to the caller. nullopt: no room.
-  std::optional<std::uint32_t> allocate(std::uint64_t bytes) {
+  // is warm. It is lent to the caller. nullopt: no room. `reserve` is called as Mapping::reserve()
+  // is, when the arena has to grow, which takes a while.
+  template <class Reserve>
+  std::optional<std::uint32_t> allocate(std::uint64_t bytes, Reserve reserve) {
     bytes = round_up(std::max<std::uint64_t>(bytes, 1), kPage);
     if (bytes > mapping_.bytes().size()) return std::nullopt;
     reclaim();
@@ -44,7 +46,8 @@ class Arena {
     for (; next != used_.end() && extents_[*next].offset - at < bytes; ++next) {
       at = extents_[*next].offset + extents_[*next].bytes;
     }
-    if (at + bytes > mapping_.bytes().size() || !mapping_.reserve(at + bytes)) return std::nullopt;
+    if (at + bytes > mapping_.bytes().size()) return std::nullopt;
+    if (at + bytes > mapping_.reserved() && !reserve(at + bytes)) return std::nullopt;
     const std::uint32_t id = unused_.back();
     unused_.pop_back();
     extents_[id].offset = at;

@@ -493,8 +493,13 @@ class Writer final : public Endpoint {
   }
 
   std::optional<std::uint32_t> allocate(std::size_t size) {
-    auto id = arena_->allocate(size);
-    if (!id && bury_ended()) id = arena_->allocate(size);
+    const auto reserve = [this](std::uint64_t bytes) {
+      auto& mapping = nb::cast<ArenaMapping&>(mapping_);
+      const nb::gil_scoped_release release;
+      return mapping.reserve(bytes);
+    };
+    auto id = arena_->allocate(size, reserve);
+    if (!id && bury_ended()) id = arena_->allocate(size, reserve);
     return id;
   }
 
