@@ -27,7 +27,7 @@ import torch.distributed as dist
 import typer
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Column, Table
+from rich.table import Table
 
 import harness
 import memory
@@ -275,7 +275,7 @@ def _table(rows: list[Row], memcpy_us: float | None) -> Table:
     first = rows[0]
     plural = "s" if first["readers"] > 1 else ""
     title = f"{first['payload']}, {first['readers']} reader{plural}, gap {first['gap_ms']:g} ms"
-    table = Table(Column("way", no_wrap=True), title=title)
+    table = Table("way", title=title)
     for heading in ("p50 µs", "p99 µs", "send p50 µs", "messages", "this / memcpy"):
         table.add_column(heading, justify="right")
     for row in rows:
