@@ -10,7 +10,7 @@ CXXFLAGS_TEST := -std=c++20 -Wall -Wextra -Werror -Ishmcast/_core -pthread
 CROSS := aarch64-linux-gnu-g++
 EMULATOR := qemu-aarch64
 
-.PHONY: help demo test lint sanitize cross prove chaos soak bench bench-waiting clean
+.PHONY: help demo test lint sanitize cross prove chaos soak bench bench-waiting bench-large clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -67,6 +67,9 @@ bench: $(VENV)/ready ## measure latency against the peers (about a quarter of an
 bench-waiting: $(VENV)/ready ## measure the wait policies, latency against CPU time (about 25 minutes)
 	$(BIN)/python bench/waiting.py --output bench/results/waiting.json
 	$(BIN)/python bench/waiting_plot.py bench/results/waiting.json build/waiting.png
+
+bench-large: $(VENV)/ready ## measure large arrays against the peers and memcpy (about ten minutes)
+	$(BIN)/python bench/large.py --output bench/results/large.json
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build

@@ -6,6 +6,8 @@ from the call on the source to the return of the *last* reader's call.
 
 from __future__ import annotations
 
+import ctypes
+import json
 import multiprocessing
 import os
 import pickle
@@ -22,15 +24,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
+from rich.console import Console
 
 import shmcast
 import transports
 from shmcast.waiting import CpuBudget
 
-WARM_UP = 5  # messages at the start of each turn of a transport that do not count
+WARM_UP = 5
 JOIN_SECONDS = 60.0
+_APART = 16  # words between the counts of two readers: no cache line is shared
+_LOOK_SECONDS = 50e-6
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,9 @@ class Case:
         sleeps: the source sleeps through the gap; otherwise it computes.
         messages: counted messages per transport, over all turns.
         pattern: how gaps vary around `gap_ms`, one of PATTERNS.
+        warm_up: messages at the start of each turn of a transport that do not count.
+        lockstep: a gap begins when all readers have the message and have dropped it.
+        transports: the names of those that take part; none: all.
     """
 
     payload: str
@@ -51,6 +60,13 @@ class Case:
     sleeps: bool
     messages: int
     pattern: str = "steady"
+    warm_up: int = WARM_UP
+    lockstep: bool = False
+    transports: tuple[str, ...] = ()
+
+    def of(self, names: list[str]) -> list[str]:
+        """Those of `names` that take part."""
+        return [name for name in names if name in self.transports] if self.transports else names
 
     def gaps_ns(self, count: int) -> list[int]:
         """The gaps before `count` messages, the same in every call."""
@@ -121,6 +137,11 @@ class Times:
         return [(end - start) / 1e3 for start, end in zip(self.start_ns, last, strict=True)]
 
     @property
+    def sends_us(self) -> list[float]:
+        """From the call on the source to its return there."""
+        return [(b - a) / 1e3 for a, b in zip(self.start_ns, self.sent_ns, strict=True)]
+
+    @property
     def rate(self) -> float:
         """Messages per second, the median over the turns."""
         turns = range(0, len(self.start_ns), self.turn)
@@ -132,6 +153,11 @@ class Times:
         return self.turn * 1e9 / (end - self.start_ns[first])
 
 
+def pickled_bytes(obj: Any) -> int:
+    """Size of an object's pickle."""
+    return len(pickle.dumps(obj, pickle.HIGHEST_PROTOCOL))
+
+
 def run(
     names: list[str],
     cases: list[Case],
@@ -139,22 +165,24 @@ def run(
     turns: int,
     make: Callable[[str, list[Connection]], transports.Transport] = transports.make,
     payload: Callable[[str], Any] = payload,
+    size_of: Callable[[Any], int] = pickled_bytes,
 ) -> Iterator[tuple[Case, dict[str, Times]]]:
     """Runs each case over all transports, `turns` turns each, in a shuffled order.
 
-    `make` makes a process's end of a transport, `payload` the object of a payload's name. Yields a
-    case as soon as it is through.
+    `make` makes a process's end of a transport, `payload` the object of a payload's name; `size_of`
+    is what `Transport.broadcast` is told of its size. Yields a case as soon as it is through.
     """
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe(duplex=False) for _ in range(readers)]
     results = [context.Pipe(duplex=False) for _ in range(readers + 1)]
+    taken = context.RawArray(ctypes.c_int64, readers * _APART)
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
         processes = []
         for rank in range(readers + 1):
             ends = [pipes[rank - 1][0]] if rank else [sender for _, sender in pipes]
-            what = (names, cases, turns, make, payload)
-            args = (rank, readers + 1, store, *what, ends, results[rank][1])
+            what = (names, cases, turns, make, payload, size_of)
+            args = (rank, readers + 1, store, *what, ends, taken, results[rank][1])
             process = context.Process(target=_member, args=args, daemon=True)
             process.start()
             processes.append(process)
@@ -171,7 +199,7 @@ def run(
                         case.messages // turns,
                         [member[name].cpu_share for member in (source, *readers_ends)],
                     )
-                    for name in names
+                    for name in case.of(names)
                 },
             )
         for process in processes:
@@ -187,25 +215,36 @@ def _member(
     turns: int,
     make: Callable[[str, list[Connection]], transports.Transport],
     payload: Callable[[str], Any],
+    size_of: Callable[[Any], int],
     pipe_ends: list[Connection],
+    taken: ctypes.Array[ctypes.c_int64],
     results: Connection,
 ) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=size)
     ways = [make(name, pipe_ends) for name in names]
+    last = np.frombuffer(memoryview(taken), np.int64)[
+        ::_APART
+    ]  # number of the last message, by reader
+    first = 1
     for case in cases:
         obj = payload(case.payload)
-        wire_bytes = len(pickle.dumps(obj, pickle.HIGHEST_PROTOCOL))
-        done = {name: _Done() for name in names}
+        wire_bytes = size_of(obj)
+        if rank != 0:
+            obj = None
+        done = {name: _Done() for name in case.of(names)}
         order = random.Random(case.payload)  # noqa: S311 (the same on every rank, no more)
+        chosen = [way for way in ways if way.name in done]
         for _ in range(turns):
             # Shuffled, so that none always comes after the one that leaves the caches cold.
-            for way in order.sample(ways, len(ways)):
-                count = case.messages // turns
+            for way in order.sample(chosen, len(chosen)):
+                numbers = range(first, first + case.messages // turns + case.warm_up)
+                first = numbers.stop
                 if rank == 0:
-                    _send(way, obj, wire_bytes, case, count, done[way.name])
+                    _send(way, obj, wire_bytes, case, numbers, last, done[way.name])
                 else:
-                    _receive(way, wire_bytes, count, done[way.name])
+                    mine = last[rank - 1 : rank]
+                    _receive(way, wire_bytes, case, numbers, mine, done[way.name])
                 dist.barrier()
         results.send(done)
     dist.barrier()
@@ -227,38 +266,61 @@ class _Done:
 
 
 def _send(
-    way: transports.Transport, obj: Any, wire_bytes: int, case: Case, messages: int, done: _Done
+    way: transports.Transport,
+    obj: Any,
+    wire_bytes: int,
+    case: Case,
+    numbers: range,
+    taken: npt.NDArray[np.int64],
+    done: _Done,
 ) -> None:
+    """`taken` is the number of the last message that each reader took."""
     starts, ends = [], []
     cpu_ns = 0
     clock, cpu_clock = time.monotonic_ns, time.thread_time_ns
-    gaps_ns = case.gaps_ns(messages + WARM_UP)
+    gaps_ns = case.gaps_ns(len(numbers))
     begin = clock()
-    for gap_ns in gaps_ns:
+    for gap_ns, number in zip(gaps_ns, numbers, strict=True):
+        if way.settle is not None:
+            way.settle(obj)
         if gap_ns and case.sleeps:
             time.sleep(gap_ns / 1e9)
         elif gap_ns:
             _compute(clock() + gap_ns, way.prepare)
+        if way.fill is not None:
+            way.fill()
         cpu_start = cpu_clock()
         start = clock()
         way.broadcast(obj, wire_bytes)
         ends.append(clock())
         cpu_ns += cpu_clock() - cpu_start
         starts.append(start)
-    done.starts += starts[WARM_UP:]
-    done.ends += ends[WARM_UP:]
+        while case.lockstep and (taken < number).any():
+            time.sleep(_LOOK_SECONDS)
+    done.starts += starts[case.warm_up :]
+    done.ends += ends[case.warm_up :]
     done.cpu_ns += cpu_ns
     done.wall_ns += clock() - begin
 
 
-def _receive(way: transports.Transport, wire_bytes: int, messages: int, done: _Done) -> None:
+def _receive(
+    way: transports.Transport,
+    wire_bytes: int,
+    case: Case,
+    numbers: range,
+    taken: npt.NDArray[np.int64],
+    done: _Done,
+) -> None:
+    """`taken` is this reader's own."""
     ends = []
     clock = time.monotonic_ns
     begin, cpu_begin = clock(), time.thread_time_ns()
-    for _ in range(messages + WARM_UP):
-        way.broadcast(None, wire_bytes)
+    for number in numbers:
+        obj = way.broadcast(None, wire_bytes)
         ends.append(clock())
-    done.ends += ends[WARM_UP:]
+        del obj  # not before: to free 256 MiB takes time
+        taken[0] = number
+    done.ends += ends[case.warm_up :]
     done.cpu_ns += time.thread_time_ns() - cpu_begin
     done.wall_ns += clock() - begin
 
@@ -321,6 +383,35 @@ def memcpy_us(nbytes: int, repeats: int = 51) -> float:
         np.copyto(target, source)
         times.append((time.monotonic_ns() - start) / 1e3)
     return float(np.median(times))
+
+
+def row(case: Case, readers: int, name: str, times: Times) -> dict[str, Any]:
+    """The figures of a case and transport, as they are written to JSON."""
+    row: dict[str, Any] = {
+        "payload": case.payload,
+        "readers": readers,
+        "gap_ms": case.gap_ms,
+        "source": "sleeps" if case.sleeps else "computes",
+        "transport": name,
+        "messages": len(times.start_ns),
+    }
+    if case.gap_ms == 0:
+        return row | {"rate_per_s": times.rate}
+    latencies = times.latencies_us
+    p50, p99 = np.percentile(latencies, [50, 99])
+    return row | {
+        "p50_us": float(p50),
+        "p99_us": float(p99),
+        "max_us": max(latencies),
+        "send_p50_us": float(np.median(times.sends_us)),
+    }
+
+
+def write(output: Path, result: dict[str, Any], console: Console) -> None:
+    """Writes results as JSON."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=1) + "\n")
+    console.print(f"written to {output}")
 
 
 def describe_machine() -> dict[str, Any]:

@@ -11,11 +11,9 @@ The transports take turns, several each, so that a noisy minute hits all of them
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import Progress
@@ -39,28 +37,6 @@ def _messages(payload: str, gap_ms: float, scale: float) -> int:
     if gap_ms >= 10:
         base = min(base, 200)
     return max(10, int(base * scale))
-
-
-def _row(case: harness.Case, readers: int, name: str, times: harness.Times) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "payload": case.payload,
-        "readers": readers,
-        "gap_ms": case.gap_ms,
-        "source": "sleeps" if case.sleeps else "computes",
-        "transport": name,
-        "messages": len(times.start_ns),
-    }
-    if case.gap_ms == 0:
-        return row | {"rate_per_s": times.rate}
-    latencies = times.latencies_us
-    send = [(b - a) / 1e3 for a, b in zip(times.start_ns, times.sent_ns, strict=True)]
-    p50, p99 = np.percentile(latencies, [50, 99])
-    return row | {
-        "p50_us": float(p50),
-        "p99_us": float(p99),
-        "max_us": max(latencies),
-        "send_p50_us": float(np.median(send)),
-    }
 
 
 def _table(case: harness.Case, readers: int, rows: list[dict[str, Any]]) -> Table:
@@ -121,7 +97,7 @@ def main(
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task(f"{count} readers", total=len(cases))
             for case, times in harness.run(names, cases, count, turns):
-                found = [_row(case, count, name, times[name]) for name in names]
+                found = [harness.row(case, count, name, times[name]) for name in names]
                 rows += found
                 console.print(_table(case, count, found))
                 progress.advance(task)
@@ -137,9 +113,7 @@ def main(
             "idle_cpu": idle,
             "rows": rows,
         }
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=1) + "\n")
-        console.print(f"written to {output}")
+        harness.write(output, result, console)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ there. The ways take turns, several each, so that a noisy minute hits all of the
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -63,10 +62,8 @@ def payload(name: str, device: str) -> dict[str, Any]:
     return d | {"layers": [{"name": str(i), "kv": tuple(pair)} for i, pair in enumerate(pairs)]}
 
 
-class Plain:
+class Plain(transports.Transport):
     """The engines' way: the metadata by broadcast_object_list, each tensor by a broadcast."""
-
-    prepare: Callable[[], None] | None = None
 
     def __init__(self, name: str, group: dist.ProcessGroup | None, synchronize: bool) -> None:
         self.name = name
@@ -115,10 +112,8 @@ def _replaced(obj: Any, kind: type, replace: Callable[[Any], Any]) -> Any:
     return obj
 
 
-class Shmcast:
+class Shmcast(transports.Transport):
     """A ShmBroadcaster's `broadcast_tensor_dict`, or `broadcast_object`."""
-
-    prepare: Callable[[], None] | None = None
 
     def __init__(self, name: str, broadcaster: shmcast.ShmBroadcaster, synchronize: bool) -> None:
         self.name = name
@@ -220,9 +215,7 @@ def main(
             progress.advance(task)
     if output:
         result = {"machine": machine, "device": device, "ranks": readers + 1, "rows": rows}
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=1) + "\n")
-        console.print(f"written to {output}")
+        harness.write(output, result, console)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from abc import abstractmethod
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
@@ -18,17 +19,22 @@ class Transport(Protocol):
     """One end of a broadcast. Every process of the group makes its own."""
 
     name: str
-    prepare: Callable[[], None] | None
+    settle: Callable[[Any], None] | None = None
+    """What the source calls with its object before the gap, to be as before the first message."""
+    prepare: Callable[[], None] | None = None
     """What the source may call while it has time, to make its next call faster."""
+    fill: Callable[[], None] | None = None
+    """What the source calls at the end of the gap, to make what it is about to send."""
 
+    @abstractmethod
     def broadcast(self, obj: Any, wire_bytes: int, /) -> Any:
         """Sends `obj` on rank 0, receives and returns it elsewhere.
 
-        `wire_bytes` is the size of its pickle, for those who may know it beforehand.
+        `wire_bytes` is its size on the wire, for those who may know it beforehand.
         """
 
 
-class Shmcast:
+class Shmcast(Transport):
     """`shmcast.ShmBroadcaster` with a wait policy; `warm`: the source calls `warm()`."""
 
     def __init__(self, name: str, wait: shmcast.WaitPolicy, warm: bool = False) -> None:
@@ -40,11 +46,10 @@ class Shmcast:
         return self._broadcaster.broadcast_object(obj)
 
 
-class Gloo:
+class Gloo(Transport):
     """`torch.distributed.broadcast_object_list`: two collectives, one for the size."""
 
     name = "gloo"
-    prepare: Callable[[], None] | None = None
 
     def broadcast(self, obj: Any, _wire_bytes: int, /) -> Any:
         objects = [obj]
@@ -52,11 +57,10 @@ class Gloo:
         return objects[0]
 
 
-class GlooKnownSize:
+class GlooKnownSize(Transport):
     """One gloo collective over bytes whose number every rank knows beforehand."""
 
     name = "gloo, known size"
-    prepare: Callable[[], None] | None = None
 
     def broadcast(self, obj: Any, wire_bytes: int, /) -> Any:
         if dist.get_rank() == 0:
@@ -68,11 +72,10 @@ class GlooKnownSize:
         return pickle.loads(data)  # noqa: S301 (our own bytes)
 
 
-class Pipe:
+class Pipe(Transport):
     """`multiprocessing.Pipe`, one per reader; the source pickles once and writes to each."""
 
     name = "pipe"
-    prepare: Callable[[], None] | None = None
 
     def __init__(self, ends: list[Connection]) -> None:
         self._ends = ends
@@ -86,14 +89,13 @@ class Pipe:
         return self._ends[0].recv()
 
 
-class Kickmsg:
+class Kickmsg(Transport):
     """kickmsg (PyPI), a lock-free pub/sub ring in shared memory; the reader polls in a loop.
 
     Needs `pip install kickmsg`. Lossy by design: nothing here comes near its 64 slots.
     """
 
     name = "kickmsg polling"
-    prepare: Callable[[], None] | None = None
 
     def __init__(self) -> None:
         import kickmsg

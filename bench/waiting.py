@@ -10,7 +10,6 @@ The policies take turns, several each, so that a noisy minute hits all of them.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,8 +54,8 @@ def _row(case: harness.Case, readers: int, name: str, times: harness.Times) -> R
     if case.gap_ms == 0:
         return row | {"rate_per_s": times.rate}
     p50, p99 = np.percentile(times.latencies_us, [50, 99])
-    send = [(b - a) / 1e3 for a, b in zip(times.start_ns, times.sent_ns, strict=True)]
-    return row | {"p50_us": float(p50), "p99_us": float(p99), "send_p50_us": float(np.median(send))}
+    send = float(np.median(times.sends_us))
+    return row | {"p50_us": float(p50), "p99_us": float(p99), "send_p50_us": send}
 
 
 def _table(rows: list[Row]) -> Table:
@@ -118,9 +117,7 @@ def main(
         )
     if output:
         result = {"machine": machine, "turns": turns, "idle_cpu": idle, "rows": rows}
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=1) + "\n")
-        console.print(f"written to {output}")
+        harness.write(output, result, console)
 
 
 if __name__ == "__main__":
