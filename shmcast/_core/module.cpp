@@ -547,6 +547,83 @@ class Writer final : public Endpoint {
   std::vector<std::uint32_t> filled_;   // those of them that were allocated for them
 };
 
+nb::object owned(PyObject* fresh) {
+  if (fresh == nullptr) throw nb::python_error();
+  return nb::steal(fresh);
+}
+
+std::byte* bytes_of(const nb::object& frame) {
+  return reinterpret_cast<std::byte*>(PyByteArray_AS_STRING(frame.ptr()));
+}
+
+nb::object fresh_frame(std::size_t size) {
+  // In two steps: when made with a size that there is no memory for, CPython 3.11 reports a
+  // half-made bytearray on stderr.
+  nb::object frame = owned(PyByteArray_FromStringAndSize(nullptr, 0));
+  if (PyByteArray_Resize(frame.ptr(), static_cast<Py_ssize_t>(size)) != 0) {
+    throw nb::python_error();
+  }
+  use_huge_pages(bytes_of(frame), size);
+  return frame;
+}
+
+// Large frames that were received lately. When whatever was made of one is dropped, it is used
+// again: malloc would give its memory back to the system, and page faults cost more than the copy
+// does.
+class FramePool {
+ public:
+  // A message has come.
+  void tick() {
+    ++now_;
+    if (!kept_.empty() && now_ - kept_.front().used > kMessages) drop_oldest();
+  }
+
+  nb::object take(std::size_t size) {
+    const auto found = std::find_if(kept_.begin(), kept_.end(),
+                                    [size](const Kept& kept) { return kept.is_free(size); });
+    if (found != kept_.end()) {
+      found->used = now_;
+      std::rotate(found, found + 1, kept_.end());
+      return kept_.back().frame;
+    }
+    nb::object frame = fresh_frame(size);
+    kept_.push_back({frame, size, now_});
+    bytes_ += size;
+    while (bytes_ > kMostBytes || kept_.size() > kMostFrames) drop_oldest();
+    return frame;
+  }
+
+ private:
+  static constexpr std::uint64_t kMessages = 100;
+  static constexpr std::size_t kMostBytes = 512 * 1024 * 1024;
+  static constexpr std::size_t kMostFrames = 16;
+
+  struct Kept {
+    nb::object frame;
+    std::size_t size;
+    std::uint64_t used;
+
+    bool is_free(std::size_t wanted) const {
+#ifdef Py_GIL_DISABLED
+      return false;  // a count of 1 says less there
+#else
+      // (Its owner may have changed its size.)
+      return size == wanted && Py_REFCNT(frame.ptr()) == 1 &&
+             PyByteArray_GET_SIZE(frame.ptr()) == static_cast<Py_ssize_t>(size);
+#endif
+    }
+  };
+
+  void drop_oldest() {
+    bytes_ -= kept_.front().size;
+    kept_.erase(kept_.begin());
+  }
+
+  std::vector<Kept> kept_;  // what was used last comes last
+  std::size_t bytes_ = 0;
+  std::uint64_t now_ = 0;
+};
+
 class Reader final : public Endpoint {
  public:
   Reader(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce, std::uint32_t index,
@@ -586,6 +663,7 @@ class Reader final : public Endpoint {
  private:
   enum class Phase : std::uint8_t { idle, table, frames };
   static constexpr std::size_t kTablePart = 4096;  // sizes
+  static constexpr std::size_t kPooledFrame = 256 * 1024;
 
   static const Segment& seated(const Segment& segment, std::uint32_t index, const Identity& who,
                                std::uint64_t found) {
@@ -648,6 +726,7 @@ class Reader final : public Endpoint {
 
   void make_frames() {
     ring_.check_entries(entries_);
+    pool_.tick();
     payload_ = payload_bytes(entries_);
     frames_ = owned(PyList_New(static_cast<Py_ssize_t>(entries_.size())));
     pieces_.clear();
@@ -673,19 +752,8 @@ class Reader final : public Endpoint {
   }
 
   // Memory for a frame, uninitialised.
-  static nb::object own_frame(std::size_t size) {
-    // In two steps: when made with a size that there is no memory for, CPython 3.11 reports a
-    // half-made bytearray on stderr.
-    nb::object frame = owned(PyByteArray_FromStringAndSize(nullptr, 0));
-    if (PyByteArray_Resize(frame.ptr(), static_cast<Py_ssize_t>(size)) != 0) {
-      throw nb::python_error();
-    }
-    use_huge_pages(bytes_of(frame), size);
-    return frame;
-  }
-
-  static std::byte* bytes_of(const nb::object& frame) {
-    return reinterpret_cast<std::byte*>(PyByteArray_AS_STRING(frame.ptr()));
+  nb::object own_frame(std::size_t size) {
+    return size < kPooledFrame ? fresh_frame(size) : pool_.take(size);
   }
 
   void set_frame(std::size_t i, nb::object frame) {
@@ -725,11 +793,6 @@ class Reader final : public Endpoint {
       ++next;
     }
     ring_.count_arena(next);
-  }
-
-  static nb::object owned(PyObject* fresh) {
-    if (fresh == nullptr) throw nb::python_error();
-    return nb::steal(fresh);
   }
 
   // A message that there is no memory for is lost to this reader; the next one is not.
@@ -796,6 +859,7 @@ class Reader final : public Endpoint {
   std::vector<ArenaOffset> offsets_;  // of the frames that are in the arena, in their order
   std::vector<Hold> holds_;           // the same; or what of them is no lease yet
   nb::object frames_;                 // the list that consume() returns, while it is filled
+  FramePool pool_;
   std::uint64_t payload_ = 0;
 };
 
