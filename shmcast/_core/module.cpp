@@ -354,10 +354,11 @@ class Writer final : public Endpoint {
         wait(patience, [this](std::int64_t deadline) { return ring_.advance(deadline, stop()); });
       } catch (...) {
         ring_.abandon();
+        settle();  // it may be out all the same, if what was thrown came after the wait
         throw;
       }
     }
-    for (const std::uint32_t id : sent_) arena_->sent(id, ring_.published());
+    settle();
   }
 
   // Memory of the arena for the caller to fill; None: no room.
@@ -452,6 +453,11 @@ class Writer final : public Endpoint {
    private:
     Writer& writer_;
   };
+
+  // No extent of this message is free before every reader has met the message's end.
+  void settle() {
+    for (const std::uint32_t id : sent_) arena_->sent(id, ring_.published());
+  }
 
   // Frames of so many bytes are copied to the arena: once, for whatever number of readers.
   static constexpr std::size_t kArenaFrame = 256 * 1024;
@@ -821,6 +827,14 @@ NB_MODULE(_core, m) {
   nb::exception<LayoutMismatch>(m, "LayoutMismatch");
   nb::exception<SegmentCorrupted>(m, "SegmentCorrupted");
   nb::exception<MessageTooLarge>(m, "MessageTooLarge");
+  nb::register_exception_translator([](const std::exception_ptr& thrown, void*) {
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const std::system_error& error) {
+      errno = error.code().value();
+      PyErr_SetFromErrno(PyExc_OSError);
+    }
+  });
 
   nb::class_<Geometry>(m, "Geometry")
       .def(nb::init<std::uint32_t, std::uint32_t, std::uint64_t, std::uint32_t>(), "readers"_a,
@@ -869,7 +883,7 @@ NB_MODULE(_core, m) {
                         nb::rv_policy::take_ownership);
       });
   nb::class_<CopyOnWrite>(m, "CopyOnWrite", nb::type_slots(buffer_slots<CopyOnWrite>()));
-  nb::class_<Loan>(m, "Loan", nb::type_slots(buffer_slots<Loan>()))
+  nb::class_<Loan>(m, "Loan", nb::type_slots(buffer_slots<Loan>()), nb::is_weak_referenceable())
       .def_prop_ro("extent", &Loan::id)
       .def_ro("views", &Loan::views)
       .def_static("covers", &Loan::covers, "address"_a);
