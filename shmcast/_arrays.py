@@ -41,7 +41,9 @@ def _reduce_array(array: AnyArray) -> tuple[Any, ...]:
     if array.nbytes:
         # As bytes: the buffer protocol has no code for datetimes, bfloat16 and their like.
         raw = array.reshape(-1, order=order).view(np.uint8)
-        buffer = pickle.PickleBuffer(memoryview(raw))  # type: ignore[arg-type]
+        # (Of a memoryview it would crash CPython's garbage collector, where an exception's cycle
+        # has both; which is why _core.view() makes none either.)
+        buffer = pickle.PickleBuffer(raw)  # type: ignore[arg-type]
     return _rebuild_array, (buffer, _spell(dtype) or dtype, array.shape, order)
 
 

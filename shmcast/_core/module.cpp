@@ -1,7 +1,6 @@
 // Python bindings of the ring (nanobind). What is Python about the ring is here: buffers, the GIL,
 // signals, fork, and that an endpoint is used by one thread at a time. _core.pyi documents it.
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
@@ -849,12 +848,12 @@ NB_MODULE(_core, m) {
           "adaptive", [](std::int64_t ns) { return WaitPolicy{Mode::adaptive, ns}; },
           "max_spin_ns"_a);
   m.def("idle_hint", [] { return best_hint().name; });
+  nb::class_<View>(m, "View", nb::type_slots(buffer_slots<View>()));
   // Tensors offer no buffer: torch's own way to one, by way of numpy, takes ten times as long.
   m.def(
       "view",
       [](std::uintptr_t address, std::size_t nbytes, nb::handle owner) {
-        using View = nb::ndarray<nb::memview, std::uint8_t, nb::ndim<1>>;
-        return View(reinterpret_cast<std::uint8_t*>(address), {nbytes}, owner);
+        return View(reinterpret_cast<std::byte*>(address), nbytes, nb::borrow(owner));
       },
       "address"_a, "nbytes"_a, "owner"_a);
   m.def(
