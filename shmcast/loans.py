@@ -200,9 +200,9 @@ class Lender:
         version, lent.version = lent.version, None
         if root is not None and version is not None and version != _version(root):
             warnings.warn(
-                f"{self._label}: a tensor of empty_tensor(), {root.dtype}, {root.nbytes} bytes, was "
-                "written to after it was sent and before every reader was done with it: they may "
-                "have seen half of what was written. Look at thaw() first, or take a new one",
+                f"{self._label}: a tensor of empty_tensor(), {root.dtype}, {root.nbytes} bytes, "
+                "was written to after it was sent and before every reader was done with it: they "
+                "may have seen half of what was written. Look at thaw() first, or take a new one",
                 ShmcastWarning,
                 stacklevel=2,
             )
