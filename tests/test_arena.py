@@ -956,13 +956,6 @@ def test_clean_removes_the_arena_of_a_killed_writer(crew: Crew, tmp_path: Path) 
     left = [Path("/dev/shm", name[1:]) for name in (handle.name, handle.arena.name)]
     assert exist(left) == [True, True]
     kill(job)
-    ran = subprocess.run(
-        [sys.executable, "-m", "shmcast", "clean"],
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=True,
-    )
+    # (What it prints is not looked at: another process may be faster.)
+    subprocess.run([sys.executable, "-m", "shmcast", "clean"], timeout=50, check=True)  # noqa: S603
     assert exist(left) == [False, False]
-    for name in (handle.name, handle.arena.name):
-        assert f"{name}  " in ran.stdout
