@@ -28,9 +28,11 @@ def _reduce_array(array: AnyArray) -> tuple[Any, ...]:
     if array.base is not None:
         loan = _loan_behind(array)
         if loan is not None:
-            loan.views.append(weakref.ref(array))
-            if array.size and not (array.flags.c_contiguous or array.flags.f_contiguous):
-                return _reduce_in_place(array)
+            _note(loan, array)
+        has_gaps = not (array.flags.c_contiguous or array.flags.f_contiguous)
+        # (What stands between may be anything: a tensor, or what sliding_window_view makes.)
+        if has_gaps and array.size and _core.Loan.covers(array.__array_interface__["data"][0]):
+            return _reduce_in_place(array)
     order: Literal["C", "F"] = "C"
     if not array.flags.c_contiguous:
         if array.flags.f_contiguous:
@@ -41,7 +43,9 @@ def _reduce_array(array: AnyArray) -> tuple[Any, ...]:
     if array.nbytes:
         # As bytes: the buffer protocol has no code for datetimes, bfloat16 and their like.
         raw = array.reshape(-1, order=order).view(np.uint8)
-        buffer = pickle.PickleBuffer(memoryview(raw))  # type: ignore[arg-type]
+        # (Of a memoryview it would crash CPython's garbage collector, where an exception's cycle
+        # has both; which is why _core.view() makes none either.)
+        buffer = pickle.PickleBuffer(raw)  # type: ignore[arg-type]
     return _rebuild_array, (buffer, _spell(dtype) or dtype, array.shape, order)
 
 
@@ -50,6 +54,17 @@ def _loan_behind(array: AnyArray) -> _core.Loan | None:
     while type(base) is np.ndarray:
         base = base.base
     return base if type(base) is _core.Loan else None
+
+
+def _note(loan: _core.Loan, array: AnyArray) -> None:
+    """For the writer, who makes the array read-only if it was sent."""
+    views = loan.views
+    if len(views) % _VIEWS_PER_SWEEP == 0:
+        views[:] = [view for view in views if view() is not None]
+    views.append(weakref.ref(array))
+
+
+_VIEWS_PER_SWEEP = 64
 
 
 def _reduce_in_place(array: AnyArray) -> tuple[Any, ...]:

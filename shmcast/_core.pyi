@@ -66,8 +66,13 @@ class WaitPolicy:
 def idle_hint() -> str:
     """How this CPU idles in a spin loop: umwait, mwaitx, pause, wfet, wfe or isb."""
 
-def view(address: int, nbytes: int, owner: object) -> memoryview:
-    """Memory that lives as long as `owner`, as bytes that can be written to."""
+class View:
+    """Memory of another object, as bytes that can be written to (buffer protocol)."""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+def view(address: int, nbytes: int, owner: object) -> View:
+    """Memory that lives as long as `owner`, which it keeps."""
 
 def copy(address: int, nbytes: int) -> bytearray:
     """A copy of memory."""

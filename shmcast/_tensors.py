@@ -26,12 +26,10 @@ def reduce_tensor(tensor: torch.Tensor) -> tuple[Any, ...]:
     # a microsecond, each look at one a tenth.
     if not tensor.is_cpu or tensor.layout is not _STRIDED or tensor.is_quantized or tensor.__dict__:
         return cast("tuple[Any, ...]", tensor.__reduce_ex__(pickle.HIGHEST_PROTOCOL))  # type: ignore[no-untyped-call]
-    if (
-        not tensor.is_contiguous()
-        and _core.Loan.covers(tensor.data_ptr())
-        and not (tensor.is_conj() or tensor.is_neg())
-    ):
-        return _reduce_in_place(tensor)
+    if not tensor.is_contiguous() and _core.Loan.covers(tensor.data_ptr()):
+        has_gaps = not tensor.permute(_order(tensor)).is_contiguous()
+        if has_gaps and not (tensor.is_conj() or tensor.is_neg()):
+            return _reduce_in_place(tensor)
     plain, strides = as_it_lies(tensor)
     raw: bytearray | pickle.PickleBuffer | None = None
     nbytes = plain.nbytes
@@ -77,10 +75,14 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
+def _order(tensor: torch.Tensor) -> list[int]:
+    """The dimensions as they lie in memory, the outermost first."""
+    return sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+
+
 def _dense(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...] | None]:
     """The elements in memory order as a contiguous tensor, and the strides to see them again."""
-    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
-    permuted = tensor.permute(order)
+    permuted = tensor.permute(_order(tensor))
     if permuted.is_contiguous():
         return permuted, tensor.stride()
     return tensor.contiguous(), None
@@ -107,7 +109,7 @@ def rebuild_tensor(
     return tensor.requires_grad_() if requires_grad else tensor
 
 
-def _for_tensor(lease: _core.Lease) -> _core.CopyOnWrite | memoryview:
+def _for_tensor(lease: _core.Lease) -> _core.CopyOnWrite | _core.View:
     """The memory of a view, for torch, which has no read-only tensors.
 
     What is written to becomes this process's own, page by page. Pinned pages can't be copied so:

@@ -414,7 +414,7 @@ class _Alone:
     def empty_tensor(self, shape: Shape, dtype: torch.dtype | None) -> torch.Tensor:
         import torch
 
-        return torch.empty((shape,) if isinstance(shape, int) else tuple(shape), dtype=dtype)
+        return torch.empty(shape, dtype=dtype)  # type: ignore[arg-type]
 
     def thaw(self, _array: npt.NDArray[Any] | torch.Tensor) -> bool:
         return True

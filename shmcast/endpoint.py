@@ -277,7 +277,10 @@ class Endpoint:
             case _core.EndpointClosed() if self._closed:
                 known = Closed(f"{who}: {action} after close(); make a new endpoint")
             case _core.EndpointClosed():
-                known = self._ended(f"{who}: {action}")
+                try:
+                    known = self._ended(f"{who}: {action}")
+                except _core.SegmentCorrupted as corrupted:
+                    self._raise(corrupted, action, timeout)
             case _core.ConcurrentUse():
                 known = ConcurrentUse(
                     f"{who}: {action} while another thread is inside this endpoint; give each "

@@ -6,11 +6,12 @@ Of what is lent it knows what was sent and is not to be written to until every r
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from shmcast import _core
 from shmcast.errors import InvalidArgument, ShmcastWarning
@@ -23,15 +24,20 @@ if TYPE_CHECKING:
 
     LoanedArray = npt.NDArray[Any] | torch.Tensor
 
-Shape = int | Sequence[int]
+Shape = SupportsIndex | Sequence[SupportsIndex]
+
+_MOST_BYTES = 2**63 - 1
 
 
 @dataclass
 class _Lent:
     """One loan that is still in use."""
 
+    loan: Callable[[], _core.Loan | None]
+    """A weak reference. It lives as long as anything that uses its memory."""
     root: Callable[[], LoanedArray | None]
-    """A weak reference to what the program was given."""
+    """A weak reference to the array that all others over this memory are views of. A tensor need
+    not live as long as they do: `detach` and inference mode make such as don't know of it."""
     extent: int
     begin: int
     """Its address."""
@@ -62,16 +68,20 @@ class Lender:
         """An array in the arena; in ordinary memory if there is no room, or nothing to hold."""
         import numpy as np
 
-        exact = np.dtype(dtype)
+        try:
+            exact = np.dtype(dtype)
+        except (TypeError, ValueError) as error:
+            raise InvalidArgument(f"{self._label}: empty(dtype={dtype!r}): {error}") from None
         if exact.hasobject:
             raise InvalidArgument(
                 f"{self._label}: empty(dtype={dtype!r}): Python objects can't be shared; use a "
                 "dtype without them"
             )
-        loan = self._loan(self._elements(shape) * exact.itemsize)
+        sizes = self._sizes(shape, exact.itemsize)
+        loan = self._loan(math.prod(sizes) * exact.itemsize)
         if loan is None:
-            return np.empty(shape, exact)
-        array = np.ndarray(shape, exact, loan)  # type: ignore[arg-type]
+            return np.empty(sizes, exact)
+        array = np.ndarray(sizes, exact, loan)  # type: ignore[arg-type]
         self._keep(array, array.__array_interface__["data"][0], loan)
         return array
 
@@ -84,45 +94,58 @@ class Lender:
             raise InvalidArgument(
                 f"{self._label}: empty_tensor(dtype={dtype!r}): that is no torch.dtype"
             )
-        elements = self._elements(shape)
-        sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-        loan = self._loan(elements * dtype.itemsize)
+        if str(dtype) in _QUANTIZED:
+            raise InvalidArgument(
+                f"{self._label}: empty_tensor(dtype={dtype!r}): a quantized tensor has a scale, "
+                "too; use the integers that it is made of"
+            )
+        sizes = self._sizes(shape, dtype.itemsize)
+        loan = self._loan(math.prod(sizes) * dtype.itemsize)
         if loan is None:
             return torch.empty(sizes, dtype=dtype)
-        tensor = torch.frombuffer(loan, dtype=dtype)[:elements].view(sizes)
+        tensor = torch.frombuffer(loan, dtype=dtype)
         self._keep(tensor, tensor.data_ptr(), loan)
-        return tensor
+        return tensor.view(sizes)
 
     def forget_views(self) -> None:
         """Before an object is encoded: no view was seen in it yet."""
         if self._pinned is not None:
             self._pinned.release_finished()
-        for lent in self._lent.values():
+        for lent in self._all():
             _views(lent.root()).clear()
 
     def freeze_sent(self) -> None:
         """After a message was sent: what it has of the loans is read-only from now on."""
         sent = self._ring.sent()
-        for lent in [lent for lent in self._lent.values() if lent.is_frozen]:
-            self._thaw(lent, look=False)
+        for lent in self._all():
+            if lent.is_frozen:
+                self._thaw(lent, look=False)
         for extent in sent:
             entry = self._lent.get(extent)  # None: the frame was copied to the arena
-            root = None if entry is None else entry.root()
-            if entry is not None and root is not None:
-                self._freeze(entry, root)
+            if entry is not None:
+                self._freeze(entry)
 
     def thaw(self, array: LoanedArray) -> bool:
         """Whether every reader is done with `array`, which can then be written to again."""
         lent = self._find(array)
-        return not lent.is_frozen or self._thaw(lent, look=True)
+        return lent is None or not lent.is_frozen or self._thaw(lent, look=True)
 
-    def _elements(self, shape: Shape) -> int:
-        sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-        if any(not isinstance(size, int) or size < 0 for size in sizes):
+    def _all(self) -> list[_Lent]:
+        # A copy: any of them may end meanwhile, by another thread or the garbage collector.
+        return list(self._lent.values())
+
+    def _sizes(self, shape: Shape, itemsize: int) -> tuple[int, ...]:
+        try:
+            sizes = tuple(map(operator.index, shape if isinstance(shape, Iterable) else (shape,)))
+        except TypeError:
+            sizes = (-1,)
+        if any(size < 0 for size in sizes):
             raise InvalidArgument(
                 f"{self._label}: shape={shape!r} must be an integer >= 0, or a sequence of such"
             )
-        return math.prod(sizes)
+        if math.prod(sizes) * itemsize > _MOST_BYTES:
+            raise InvalidArgument(f"{self._label}: no memory holds an array of shape={shape!r}")
+        return sizes
 
     def _loan(self, nbytes: int) -> _core.Loan | None:
         if self._pinned is not None:
@@ -132,29 +155,29 @@ class Lender:
     def _keep(self, root: LoanedArray, address: int, loan: _core.Loan) -> None:
         # (The entry goes before the extent does: a reference ends before what it refers to.)
         extent, everything = loan.extent, self._lent
-        reference = weakref.ref(root, lambda _: everything.pop(extent, None))
-        everything[extent] = _Lent(reference, extent, address, address + len(memoryview(loan)))
+        reference = weakref.ref(loan, lambda _: everything.pop(extent, None))
+        end = address + len(memoryview(loan))
+        everything[extent] = _Lent(reference, weakref.ref(root), extent, address, end)
 
-    def _find(self, array: LoanedArray) -> _Lent:
+    def _find(self, array: LoanedArray) -> _Lent | None:
+        """The loan of this writer in which an array lies."""
         try:
             address = address_of(array)
         except AttributeError:
             raise InvalidArgument(
                 f"{self._label}: a {type(array).__qualname__} is no array or tensor"
             ) from None
-        for lent in self._lent.values():
+        for lent in self._all():
             if lent.begin <= address < lent.end:
                 return lent
-        raise InvalidArgument(
-            f"{self._label}: this array is not in a loan of this writer: make it with its empty() "
-            "or empty_tensor() (without room in the arena they give ordinary memory, which is "
-            "never frozen)"
-        )
+        return None
 
-    def _freeze(self, lent: _Lent, root: LoanedArray) -> None:
-        lent.is_frozen = True
-        if hasattr(root, "data_ptr"):
+    def _freeze(self, lent: _Lent) -> None:
+        root = lent.root()
+        if hasattr(root, "data_ptr") and not lent.is_frozen:  # else: as of its first sending
             lent.version = _version(root)
+        lent.is_frozen = True
+        if root is None or hasattr(root, "data_ptr"):
             return
         views = _views(root)
         for reference in (lent.root, *views):
@@ -165,20 +188,21 @@ class Lender:
         views.clear()
 
     def _thaw(self, lent: _Lent, look: bool) -> bool:
+        if lent.loan() is not None and not self._ring.is_done(lent.extent, look):
+            return False
         root = lent.root()
-        if root is None or not self._ring.is_done(lent.extent, look):
-            return root is None
         for reference in lent.frozen:
             array = reference()
             if array is not None:
                 array.flags.writeable = True
         lent.frozen.clear()
         lent.is_frozen = False
-        if lent.version is not None and lent.version != _version(root):
+        version, lent.version = lent.version, None
+        if root is not None and version is not None and version != _version(root):
             warnings.warn(
-                f"{self._label}: a tensor of empty_tensor(), shape {tuple(root.shape)}, was "
-                "written to after it was sent and before every reader was done with it: they may "
-                "have seen half of what was written. Look at thaw() first, or take a new one",
+                f"{self._label}: a tensor of empty_tensor(), {root.dtype}, {root.nbytes} bytes, "
+                "was written to after it was sent and before every reader was done with it: they "
+                "may have seen half of what was written. Look at thaw() first, or take a new one",
                 ShmcastWarning,
                 stacklevel=2,
             )
@@ -196,6 +220,10 @@ def _views(root: LoanedArray | None) -> list[Any]:
     """Where the arrays are noted that were seen in an object; see _arrays.py."""
     base = getattr(root, "base", None)
     return base.views if isinstance(base, _core.Loan) else []
+
+
+# (By name: torch is not imported here.)
+_QUANTIZED = {f"torch.{name}" for name in ("qint8", "qint32", "quint8", "quint4x2", "quint2x4")}
 
 
 def _version(tensor: Any) -> int | None:

@@ -47,9 +47,9 @@ class Writer(Endpoint):
         slot_bytes: payload bytes of one slot, a multiple of 128. Larger messages are streamed
             through several slots.
         arena_bytes: most bytes of shared memory for the arena, at least 256 KiB; 0: there is none.
-            It takes the buffers of 256 KiB and more, as long as there is room, and readers can use
-            them where they lie: `Reader.recv(copy=False)`. Memory is taken when it is first needed,
-            and kept.
+            It takes the buffers of 256 KiB and more beside a message's first frame (the pickle), as
+            long as there is room, and readers can use them where they lie:
+            `Reader.recv(copy=False)`. Memory is taken when it is first needed, and kept.
         pin: register the arena with CUDA, so that copies from loans to a GPU are asynchronous
             (`non_blocking=True`). All of its memory is then taken at once.
         wait: what to do while the ring is full; `WaitPolicy.adaptive()` by default.
@@ -236,13 +236,14 @@ class Writer(Endpoint):
     def thaw(self, array: npt.NDArray[Any] | torch.Tensor) -> bool:
         """Whether every reader is done with a loan. It is then as if it had not been sent.
 
-        Never waits. Readers that have died are done.
+        Never waits. Readers that have died are done. True, too, of an array in ordinary memory, as
+        `empty` gives when the arena has no room: what was sent of it are copies.
 
         Args:
             array: an array of `empty` or `empty_tensor`, or a view of one.
 
         Raises:
-            InvalidArgument: it is not in a loan of this writer.
+            InvalidArgument: it is no array or tensor.
             And what `empty` raises.
         """
         lender = self._lending("thaw")

@@ -3,13 +3,15 @@
     python tests/chaos.py --rounds 1000
     python tests/chaos.py --seconds 3600            # make chaos
 
-A round has one writer and 1 to 7 readers, each a process, with a small ring, wait policies and a
-policy for dead readers by lot. Every message can be made again from its number: a reader compares
-each byte. What must hold at a round's end:
+A round has one writer and 1 to 7 readers, each a process, with a small ring and a small arena, wait
+policies and a policy for dead readers by lot. Readers keep views of large messages for a while.
+Every message can be made again from its number: a reader compares each byte. What must hold at a
+round's end:
 
 - Survivors have got consecutive messages, from the first one on; a replacement from its first one
   on. After an orderly end that is up to the last message sent; after the writer's death, all
   survivors have the same last message.
+- No view has changed while it was kept. After an orderly end, the whole arena is free again.
 - Nobody waits on after its cause: every member ends by itself, with the error that it should have.
 - No segment is left in /dev/shm, once `shmcast.segment.clean` has looked at it.
 
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import statistics
@@ -40,6 +43,9 @@ from shmcast.endpoint import Handle
 HANG_SECONDS = 20.0
 """Nobody needs so long, whatever the machine does."""
 
+ARENA_BYTES = 1 << 20
+LARGE = 300_000
+
 _context = multiprocessing.get_context("spawn")
 
 
@@ -50,11 +56,43 @@ class RoundFailed(AssertionError):
 # What the members do: run in processes of their own.
 
 
-def message(seed: int, number: int) -> tuple[int, bytes]:
-    """The message of a number: mostly small, some larger than the ring."""
+def message(seed: int, number: int) -> bytes:
+    """What comes with a number: mostly small, some larger than the ring, some for the arena."""
     rng = random.Random(seed * 1_000_003 + number)  # noqa: S311 (no secret)
-    size = rng.choice((0, 10, 100, 1000, 5000, 40_000))
-    return number, rng.randbytes(size)
+    size = rng.choice((0, 10, 100, 100, 1000, 1000, 5000, 5000, 40_000, LARGE))
+    return rng.randbytes(1000) * (size // 1000) if size == LARGE else rng.randbytes(size)
+
+
+class Kept:
+    """Views that a reader has not let go of."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._views: list[tuple[int, int, Any]] = []
+
+    def add(self, number: int, data: Any) -> None:
+        self._views.append((number, zlib.crc32(data), data))
+        while len(self._views) > 2 or (self._views and self._rng.random() < 0.3):
+            self._drop(self._rng.randrange(len(self._views)))
+
+    def drop_all(self) -> None:
+        while self._views:
+            self._drop(0)
+
+    def _drop(self, index: int) -> None:
+        number, crc, data = self._views.pop(index)
+        if zlib.crc32(data) != crc:
+            raise RoundFailed(f"a view of message {number} has changed")
+
+
+def wait_until_free(writer: Writer) -> bool:
+    """Whether the whole arena is one free extent, once readers have let go of it."""
+    give_up = time.monotonic() + HANG_SECONDS / 2
+    while writer._ring.loan(ARENA_BYTES) is None:
+        if time.monotonic() > give_up:
+            return False
+        time.sleep(0.001)
+    return True
 
 
 @dataclass
@@ -83,7 +121,12 @@ def write(connection: Connection, role: Role, readers: int, on_death: Any) -> Re
     rng = random.Random(role.seed)  # noqa: S311
     report = Report()
     with Writer(
-        readers, slots=4, slot_bytes=1024, wait=role.policy, on_reader_death=on_death
+        readers,
+        slots=4,
+        slot_bytes=1024,
+        arena_bytes=ARENA_BYTES,
+        wait=role.policy,
+        on_reader_death=on_death,
     ) as writer:
         connection.send(writer.handle)
         number = 0
@@ -94,10 +137,16 @@ def write(connection: Connection, role: Role, readers: int, on_death: Any) -> Re
                 if rng.random() < 0.02:
                     time.sleep(role.slow)
                 report.waited_from_ns = time.monotonic_ns()
-                writer.send(message(role.seed, number))
+                data: Any = message(role.seed, number)
+                writer.send((number, pickle.PickleBuffer(data) if len(data) == LARGE else data))
                 report.last = number
                 number += 1
             connection.recv()
+            report.waited_from_ns = time.monotonic_ns()
+            writer.send((number, None))  # let go of everything
+            report.last = number
+            if not wait_until_free(writer):
+                report.wrong = "extents of the arena were not given back"
         except ShmcastError as error:
             report.error = type(error).__name__
     report.ended_ns = time.monotonic_ns()
@@ -108,6 +157,7 @@ def read(connection: Connection, role: Role, handle: Handle, index: int, rejoin:
     """Receives until the end."""
     rng = random.Random(role.seed + index)  # noqa: S311
     report = Report()
+    kept = Kept(rng)
     with Reader(handle, index, wait=role.policy, rejoin=rejoin) as reader:
         connection.send("attached")
         try:
@@ -115,17 +165,23 @@ def read(connection: Connection, role: Role, handle: Handle, index: int, rejoin:
                 if rng.random() < 0.02:
                     time.sleep(role.slow)
                 report.waited_from_ns = time.monotonic_ns()
-                number, data = reader.recv()
+                number, data = reader.recv(copy=rng.random() < 0.3)
                 if report.first is None:
                     report.first = number
                 elif number != (report.last or 0) + 1:
                     report.wrong = f"message {number} came after {report.last}"
-                if (number, data) != message(role.seed, number):
-                    report.wrong = f"message {number} has other bytes: crc {zlib.crc32(data)}"
                 report.last = number
+                if data is None:
+                    kept.drop_all()
+                    continue
+                if bytes(data) != message(role.seed, number):
+                    report.wrong = f"message {number} has other bytes: crc {zlib.crc32(data)}"
+                kept.add(number, data)
+                del data
         except ShmcastError as error:
             report.error = type(error).__name__
     report.ended_ns = time.monotonic_ns()
+    kept.drop_all()  # views outlive the reader
     return report
 
 

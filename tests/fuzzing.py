@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import faulthandler
+import functools
 import mmap
 import os
 import random
@@ -33,7 +34,14 @@ SLOTS = 4
 SLOT_BYTES = 128
 SLOT_STRIDE = 384
 SLOT_HEADER = 24
+READERS = 2
+HELD_BYTES = 1024  # a reader's counts of views
+LARGE = 256 * 1024
+ARENA_BYTES = 4 * LARGE
 ALL_ONES = (1 << 64) - 1
+
+
+LARGE_FRAME = b"\xa5" * LARGE
 
 
 class Raw:
@@ -43,7 +51,9 @@ class Raw:
         frames: Sequence[Frame] = obj
         return frames
 
-    def decode(self, frames: Sequence[bytearray]) -> Any:
+    def decode(self, frames: Sequence[bytearray | memoryview]) -> Any:
+        for frame in frames:  # to be looked at wherever it lies
+            assert len(frame) == 0 or frame[0] + frame[-1] >= 0
         return frames
 
 
@@ -57,6 +67,7 @@ class Vandal:
         os.close(fd)
         self.mutations = 0
         self.slots = len(self.memory) - SLOTS * SLOT_STRIDE
+        self.held = self.slots - (READERS * HELD_BYTES if handle.arena else 0)
         self.replaced: list[tuple[int, bytes]] = []
 
     def mutate(self) -> None:
@@ -88,8 +99,10 @@ class Vandal:
         kind = chance.randrange(16)
         if kind == 0:
             return chance.randrange(len(self.memory) - 7)
+        if kind == 1 and self.held < self.slots:
+            return chance.randrange(self.held, self.slots, 8)
         if kind < 8:
-            return chance.randrange(self.slots // 8) * 8
+            return chance.randrange(self.held // 8) * 8
         if kind < 14:
             return slot + chance.randrange(SLOT_HEADER // 8) * 8
         return slot + SLOT_HEADER + chance.randrange(4) * 8
@@ -97,7 +110,7 @@ class Vandal:
     def value(self) -> int:
         chance = self.chance
         little = chance.randrange(300)
-        match chance.randrange(10):
+        match chance.randrange(12):
             case 0:
                 word = 0
             case 1:
@@ -116,6 +129,12 @@ class Vandal:
             case 7:
                 word = 1 << 63 | chance.randrange(1 << 20) << 40 | little << 30
             case 8:
+                # A frame in the arena.
+                extent, nbytes = chance.choice((0, 1, 255, 256, 65535)), chance.choice((0, LARGE))
+                word = 1 << 63 | extent << 40 | nbytes + chance.choice((0, little))
+            case 9:
+                word = chance.choice((0, ARENA_BYTES, ALL_ONES)) - little & ALL_ONES  # an offset
+            case 10:
                 (word,) = struct.unpack_from("<Q", self.memory, self.place())
             case _:
                 word = chance.getrandbits(64)
@@ -130,26 +149,30 @@ class Run:
 
     def attempt(self, timeout: float, call: Callable[..., object], *args: object) -> None:
         """A call that may fail as the library does, but not later than its time-out."""
+        name = "recv" if isinstance(call, functools.partial) else call.__name__
         began = time.monotonic()
         try:
             call(*args, timeout)
-            self.outcomes[call.__name__] += 1
+            self.outcomes[name] += 1
         except ShmcastError as error:
             self.outcomes[type(error).__name__] += 1
         took = time.monotonic() - began
-        assert took < timeout + SLACK_SECONDS, f"{call.__name__}: {took} s"
+        assert took < timeout + SLACK_SECONDS, f"{name}: {took} s"
 
 
 @contextmanager
 def endpoints(run: Run, chance: random.Random) -> Iterator[tuple[Vandal, Writer, list[Reader]]]:
-    """A segment with two readers, or as many as could attach."""
+    """A segment with two readers, or as many as could attach, perhaps with an arena."""
+    arena_bytes = chance.choice((0, ARENA_BYTES))
     shape: dict[str, Any] = {"codec": Raw(), "wait": WaitPolicy.semaphore()}
     with ExitStack() as stack:
-        writer = stack.enter_context(Writer(2, slots=SLOTS, slot_bytes=SLOT_BYTES, **shape))
+        writer = stack.enter_context(
+            Writer(READERS, slots=SLOTS, slot_bytes=SLOT_BYTES, arena_bytes=arena_bytes, **shape)
+        )
         vandal = Vandal(writer.handle, chance)
         stack.callback(vandal.memory.close)
         readers = []
-        for index in range(2):
+        for index in range(READERS):
             if chance.randrange(4) == 0:
                 vandal.mutate()
             try:
@@ -162,22 +185,31 @@ def endpoints(run: Run, chance: random.Random) -> Iterator[tuple[Vandal, Writer,
 
 
 def make_message(chance: random.Random, most: int) -> list[bytes]:
-    """Up to 4 frames of up to `most` bytes, mostly of few."""
-    return [
+    """Up to 4 frames of up to `most` bytes, mostly of few; now and then two for the arena."""
+    frames = [
         b"\xa5" * (chance.randrange(most) if chance.randrange(4) == 0 else chance.randrange(40))
         for _ in range(chance.randrange(5))
     ]
+    return [b"", LARGE_FRAME, LARGE_FRAME] if chance.randrange(8) == 0 else frames
+
+
+def receive(reader: Reader, kept: list[Any], copy: bool, timeout: float) -> None:
+    """Receives a message, and keeps it for a while."""
+    kept.append(reader.recv(timeout, copy))
 
 
 def in_turn(run: Run, chance: random.Random) -> None:
     """Everybody in one thread, mutations between any two calls."""
     with endpoints(run, chance) as (vandal, writer, readers):
+        kept: list[Any] = []
         for _ in range(30):
             timeout = 0.001 if chance.randrange(100) == 0 else 0
             run.attempt(timeout, writer.send, make_message(chance, SLOT_BYTES))
             for reader in readers:
                 vandal.mutate()
-                run.attempt(timeout, reader.recv)
+                copy = bool(chance.randrange(2))
+                run.attempt(timeout, functools.partial(receive, reader, kept, copy))
+            del kept[: chance.randrange(len(kept) + 1)]
             vandal.mutate()
             if chance.randrange(2):
                 vandal.undo()
@@ -186,6 +218,10 @@ def in_turn(run: Run, chance: random.Random) -> None:
             run.attempt(0, endpoint.wait_ready)
             endpoint._tensor_sets()
             endpoint.statistics()
+
+
+def receive_and_drop(reader: Reader, timeout: float) -> None:
+    reader.recv(timeout, copy=False)
 
 
 def at_once(run: Run, chance: random.Random) -> None:
@@ -200,7 +236,10 @@ def at_once(run: Run, chance: random.Random) -> None:
 
         threads = [
             threading.Thread(target=repeat, args=args)
-            for args in ((writer.send, message), *((reader.recv,) for reader in readers))
+            for args in (
+                (writer.send, message),
+                *((functools.partial(receive_and_drop, reader),) for reader in readers),
+            )
         ]
         for thread in threads:
             thread.start()

@@ -280,6 +280,28 @@ sender.join()
 print("done")
 """
 
+COLLECTED = """
+import gc, numpy as np, torch, shmcast
+def fail():
+    raise TypeError("cannot be pickled")
+class Bad:
+    __reduce__ = fail
+writer = shmcast.Writer(1, slots=2, slot_bytes=128)
+reader = shmcast.Reader(writer.handle, 0)
+gc.set_threshold(1)
+for k in range(100):
+    for large in (np.ones(10_000), torch.ones(10_000), torch.ones(100, 100).T):
+        others = [[] for _ in range(k % 7)]  # so that the collector comes at any point
+        for obj in (large, [large, Bad()]):
+            try:
+                writer.send(obj, 0)
+            except (shmcast.Timeout, shmcast.EncodeError) as error:
+                kept = [error]
+                kept.append(kept)
+            others = [[] for _ in range(k % 5)]
+print("done")
+"""
+
 IMPORT = """
 import sys, shmcast
 heavy = {"torch", "numpy", "multiprocessing"} & set(sys.modules)
@@ -295,6 +317,7 @@ print("done")
         pytest.param(FORK_OF_A_WATCHER, id="a fork leaves the watch over the peers as it is"),
         pytest.param(NO_CLOSE, id="exit without close is clean"),
         pytest.param(NO_MEMORY, id="a message without memory for it costs only itself"),
+        pytest.param(COLLECTED, id="errors of send can be garbage-collected"),
         pytest.param(IMPORT, id="the import is light"),
     ],
 )

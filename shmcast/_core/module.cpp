@@ -1,7 +1,6 @@
 // Python bindings of the ring (nanobind). What is Python about the ring is here: buffers, the GIL,
 // signals, fork, and that an endpoint is used by one thread at a time. _core.pyi documents it.
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
@@ -355,10 +354,11 @@ class Writer final : public Endpoint {
         wait(patience, [this](std::int64_t deadline) { return ring_.advance(deadline, stop()); });
       } catch (...) {
         ring_.abandon();
+        settle();  // it may be out all the same, if what was thrown came after the wait
         throw;
       }
     }
-    for (const std::uint32_t id : sent_) arena_->sent(id, ring_.published());
+    settle();
   }
 
   // Memory of the arena for the caller to fill; None: no room.
@@ -453,6 +453,11 @@ class Writer final : public Endpoint {
    private:
     Writer& writer_;
   };
+
+  // No extent of this message is free before every reader has met the message's end.
+  void settle() {
+    for (const std::uint32_t id : sent_) arena_->sent(id, ring_.published());
+  }
 
   // Frames of so many bytes are copied to the arena: once, for whatever number of readers.
   static constexpr std::size_t kArenaFrame = 256 * 1024;
@@ -891,6 +896,14 @@ NB_MODULE(_core, m) {
   nb::exception<LayoutMismatch>(m, "LayoutMismatch");
   nb::exception<SegmentCorrupted>(m, "SegmentCorrupted");
   nb::exception<MessageTooLarge>(m, "MessageTooLarge");
+  nb::register_exception_translator([](const std::exception_ptr& thrown, void*) {
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const std::system_error& error) {
+      errno = error.code().value();
+      PyErr_SetFromErrno(PyExc_OSError);
+    }
+  });
 
   nb::class_<Geometry>(m, "Geometry")
       .def(nb::init<std::uint32_t, std::uint32_t, std::uint64_t, std::uint32_t>(), "readers"_a,
@@ -905,12 +918,12 @@ NB_MODULE(_core, m) {
           "adaptive", [](std::int64_t ns) { return WaitPolicy{Mode::adaptive, ns}; },
           "max_spin_ns"_a);
   m.def("idle_hint", [] { return best_hint().name; });
+  nb::class_<View>(m, "View", nb::type_slots(buffer_slots<View>()));
   // Tensors offer no buffer: torch's own way to one, by way of numpy, takes ten times as long.
   m.def(
       "view",
       [](std::uintptr_t address, std::size_t nbytes, nb::handle owner) {
-        using View = nb::ndarray<nb::memview, std::uint8_t, nb::ndim<1>>;
-        return View(reinterpret_cast<std::uint8_t*>(address), {nbytes}, owner);
+        return View(reinterpret_cast<std::byte*>(address), nbytes, nb::borrow(owner));
       },
       "address"_a, "nbytes"_a, "owner"_a);
   m.def(
@@ -952,7 +965,7 @@ NB_MODULE(_core, m) {
                         nb::rv_policy::take_ownership);
       });
   nb::class_<CopyOnWrite>(m, "CopyOnWrite", nb::type_slots(buffer_slots<CopyOnWrite>()));
-  nb::class_<Loan>(m, "Loan", nb::type_slots(buffer_slots<Loan>()))
+  nb::class_<Loan>(m, "Loan", nb::type_slots(buffer_slots<Loan>()), nb::is_weak_referenceable())
       .def_prop_ro("extent", &Loan::id)
       .def_ro("views", &Loan::views)
       .def_static("covers", &Loan::covers, "address"_a);

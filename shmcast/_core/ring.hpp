@@ -141,10 +141,6 @@ class RingWriter {
   // Sets the message to publish. The pieces' memory must stay until advance() or abandon() ends it.
   // With a frame in the arena, whose piece is an ArenaOffset, the frame table is given.
   void begin(std::span<const ConstPiece> frames, std::span<const std::uint64_t> entries = {}) {
-    admitted_.clear();
-    // acquire: pairs with RingReader::attach().
-    const auto rejoins = std::atomic_ref(segment_.lobby().rejoins).load(std::memory_order_acquire);
-    if (rejoins != rejoins_) admit(rejoins);
     const std::uint64_t payload =
         std::accumulate(frames.begin(), frames.end(), std::uint64_t{0},
                         [](std::uint64_t sum, const ConstPiece& f) { return sum + f.size; });
@@ -155,6 +151,11 @@ class RingWriter {
                             std::to_string(Descriptor::kMaxFrames) + " frames and " +
                             std::to_string(Descriptor::kMaxBytes) + " bytes");
     }
+    // Nobody is admitted to a message that is refused: the caller would not learn of it.
+    admitted_.clear();
+    // acquire: pairs with RingReader::attach().
+    const auto rejoins = std::atomic_ref(segment_.lobby().rejoins).load(std::memory_order_acquire);
+    if (rejoins != rejoins_) admit(rejoins);
     pieces_.clear();
     payload_ = payload;
     if (table != 0) {
@@ -296,10 +297,6 @@ class RingWriter {
       std::uint64_t seat = std::atomic_ref(member.seat).load(std::memory_order_acquire);
       if (Seat::state(seat) != SeatState::rejoining) continue;
       put(member.consumed, next_);
-      // relaxed, as the count above: what the dead one held in the arena.
-      for (std::uint32_t extent = 0; extent < segment_.geometry().extents; ++extent) {
-        std::atomic_ref(segment_.held(i, extent)).store(0, std::memory_order_relaxed);
-      }
       // seq_cst: release, so that who finds itself attached finds where to begin; and a parked
       // reader looks at it between announce() and park(), before the wake-up of the message.
       if (std::atomic_ref(member.seat)
@@ -439,6 +436,11 @@ class RingReader {
     // release: pairs with peers(); who sees the start time sees the rest.
     std::atomic_ref(member.identity.start_time).store(who.start_time, std::memory_order_release);
     if (!is_first) {
+      // What the dead one held in the arena is free now, even if we leave before we are attached.
+      // relaxed: ordered by the store below.
+      for (std::uint32_t extent = 0; extent < segment.geometry().extents; ++extent) {
+        std::atomic_ref(segment.held(index, extent)).store(0, std::memory_order_relaxed);
+      }
       // seq_cst: the writer does not wait for the dead one any longer, as after leave(). Over
       // before the writer can attach us, in RingWriter::admit().
       std::atomic_ref(member.consumed).store(kNever, std::memory_order_seq_cst);

@@ -186,17 +186,34 @@ class Loan {
   std::size_t size_;
 };
 
-template <class View>
+// Memory that lives as long as its owner.
+class View {
+ public:
+  static constexpr bool kIsReadOnly = false;
+
+  View(std::byte* data, std::size_t size, nb::object owner)
+      : owner_(std::move(owner)), data_(data), size_(size) {}
+
+  std::byte* data() const { return data_; }
+  std::size_t size() const { return size_; }
+
+ private:
+  nb::object owner_;
+  std::byte* data_;
+  std::size_t size_;
+};
+
+template <class Exporter>
 int get_buffer(PyObject* self, Py_buffer* view, int flags) {
-  const View& memory = *nb::inst_ptr<View>(self);
+  const Exporter& memory = *nb::inst_ptr<Exporter>(self);
   return PyBuffer_FillInfo(view, self, memory.data(), static_cast<Py_ssize_t>(memory.size()),
-                           View::kIsReadOnly, flags);
+                           Exporter::kIsReadOnly, flags);
 }
 
 // For nb::type_slots().
-template <class View>
+template <class Exporter>
 PyType_Slot* buffer_slots() {
-  static PyType_Slot slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(&get_buffer<View>)},
+  static PyType_Slot slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(&get_buffer<Exporter>)},
                                 {0, nullptr}};
   return slots;
 }

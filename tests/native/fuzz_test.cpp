@@ -8,6 +8,7 @@
 #include <random>
 #include <vector>
 
+#include "arena.hpp"
 #include "check.hpp"
 #include "ring.hpp"
 
@@ -77,7 +78,10 @@ class Memory {
   std::size_t pick() {
     const std::uint64_t kind = random_() % 8;
     if (kind == 0) return random_() % size();
-    if (kind < 4) return random_() % (geometry_.slots_offset() / sizeof(std::uint64_t));
+    if (kind < 4) {
+      const std::uint64_t end = kind == 1 ? geometry_.slots_offset() : geometry_.held_offset(0);
+      return random_() % (end / sizeof(std::uint64_t));
+    }
     const std::uint64_t slot = random_() % geometry_.slots;
     const std::uint64_t header = sizeof(Slot) / sizeof(std::uint64_t);
     return (geometry_.slots_offset() + slot * geometry_.slot_stride()) / sizeof(std::uint64_t) +
@@ -86,7 +90,7 @@ class Memory {
 
   std::uint64_t value() {
     const std::uint64_t little = random_() % 300;
-    switch (random_() % 9) {
+    switch (random_() % 10) {
       case 0: return 0;
       case 1: return UINT64_MAX - little % 4;
       case 2: return std::uint64_t{1} << random_() % 64;
@@ -95,6 +99,7 @@ class Memory {
       case 5: return words_.get()[pick()];
       case 6: return Descriptor::pack(random_() % (random_() % 2 == 0 ? 5 : 300), little);
       case 7: return Descriptor::pack(random_() & Descriptor::kMaxFrames, little << 30);
+      case 8: return FrameEntry::in_arena(static_cast<std::uint32_t>(random_() % 512), little);
       default: return random_();
     }
   }
@@ -140,7 +145,15 @@ class Sender {
       frame.assign(random_() % (random_() % 4 == 0 ? 3000 : 60), static_cast<std::byte>(random_()));
       pieces.push_back({frame.data(), frame.size()});
     }
-    ring_.begin(pieces);
+    std::vector<std::uint64_t> entries;
+    if (frames_.size() > 1 && segment_.geometry().extents != 0 && random_() % 2 == 0) {
+      frames_[0].resize(sizeof(ArenaOffset));
+      pieces[0] = {frames_[0].data(), frames_[0].size()};
+      for (const ConstPiece& piece : pieces) entries.push_back(piece.size);
+      const auto extent = static_cast<std::uint32_t>(random_() % segment_.geometry().extents);
+      entries[0] = FrameEntry::in_arena(extent, random_() % 100'000);
+    }
+    ring_.begin(pieces, entries);
     sending_ = true;
   }
 
@@ -155,7 +168,7 @@ class Sender {
 class Receiver {
  public:
   Receiver(Segment segment, std::uint32_t index, std::uint64_t found)
-      : ring_(segment, index, kPark, found) {}
+      : segment_(segment), index_(index), ring_(segment, index, kPark, found) {}
 
   void step(Tally& tally) {
     try {
@@ -206,6 +219,7 @@ class Receiver {
   bool begin_frames() {
     try {
       ring_.check_entries(sizes_);
+      for (const std::uint64_t entry : sizes_) hold(entry);
     } catch (const SegmentCorrupted&) {
       drop();
       throw;
@@ -214,13 +228,24 @@ class Receiver {
     if (payload_ > kMostBytes) return drop();
     frames_.clear();
     std::vector<MutablePiece> pieces;
-    for (const std::uint64_t size : sizes_) {
+    for (const std::uint64_t entry : sizes_) {
+      const std::uint64_t size = FrameEntry::inline_bytes(entry);
       frames_.emplace_back(size);  // each on its own: the sanitizers see a byte too much
       pieces.push_back({frames_.back().data(), size});
     }
     ring_.into(pieces);
     phase_ = Phase::frames;
     return true;
+  }
+
+  // Counts a view of a frame in the arena and takes it out again, as if it had been copied.
+  void hold(std::uint64_t entry) const {
+    if (!FrameEntry::is_in_arena(entry)) return;
+    const std::uint32_t extents = segment_.geometry().extents;
+    const std::uint32_t extent = FrameEntry::extent(entry);
+    if (extent >= extents) misfit("a frame's extent", extent, "the arena's count", extents);
+    std::atomic_ref(segment_.held(index_, extent)).fetch_add(1, std::memory_order_relaxed);
+    std::atomic_ref(segment_.held(index_, extent)).fetch_sub(1, std::memory_order_release);
   }
 
   bool fetch() {
@@ -238,6 +263,8 @@ class Receiver {
     return true;
   }
 
+  Segment segment_;
+  std::uint32_t index_;
   RingReader ring_;
   Phase phase_ = Phase::idle;
   std::vector<std::uint64_t> sizes_;
@@ -248,7 +275,8 @@ class Receiver {
 void one_ring(std::uint64_t seed, Tally& tally) {
   Random random(seed);
   const Geometry geometry{static_cast<std::uint32_t>(1 + random() % 3),
-                          std::uint32_t{2} << random() % 3, 128 * (1 + random() % 2)};
+                          std::uint32_t{2} << random() % 3, 128 * (1 + random() % 2),
+                          random() % 2 == 0 ? 0 : Arena::kExtents};
   Memory memory(geometry, random);
   const Segment segment = Segment::format(memory.bytes(), geometry, Segment::Nonce(kNonce), kWho);
   Sender sender(segment, random);
