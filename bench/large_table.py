@@ -55,7 +55,7 @@ def main(results: Annotated[Path, typer.Argument(help="JSON from large.py --outp
     console = Console(soft_wrap=True, highlight=False, markup=False)
     tables = (
         _lines("array, readers", result["rows"], large.COPYING),
-        _lines("loan, readers", result["rows"], large.LOANS),
+        _lines("loan, readers", result["rows"], (*large.LOANS, *large.REFILLED)),
         _reading_lines(result["reading"]),
         [memory.describe(result["memory"])],
     )
