@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import weakref
 from collections.abc import Callable
 from multiprocessing.util import Finalize
 from typing import Any
@@ -31,6 +32,7 @@ ACK_BYTES = 16 * 1024 * 1024
 """After so much the source is told what has been taken."""
 
 _FIRST_BUFFER = 64 * 1024
+_EXIT_SECONDS = 5.0
 
 
 class LeaderRelay:
@@ -78,6 +80,7 @@ class LeaderRelay:
         self._told: tuple[int, int, int] = (0, 0, 0)  # epoch, rank and size of the group to use
         self._over = False
         self._news = threading.Condition()
+        self._at_exit: weakref.finalize[[], NodeWriter] | None = None
         self.thread: threading.Thread | None = None
 
     def connect(self, addresses: list[_control.Address], secret: str, rank: int) -> None:
@@ -93,7 +96,11 @@ class LeaderRelay:
         """Begins to relay."""
         self._writer.on_death = self._look
         _open.add(self)
-        _at_exit()
+        # Before the writer's own finalizer, which is older; and at the exit of multiprocessing's
+        # processes, where only its own finalizers run.
+        self._at_exit = weakref.finalize(self._writer, self.leave_at_exit)
+        if not _registered:
+            _registered.append(Finalize(None, _leave_all, exitpriority=10))
         self.thread = threading.Thread(target=self._run, name="shmcast-relay", daemon=True)
         self.thread.start()
 
@@ -122,6 +129,9 @@ class LeaderRelay:
     def _run(self) -> None:
         while self.step():
             pass
+        _open.discard(self)
+        if self._at_exit is not None:
+            self._at_exit.detach()
 
     def step(self) -> bool:
         """Relays one message, or takes notice of something; false when it is over."""
@@ -237,8 +247,6 @@ class LeaderRelay:
         group, self._group = self._group, None
         if group is not None:
             group.bury(works)
-        if self._over:
-            _open.discard(self)
 
     # What ends it, in whichever thread.
 
@@ -288,6 +296,8 @@ class LeaderRelay:
     def _hear(self, message: dict[str, Any]) -> None:
         if "verdict" in message:
             self._end(Verdict(**message["verdict"]), False)
+        elif "ask" in message:
+            self._tell({"ack": self._taken, "answer": message["ask"]})
         elif "regroup" in message:
             with self._news:
                 self._told = (message["regroup"], message["rank"], message["size"])
@@ -312,22 +322,21 @@ class LeaderRelay:
         self._end(verdict, False)
 
     def leave_at_exit(self) -> None:
-        """The interpreter exits. Who still receives from this process is told."""
+        """The interpreter exits: who still receives from this process is told.
+
+        Its thread must end before the interpreter does, which would throw it out of C++.
+        """
         if not self._over:
             cut_off = len(self._writer.still_there())
             self._tell({"left": True, "cut_off": cut_off})
             ended = f"{self._name}, which relays to this node, has ended before the source"
             self._end(Verdict("Closed", ended), False)
+        if self.thread is not None:
+            self.thread.join(_EXIT_SECONDS)
 
 
 _open: set[LeaderRelay] = set()
 _registered: list[Callable[[], object]] = []
-
-
-def _at_exit() -> None:
-    # Runs at the exit of multiprocessing's processes, too, where atexit does not.
-    if not _registered:
-        _registered.append(Finalize(None, _leave_all, exitpriority=10))
 
 
 def _leave_all() -> None:

@@ -56,6 +56,7 @@ class _Remote:
     link: Link | None = None
     taken: int = 0  # sequence number of its last message
     epoch: int = 0  # of the group that it is in
+    answered: int = 0  # the last question
     is_live: bool = True  # neither left nor lost
 
     def __str__(self) -> str:
@@ -123,6 +124,7 @@ class SourceRelay:
         self._broken: tuple[float, str] | None = None  # since when gloo fails, and how
         self._verdict: Verdict | None = None
         self._closed = False
+        self._asked = 0
         self._news = 0  # counts what has happened elsewhere
         self._is_finished = False
         self._turn = threading.Lock()  # one thread sends at a time
@@ -312,6 +314,9 @@ class SourceRelay:
         now = time.monotonic()
         if now >= deadline:
             raise Timeout(f"{self._label}: send timed out after {timeout} s: {self._slowest()}")
+        if self._is_full():
+            self._ask()
+            seen = max(seen, self._news)
         with self._changed:
             self._changed.wait_for(lambda: self._news != seen, min(1.0, deadline - now))
             oldest = self._unacked[0].works if self._unacked else []
@@ -322,6 +327,13 @@ class SourceRelay:
             except RuntimeError as error:
                 self._is_broken(error)
 
+    def _ask(self) -> None:
+        """How far the leaders are, so that it is known who does not answer."""
+        self._asked += 1
+        for remote in self._remotes:
+            if remote.is_live and remote.link is not None:
+                remote.link.send({"ask": self._asked})
+
     def _tell_news(self) -> None:
         with self._changed:
             self._news += 1
@@ -331,11 +343,11 @@ class SourceRelay:
         live = [remote for remote in self._remotes if remote.is_live]
         if not live:
             return "no other node is left"
-        remote = min(live, key=lambda remote: remote.taken)
-        behind = self._seq - remote.taken
+        remote = min(live, key=lambda remote: (remote.answered, remote.taken))
+        silent = "" if remote.answered == self._asked else ", and does not answer"
         return (
-            f"{len(self._unacked)} messages of {self._unacked_bytes} bytes are on their way, and "
-            f"{remote} has not yet said to have taken the last {behind}"
+            f"{len(self._unacked)} messages of {self._unacked_bytes} bytes are on their way; "
+            f"{remote} has taken {remote.taken} of {self._seq}{silent}"
         )
 
     def _is_broken(self, error: RuntimeError) -> None:
@@ -365,6 +377,8 @@ class SourceRelay:
             self._epoch += 1
             live = [remote for remote in self._remotes if remote.is_live]
             works = [work for sent in self._unacked for work in sent.works]
+            for sent in self._unacked:
+                sent.works = []
         group, self._group = self._group, None
         if group is not None:
             group.bury(works)
@@ -411,6 +425,7 @@ class SourceRelay:
             if "ack" in message:
                 remote.taken = message["ack"]
                 remote.epoch = message.get("at", remote.epoch)
+                remote.answered = message.get("answer", remote.answered)
                 self._let_go()
             if "left" in message:
                 if message.get("cut_off"):
