@@ -132,8 +132,15 @@ class Network:
 
     def received(self, i: int) -> int:
         """Bytes that have come over host `i`'s link, as its other end counts them."""
+        return self._counted(i, "tx")
+
+    def sent(self, i: int) -> int:
+        """Bytes that have gone the other way."""
+        return self._counted(i, "rx")
+
+    def _counted(self, i: int, way: str) -> int:
         link = json.loads(self.switch.run("ip", "-s", "-j", "link", "show", f"port{i}"))
-        return int(link[0]["stats64"]["tx"]["bytes"])
+        return int(link[0]["stats64"][way]["bytes"])
 
     def popen(self, i: int, *command: str) -> subprocess.Popen[str]:
         """Starts a program on host `i`."""

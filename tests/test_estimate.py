@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+sys.path.append(str(Path(__file__).parent.parent / "bench"))
+import workloads
 from shmcast._estimate import HISTORY, MISS_BYTES, SizeEstimate, guess, rounded
 
 sizes = st.integers(24, 1 << 40)
@@ -67,6 +71,13 @@ def test_bytes_on_the_wire_stay_within_a_tenth_for_drifting_sizes(size: int) -> 
     estimate = SizeEstimate()
     sent(estimate, stream[:10])
     assert sent(estimate, stream[10:]) <= 1.1 * sum(stream[10:])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_decode_loop_fits_99_times_of_100(seed: int) -> None:
+    estimate = SizeEstimate()
+    sent(estimate, workloads.sizes(workloads.decode_steps(1000, seed)))
+    assert estimate.misses <= 10
 
 
 def test_a_rare_large_message_does_not_make_the_others_long() -> None:

@@ -15,10 +15,11 @@ import torch.distributed as dist
 
 import shmcast
 from hosts import PORT, Network, NotPermitted
+from objects import describe
 from processes import results
 from shmcast import ShmBroadcaster, _control
 from test_broadcaster import OBJECTS, fingerprint
-from test_device import CPU, MAKERS, describe
+from test_device import CPU, MAKERS
 
 SECONDS = 30
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tp_generate.py"
@@ -38,7 +39,7 @@ def network(request: pytest.FixtureRequest) -> Iterator[Network]:
     made.close()
 
 
-def on_hosts(names: str, *counts: int) -> Any:
+def on_hosts(names: str, *counts: int) -> pytest.MarkDecorator:
     """For `parametrize`: the hosts' names, and how many ranks each has."""
     what = (names.split(), counts)
     return pytest.mark.parametrize("network", [what], indirect=True, ids=[names.replace(" ", "-")])
