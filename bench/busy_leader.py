@@ -30,7 +30,7 @@ def follow(rank: int, ranks: int, relay: str, load: str) -> list[int]:
     """
     start = LeaderRelay.start
     if relay == "in recv":
-        LeaderRelay.start = _do_nothing  # type: ignore[method-assign]
+        LeaderRelay.start = _do_nothing  # type: ignore[assignment, method-assign]
     try:
         bc = shmcast.ShmBroadcaster()
     finally:

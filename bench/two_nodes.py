@@ -156,11 +156,19 @@ def count_bytes(network: hosts.Network, row: Row) -> None:
     count = 20 if one_copy > 1 << 19 else COUNTED
     run(network, repeat, row["way"], row["payload"], 20)
     run(network, wait)
-    into, out_of = network.received(1), network.sent(1)
+    before = _counters(network)
     run(network, repeat, row["way"], row["payload"], count)
     row["one_copy_bytes"] = one_copy
-    row["bytes_in"] = (network.received(1) - into) / count
-    row["bytes_out"] = (network.sent(1) - out_of) / count
+    row.update((name, (n - before[name]) / count) for name, n in _counters(network).items())
+
+
+def _counters(network: hosts.Network) -> dict[str, int]:
+    return {
+        "bytes_in": network.received(1),
+        "packets_in": network.received(1, "packets"),
+        "bytes_out": network.sent(1),
+        "packets_out": network.sent(1, "packets"),
+    }
 
 
 def _table(rows: list[Row]) -> Table:

@@ -130,17 +130,17 @@ class Network:
         while self.received(i) < until:
             time.sleep(0.01)
 
-    def received(self, i: int) -> int:
-        """Bytes that have come over host `i`'s link, as its other end counts them."""
-        return self._counted(i, "tx")
+    def received(self, i: int, what: str = "bytes") -> int:
+        """Bytes (or "packets") that have come over host `i`'s link, as its other end counts."""
+        return self._counted(i, "tx", what)
 
-    def sent(self, i: int) -> int:
-        """Bytes that have gone the other way."""
-        return self._counted(i, "rx")
+    def sent(self, i: int, what: str = "bytes") -> int:
+        """Those that have gone the other way."""
+        return self._counted(i, "rx", what)
 
-    def _counted(self, i: int, way: str) -> int:
+    def _counted(self, i: int, way: str, what: str) -> int:
         link = json.loads(self.switch.run("ip", "-s", "-j", "link", "show", f"port{i}"))
-        return int(link[0]["stats64"][way]["bytes"])
+        return int(link[0]["stats64"][way][what])
 
     def popen(self, i: int, *command: str) -> subprocess.Popen[str]:
         """Starts a program on host `i`."""
