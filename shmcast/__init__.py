@@ -1,4 +1,4 @@
-"""shmcast: broadcast Python objects between the processes of one node through shared memory.
+"""shmcast: broadcast Python objects between processes, through shared memory on each node.
 
 `ShmBroadcaster` serves the ranks of a torch.distributed group; `Writer` and `Reader` serve any
 processes of one host. Importing this package does not import torch.

@@ -6,6 +6,7 @@ readers say why; and the process that writes to it is told at once when a reader
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from shmcast._verdict import LastWords
 from shmcast.codec import Codec, Frame, PickleCodec
 from shmcast.endpoint import Handle, Statistics
-from shmcast.errors import DeviceError, EncodeError, InvalidArgument, ShmcastError
+from shmcast.errors import DeviceError, EncodeError, Forked, InvalidArgument, ShmcastError
 from shmcast.reader import Reader
 from shmcast.writer import Writer
 
@@ -91,11 +92,17 @@ class Lonely:
     def __init__(self, codec: Codec | None, label: str) -> None:
         self._codec: Codec = PickleCodec() if codec is None else codec
         self._label = label
+        self._pid = os.getpid()
         self._messages = 0
         self._bytes = 0
 
     def _send(self, obj: Any, timeout: float | None) -> Sequence[Frame]:
         check_timeout(timeout, self._label)
+        if os.getpid() != self._pid:
+            raise Forked(
+                f"{self._label}: send in a process forked from the one that made this endpoint; "
+                "start processes with spawn"
+            )
         try:
             frames = self._codec.encode(obj)
             size = sum(memoryview(frame).nbytes for frame in frames)

@@ -8,6 +8,7 @@ node's ring as the others do.
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -79,6 +80,7 @@ class LeaderRelay:
         self._epoch = 0  # of the group that is in use
         self._told: tuple[int, int, int] = (0, 0, 0)  # epoch, rank and size of the group to use
         self._over = False
+        self._pid = os.getpid()
         self._news = threading.Condition()
         self._at_exit: weakref.finalize[[], NodeWriter] | None = None
         self.thread: threading.Thread | None = None
@@ -111,7 +113,8 @@ class LeaderRelay:
 
     def reader_closed(self) -> None:
         """The leader's own reader has closed: the relay ends if it was the last."""
-        if not self._over and self._writer.all_have_left():
+        is_mine = os.getpid() == self._pid
+        if is_mine and not self._over and self._writer.all_have_left():
             self._leave()
 
     def statistics(self, base: Statistics) -> Statistics:
@@ -326,6 +329,8 @@ class LeaderRelay:
 
         Its thread must end before the interpreter does, which would throw it out of C++.
         """
+        if os.getpid() != self._pid:
+            return  # a fork's: all of it is its parent's
         if not self._over:
             cut_off = len(self._writer.still_there())
             self._tell({"left": True, "cut_off": cut_off})

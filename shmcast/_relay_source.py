@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import logging
 import math
+import os
 import socket
 import threading
 import time
@@ -123,6 +124,7 @@ class SourceRelay:
         self._must_regroup = False
         self._broken: tuple[float, str] | None = None  # since when gloo fails, and how
         self._verdict: Verdict | None = None
+        self._pid = os.getpid()
         self._closed = False
         self._asked = 0
         self._news = 0  # counts what has happened elsewhere
@@ -186,6 +188,8 @@ class SourceRelay:
 
     def close(self) -> None:
         """Ends the source; what was sent still arrives while this process lives. Idempotent."""
+        if os.getpid() != self._pid:
+            return  # a fork's: all of it is its parent's
         with self._changed:
             if self._closed:
                 return
@@ -273,6 +277,9 @@ class SourceRelay:
                 sent.works.append(group.broadcast(tensor[first : envelope.total]))
         except RuntimeError as error:
             self._is_broken(error)
+        except BaseException:  # a signal: the leaders may have less than they wait for
+            self._must_regroup = self._attention = True
+            raise
         self._estimate.add(envelope.total)
 
     def _is_full(self) -> bool:
@@ -397,6 +404,12 @@ class SourceRelay:
                 self._wait(seen, deadline, timeout)
             if live:  # (not under the lock: it waits for the leaders)
                 self._group = RelayGroup(f"{self._key}/{self._epoch}", 0, 1 + len(live))
+        except RuntimeError as error:
+            if isinstance(error, ShmcastError):
+                self._must_regroup = self._attention = True
+                raise
+            self._is_broken(error)  # one of them was lost just now
+            return
         except BaseException:
             self._must_regroup = self._attention = True
             raise
@@ -513,7 +526,6 @@ class SourceRelay:
             self._unacked.clear()
             self._unacked_bytes = 0
             group, self._group = self._group, None
-            self._changed.notify_all()
         for remote in self._remotes:
             if remote.link is not None:
                 if verdict is not None:
@@ -521,7 +533,13 @@ class SourceRelay:
                 remote.link.finish()
         if group is not None:
             group.bury(works)
-        _open.discard(self)
+            del group
+        with self._changed:
+            _open.discard(self)
+            self._changed.notify_all()
+
+    def _has_ended(self) -> bool:
+        return self not in _open
 
 
 _open: set[SourceRelay] = set()
@@ -529,16 +547,20 @@ _registered: list[Callable[[], object]] = []
 
 
 def _linger() -> None:
-    """The interpreter exits: what was sent is still to be taken."""
+    """The interpreter exits: what was sent is still to be taken.
+
+    Nor may it exit while a group ends in another thread, which would be thrown out of C++.
+    """
     for relay in [*_open]:
         relay.close()
     deadline = time.monotonic() + LINGER_SECONDS
     for relay in [*_open]:
         with relay._changed:
-            while not relay._is_finished and time.monotonic() < deadline:
-                relay._changed.wait(0.05)
-            if not relay._is_finished:
+            left = deadline - time.monotonic()
+            if not relay._changed.wait_for(relay._has_ended, max(0.0, left)):
                 _log.warning(
                     "%s: exits %s s after its end, and %s",
-                    relay._label, LINGER_SECONDS, relay._slowest(),
-                )  # fmt: skip
+                    relay._label,
+                    LINGER_SECONDS,
+                    relay._slowest(),
+                )

@@ -53,8 +53,8 @@ class Rendezvous:
         )
         """How errors name this rank."""
 
-    def agree(self, terms: Terms | None, error: Exception | None) -> None:
-        """Finds out whether all ranks want the same.
+    def agree(self, terms: Terms | None, error: Exception | None) -> Topology:
+        """Finds out whether all ranks want the same, and who shares memory with whom.
 
         Args:
             terms: what this rank has for device tensors.
@@ -64,9 +64,24 @@ class Rendezvous:
             InvalidArgument: the ranks don't fit together.
             And `error`, if there is one and no disagreement explains it.
         """
-        offers: list[_Offer] = self._all_gather(
-            _Offer(self.group_src, str(error) if error else "", terms)
-        )
+        probe: topology.Probe | None = None
+        if error is None:
+            try:
+                probe = topology.Probe()
+            except Exception as caught:
+                error = caught
+        try:
+            offer = _Offer(self.group_src, str(error or ""), terms, probe.card if probe else None)
+            offers: list[_Offer] = self._all_gather(offer)
+            self._check(offers, error)
+            cards = [offer.card for offer in offers if offer.card is not None]
+            firsts: list[int] = self._all_gather(topology.first_reached(cards, self.rank))
+        finally:
+            if probe is not None:
+                probe.close()
+        return Topology.of(self.ranks, firsts, [card.host for card in cards], self.group_src)
+
+    def _check(self, offers: list[_Offer], error: Exception | None) -> None:
         by_rank = [*zip(self.ranks, offers, strict=True)]
         if len({offer.group_src for offer in offers}) > 1:
             said = ", ".join(f"rank {r} says {offer.group_src}" for r, offer in by_rank)
@@ -85,27 +100,6 @@ class Rendezvous:
                 f"{self.label}: the ranks differ in what carries device tensors: {said}; pass "
                 "device_group and device_types alike on every rank"
             )
-
-    def find_nodes(self) -> Topology:
-        """Finds who shares memory with whom; the answer is the same on every rank.
-
-        Raises:
-            SharedMemoryFull: there is no room for the probe of this rank.
-            SegmentError: or of another.
-        """
-        probe: topology.Probe | None = None
-        error: Exception | None = None
-        try:
-            probe = topology.Probe()
-        except Exception as caught:
-            error = caught
-        try:
-            cards = self.share(None if probe is None else probe.card, error)
-            firsts: list[int] = self._all_gather(topology.first_reached(cards, self.rank))
-        finally:
-            if probe is not None:
-                probe.close()
-        return Topology.of(self.ranks, firsts, [card.host for card in cards], self.group_src)
 
     def share(self, mine: Any, error: Exception | None) -> list[Any]:
         """Everybody's part of the set-up, by rank in the group.
@@ -167,6 +161,8 @@ class _Offer:
     group_src: int
     error: str
     terms: Terms | None
+    card: topology.Card | None
+    """By what the others find out whether they share memory with it; None: there is an error."""
 
 
 @dataclass(frozen=True)

@@ -116,8 +116,7 @@ class ShmBroadcaster:
         except Exception as caught:
             error = caught
         if self.group_size > 1:
-            meeting.agree(self._lane.terms if self._lane else None, error)
-            self.topology = meeting.find_nodes()
+            self.topology = meeting.agree(self._lane.terms if self._lane else None, error)
             self._set_up(meeting, options)
         else:
             if error is not None:
