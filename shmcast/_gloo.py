@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import threading
+from collections import deque
 from datetime import timedelta
 from typing import Any
 
@@ -43,11 +44,16 @@ class RelayGroup:
         self._options = dist.BroadcastOptions()
         self._options.rootRank = 0
         self._options.timeout = _FOR_EVER
-        self._pending: list[Any] = []
+        self._pending: deque[Any] = deque()
 
     def broadcast(self, tensor: torch.Tensor) -> Any:
         """Begins a broadcast of a contiguous tensor from rank 0; the work is torch's."""
-        return self._group.broadcast([tensor], self._options)
+        pending = self._pending
+        while pending and pending[0].is_completed():
+            pending.popleft()
+        work = self._group.broadcast([tensor], self._options)
+        pending.append(work)
+        return work
 
     def wait(self, work: Any) -> bool:
         """Waits a while; whether the work is done.
@@ -63,14 +69,12 @@ class RelayGroup:
             work.wait()  # raises its error, unless it was completed just now
         return True
 
-    def bury(self, works: list[Any]) -> None:
+    def bury(self) -> None:
         """Ends the group as far as possible: gloo can't be told to stop waiting.
 
-        Args:
-            works: those that may not be over. As long as one is not, the group is kept, because
-                its end would wait for it; also when the interpreter exits.
+        As long as one of its collectives is not over, the group is kept, because its end would wait
+        for it; also when the interpreter exits.
         """
-        self._pending = works
         with _digging:
             _graves.append(self)
         sweep()
@@ -92,7 +96,8 @@ def sweep() -> None:
 
 
 @atexit.register
-def _keep_for_ever() -> None:
+def keep_for_ever() -> None:
+    """The interpreter exits: it must not wait for the groups that can't end."""
     sweep()
     for grave in _graves:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(grave))

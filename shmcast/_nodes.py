@@ -11,7 +11,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from shmcast._control import Address
+from shmcast._addresses import Address
 from shmcast._node_ring import Lonely, NodeReader, NodeWriter
 from shmcast._options import Options
 from shmcast._relay_leader import LeaderRelay

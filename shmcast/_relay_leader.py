@@ -19,9 +19,10 @@ import numpy as np
 import torch
 
 from shmcast import _control, _envelope
+from shmcast._addresses import Address
 from shmcast._control import Link
 from shmcast._estimate import SizeEstimate
-from shmcast._gloo import RelayGroup
+from shmcast._gloo import RelayGroup, keep_for_ever
 from shmcast._node_ring import NodeWriter
 from shmcast._verdict import LastWords, Verdict
 from shmcast.endpoint import Statistics
@@ -85,7 +86,7 @@ class LeaderRelay:
         self._at_exit: weakref.finalize[[], NodeWriter] | None = None
         self.thread: threading.Thread | None = None
 
-    def connect(self, addresses: list[_control.Address], secret: str, rank: int) -> None:
+    def connect(self, addresses: list[Address], secret: str, rank: int) -> None:
         """Makes the control connection. Raises ConnectionError if it can't."""
         connection, rest = _control.connect(addresses, secret, rank)
         self._link = Link(connection, self._hear, self._lost_source, rest)
@@ -109,7 +110,7 @@ class LeaderRelay:
     def close(self) -> None:
         """Ends it at once, for the whole node."""
         self._end(Verdict("Closed", f"{self._name}, which relays to this node, has ended"), False)
-        self._clean_up([])
+        self._clean_up()
 
     def reader_closed(self) -> None:
         """The leader's own reader has closed: the relay ends if it was the last."""
@@ -139,7 +140,7 @@ class LeaderRelay:
     def step(self) -> bool:
         """Relays one message, or takes notice of something; false when it is over."""
         if self._over:
-            self._clean_up([])
+            self._clean_up()
             return False
         if self._told[0] != self._epoch:
             self._regroup()
@@ -212,12 +213,12 @@ class LeaderRelay:
             while not group.wait(work):
                 if self._has_news():
                     # gloo may still write there: it keeps the memory, this relay gets another.
-                    self._clean_up([work])
+                    self._clean_up()
                     self._memory = np.empty(_FIRST_BUFFER, np.uint8)
                     self._tensor = torch.from_numpy(self._memory)
                     return False
         except RuntimeError as error:
-            self._clean_up([])
+            self._clean_up()
             self._await_news(error)
             return False
         return True
@@ -237,7 +238,7 @@ class LeaderRelay:
     def _regroup(self) -> None:
         """The source goes on with fewer nodes, in a new group."""
         epoch, rank, size = self._told
-        self._clean_up([])
+        self._clean_up()
         self._ack(at=epoch)
         self._epoch = epoch
         self._estimate.restart()
@@ -246,10 +247,10 @@ class LeaderRelay:
         except RuntimeError as error:
             self._await_news(error)
 
-    def _clean_up(self, works: list[Any]) -> None:
+    def _clean_up(self) -> None:
         group, self._group = self._group, None
         if group is not None:
-            group.bury(works)
+            group.bury()
 
     # What ends it, in whichever thread.
 
@@ -347,3 +348,4 @@ _registered: list[Callable[[], object]] = []
 def _leave_all() -> None:
     for relay in [*_open]:
         relay.leave_at_exit()
+    keep_for_ever()

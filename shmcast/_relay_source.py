@@ -15,29 +15,24 @@ import os
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
 
-from shmcast import _control, _envelope
+from shmcast import _addresses, _control, _envelope
 from shmcast._control import Link
-from shmcast._envelope import Envelope
 from shmcast._estimate import SizeEstimate
-from shmcast._gloo import RelayGroup
+from shmcast._gloo import RelayGroup, keep_for_ever
 from shmcast._node_ring import Lonely, NodeWriter, check_timeout
 from shmcast._verdict import LastWords, Verdict
+from shmcast._window import Sent, Window
 from shmcast.codec import Codec, Frame
 from shmcast.endpoint import Handle, Statistics
 from shmcast.errors import Closed, ConcurrentUse, PeerDied, ShmcastError, Timeout
 from shmcast.topology import Node, Topology
-
-WINDOW_MESSAGES = 64
-WINDOW_BYTES = 64 * 1024 * 1024
-"""So much may be on its way; a message larger than that may be by itself."""
 
 CLOSE_SECONDS = 5.0
 """How long `close` may wait for a group without those that were lost just before."""
@@ -63,14 +58,6 @@ class _Remote:
     def __str__(self) -> str:
         others = ", ".join(map(str, self.node.ranks))
         return f"{self.node} (leader rank {self.node.leader} of ranks {others})"
-
-
-@dataclass
-class _Sent:
-    """A message that not every leader has taken yet."""
-
-    envelope: Envelope
-    works: list[Any] = field(default_factory=list)
 
 
 class SourceRelay:
@@ -111,14 +98,13 @@ class SourceRelay:
         here = topology.node_of(src)
         self._remotes = [_Remote(node, 0) for node in topology.nodes if node != here]
         self._listener = _control.Listener(key, self._welcome)
-        self.addresses: list[_control.Address] = _control.addresses(self._listener.port)
+        self.addresses: list[_addresses.Address] = _addresses.addresses(self._listener.port)
         """Where leaders find this one."""
         self._group: RelayGroup | None = None
         self._epoch = 0
         self._estimate = SizeEstimate()
         self._seq = 0
-        self._unacked: deque[_Sent] = deque()
-        self._unacked_bytes = 0
+        self._window = Window()
         self._bytes = self._messages = 0
         self._attention = False  # something happened that the next send must see to
         self._must_regroup = False
@@ -163,7 +149,7 @@ class SourceRelay:
                 "thread an endpoint of its own, or guard this one with a lock"
             )
         try:
-            if self._attention or self._is_full():
+            if self._attention or self._window.is_full():
                 timeout = self._await_room(timeout)
             if self._group is None and isinstance(self._near, Lonely):
                 raise Closed(
@@ -252,15 +238,14 @@ class SourceRelay:
         """Begins the broadcast of a message."""
         self._seq += 1
         envelope = _envelope.pack(frames, self._seq, self._estimate.next, kind)
-        sent = _Sent(envelope)
+        sent = Sent(envelope)
         with self._changed:
-            self._unacked.append(sent)
-            self._unacked_bytes += envelope.nbytes
+            self._window.add(sent)
         if kind == _envelope.MESSAGE:
             self._messages += 1
         self._begin(sent)
 
-    def _begin(self, sent: _Sent) -> None:
+    def _begin(self, sent: Sent) -> None:
         envelope, first, group = sent.envelope, self._estimate.next, self._group
         if group is None:
             return  # it was lost meanwhile
@@ -282,9 +267,6 @@ class SourceRelay:
             raise
         self._estimate.add(envelope.total)
 
-    def _is_full(self) -> bool:
-        return len(self._unacked) >= WINDOW_MESSAGES or self._unacked_bytes >= WINDOW_BYTES
-
     def _await_room(self, timeout: float | None) -> float | None:
         """Waits until a message may be sent; returns what is left of `timeout`.
 
@@ -305,7 +287,7 @@ class SourceRelay:
                 self._regroup(deadline, timeout)
             elif self._broken is not None:
                 self._await_cause(seen, deadline, timeout)
-            elif self._is_full():
+            elif self._window.is_full():
                 self._wait(seen, deadline, timeout)
             else:
                 break
@@ -321,12 +303,12 @@ class SourceRelay:
         now = time.monotonic()
         if now >= deadline:
             raise Timeout(f"{self._label}: send timed out after {timeout} s: {self._slowest()}")
-        if self._is_full():
+        if self._window.is_full():
             self._ask()
             seen = max(seen, self._news)
         with self._changed:
             self._changed.wait_for(lambda: self._news != seen, min(1.0, deadline - now))
-            oldest = self._unacked[0].works if self._unacked else []
+            oldest = self._window.oldest_works()
         for work in oldest:
             try:
                 if work.is_completed():
@@ -353,7 +335,7 @@ class SourceRelay:
         remote = min(live, key=lambda remote: (remote.answered, remote.taken))
         silent = "" if remote.answered == self._asked else ", and does not answer"
         return (
-            f"{len(self._unacked)} messages of {self._unacked_bytes} bytes are on their way; "
+            f"{len(self._window)} messages of {self._window.nbytes} bytes are on their way; "
             f"{remote} has taken {remote.taken} of {self._seq}{silent}"
         )
 
@@ -383,12 +365,10 @@ class SourceRelay:
             self._broken = None
             self._epoch += 1
             live = [remote for remote in self._remotes if remote.is_live]
-            works = [work for sent in self._unacked for work in sent.works]
-            for sent in self._unacked:
-                sent.works = []
+            self._window.forget_works()
         group, self._group = self._group, None
         if group is not None:
-            group.bury(works)
+            group.bury()
         for rank, remote in enumerate(live, 1):
             if remote.link is not None:
                 about = {"regroup": self._epoch, "rank": rank, "size": 1 + len(live)}
@@ -415,7 +395,7 @@ class SourceRelay:
             raise
         self._estimate.restart()
         with self._changed:
-            again = [*self._unacked]
+            again = [*self._window.sent]
         for sent in again:
             self._begin(sent)
 
@@ -456,8 +436,7 @@ class SourceRelay:
         """Forgets the messages that every leader has taken."""
         live = [remote.taken for remote in self._remotes if remote.is_live]
         least = min(live, default=self._seq)
-        while self._unacked and self._unacked[0].envelope.seq <= least:
-            self._unacked_bytes -= self._unacked.popleft().envelope.nbytes
+        self._window.let_go(least)
 
     def _go_on_without(self, remote: _Remote) -> None:
         remote.is_live = False
@@ -513,7 +492,7 @@ class SourceRelay:
 
     def _finish_if_done(self) -> None:
         """After `close`: when everybody has taken everything."""
-        if self._closed and not self._unacked:
+        if self._closed and not self._window.sent:
             self._finish(None)
 
     def _finish(self, verdict: Verdict | None) -> None:
@@ -522,9 +501,7 @@ class SourceRelay:
             if self._is_finished:
                 return
             self._is_finished = True
-            works = [work for sent in self._unacked for work in sent.works]
-            self._unacked.clear()
-            self._unacked_bytes = 0
+            self._window.let_go(self._seq)
             group, self._group = self._group, None
         for remote in self._remotes:
             if remote.link is not None:
@@ -532,7 +509,7 @@ class SourceRelay:
                     remote.link.send({"verdict": verdict.plain()})
                 remote.link.finish()
         if group is not None:
-            group.bury(works)
+            group.bury()
             del group
         with self._changed:
             _open.discard(self)
@@ -564,3 +541,4 @@ def _linger() -> None:
                     LINGER_SECONDS,
                     relay._slowest(),
                 )
+    keep_for_ever()

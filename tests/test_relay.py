@@ -25,7 +25,7 @@ import ranks
 import shmcast
 from objects import describe
 from processes import Crew
-from shmcast import ShmBroadcaster, _control, _relay_leader, _relay_source
+from shmcast import ShmBroadcaster, _addresses, _control, _relay_leader, _relay_source, _window
 from shmcast._gloo import sweep
 from test_broadcaster import OBJECTS, fingerprint
 from test_device import CPU, MAKERS
@@ -196,7 +196,7 @@ def slow_node(rank: int, hosts: tuple[str, ...]) -> tuple[int, str, list[int]]:
 def test_a_full_window_times_out_and_names_the_node(world: Crew) -> None:
     hosts = ("a", "b", "b", "b")
     (sent, error, _), *others = world.run(4, slow_node, hosts)
-    assert _relay_source.WINDOW_MESSAGES <= sent <= 2 * _relay_source.WINDOW_MESSAGES
+    assert _window.WINDOW_MESSAGES <= sent <= 2 * _window.WINDOW_MESSAGES
     assert error.startswith("rank 0 (rank 0 of 4")
     assert "send timed out after 0.3 s" in error
     assert "node 1 (b) (leader rank 1 of ranks 1, 2, 3) has taken" in error
@@ -320,20 +320,20 @@ def test_whoever_fails_in_set_up_is_named_everywhere(world: Crew, culprit: int) 
         assert f"rank {culprit}" in error
 
 
-def nowhere(port: int) -> list[_control.Address]:
+def nowhere(port: int) -> list[_addresses.Address]:
     assert port > 0
     return [("127.0.0.1", 9)]
 
 
 def is_unreachable(rank: int) -> str:
     if rank == 0:
-        real, _control.addresses = _control.addresses, nowhere
+        real, _addresses.addresses = _addresses.addresses, nowhere
     try:
         with pytest.raises((shmcast.SegmentError, ConnectionError)) as caught:
             opened(rank, TWO)
     finally:
         if rank == 0:
-            _control.addresses = real
+            _addresses.addresses = real
     return str(caught.value)
 
 
@@ -492,8 +492,8 @@ def test_a_stranger_is_not_welcome_and_disturbs_nobody(world: Crew) -> None:
 
 
 def test_acks_come_before_the_window_is_full() -> None:
-    assert 2 * _relay_leader.ACK_MESSAGES <= _relay_source.WINDOW_MESSAGES
-    assert 2 * _relay_leader.ACK_BYTES <= _relay_source.WINDOW_BYTES
+    assert 2 * _relay_leader.ACK_MESSAGES <= _window.WINDOW_MESSAGES
+    assert 2 * _relay_leader.ACK_BYTES <= _window.WINDOW_BYTES
 
 
 def forked(rank: int) -> list[str]:
