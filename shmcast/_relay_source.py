@@ -34,6 +34,9 @@ from shmcast.endpoint import Handle, Statistics
 from shmcast.errors import Closed, ConcurrentUse, PeerDied, ShmcastError, Timeout
 from shmcast.topology import Node, Topology
 
+ASK_SECONDS = 0.5
+"""How often a wait for room asks the leaders how far they are, for its time-out's message."""
+
 CLOSE_SECONDS = 5.0
 """How long `close` may wait for a group without those that were lost just before."""
 
@@ -113,6 +116,7 @@ class SourceRelay:
         self._pid = os.getpid()
         self._closed = False
         self._asked = 0
+        self._ask_at = 0.0  # when to ask how far the leaders are
         self._news = 0  # counts what has happened elsewhere
         self._is_finished = False
         self._turn = threading.Lock()  # one thread sends at a time
@@ -278,6 +282,7 @@ class SourceRelay:
         begin = time.monotonic()
         deadline = math.inf if timeout is None else begin + timeout
         warn_at = begin + self._warn_after
+        self._ask_at = begin + ASK_SECONDS / 4
         while True:
             seen = self._news
             self._raise_verdict()
@@ -299,15 +304,16 @@ class SourceRelay:
         return None if timeout is None else max(0.0, deadline - time.monotonic())
 
     def _wait(self, seen: int, deadline: float, timeout: float | None) -> None:
-        """For news since there were `seen`, or a second."""
+        """For news since there were `seen`, or a while."""
         now = time.monotonic()
         if now >= deadline:
             raise Timeout(f"{self._label}: send timed out after {timeout} s: {self._slowest()}")
-        if self._window.is_full():
+        if now >= self._ask_at and self._window.is_full():
+            self._ask_at = now + ASK_SECONDS
             self._ask()
-            seen = max(seen, self._news)
+        patience = min(deadline, max(self._ask_at, now + 1e-3)) - now
         with self._changed:
-            self._changed.wait_for(lambda: self._news != seen, min(1.0, deadline - now))
+            self._changed.wait_for(lambda: self._news != seen, patience)
             oldest = self._window.oldest_works()
         for work in oldest:
             try:
