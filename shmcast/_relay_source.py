@@ -115,6 +115,7 @@ class SourceRelay:
         self._verdict: Verdict | None = None
         self._pid = os.getpid()
         self._closed = False
+        self._has_said_so = False  # the leaders will hear of the end, behind all messages
         self._asked = 0
         self._ask_at = 0.0  # when to ask how far the leaders are
         self._news = 0  # counts what has happened elsewhere
@@ -187,6 +188,8 @@ class SourceRelay:
             self._attention = True
             self._tell_news()
         self._listener.close()
+        if self._verdict is not None and self._words is not None:
+            self._words.write(self._verdict)  # (who has come to it may be on the way here)
         self._near.close()
         # (Not for ever: a signal's handler may have come between a send and its end.)
         is_mine = self._turn.acquire(timeout=CLOSE_SECONDS)
@@ -196,6 +199,9 @@ class SourceRelay:
                     self._regroup(time.monotonic() + CLOSE_SECONDS, CLOSE_SECONDS)
                 if self._group is not None:
                     self._put([], _envelope.CLOSE)
+                    self._has_said_so = True
+                    if self._must_regroup:  # somebody has left just now
+                        self._regroup(time.monotonic() + CLOSE_SECONDS, CLOSE_SECONDS)
                     return
         except (ShmcastError, RuntimeError) as error:
             _log.warning("%s: closed before all nodes had what was sent: %s", self._label, error)
@@ -203,7 +209,7 @@ class SourceRelay:
             if is_mine:
                 self._turn.release()
             self._finish_if_done()
-        self._finish(Verdict("Closed", "the source has closed"))
+        self._finish(self._verdict or Verdict("Closed", "the source has closed"))
 
     def _begin_tensor_set(self) -> None:
         if isinstance(self._near, NodeWriter):
@@ -498,7 +504,7 @@ class SourceRelay:
 
     def _finish_if_done(self) -> None:
         """After `close`: when everybody has taken everything."""
-        if self._closed and not self._window.sent:
+        if self._has_said_so and not self._window.sent:
             self._finish(None)
 
     def _finish(self, verdict: Verdict | None) -> None:
