@@ -8,6 +8,11 @@ the unsharded model.
 
     python examples/tp_generate.py --ranks 2
     torchrun --nproc-per-node 2 examples/tp_generate.py
+
+Over two nodes, on each with its own number. (Clocks of two hosts differ, so the times in the table
+mean something only where the nodes share one, as namespaces or containers of a host do.)
+
+    torchrun --nnodes 2 --node-rank 0 --master-addr host0 examples/tp_generate.py
 """
 
 import os

@@ -1,4 +1,4 @@
-"""shmcast: broadcast Python objects between the processes of one node through shared memory.
+"""shmcast: broadcast Python objects between processes, through shared memory on each node.
 
 `ShmBroadcaster` serves the ranks of a torch.distributed group; `Writer` and `Reader` serve any
 processes of one host. Importing this package does not import torch.
@@ -18,7 +18,7 @@ from shmcast.errors import (
     Forked,
     InvalidArgument,
     MessageTooLarge,
-    NotOneNode,
+    NodeLost,
     PeerDied,
     SegmentCorrupted,
     SegmentError,
@@ -31,6 +31,7 @@ from shmcast.errors import (
     WrongRole,
 )
 from shmcast.reader import Reader
+from shmcast.topology import Node, Topology
 from shmcast.waiting import WaitPolicy
 from shmcast.work import Work
 from shmcast.writer import Writer
@@ -50,7 +51,8 @@ __all__ = [
     "Handle",
     "InvalidArgument",
     "MessageTooLarge",
-    "NotOneNode",
+    "Node",
+    "NodeLost",
     "PeerDied",
     "PickleCodec",
     "Reader",
@@ -64,6 +66,7 @@ __all__ = [
     "ShmcastWarning",
     "Statistics",
     "Timeout",
+    "Topology",
     "WaitPolicy",
     "Work",
     "Writer",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -38,14 +38,19 @@ class Route:
     """The group's global ranks."""
     begin: Callable[[], None]
     """Tells all ranks that this one begins with the next message's device tensors."""
-    begun: Callable[[], list[int]]
-    """With how many messages each rank has begun, by rank in the group."""
+    begun: Callable[[], Sequence[int | None]]
+    """With how many messages each rank has begun, by rank in the group; None: on another node."""
     look: Callable[[], None]
-    """Raises PeerDied if a rank has died."""
+    """Raises PeerDied if a rank has died, NodeLost if its node is."""
 
     def missing(self, number: int) -> list[int]:
-        """The global ranks that have not begun with message `number`."""
-        return [rank for rank, n in zip(self.ranks, self.begun(), strict=True) if n < number]
+        """The global ranks of this node that have not begun with message `number`."""
+        counts = zip(self.ranks, self.begun(), strict=True)
+        return [rank for rank, n in counts if n is not None and n < number]
+
+    def unseen(self) -> list[int]:
+        """The global ranks on other nodes, of which nothing is known here."""
+        return [rank for rank, n in zip(self.ranks, self.begun(), strict=True) if n is None]
 
 
 class Flight:
@@ -100,6 +105,7 @@ class Flight:
             DeviceTimeout: they are not, in time.
             DeviceError: the group failed.
             PeerDied: a rank has died.
+            NodeLost: a node can't be reached any more.
         """
         for leg in self._legs:
             try:
@@ -153,6 +159,9 @@ class Flight:
         if missing:
             names = ", ".join(map(str, missing))
             who = f"rank{'s' if len(missing) > 1 else ''} {names} did not take part"
+        elif unseen := self._route.unseen():
+            names = ", ".join(map(str, unseen))
+            who = f"all ranks of this node had begun; of ranks {names} on other nodes it is unknown"
         else:
             who = "all ranks had begun"
         limit = "" if self._timeout is None else f" within {self._timeout:g} s"

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch.distributed as dist
 
-from shmcast.endpoint import Handle
-from shmcast.errors import InvalidArgument, NotOneNode, SegmentError, SegmentNotFound
+from shmcast import topology
+from shmcast.errors import InvalidArgument, SegmentError
+from shmcast.topology import Topology
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -52,22 +53,35 @@ class Rendezvous:
         )
         """How errors name this rank."""
 
-    def agree(self, handle: Handle | None, terms: Terms | None, error: Exception | None) -> Handle:
-        """Tells every rank the source's handle, or why there is none.
+    def agree(self, terms: Terms | None, error: Exception | None) -> Topology:
+        """Finds out whether all ranks want the same, and who shares memory with whom.
 
         Args:
-            handle: on the source, what it has made.
             terms: what this rank has for device tensors.
             error: why this rank can't take part.
 
         Raises:
             InvalidArgument: the ranks don't fit together.
-            SegmentError: the source could not set up.
             And `error`, if there is one and no disagreement explains it.
         """
-        offers: list[_Offer] = self._all_gather(
-            _Offer(self.group_src, handle, str(error) if error else "", terms)
-        )
+        probe: topology.Probe | None = None
+        if error is None:
+            try:
+                probe = topology.Probe()
+            except Exception as caught:
+                error = caught
+        try:
+            offer = _Offer(self.group_src, str(error or ""), terms, probe.card if probe else None)
+            offers: list[_Offer] = self._all_gather(offer)
+            self._check(offers, error)
+            cards = [offer.card for offer in offers if offer.card is not None]
+            firsts: list[int] = self._all_gather(topology.first_reached(cards, self.rank))
+        finally:
+            if probe is not None:
+                probe.close()
+        return Topology.of(self.ranks, firsts, [card.host for card in cards], self.group_src)
+
+    def _check(self, offers: list[_Offer], error: Exception | None) -> None:
         by_rank = [*zip(self.ranks, offers, strict=True)]
         if len({offer.group_src for offer in offers}) > 1:
             said = ", ".join(f"rank {r} says {offer.group_src}" for r, offer in by_rank)
@@ -77,12 +91,6 @@ class Rendezvous:
             )
         if error is not None:
             raise error
-        source = offers[self.group_src]
-        if source.handle is None:
-            raise SegmentError(
-                f"{self.label}: the source, rank {self.ranks[self.group_src]}, could not set up: "
-                f"{source.error}"
-            )
         failed = [f"rank {r}: {offer.error}" for r, offer in by_rank if offer.error]
         if failed:
             raise InvalidArgument(f"{self.label}: could not set up: {'; '.join(failed)}")
@@ -92,36 +100,53 @@ class Rendezvous:
                 f"{self.label}: the ranks differ in what carries device tensors: {said}; pass "
                 "device_group and device_types alike on every rank"
             )
-        return source.handle
+
+    def share(self, mine: Any, error: Exception | None) -> list[Any]:
+        """Everybody's part of the set-up, by rank in the group.
+
+        Args:
+            mine: this rank's.
+            error: why it has none.
+
+        Raises:
+            SegmentError: another rank could not set up.
+            And `error`, if there is one.
+        """
+        parts: list[_Part] = self._all_gather(_Part(mine, str(error) if error else ""))
+        if error is not None:
+            raise error
+        failed = [(r, p.error) for r, p in enumerate(parts) if p.error]
+        if failed:
+            said = "; ".join(
+                f"{'the source, ' if r == self.group_src else ''}rank {self.ranks[r]}, could not "
+                f"set up: {why}"
+                for r, why in failed
+            )
+            raise SegmentError(f"{self.label}: {said}")
+        return [part.thing for part in parts]
 
     def confirm(self, error: Exception | None) -> None:
-        """Raises on every rank if any rank could not attach.
+        """Raises on every rank if any rank could not take part.
 
         Args:
             error: why this rank could not.
 
         Raises:
-            NotOneNode: some rank can't see the source's shared memory.
-            SegmentError: another rank failed otherwise.
-            And `error`, if it is not about where this rank is.
+            SegmentError: another rank could not.
+            And `error`, if there is one.
         """
         outcomes: list[_Outcome] = self._all_gather(
-            _Outcome(os.uname().nodename, str(error or ""), isinstance(error, SegmentNotFound))
+            _Outcome(topology.host_name(), str(error or ""))
         )
         failed = [(r, o) for r, o in zip(self.ranks, outcomes, strict=True) if o.error]
         if not failed:
             return
-        if error is not None and not isinstance(error, SegmentNotFound):
+        if error is not None:
             raise error
         said = "; ".join(f"rank {r} on host {o.host}: {o.error}" for r, o in failed)
-        kind = NotOneNode if any(o.not_found for _, o in failed) else SegmentError
-        raise kind(
-            f"{self.label}: {len(failed)} of {len(self.ranks)} ranks can't attach the shared "
-            f"memory of the source, rank {self.ranks[self.group_src]} on host "
-            f"{outcomes[self.group_src].host}: {said}. All ranks of a ShmBroadcaster must be on "
-            "one node: make one for each node's ranks (torch.distributed.new_group), or let the "
-            "containers share /dev/shm"
-        ) from error
+        raise SegmentError(
+            f"{self.label}: {len(failed)} of {len(self.ranks)} ranks could not take part: {said}"
+        )
 
     def _all_gather(self, mine: Any) -> list[Any]:
         everybody: list[Any] = [None] * len(self.ranks)
@@ -134,18 +159,26 @@ class _Offer:
     """What each rank brings to the set-up."""
 
     group_src: int
-    handle: Handle | None
     error: str
     terms: Terms | None
+    card: topology.Card | None
+    """By what the others find out whether they share memory with it; None: there is an error."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a rank tells all others, or why it can't."""
+
+    thing: Any
+    error: str
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """How each rank's attach ended; no error: well."""
+    """How a step of the set-up ended on a rank; no error: well."""
 
     host: str
     error: str
-    not_found: bool
 
 
 def members(group: ProcessGroup | None, name: str = "the group") -> tuple[list[int], int]:

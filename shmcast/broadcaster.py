@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import weakref
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Literal
 
+from shmcast import topology as _topology
+from shmcast._options import Options
 from shmcast.codec import Codec, Incoming, Outgoing, PickleCodec
 from shmcast.endpoint import DEFAULT_WARN_AFTER, Handle, Statistics
 from shmcast.errors import Closed, InvalidArgument, WrongRole
-from shmcast.loans import Shape
+from shmcast.loans import OrdinaryMemory, Shape
 from shmcast.reader import Reader
+from shmcast.topology import Node, Topology
 from shmcast.waiting import WaitPolicy
 from shmcast.work import Work
 from shmcast.writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, Writer
@@ -19,17 +24,22 @@ if TYPE_CHECKING:
     import torch
     from torch.distributed import ProcessGroup
 
+    from shmcast._relay_leader import LeaderRelay
+    from shmcast._relay_source import SourceRelay
     from shmcast._rendezvous import Rendezvous
     from shmcast.device import DeviceLane
 
 
 class ShmBroadcaster:
-    """Broadcasts Python objects from one rank of a process group to all others of the node.
+    """Broadcasts Python objects from one rank of a process group to all others.
 
     Making one is a collective: every rank of the group makes it, at the same point of its program
     and with the same source, as for `torch.distributed.new_group`. From then on the group is not
     used any more, unless for device tensors, and calls of several broadcasters don't disturb each
     other. In a group of one rank there is no segment and nothing is copied.
+
+    Ranks of one node share memory. Where the group spans nodes, each other node gets every message
+    once, over a gloo group of the source and one leader for each node (see docs/nodes.md).
 
     Device tensors, wherever they are in an object, are broadcast over a process group. They arrive
     on each rank's current device, as they were: shape, strides (of dense layouts), dtype,
@@ -37,8 +47,7 @@ class ShmBroadcaster:
     share their storage.
 
     Args:
-        group: a process group of any backend; None is the default group. All of its ranks must be
-            on one node.
+        group: a process group of any backend; None is the default group.
         src: the source as a global rank; None to give it by `group_src`.
         group_src: the source as a rank in the group.
         wait: see `Writer` and `Reader`; may differ from rank to rank.
@@ -62,7 +71,6 @@ class ShmBroadcaster:
             name different sources or device groups. Of the device group: it has other ranks, or no
             backend for one of the `device_types`.
         SharedMemoryFull: on the source; the other ranks then raise SegmentError.
-        NotOneNode: some rank can't see the source's shared memory. Raised on every rank.
         SegmentError: another rank could not set up; the message says which one and why.
     """
 
@@ -100,45 +108,29 @@ class ShmBroadcaster:
         """The source's global rank."""
         self.is_src: bool = meeting.rank == meeting.group_src
         """Whether this process is the source."""
+        self.topology: Topology
+        """Which ranks share a node, and who leads it; the same on every rank."""
         self._label = meeting.label
-        self._endpoint: Writer | Reader | _Alone = _Alone(self._label)
+        self._endpoint: Writer | Reader | SourceRelay | _Alone = _Alone(self._label)
+        self._relay: LeaderRelay | None = None
         self._lane: DeviceLane | None = None
-
-        def open_lane() -> Codec | None:
+        options = Options(
+            wait, codec, on_reader_death, warn_after, slots, slot_bytes, arena_bytes, pin
+        )
+        try:
             self._lane = _lane(group, device_group, device_types, meeting, codec)
-            return codec if self._lane is None else self._lane.codec
-
-        def open_writer(codec: Codec | None) -> Writer:
-            return Writer(
-                len(meeting.readers),
-                slots=slots,
-                slot_bytes=slot_bytes,
-                arena_bytes=arena_bytes,
-                pin=pin,
-                wait=wait,
-                codec=codec,
-                on_reader_death=on_reader_death,
-                warn_after=warn_after,
-                label=meeting.label,
-                reader_label=meeting.names.__getitem__,
-            )
-
-        def open_reader(codec: Codec | None, handle: Handle) -> Reader:
-            return Reader(
-                handle,
-                meeting.readers.index(meeting.rank),
-                wait=wait,
-                codec=codec,
-                pin=pin,
-                warn_after=warn_after,
-                label=meeting.label,
-                peer_label=meeting.names.__getitem__,
-            )
-
+            if self._lane is not None:
+                options = dataclasses.replace(options, codec=self._lane.codec)
+            error = None
+        except Exception as caught:
+            error = caught
         if self.group_size > 1:
-            self._set_up(meeting, open_lane, open_writer, open_reader)
+            self.topology = meeting.agree(self._lane.terms if self._lane else None, error)
+            self._set_up(meeting, options)
         else:
-            open_lane()
+            if error is not None:
+                raise error
+            self.topology = Topology((Node(0, _topology.host_name(), self.src, (self.src,)),))
         # Bound once: in a decode loop every look-up on the way is a cache miss.
         if isinstance(self._endpoint, Reader):
             self._recv = self._endpoint.recv
@@ -146,46 +138,35 @@ class ShmBroadcaster:
             self._send = self._endpoint._send
             self._warm = self._endpoint.warm
 
-    def _set_up(
-        self,
-        meeting: Rendezvous,
-        open_lane: Callable[[], Codec | None],
-        open_writer: Callable[[Codec | None], Writer],
-        open_reader: Callable[[Codec | None, Handle], Reader],
-    ) -> None:
-        """Brings the source's writer and the other ranks' readers together."""
-        ranks, readers = meeting.ranks, meeting.readers
-        error: Exception | None = None
-        codec: Codec | None = None
-        handle = None
-        try:
-            codec = open_lane()
-            if self.is_src:
-                self._endpoint = open_writer(codec)
-                handle = self._endpoint.handle
-        except Exception as caught:
-            error = caught
-        try:
-            handle = meeting.agree(handle, self._lane.terms if self._lane else None, error)
-            if not self.is_src:
-                try:
-                    self._endpoint = open_reader(codec, handle)
-                except Exception as caught:
-                    error = caught
-            meeting.confirm(error)
-            self._endpoint._meet()
-        except BaseException:
-            self.close()
-            raise
+    def _set_up(self, meeting: Rendezvous, options: Options) -> None:
+        """Brings the source and the other ranks together."""
+        ranks = meeting.ranks
+        if len(self.topology.nodes) == 1:
+            readers = [ranks[r] for r in meeting.readers]
+            self._endpoint = _on_one_node(meeting, options)
+        else:
+            from shmcast._nodes import Members
+
+            members = Members(meeting, self.topology, options)
+            self._endpoint, self._relay = members.endpoint, members.relay
+            readers = members.readers
+            # (A relay serves other nodes, too: nobody but its owner can end it.)
+            weakref.finalize(self, members.endpoint.close)
         endpoint = self._endpoint
-        if self._lane is not None and not isinstance(endpoint, _Alone):
+        if self._lane is not None:
+            here = self.topology.node_of(ranks[meeting.rank]).ranks
             by_rank = [
-                readers.index(r) if r in readers else len(readers) for r in range(len(ranks))
+                None
+                if rank not in here
+                else readers.index(rank)
+                if rank in readers
+                else len(readers)
+                for rank in ranks
             ]
 
-            def begun() -> list[int]:
+            def begun() -> list[int | None]:
                 sets = endpoint._tensor_sets()
-                return [sets[member] for member in by_rank]
+                return [None if i is None or not sets else sets[i] for i in by_rank]
 
             self._lane.connect(
                 self.group_src, ranks, endpoint._begin_tensor_set, begun, endpoint._look_for_deaths
@@ -212,6 +193,7 @@ class ShmBroadcaster:
         Raises:
             DeviceTimeout: a rank has not taken part in the broadcast of the device tensors.
             DeviceError: they could not be broadcast, or an earlier broadcast of some had failed.
+            NodeLost: another node can't be reached any more; on its side, the source's node.
             And what `Writer.send` raises on the source, and `Reader.recv` elsewhere.
         """
         if self.is_src:
@@ -343,10 +325,9 @@ class ShmBroadcaster:
 
     def record_stream(self, view: npt.NDArray[Any] | torch.Tensor, stream: torch.Stream) -> None:
         """Tells of work on a stream that reads a pinned view or loan: see `Writer`."""
-        if not isinstance(self._endpoint, _Alone):
-            self._endpoint.record_stream(view, stream)
+        self._endpoint.record_stream(view, stream)
 
-    def _lender(self, action: str) -> Writer | _Alone:
+    def _lender(self, action: str) -> Writer | SourceRelay | _Alone:
         if isinstance(self._endpoint, Reader):
             raise WrongRole(
                 f"{self._label}: {action}() is for the source, rank {self.src}; receive with "
@@ -373,16 +354,21 @@ class ShmBroadcaster:
         return self._endpoint.handle
 
     def statistics(self) -> Statistics:
-        """What this rank has sent or received so far."""
-        return self._endpoint.statistics()
+        """What this rank has sent or received so far; on a leader also what it has relayed."""
+        base = self._endpoint.statistics()
+        return base if self._relay is None else self._relay.statistics(base)
 
     def close(self) -> None:
         """Ends this rank's part; idempotent, not a collective.
 
         Closed on the source, the other ranks receive what was sent and then raise `Closed`. Closed
-        elsewhere, the source goes on with the others.
+        elsewhere, the source goes on with the others; a leader relays to its node's other ranks
+        as long as its process lives. Does not wait; where there are other nodes, the source's
+        process waits when it exits, for at most 10 s, until they have taken what was sent.
         """
         self._endpoint.close()
+        if self._relay is not None:
+            self._relay.reader_closed()
 
     def __enter__(self) -> ShmBroadcaster:
         return self
@@ -391,7 +377,7 @@ class ShmBroadcaster:
         self.close()
 
 
-class _Alone:
+class _Alone(OrdinaryMemory):
     """The endpoint of a group of one rank: it only counts."""
 
     handle = None
@@ -406,23 +392,16 @@ class _Alone:
             raise Closed(f"{self._label}: used after close(); make a new broadcaster")
         self._messages += 1
 
-    def empty(self, shape: Shape, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        import numpy as np
-
-        return np.empty(shape, dtype)
-
-    def empty_tensor(self, shape: Shape, dtype: torch.dtype | None) -> torch.Tensor:
-        import torch
-
-        return torch.empty(shape, dtype=dtype)  # type: ignore[arg-type]
-
-    def thaw(self, _array: npt.NDArray[Any] | torch.Tensor) -> bool:
-        return True
-
     def warm(self) -> None:
         pass
 
-    def _meet(self) -> None:
+    def _begin_tensor_set(self) -> None:
+        pass
+
+    def _tensor_sets(self) -> list[int]:
+        return []
+
+    def _look_for_deaths(self) -> None:
         pass
 
     def statistics(self) -> Statistics:
@@ -430,6 +409,53 @@ class _Alone:
 
     def close(self) -> None:
         self._closed = True
+
+
+def _on_one_node(meeting: Rendezvous, options: Options) -> Writer | Reader:
+    """Brings the source's writer and the other ranks' readers together."""
+    endpoint: Writer | Reader | None = None
+    error: Exception | None = None
+    try:
+        try:
+            if meeting.rank == meeting.group_src:
+                endpoint = Writer(
+                    len(meeting.readers),
+                    slots=options.slots,
+                    slot_bytes=options.slot_bytes,
+                    arena_bytes=options.arena_bytes,
+                    pin=options.pin,
+                    wait=options.wait,
+                    codec=options.codec,
+                    on_reader_death=options.on_reader_death,
+                    warn_after=options.warn_after,
+                    label=meeting.label,
+                    reader_label=meeting.names.__getitem__,
+                )
+        except Exception as caught:
+            error = caught
+        handle = meeting.share(endpoint and endpoint.handle, error)[meeting.group_src]
+        try:
+            if endpoint is None:
+                endpoint = Reader(
+                    handle,
+                    meeting.readers.index(meeting.rank),
+                    wait=options.wait,
+                    codec=options.codec,
+                    pin=options.pin,
+                    warn_after=options.warn_after,
+                    label=meeting.label,
+                    peer_label=meeting.names.__getitem__,
+                )
+        except Exception as caught:
+            error = caught
+        meeting.confirm(error)
+        assert endpoint is not None  # noqa: S101 (else there was an error)
+        endpoint._meet()
+    except BaseException:
+        if endpoint is not None:
+            endpoint.close()
+        raise
+    return endpoint
 
 
 def _lane(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from shmcast._device_codec import Carrier, DeviceCodec, Manifest
 from shmcast._flight import Flight, Route
 from shmcast._tensors import as_bytes
 from shmcast.codec import Incoming, Outgoing
-from shmcast.errors import DeviceError, InvalidArgument, PeerDied, ShmcastWarning
+from shmcast.errors import DeviceError, InvalidArgument, NodeLost, PeerDied, ShmcastWarning
 from shmcast.work import Work
 
 
@@ -92,7 +92,7 @@ class DeviceLane:
         group_src: int,
         ranks: list[int],
         begin: Callable[[], None],
-        begun: Callable[[], list[int]],
+        begun: Callable[[], Sequence[int | None]],
         look: Callable[[], None],
     ) -> None:
         """Brings the lane together with the other ranks', before the first message.
@@ -101,8 +101,9 @@ class DeviceLane:
             group_src: the source's rank in the group.
             ranks: the group's global ranks.
             begin: tells all ranks that this one begins with a message's device tensors.
-            begun: with how many messages each rank has begun, by rank in the group.
-            look: raises PeerDied if a rank has died.
+            begun: with how many messages each rank has begun, by rank in the group; None for
+                ranks on other nodes.
+            look: raises PeerDied if a rank has died, NodeLost if its node is.
         """
         self._route = Route(self._group, self._backends, group_src, ranks, begin, begun, look)
 
@@ -225,7 +226,7 @@ class DeviceLane:
         def end() -> Any:
             try:
                 flight.wait()
-            except PeerDied as error:
+            except (NodeLost, PeerDied) as error:
                 self._broken = str(error)
                 raise
             except DeviceError as error:

@@ -117,6 +117,14 @@ class Statistics:
     """Writer only: fragments that each reader has not consumed yet, by reader index."""
     readers: tuple[Statistics, ...] = ()
     """Writer only: what each reader has done, by reader index."""
+    relayed: int = 0
+    """Source and leaders of several nodes: messages sent to other nodes, or received for one."""
+    relayed_bytes: int = 0
+    """Bytes of those collectives, padding included; on the source to one node, not to all."""
+    estimate_hits: int = 0
+    """Such messages that took one collective, because the estimate of their size was enough."""
+    estimate_misses: int = 0
+    """Such messages that took two."""
 
 
 class Endpoint:

@@ -64,6 +64,21 @@ class PeerDied(ShmcastError, ConnectionError):
         return type(self), (str(self), self.peer, self.pid, self.how)
 
 
+class NodeLost(ShmcastError, ConnectionError):
+    """A node of the group can't be reached any more: its network is cut, or its host is down.
+
+    Attributes:
+        node: its index in `ShmBroadcaster.topology`.
+    """
+
+    def __init__(self, message: str, node: int) -> None:
+        super().__init__(message)
+        self.node = node
+
+    def __reduce__(self) -> tuple[type[NodeLost], tuple[str, int]]:
+        return type(self), (str(self), self.node)
+
+
 class EncodeError(ShmcastError, pickle.PicklingError):
     """The codec could not encode an object; nothing was sent. `__cause__` is the codec's error."""
 
@@ -105,7 +120,3 @@ class SegmentMismatch(SegmentError, ValueError):
 
 class SegmentCorrupted(SegmentError, RuntimeError):
     """The segment holds what no endpoint writes: something else wrote to it."""
-
-
-class NotOneNode(SegmentError, RuntimeError):
-    """Some ranks of the group can't attach the source's segment."""

@@ -209,6 +209,29 @@ class Lender:
         return True
 
 
+class OrdinaryMemory:
+    """What `Writer` offers in this way, of an endpoint that shares memory with nobody."""
+
+    def empty(self, shape: Shape, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """An array in ordinary memory."""
+        import numpy as np
+
+        return np.empty(shape, dtype)
+
+    def empty_tensor(self, shape: Shape, dtype: torch.dtype | None) -> torch.Tensor:
+        """A tensor in ordinary memory."""
+        import torch
+
+        return torch.empty(shape, dtype=dtype)  # type: ignore[arg-type]
+
+    def thaw(self, _array: LoanedArray) -> bool:
+        """True: nothing is frozen."""
+        return True
+
+    def record_stream(self, _array: LoanedArray, _stream: torch.Stream) -> None:
+        """Nothing: it is the allocator's business."""
+
+
 def address_of(array: Any) -> int:
     """Where a numpy array or a tensor begins. Raises AttributeError: it is neither."""
     if hasattr(array, "data_ptr"):

@@ -1,0 +1,103 @@
+"""A gloo group of one broadcaster's source and leaders, on which nobody else can get in the way.
+
+It is made on the default group's store and registered nowhere. `new_group` would not do: with
+`use_local_synchronization` torch names a group after how many this process knows already, which
+differs between leaders. Imported once torch is in use.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import threading
+from collections import deque
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+
+CONNECT_SECONDS = 60.0
+
+_FOR_EVER = timedelta(days=3650)  # slow is not dead; who died is known otherwise
+_SLICE = timedelta(seconds=0.25)  # a leader's wait comes back so often, to look what it was told
+
+
+class RelayGroup:
+    """A gloo group of its own. Making one is a collective of its members.
+
+    Args:
+        key: the same on all members, and no other group's.
+        rank: this process's; 0 is the source.
+        size: the number of members.
+
+    Raises:
+        RuntimeError: gloo could not connect them all.
+    """
+
+    def __init__(self, key: str, rank: int, size: int) -> None:
+        store = PrefixStore(f"shmcast/{key}", _get_default_store())
+        self._group: Any = dist.ProcessGroupGloo(
+            store, rank, size, timeout=timedelta(seconds=CONNECT_SECONDS)
+        )
+        self._options = dist.BroadcastOptions()
+        self._options.rootRank = 0
+        self._options.timeout = _FOR_EVER
+        self._pending: deque[Any] = deque()
+
+    def broadcast(self, tensor: torch.Tensor) -> Any:
+        """Begins a broadcast of a contiguous tensor from rank 0; the work is torch's."""
+        pending = self._pending
+        while pending and pending[0].is_completed():
+            pending.popleft()
+        work = self._group.broadcast([tensor], self._options)
+        pending.append(work)
+        return work
+
+    def wait(self, work: Any) -> bool:
+        """Waits a while; whether the work is done.
+
+        Raises:
+            RuntimeError: it has failed.
+        """
+        try:
+            work.wait(_SLICE)
+        except RuntimeError:
+            if not work.is_completed():
+                return False
+            work.wait()  # raises its error, unless it was completed just now
+        return True
+
+    def bury(self) -> None:
+        """Ends the group as far as possible: gloo can't be told to stop waiting.
+
+        As long as one of its collectives is not over, the group is kept, because its end would wait
+        for it; also when the interpreter exits.
+        """
+        with _digging:
+            _graves.append(self)
+        sweep()
+
+    def _is_over(self) -> bool:
+        return all(work.is_completed() for work in self._pending)
+
+
+_graves: list[RelayGroup] = []
+_digging = threading.Lock()
+
+
+def sweep() -> None:
+    """Lets go of the groups that have nothing to do any more."""
+    with _digging:
+        over = [grave for grave in _graves if grave._is_over()]
+        _graves[:] = [grave for grave in _graves if grave not in over]
+    over.clear()  # (their threads end; not under the lock)
+
+
+@atexit.register
+def keep_for_ever() -> None:
+    """The interpreter exits: it must not wait for the groups that can't end."""
+    sweep()
+    for grave in _graves:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(grave))

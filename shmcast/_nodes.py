@@ -1,0 +1,199 @@
+"""Sets up a broadcaster whose group spans several nodes: a ring on each, the relay between them.
+
+Imported once torch is in use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from shmcast._addresses import Address
+from shmcast._node_ring import Lonely, NodeReader, NodeWriter
+from shmcast._options import Options
+from shmcast._relay_leader import LeaderRelay
+from shmcast._relay_source import SourceRelay
+from shmcast._rendezvous import Rendezvous
+from shmcast._verdict import LastWords
+from shmcast.endpoint import Handle
+from shmcast.topology import Topology
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """What a node's leader has made; nothing from the other ranks."""
+
+    pid: int
+    handle: Handle | None
+    words: str
+    drops: bool
+    key: str = ""
+    addresses: tuple[Address, ...] = ()
+
+
+class Members:
+    """This rank's part: one endpoint, and on a leader the relay.
+
+    Making one is a collective. What goes wrong on one rank is raised on every rank.
+
+    Args:
+        meeting: of the group.
+        topology: of several nodes.
+        options: on the source, `slots`, `slot_bytes` and `on_reader_death` count for all.
+    """
+
+    def __init__(self, meeting: Rendezvous, topology: Topology, options: Options) -> None:
+        self._meeting = meeting
+        self._topology = topology
+        self._options = options
+        self.rank: int = meeting.ranks[meeting.rank]
+        self._src = meeting.ranks[meeting.group_src]
+        self._node = topology.node_of(self.rank)
+        self.readers: list[int] = [rank for rank in self._node.ranks if rank != self._src]
+        """Global ranks of this node's readers, by index."""
+        self._words: LastWords | None = None
+        self._writer: NodeWriter | None = None
+        self.endpoint: SourceRelay | NodeReader
+        """What this rank sends or receives with."""
+        self.relay: LeaderRelay | None = None
+        """On a leader that is not the source."""
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._undo)
+            self._set_up()
+            undo.pop_all()
+        if self._words is not None:
+            self._words.unlink()
+        if self.relay is not None:
+            self.relay.start()
+
+    def _set_up(self) -> None:
+        meeting, source = self._meeting, self._src
+        if self.rank == source:
+            offers = meeting.share(*_attempt(self._offer_as_source))
+        else:
+            offers = meeting.share(*_attempt(self._offer_as_leader))
+        by_rank: dict[int, _Offer] = dict(zip(meeting.ranks, offers, strict=True))
+        _, error = _attempt(lambda: self._attach(by_rank))
+        meeting.confirm(error)
+        leaders = [node.leader for node in self._topology.nodes if source not in node.ranks]
+        pids = {leader: by_rank[leader].pid for leader in leaders}
+        _, error = _attempt(lambda: self._join(leaders, pids))
+        meeting.confirm(error)
+        if self._writer is not None:
+            self._writer._meet()
+        if self.rank != source:
+            self.endpoint._meet()  # type: ignore[union-attr]
+
+    def _offer_as_source(self) -> _Offer:
+        key = secrets.token_hex(16)
+        if self.readers:
+            self._make_ring(self._options)
+        near = self._writer or Lonely(self._options.codec, self._meeting.label)
+        drops = self._options.on_reader_death == "drop"
+        self.endpoint = SourceRelay(
+            near,
+            self._words,
+            self._options.codec,
+            self._topology,
+            self._src,
+            self._meeting.label,
+            key,
+            drops,
+            self._options.warn_after,
+        )
+        words = "" if self._words is None else self._words.name
+        addresses = tuple(self.endpoint.addresses)
+        return _Offer(os.getpid(), near.handle, words, drops, key, addresses)
+
+    def _offer_as_leader(self) -> _Offer:
+        if self.rank != self._node.leader:
+            return _Offer(os.getpid(), None, "", drops=False)
+        self._make_ring(self._options)
+        assert self._words is not None and self._writer is not None  # noqa: S101, PT018
+        return _Offer(os.getpid(), self._writer.handle, self._words.name, drops=False)
+
+    def _make_ring(self, options: Options) -> None:
+        topology, leader = self._topology, self.rank
+        self._words = LastWords()
+        relays = "" if leader == self._src else ", which relays to it"
+        names = [*map(topology.name, self.readers), f"rank {leader}{relays} on {self._node}"]
+        self._writer = NodeWriter(
+            len(self.readers),
+            slots=options.slots,
+            slot_bytes=options.slot_bytes,
+            arena_bytes=options.arena_bytes,
+            pin=options.pin and leader == self._src,  # (who relays only copies)
+            wait=options.wait,
+            codec=options.codec if leader == self._src else None,
+            on_reader_death=options.on_reader_death,
+            warn_after=options.warn_after,
+            label=self._meeting.label,
+            reader_label=names.__getitem__,
+        )
+
+    def _attach(self, offers: dict[int, _Offer]) -> None:
+        if self.rank == self._src:
+            return
+        node, topology = self._node, self._topology
+        own, source = offers[node.leader], offers[self._src]
+        assert own.handle is not None  # noqa: S101 (a leader with readers has a ring)
+        words = LastWords(own.words)
+        waits_for = topology.name(self._src)
+        names = [topology.name(rank) for rank in self.readers]
+        if node.leader == self._src:
+            names.append(waits_for)
+        else:
+            names.append(f"rank {node.leader}, which relays to it, on {node}")
+            waits_for += f", through rank {node.leader} on {node}"
+        self.endpoint = NodeReader(
+            own.handle,
+            self.readers.index(self.rank),
+            words,
+            waits_for,
+            wait=self._options.wait,
+            codec=self._options.codec,
+            pin=self._options.pin,
+            warn_after=self._options.warn_after,
+            label=self._meeting.label,
+            peer_label=names.__getitem__,
+        )
+        if self.rank == node.leader:
+            assert self._words is not None and self._writer is not None  # noqa: S101, PT018
+            self.relay = LeaderRelay(
+                self._writer,
+                self._words,
+                topology,
+                self._src,
+                self.rank,
+                source.pid,
+                self._meeting.label,
+                source.key,
+            )
+            self.relay.connect([*source.addresses], source.key, self.rank)
+
+    def _join(self, leaders: list[int], pids: dict[int, int]) -> None:
+        if isinstance(self.endpoint, SourceRelay):
+            self.endpoint.join(pids)
+        elif self.relay is not None:
+            self.relay.join(1 + leaders.index(self.rank), 1 + len(leaders))
+
+    def _undo(self) -> None:
+        if self.relay is not None:
+            self.relay.close()
+        if hasattr(self, "endpoint"):
+            self.endpoint.close()
+        if self._writer is not None:
+            self._writer.close()
+        if self._words is not None:
+            self._words.unlink()
+
+
+def _attempt(do: Any) -> tuple[Any, Exception | None]:
+    """What `do` returns, or the exception that it raises."""
+    try:
+        return do(), None
+    except Exception as error:
+        return None, error

@@ -1,0 +1,128 @@
+"""Who shares a node with whom, by test: ranks that can reach one another's shared memory.
+
+Host names are not asked: two hosts may have one name, and containers of one host with a /dev/shm
+of their own are nodes of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shmcast import segment
+from shmcast.errors import SegmentError
+
+_NONCE_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Node:
+    """Ranks that share memory."""
+
+    index: int
+    """Its place in `Topology.nodes`."""
+    host: str
+    """Its leader's host name: for people to read, nothing depends on it."""
+    leader: int
+    """The global rank that gets the messages for this node; on the source's node, the source."""
+    ranks: tuple[int, ...]
+    """Global ranks, in the order of the group."""
+
+    def __str__(self) -> str:
+        return f"node {self.index} ({self.host})"
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The nodes of a process group, in the order of their first ranks; the same on every rank."""
+
+    nodes: tuple[Node, ...]
+
+    def node_of(self, rank: int) -> Node:
+        """The node of a global rank.
+
+        Raises:
+            KeyError: it is not in the group.
+        """
+        for node in self.nodes:
+            if rank in node.ranks:
+                return node
+        raise KeyError(rank)
+
+    def name(self, rank: int) -> str:
+        """How errors name a global rank."""
+        return f"rank {rank} on {self.node_of(rank)}"
+
+    @classmethod
+    def of(
+        cls, ranks: Sequence[int], firsts: Sequence[int], hosts: Sequence[str], group_src: int
+    ) -> Topology:
+        """From what `first_reached` has found on every rank.
+
+        Args:
+            ranks: the group's global ranks.
+            firsts: by rank in the group, the lowest rank in the group on the same node.
+            hosts: by rank in the group, the host name.
+            group_src: the source's rank in the group.
+        """
+        members: dict[int, list[int]] = {}
+        for rank, first in enumerate(firsts):
+            while firsts[first] != first:  # (it goes down: a rank's first is no higher than it)
+                first = firsts[first]
+            members.setdefault(first, []).append(rank)
+        nodes = []
+        for index, (first, inside) in enumerate(members.items()):
+            leader = group_src if group_src in inside else first
+            nodes.append(Node(index, hosts[leader], ranks[leader], tuple(ranks[r] for r in inside)))
+        return cls(tuple(nodes))
+
+
+@dataclass(frozen=True)
+class Card:
+    """By what other ranks find this one's probe."""
+
+    name: str
+    nonce: bytes
+    host: str
+
+
+class Probe:
+    """A segment of one page with a nonce in it, for others to find or not to find.
+
+    Raises:
+        SharedMemoryFull: there is no room for it.
+    """
+
+    def __init__(self) -> None:
+        name, memory, fd = segment.create(_NONCE_BYTES)
+        os.close(fd)
+        self._memory = memory
+        self.card = Card(name, os.urandom(_NONCE_BYTES), host_name())
+        """What to tell the others."""
+        memory[:] = self.card.nonce
+
+    def close(self) -> None:
+        """Removes it. Once all ranks have looked."""
+        self._memory.close()
+        segment.unlink(self.card.name)
+
+
+def host_name() -> str:
+    """This host's, as people know it."""
+    return os.uname().nodename
+
+
+def first_reached(cards: Sequence[Card], me: int) -> int:
+    """The lowest rank in the group whose probe can be reached from here; at the latest `me`."""
+    return next((rank for rank in range(me) if reaches(cards[rank])), me)
+
+
+def reaches(card: Card) -> bool:
+    """Whether this process can attach the probe, and it is the one that is meant."""
+    with contextlib.suppress(SegmentError):
+        memory = segment.attach(card.name, _NONCE_BYTES)
+        with contextlib.closing(memory):
+            return memory[:] == card.nonce
+    return False

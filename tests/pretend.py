@@ -1,0 +1,25 @@
+"""Ranks of one host that take themselves for ranks on several: for tests without root.
+
+Only the test of who shares memory is replaced; the rings, the relay and its network are real.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from shmcast import topology
+
+_reaches = topology.reaches
+
+
+@contextlib.contextmanager
+def on_host(name: str) -> Iterator[None]:
+    """This process's /dev/shm is that of the host `name`."""
+    reaches, host_name = topology.reaches, topology.host_name
+    topology.reaches = lambda card: card.host == name and _reaches(card)
+    topology.host_name = lambda: name
+    try:
+        yield
+    finally:
+        topology.reaches, topology.host_name = reaches, host_name
