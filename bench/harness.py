@@ -232,7 +232,7 @@ def _member(
         wire_bytes = size_of(obj)
         if rank != 0:
             obj = None
-        done = {name: _Done() for name in case.of(names)}
+        done = {name: Done() for name in case.of(names)}
         order = random.Random(case.payload)  # noqa: S311 (the same on every rank, no more)
         chosen = [way for way in ways if way.name in done]
         for _ in range(turns):
@@ -240,11 +240,7 @@ def _member(
             for way in order.sample(chosen, len(chosen)):
                 numbers = range(first, first + case.messages // turns + case.warm_up)
                 first = numbers.stop
-                if rank == 0:
-                    _send(way, obj, wire_bytes, case, numbers, last, done[way.name])
-                else:
-                    mine = last[rank - 1 : rank]
-                    _receive(way, wire_bytes, case, numbers, mine, done[way.name])
+                take_turn(way, rank, obj, wire_bytes, case, numbers, last, done[way.name])
                 dist.barrier()
         results.send(done)
     dist.barrier()
@@ -252,7 +248,7 @@ def _member(
 
 
 @dataclass
-class _Done:
+class Done:
     """What one member did with one transport in one case."""
 
     starts: list[int] = field(default_factory=list)
@@ -265,6 +261,27 @@ class _Done:
         return self.cpu_ns / self.wall_ns
 
 
+def take_turn(
+    way: transports.Transport,
+    rank: int,
+    obj: Any,
+    wire_bytes: int,
+    case: Case,
+    numbers: range,
+    taken: npt.NDArray[np.int64],
+    done: Done,
+) -> None:
+    """One transport's turn on one member: sends the messages of `numbers`, or receives them.
+
+    `taken` has for each reader the number of the last message that it took, shared by all members
+    where the case is in lockstep. What is measured is added to `done`.
+    """
+    if rank == 0:
+        _send(way, obj, wire_bytes, case, numbers, taken, done)
+    else:
+        _receive(way, wire_bytes, case, numbers, taken[rank - 1 : rank], done)
+
+
 def _send(
     way: transports.Transport,
     obj: Any,
@@ -272,7 +289,7 @@ def _send(
     case: Case,
     numbers: range,
     taken: npt.NDArray[np.int64],
-    done: _Done,
+    done: Done,
 ) -> None:
     """`taken` is the number of the last message that each reader took."""
     starts, ends = [], []
@@ -309,7 +326,7 @@ def _receive(
     case: Case,
     numbers: range,
     taken: npt.NDArray[np.int64],
-    done: _Done,
+    done: Done,
 ) -> None:
     """`taken` is this reader's own."""
     ends = []

@@ -7,9 +7,7 @@ included.
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -44,11 +42,10 @@ Row = dict[str, Any]
 _ways: dict[str, transports.Transport] = {}  # in a rank
 
 
-class Within:
+class Within(transports.Transport):
     """`ShmBroadcaster` over the ranks of the source's node; the others have nothing to do."""
 
     name = WITHIN
-    prepare: Callable[[], None] | None = None
 
     def __init__(self, ranks: int) -> None:
         self._broadcaster: shmcast.ShmBroadcaster | None = None
@@ -69,19 +66,18 @@ def join(rank: int, ranks: int) -> None:
         _ways[name] = Within(ranks) if name == WITHIN else transports.make(name, [])
 
 
-def measure(rank: int, case: harness.Case) -> dict[str, harness._Done]:
+def measure(rank: int, case: harness.Case) -> dict[str, harness.Done]:
     """Sends or receives the messages of a case in every way."""
     obj = harness.payload(case.payload)
-    wire_bytes = len(pickle.dumps(obj, pickle.HIGHEST_PROTOCOL))
-    done = {name: harness._Done() for name in NAMES}
+    wire_bytes = harness.pickled_bytes(obj)
+    done = {name: harness.Done() for name in NAMES}
+    taken = np.zeros(dist.get_world_size(), np.int64)
+    numbers = range(1, 1 + case.messages // TURNS + case.warm_up)
     order = random.Random(case.payload)  # noqa: S311 (the same on every rank)
     for _ in range(TURNS):
         for name in order.sample(NAMES, len(NAMES)):
-            way, count = _ways[name], case.messages // TURNS
-            if rank == 0:
-                harness._send(way, obj, wire_bytes, case, count, done[name])
-            else:
-                harness._receive(way, wire_bytes, count, done[name])
+            way = _ways[name]
+            harness.take_turn(way, rank, obj, wire_bytes, case, numbers, taken, done[name])
             dist.barrier()
     return done
 
@@ -89,7 +85,7 @@ def measure(rank: int, case: harness.Case) -> dict[str, harness._Done]:
 def repeat(_rank: int, name: str, payload: str, count: int) -> None:
     """Broadcasts one object `count` times, at once."""
     obj = harness.payload(payload)
-    wire_bytes = len(pickle.dumps(obj, pickle.HIGHEST_PROTOCOL))
+    wire_bytes = harness.pickled_bytes(obj)
     for _ in range(count):
         _ways[name].broadcast(obj, wire_bytes)
 
@@ -105,7 +101,7 @@ def trace(rank: int) -> dict[str, float]:
     with shmcast.ShmBroadcaster() as bc:
         for message in workloads.decode_steps(1000):
             if rank == 0:
-                sent += len(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+                sent += harness.pickled_bytes(message)
             bc.broadcast_object(message if bc.is_src else None, 30)
         got = bc.statistics()
         dist.barrier()
@@ -132,7 +128,6 @@ def latency_rows(network: hosts.Network, ranks: int, payload: str, scale: float)
         times = harness.Times(
             source[name].starts, source[name].ends, [r[name].ends for r in own], count // TURNS, []
         )
-        sent = [(b - a) / 1e3 for a, b in zip(times.start_ns, times.sent_ns, strict=True)]
         p50, p99 = np.percentile(times.latencies_us, [50, 99])
         rows.append(
             {
@@ -142,7 +137,7 @@ def latency_rows(network: hosts.Network, ranks: int, payload: str, scale: float)
                 "messages": count,
                 "p50_us": float(p50),
                 "p99_us": float(p99),
-                "send_p50_us": float(np.median(sent)),
+                "send_p50_us": float(np.median(times.sends_us)),
             }
         )
     return rows
@@ -219,6 +214,4 @@ def main(
         finally:
             network.close()
     if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=1) + "\n")
-        console.print(f"written to {output}")
+        harness.write(output, result, console)
