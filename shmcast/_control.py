@@ -179,12 +179,18 @@ class Link:
             if not chunk or len(self._received) > _LONGEST_LINE:
                 self._close()
         if not self._open:
+            on_end = self._on_end
+            self._on_message = self._on_end = _ignore  # whose owner may have this link
             if not self._finishing:
-                self._on_end(end)
+                on_end(end)
             return
         *lines, self._received = (self._received + chunk).split(b"\n")
         for line in lines:
             self._on_message(json.loads(line))
+
+
+def _ignore(_what: object) -> None:
+    pass
 
 
 class Listener:
@@ -218,6 +224,7 @@ class Listener:
             _reactor().remove(fd)
             guest.close()
         self._guests.clear()
+        self._on_link = lambda *_: None  # whose owner has this listener
 
     def _accept(self, _events: int) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -48,8 +48,9 @@ class NodeWriter(Writer):
         def alarm() -> None:
             alarm_ring()
             writer = me()
-            if writer is not None and writer.on_death is not None:
-                writer.on_death()
+            on_death = None if writer is None else writer.on_death
+            if on_death is not None:
+                on_death()
 
         return alarm
 

@@ -134,6 +134,7 @@ class LeaderRelay:
         while self.step():
             pass
         _open.discard(self)
+        self._writer.on_death = None  # (in a cycle, its memory would wait for the collector)
         if self._at_exit is not None:
             self._at_exit.detach()
 

@@ -263,6 +263,8 @@ class SourceRelay:
                 raise
         # All readers of the own node have closed: the others go on.
         self._near.close()
+        if isinstance(self._near, NodeWriter):
+            self._near.on_death = None
         self._near = Lonely(self._codec, self._label)
         return self._near._send(obj, timeout)
 
@@ -545,6 +547,8 @@ class SourceRelay:
         if group is not None:
             group.bury()
             del group
+        if isinstance(self._near, NodeWriter):
+            self._near.on_death = None  # (in a cycle, its memory would wait for the collector)
         with self._changed:
             _open.discard(self)
             self._changed.notify_all()

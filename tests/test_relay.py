@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -91,6 +92,31 @@ def test_every_rank_of_every_node_gets_all_in_order(
     assert topology.node_of(src).leader == src
     for got, expected, _ in results:
         assert got == expected
+
+
+def descriptors() -> int:
+    return len([*Path("/proc/self/fd").iterdir()])
+
+
+def opened_and_closed(rank: int, hosts: tuple[str, ...], rounds: int) -> None:
+    first = 0
+    gc.collect()
+    gc.disable()
+    for number in range(rounds):
+        bc = opened(rank, hosts)
+        assert bc.broadcast_object(number if bc.is_src else None, SECONDS) == number
+        dist.barrier()
+        bc.close()
+        del bc
+        until(lambda: not threads())
+        if number == 0:
+            first = descriptors()
+    until(lambda: descriptors() <= first)  # (gloo closes its own a little later)
+    gc.enable()
+
+
+def test_closed_broadcasters_leave_nothing_even_without_the_garbage_collector(world: Crew) -> None:
+    world.run(4, opened_and_closed, TWO, 6)
 
 
 def with_arenas(rank: int, hosts: tuple[str, ...]) -> tuple[int, bool, list[bool]]:
