@@ -111,10 +111,7 @@ class Lonely(OrdinaryMemory):
         except DeviceError:
             raise
         except Exception as error:
-            raise EncodeError(
-                f"{self._label}: can't encode a {type(obj).__qualname__}: "
-                f"{type(error).__name__}: {error}; nothing was sent"
-            ) from error
+            raise EncodeError.of(obj, error, self._label) from error
         self._messages += 1
         self._bytes += size
         return frames

@@ -82,6 +82,14 @@ class NodeLost(ShmcastError, ConnectionError):
 class EncodeError(ShmcastError, pickle.PicklingError):
     """The codec could not encode an object; nothing was sent. `__cause__` is the codec's error."""
 
+    @classmethod
+    def of(cls, obj: object, error: Exception, label: str) -> EncodeError:
+        """What `label` raises when its codec has raised `error`."""
+        return cls(
+            f"{label}: can't encode a {type(obj).__qualname__}: {type(error).__name__}: {error}; "
+            "nothing was sent"
+        )
+
 
 class DecodeError(ShmcastError, pickle.UnpicklingError):
     """The codec could not decode a message. It is consumed: the next `recv` gets the next message.

@@ -166,10 +166,7 @@ class Writer(Endpoint):
         except DeviceError:
             raise
         except Exception as error:
-            raise EncodeError(
-                f"{self._label}: can't encode a {type(obj).__qualname__}: "
-                f"{type(error).__name__}: {error}; nothing was sent"
-            ) from error
+            raise EncodeError.of(obj, error, self._label) from error
         try:
             self._publish(frames, timeout)
         except (TypeError, BufferError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -54,3 +55,12 @@ def _segments() -> set[str]:
         for found in segment.clean(dry_run=True)
         if found.pid in family or found.verdict is segment.Verdict.DEAD
     }
+
+
+@pytest.fixture
+def no_gc() -> Iterator[None]:
+    """What must go by itself goes without the garbage collector."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import mmap
 import os
 import pickle
@@ -72,15 +71,6 @@ def writer() -> Iterator[Writer]:
 def reader(writer: Writer) -> Iterator[Reader]:
     with Reader(writer.handle, 0) as reader:
         yield reader
-
-
-@pytest.fixture
-def no_gc() -> Iterator[None]:
-    """What must go by itself goes without the garbage collector."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 # Which buffers, and where

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,14 +30,6 @@ def writer() -> Iterator[Writer]:
 def reader(writer: Writer) -> Iterator[Reader]:
     with Reader(writer.handle, 0) as reader:
         yield reader
-
-
-@pytest.fixture
-def no_gc() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 def extents(writer: Writer) -> list[int]:

@@ -58,6 +58,10 @@ class Arena {
     return id;
   }
 
+  std::optional<std::uint32_t> allocate(std::uint64_t bytes) {
+    return allocate(bytes, [this](std::uint64_t all) { return mapping_.reserve(all); });
+  }
+
   // The caller is through with it; what was sent() of it still counts. From any thread, and after
   // the ring is gone: it touches this process's memory only.
   // release: pairs with is_free(); what was done in the memory is over.
