@@ -224,7 +224,6 @@ class Listener:
             _reactor().remove(fd)
             guest.close()
         self._guests.clear()
-        self._on_link = lambda *_: None  # whose owner has this listener
 
     def _accept(self, _events: int) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -254,8 +253,10 @@ class Listener:
             guest.close()
             return
         KEEPALIVE.apply(guest)
-        guest.send(b"welcome\n")  # (three segments' worth of room: it does not block)
+        # Before it is told that it is welcome: it goes on then, and so may the source.
         self._on_link(int(rank), guest, rest)
+        with contextlib.suppress(OSError):  # (it has room for that: it does not block)
+            guest.send(b"welcome\n")
 
 
 def connect(addresses: Iterable[Address], secret: str, rank: int) -> tuple[socket.socket, bytes]:

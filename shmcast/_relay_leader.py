@@ -181,6 +181,8 @@ class LeaderRelay:
                 self._over = True
             self._writer.close()
             return
+        if seq != self._taken + 1:
+            raise RuntimeError(f"message {seq} has come, {self._taken + 1} is missing")
         try:
             self._writer.republish(frames)
         except Closed:

@@ -15,6 +15,7 @@ import os
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.util import Finalize
@@ -100,13 +101,24 @@ class SourceRelay:
         self._near = near
         self._words = words
         self._codec = codec
+        self._sent = 0  # messages that are on their way to all nodes
+        self._sent_by_writer = 0  # of them, before the own node's readers had all closed
         self._label = label
         self._key = key
         self._drops = drops
         self._warn_after = math.inf if warn_after is None else warn_after
         here = topology.node_of(src)
         self._remotes = [_Remote(node, 0) for node in topology.nodes if node != here]
-        self._listener = _control.Listener(key, self._welcome)
+        welcome = weakref.WeakMethod(self._welcome)  # (the listener is this relay's)
+
+        def on_link(rank: int, connection: socket.socket, rest: bytes) -> None:
+            method = welcome()
+            if method is None:
+                connection.close()
+            else:
+                method(rank, connection, rest)
+
+        self._listener = _control.Listener(key, on_link)
         self.addresses: list[_addresses.Address] = _addresses.addresses(self._listener.port)
         """Where leaders find this one."""
         self._group: RelayGroup | None = None
@@ -182,9 +194,15 @@ class SourceRelay:
                 raise Closed(
                     f"{self._label}: send: every rank has closed, nobody is left to receive"
                 )
-            frames = self._send_near(obj, timeout)
-            if self._group is not None:
-                self._put(frames)
+            try:
+                frames = self._send_near(obj, timeout)
+                if self._group is not None:
+                    self._put(frames)
+                self._sent += 1
+            except BaseException as error:
+                if not isinstance(error, ShmcastError):  # (of those, the message is nowhere)
+                    self._fail_if_uneven(error)
+                raise
             return frames
         finally:
             self._turn.release()
@@ -266,7 +284,15 @@ class SourceRelay:
         if isinstance(self._near, NodeWriter):
             self._near.on_death = None
         self._near = Lonely(self._codec, self._label)
+        self._sent_by_writer = self._sent
         return self._near._send(obj, timeout)
+
+    def _fail_if_uneven(self, error: BaseException) -> None:
+        """A signal's handler or want of memory came between: no node may miss a message."""
+        here = self._sent_by_writer + self._near.statistics().messages
+        if self._group is not None and here != self._sent:
+            text = f"send was interrupted by {type(error).__name__} when one node had the message"
+            self._fail(Verdict("Closed", f"{text} and the others had not"))
 
     def _put(self, frames: Sequence[Frame], kind: int = _envelope.MESSAGE) -> None:
         """Begins the broadcast of a message."""

@@ -119,6 +119,36 @@ def test_closed_broadcasters_leave_nothing_even_without_the_garbage_collector(wo
     world.run(4, opened_and_closed, TWO, 6)
 
 
+def interrupted_between_nodes(rank: int, hosts: tuple[str, ...]) -> list[Any]:
+    got: list[Any] = []
+    with opened(rank, hosts) as bc, pytest.MonkeyPatch.context() as patch:
+        bc.broadcast_object(0 if bc.is_src else None, SECONDS)
+        dist.barrier()
+        if bc.is_src:
+
+            def interrupt(*_args: Any) -> None:
+                raise KeyboardInterrupt
+
+            patch.setattr("shmcast._envelope.pack", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                bc.send(1)
+        try:
+            while True:
+                got.append(bc.broadcast_object(2 if bc.is_src else None, SECONDS))
+        except shmcast.Closed as error:
+            got.append(str(error))
+        dist.barrier()
+    return got
+
+
+def test_a_send_that_is_interrupted_between_two_nodes_is_told_to_all(world: Crew) -> None:
+    source, near, *far = world.run(4, interrupted_between_nodes, TWO)
+    assert [len(source), len(near), *map(len, far)] == [1, 2, 1, 1]
+    assert near[0] == 1
+    for got in (source, near, *far):
+        assert "interrupted by KeyboardInterrupt when one node had the message" in got[-1]
+
+
 def with_arenas(rank: int, hosts: tuple[str, ...]) -> tuple[int, bool, list[bool]]:
     with opened(rank, hosts, arena_bytes=8 << 20) as bc:
         loan = bc.empty((1 << 20,), np.uint8) if bc.is_src else None
