@@ -175,11 +175,11 @@ class LeaderRelay:
         if seq <= self._taken:
             return  # sent again, because another leader had not got it
         if kind == _envelope.CLOSE:
-            self._tell({"ack": seq})
-            self._finish()
-            with self._news:
+            with self._news:  # before the source is told so: it ends the connection then
                 self._over = True
             self._writer.close()
+            self._tell({"ack": seq, "closed": True})
+            self._finish()
             return
         if seq != self._taken + 1:
             raise RuntimeError(f"message {seq} has come, {self._taken + 1} is missing")

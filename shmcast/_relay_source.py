@@ -64,6 +64,7 @@ class _Remote:
     epoch: int = 0  # of the group that it is in
     answered: int = 0  # the last question
     is_live: bool = True  # neither left nor lost
+    has_closed: bool = False  # it has taken the source's last word, and ends its connection
 
     def __str__(self) -> str:
         others = ", ".join(map(str, self.node.ranks))
@@ -481,6 +482,7 @@ class SourceRelay:
                 remote.taken = message["ack"]
                 remote.epoch = message.get("at", remote.epoch)
                 remote.answered = message.get("answer", remote.answered)
+                remote.has_closed = message.get("closed", remote.has_closed)
                 self._let_go()
             if "left" in message:
                 if message.get("cut_off"):
@@ -509,7 +511,9 @@ class SourceRelay:
 
     def _lost(self, remote: _Remote, error: OSError | None) -> None:
         """A control connection has ended."""
-        if not remote.is_live or self._verdict is not None or self._is_finished:
+        if remote.has_closed or not remote.is_live:
+            return
+        if self._verdict is not None or self._is_finished:
             return
         name = f"rank {remote.node.leader} on {remote.node}"
         if error is None:
