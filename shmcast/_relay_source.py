@@ -80,7 +80,6 @@ class SourceRelay:
         codec: takes over the encoding when all readers of the own node have closed.
         topology: the group's.
         src: the source's global rank.
-        pids: the leaders' processes, by global rank.
         label: how errors name this rank.
         key: of the relay's groups; also what a leader must know.
         drops: go on without nodes and ranks that are lost.
@@ -102,8 +101,7 @@ class SourceRelay:
         self._near = near
         self._words = words
         self._codec = codec
-        self._sent = 0  # messages that are on their way to all nodes
-        self._sent_by_writer = 0  # of them, before the own node's readers had all closed
+        self._put_by_writer = 0  # messages, before the own node's readers had all closed
         self._label = label
         self._key = key
         self._drops = drops
@@ -199,7 +197,6 @@ class SourceRelay:
                 frames = self._send_near(obj, timeout)
                 if self._group is not None:
                     self._put(frames)
-                self._sent += 1
             except BaseException as error:
                 if not isinstance(error, ShmcastError):  # (of those, the message is nowhere)
                     self._fail_if_uneven(error)
@@ -285,13 +282,13 @@ class SourceRelay:
         if isinstance(self._near, NodeWriter):
             self._near.on_death = None
         self._near = Lonely(self._codec, self._label)
-        self._sent_by_writer = self._sent
+        self._put_by_writer = self._messages
         return self._near._send(obj, timeout)
 
     def _fail_if_uneven(self, error: BaseException) -> None:
         """A signal's handler or want of memory came between: no node may miss a message."""
-        here = self._sent_by_writer + self._near.statistics().messages
-        if self._group is not None and here != self._sent:
+        here = self._put_by_writer + self._near.statistics().messages
+        if self._group is not None and here != self._messages:
             text = f"send was interrupted by {type(error).__name__} when one node had the message"
             self._fail(Verdict("Closed", f"{text} and the others had not"))
 
