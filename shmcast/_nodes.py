@@ -6,6 +6,7 @@ Imported once torch is in use.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import secrets
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ class Members:
     def _offer_as_source(self) -> _Offer:
         key = secrets.token_hex(16)
         if self.readers:
-            self._make_ring(self._options)
+            self._make_ring()
         near = self._writer or Lonely(self._options.codec, self._meeting.label)
         drops = self._options.on_reader_death == "drop"
         self.endpoint = SourceRelay(
@@ -111,27 +112,23 @@ class Members:
     def _offer_as_leader(self) -> _Offer:
         if self.rank != self._node.leader:
             return _Offer(os.getpid(), None, "", drops=False)
-        self._make_ring(self._options)
+        self._make_ring()
         assert self._words is not None and self._writer is not None  # noqa: S101, PT018
         return _Offer(os.getpid(), self._writer.handle, self._words.name, drops=False)
 
-    def _make_ring(self, options: Options) -> None:
-        topology, leader = self._topology, self.rank
+    def _make_ring(self) -> None:
+        topology, leader, options = self._topology, self.rank, self._options
         self._words = LastWords()
-        relays = "" if leader == self._src else ", which relays to it"
+        relays = ""
+        if leader != self._src:
+            relays = ", which relays to it"
+            options = dataclasses.replace(options, codec=None, pin=False)  # it only copies
         names = [*map(topology.name, self.readers), f"rank {leader}{relays} on {self._node}"]
         self._writer = NodeWriter(
             len(self.readers),
-            slots=options.slots,
-            slot_bytes=options.slot_bytes,
-            arena_bytes=options.arena_bytes,
-            pin=options.pin and leader == self._src,  # (who relays only copies)
-            wait=options.wait,
-            codec=options.codec if leader == self._src else None,
-            on_reader_death=options.on_reader_death,
-            warn_after=options.warn_after,
             label=self._meeting.label,
             reader_label=names.__getitem__,
+            **options.for_writer(),
         )
 
     def _attach(self, offers: dict[int, _Offer]) -> None:
@@ -153,12 +150,9 @@ class Members:
             self.readers.index(self.rank),
             words,
             waits_for,
-            wait=self._options.wait,
-            codec=self._options.codec,
-            pin=self._options.pin,
-            warn_after=self._options.warn_after,
             label=self._meeting.label,
             peer_label=names.__getitem__,
+            **self._options.for_reader(),
         )
         if self.rank == node.leader:
             assert self._words is not None and self._writer is not None  # noqa: S101, PT018

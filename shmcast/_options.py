@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from shmcast.codec import Codec
 from shmcast.waiting import WaitPolicy
@@ -21,3 +21,22 @@ class Options:
     slot_bytes: int
     arena_bytes: int
     pin: bool
+
+    def for_writer(self) -> dict[str, Any]:
+        """The arguments of a `Writer` that are the user's."""
+        return {
+            **self.for_reader(),
+            "on_reader_death": self.on_reader_death,
+            "slots": self.slots,
+            "slot_bytes": self.slot_bytes,
+            "arena_bytes": self.arena_bytes,
+        }
+
+    def for_reader(self) -> dict[str, Any]:
+        """The arguments of a `Reader` that are the user's."""
+        return {
+            "wait": self.wait,
+            "codec": self.codec,
+            "pin": self.pin,
+            "warn_after": self.warn_after,
+        }

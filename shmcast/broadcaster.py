@@ -420,16 +420,9 @@ def _on_one_node(meeting: Rendezvous, options: Options) -> Writer | Reader:
             if meeting.rank == meeting.group_src:
                 endpoint = Writer(
                     len(meeting.readers),
-                    slots=options.slots,
-                    slot_bytes=options.slot_bytes,
-                    arena_bytes=options.arena_bytes,
-                    pin=options.pin,
-                    wait=options.wait,
-                    codec=options.codec,
-                    on_reader_death=options.on_reader_death,
-                    warn_after=options.warn_after,
                     label=meeting.label,
                     reader_label=meeting.names.__getitem__,
+                    **options.for_writer(),
                 )
         except Exception as caught:
             error = caught
@@ -439,12 +432,9 @@ def _on_one_node(meeting: Rendezvous, options: Options) -> Writer | Reader:
                 endpoint = Reader(
                     handle,
                     meeting.readers.index(meeting.rank),
-                    wait=options.wait,
-                    codec=options.codec,
-                    pin=options.pin,
-                    warn_after=options.warn_after,
                     label=meeting.label,
                     peer_label=meeting.names.__getitem__,
+                    **options.for_reader(),
                 )
         except Exception as caught:
             error = caught
