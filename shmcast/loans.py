@@ -82,7 +82,7 @@ class Lender:
         if loan is None:
             return np.empty(sizes, exact)
         array = np.ndarray(sizes, exact, loan)  # type: ignore[arg-type]
-        self._keep(array, array.__array_interface__["data"][0], loan)
+        self._keep(array, loan)
         return array
 
     def empty_tensor(self, shape: Shape, dtype: torch.dtype | None) -> torch.Tensor:
@@ -104,7 +104,7 @@ class Lender:
         if loan is None:
             return torch.empty(sizes, dtype=dtype)
         tensor = torch.frombuffer(loan, dtype=dtype)
-        self._keep(tensor, tensor.data_ptr(), loan)
+        self._keep(tensor, loan)
         return tensor.view(sizes)
 
     def forget_views(self) -> None:
@@ -152,12 +152,13 @@ class Lender:
             self._pinned.release_finished()
         return self._ring.loan(nbytes) if nbytes else None
 
-    def _keep(self, root: LoanedArray, address: int, loan: _core.Loan) -> None:
+    def _keep(self, root: LoanedArray, loan: _core.Loan) -> None:
         # (The entry goes before the extent does: a reference ends before what it refers to.)
         extent, everything = loan.extent, self._lent
         reference = weakref.ref(loan, lambda _: everything.pop(extent, None))
-        end = address + len(memoryview(loan))
-        everything[extent] = _Lent(reference, weakref.ref(root), extent, address, end)
+        begin = address_of(root)
+        end = begin + len(memoryview(loan))
+        everything[extent] = _Lent(reference, weakref.ref(root), extent, begin, end)
 
     def _find(self, array: LoanedArray) -> _Lent | None:
         """The loan of this writer in which an array lies."""

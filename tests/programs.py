@@ -27,6 +27,17 @@ def running(program: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+def run_to_its_end(program: str) -> subprocess.CompletedProcess[str]:
+    """Runs `program`, with warnings as errors, and keeps what it prints."""
+    return subprocess.run(  # noqa: S603
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+
 def tell(process: subprocess.Popen[str], line: str = "") -> None:
     """Sends the program a line."""
     assert process.stdin is not None

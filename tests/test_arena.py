@@ -27,7 +27,7 @@ from arena_roles import ARENA, KIB, LARGE, MIB, SECONDS, Array, Held, RawCodec, 
 from objects import DTYPES, describe
 from objects import tensor as make_tensor
 from processes import Crew, Job, WorkerFailed, results
-from programs import wait_until
+from programs import run_to_its_end, wait_until
 from shmcast import Reader, Writer, segment
 
 PAGE = 4 * KIB
@@ -879,13 +879,7 @@ EXIT_AFTER_CLOSE = EXIT.replace("print(", "reader.close(); writer.close(); del w
     ],
 )
 def test_program(program: str) -> None:
-    ran = subprocess.run(  # noqa: S603
-        [sys.executable, "-W", "error", "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
+    ran = run_to_its_end(program)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "done\n", "")
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import pickle
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from signal import SIGINT
@@ -15,6 +13,7 @@ import pytest
 
 import shmcast
 from processes import Crew
+from programs import run_to_its_end
 from shmcast import Reader, WaitPolicy, Writer
 
 
@@ -322,13 +321,7 @@ print("done")
     ],
 )
 def test_program(program: str) -> None:
-    ran = subprocess.run(  # noqa: S603
-        [sys.executable, "-W", "error", "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
+    ran = run_to_its_end(program)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "done\n", "")
 
 
