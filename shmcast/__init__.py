@@ -18,6 +18,7 @@ from shmcast.errors import (
     Forked,
     InvalidArgument,
     MessageTooLarge,
+    MissingDependency,
     NodeLost,
     PeerDied,
     SegmentCorrupted,
@@ -32,6 +33,7 @@ from shmcast.errors import (
 )
 from shmcast.reader import Reader
 from shmcast.topology import Node, Topology
+from shmcast.typed import MsgspecCodec
 from shmcast.waiting import WaitPolicy
 from shmcast.work import Work
 from shmcast.writer import Writer
@@ -51,6 +53,8 @@ __all__ = [
     "Handle",
     "InvalidArgument",
     "MessageTooLarge",
+    "MissingDependency",
+    "MsgspecCodec",
     "Node",
     "NodeLost",
     "PeerDied",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import pickle
 import weakref
@@ -119,4 +120,30 @@ def memory_of(buffer: bytearray | bytes | memoryview) -> Any:
     return buffer if isinstance(buffer, bytearray | _core.Lease) else bytearray(buffer)
 
 
+@functools.lru_cache(maxsize=256)
+def spell(dtype: str | np.dtype[Any]) -> str:
+    """A dtype, as a reduced array has it, as text that `dtype_of` understands.
+
+    Raises:
+        TypeError, ValueError: there is no such text.
+    """
+    if isinstance(dtype, str):
+        return dtype
+    text = repr(dtype.descr) if dtype.names is not None else dtype.str
+    if dtype_of(text) != dtype:
+        raise TypeError(f"dtype {dtype} has no description in text")
+    return text
+
+
+@functools.lru_cache(maxsize=256)
+def dtype_of(text: str) -> np.dtype[Any]:
+    """What was spelled: one dtype, or the fields of a structured one."""
+    if text.startswith("["):
+        return np.lib.format.descr_to_dtype(ast.literal_eval(text))
+    return np.dtype(text)
+
+
 REDUCERS: dict[type, Callable[[Any], Any]] = {np.ndarray: _reduce_array}
+
+REBUILDERS = (_rebuild_array, _rebuild_strided)
+"""What a reduced array is rebuilt by; their first two arguments are a buffer and a dtype."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 from collections.abc import Callable
 from typing import Any, cast
@@ -128,7 +129,22 @@ def _rebuild_parameter(data: torch.Tensor, requires_grad: bool) -> torch.nn.Para
     return torch.nn.Parameter(data, requires_grad)
 
 
+@functools.lru_cache(maxsize=256)
+def spell(dtype: torch.dtype) -> str:
+    """A dtype as text that `dtype_of` understands."""
+    return str(dtype).removeprefix("torch.")
+
+
+@functools.lru_cache(maxsize=256)
+def dtype_of(text: str) -> torch.dtype:
+    """What was spelled."""
+    return cast("torch.dtype", getattr(torch, text))
+
+
 REDUCERS: dict[type, Callable[[Any], Any]] = {
     torch.Tensor: reduce_tensor,
     torch.nn.Parameter: _reduce_parameter,
 }
+
+REBUILDERS = (rebuild_tensor, _rebuild_strided)
+"""What a reduced tensor is rebuilt by; their first two arguments are a buffer and a dtype."""

@@ -21,6 +21,10 @@ class InvalidArgument(ShmcastError, ValueError):
     """An argument has a value that can't work; the message names it and what would."""
 
 
+class MissingDependency(ShmcastError, ImportError):
+    """An optional dependency is not installed; the message says how to."""
+
+
 class WrongRole(ShmcastError, RuntimeError):
     """`send` on a rank that receives, or `recv` on the rank that sends."""
 

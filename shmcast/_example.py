@@ -1,0 +1,115 @@
+"""Codec: a small object of a type, to practise on. Imported once msgspec is in use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import inspect
+
+from shmcast.codec import OUT_OF_BAND_BYTES
+
+
+class NoExample(Exception):
+    """There is no object of this type, or none that is easily made up."""
+
+
+class Examples:
+    """Makes up objects: one of each kind in every list, and one large array in all."""
+
+    def __init__(self) -> None:
+        self._inside: list[object] = []  # of which classes
+        self._has_large_array = False
+
+    def of(self, part: inspect.Type) -> Any:
+        """An object of this type.
+
+        Raises:
+            NoExample: as it says.
+            Exception: a class of the user's does not take what was made up; of any class.
+        """
+        kind = type(part)
+        if kind in _PLAIN:
+            return _PLAIN[kind]
+        match part:
+            case inspect.Metadata():
+                return self.of(part.type)
+            case inspect.EnumType():
+                return next(iter(part.cls))
+            case inspect.LiteralType():
+                return part.values[0]
+            case inspect.UnionType():
+                return next(iter(self._each_of(part)), None)
+            case inspect.TupleType():
+                return tuple(map(self.of, part.item_types))
+            case inspect.CollectionType():
+                return _COLLECTIONS[kind](self._each_of(part.item_type))
+            case inspect.DictType():
+                keys, values = self._each_of(part.key_type), self._each_of(part.value_type)
+                return dict(zip(keys, values, strict=False))
+            case inspect.CustomType():
+                return self._array(part.cls)
+            case (
+                inspect.StructType()
+                | inspect.DataclassType()
+                | inspect.NamedTupleType()
+                | inspect.TypedDictType()
+            ):
+                return self._record(part.cls, part.fields)
+        raise NoExample
+
+    def _each_of(self, part: inspect.Type) -> list[Any]:
+        """One of each member of a union but None, one of any other type; without the impossible."""
+        found = []
+        for member in part.types if isinstance(part, inspect.UnionType) else (part,):
+            if not isinstance(member, inspect.NoneType):
+                try:
+                    found.append(self.of(member))
+                except NoExample:
+                    continue
+        return found
+
+    def _record(self, cls: Any, fields: Sequence[inspect.Field]) -> Any:
+        if cls in self._inside:
+            raise NoExample  # that has an end
+        values = {}
+        self._inside.append(cls)
+        try:
+            for field in fields:
+                try:
+                    values[field.name] = self.of(field.type)
+                except NoExample:
+                    if field.required:
+                        raise
+        finally:
+            self._inside.pop()
+        return cls(**values)
+
+    def _array(self, cls: type) -> Any:
+        nbytes = 1 if self._has_large_array else OUT_OF_BAND_BYTES
+        self._has_large_array = True
+        if cls.__module__ == "numpy":
+            import numpy as np
+
+            return np.zeros(nbytes, np.uint8)
+        import torch
+
+        return torch.zeros(nbytes, dtype=torch.uint8)
+
+
+_PLAIN: dict[type[inspect.Type], Any] = {
+    inspect.NoneType: None,
+    inspect.AnyType: None,
+    inspect.BoolType: True,
+    inspect.IntType: 1,
+    inspect.FloatType: 0.5,
+    inspect.StrType: "a",
+    inspect.BytesType: b"a",
+}
+
+_COLLECTIONS: dict[type[inspect.Type], type] = {
+    inspect.ListType: list,
+    inspect.SetType: set,
+    inspect.FrozenSetType: frozenset,
+    inspect.VarTupleType: tuple,
+}
