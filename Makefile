@@ -10,7 +10,7 @@ CXXFLAGS_TEST := -std=c++20 -Wall -Wextra -Werror -Ishmcast/_core -pthread
 CROSS := aarch64-linux-gnu-g++
 EMULATOR := qemu-aarch64
 
-.PHONY: help demo test lint sanitize cross prove chaos soak bench bench-waiting bench-large clean
+.PHONY: help demo test lint sanitize cross prove chaos soak bench bench-smoke clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -61,15 +61,17 @@ build/$(1)-%: $(NATIVE) $(CORE)
 endef
 $(foreach test,$(NATIVE_TESTS),$(eval $(call native_test,$(test))))
 
-bench: $(VENV)/ready ## measure latency against the peers (about a quarter of an hour)
-	$(BIN)/python bench/latency.py --output bench/results/latency.json
+# What is compared with. vLLM and SGLang are large and would bring another torch: bench/README.md has
+# the line that installs each of them.
+$(VENV)/peers: $(VENV)/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers]'
+	touch $@
 
-bench-waiting: $(VENV)/ready ## measure the wait policies, latency against CPU time (about 25 minutes)
-	$(BIN)/python bench/waiting.py --output bench/results/waiting.json
-	$(BIN)/python bench/waiting_plot.py bench/results/waiting.json build/waiting.png
+bench: $(VENV)/peers ## measure everything against all peers that are here (about 40 minutes)
+	$(BIN)/python -m bench run
 
-bench-large: $(VENV)/ready ## measure large arrays against the peers and memcpy (about ten minutes)
-	$(BIN)/python bench/large.py --output bench/results/large.json
+bench-smoke: $(VENV)/ready ## fail if shmcast got slower against the peers of the same run
+	$(BIN)/python -m bench smoke
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build

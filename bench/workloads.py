@@ -1,89 +1,220 @@
-"""What an inference engine's driver broadcasts: the messages of a small simulated scheduler."""
+"""What is broadcast, by name: small objects, arrays, dicts of tensors, engines' steps, a trace."""
 
 from __future__ import annotations
 
-import pickle
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-BLOCK_TOKENS = 16
+from bench import sglang_messages, steps, structs
+from bench.simulation import Step, simulate
+from bench.simulation import decode_steps as decode_steps
+from bench.simulation import sizes as sizes
+from bench.vllm_messages import MaskedStep, SchedulerOutput
+
+KIB, MIB = 1 << 10, 1 << 20
+ARRAYS = {
+    "64 KiB array": 64 * KIB,
+    "256 KiB array": 256 * KIB,
+    "1 MiB array": MIB,
+    "16 MiB array": 16 * MIB,
+    "64 MiB array": 64 * MIB,
+    "256 MiB array": 256 * MIB,
+}
+"""Arrays of float32, and their bytes."""
+
+TENSOR_COUNTS = (1, 8, 64)
+TENSOR_SIZES = {"1 KiB": KIB, "64 KiB": 64 * KIB, "4 MiB": 4 * MIB}
+TENSOR_LAYOUTS = ("flat", "nested")
+DEVICE_VARIABLE = "SHMCAST_BENCH_DEVICE"
+"""The variable that names the device of the tensors, such as "cuda"; unset: "cpu"."""
+
+DECODE_REQUESTS = (1, 8, 64, 128, 256)
+TRACE_STEPS = 1000
+FAST = 0.1
+"""The factor on the gaps of "trace, fast"."""
 
 
-@dataclass
-class _Request:
-    name: str
-    prompt: list[int]
-    left: int  # tokens still to be generated
-    computed: int = 0
-    blocks: list[int] = field(default_factory=list)
+@dataclass(frozen=True)
+class Workload:
+    """Messages of one kind.
 
-
-def decode_steps(
-    steps: int = 1000,
-    seed: int = 0,
-    arrivals_per_step: float = 0.3,
-    max_running: int = 64,
-    token_budget: int = 2048,
-) -> Iterator[dict[str, Any]]:
-    """One message for each step of an engine that batches continuously.
-
-    Requests arrive as a Poisson process, with prompts of about 50 to 2000 tokens (lognormal) and
-    some 200 tokens to generate (geometric). A step has one token of each running request, and new
-    prompts in chunks as the token budget lets them in. Workers are told what changes: whole
-    prompts of new requests, new tokens and blocks of the others, who is finished.
+    Attributes:
+        name: as on the command line and in tables.
+        what: a sentence for the report.
+        make: makes the messages, the same in every process. One message is sent again and again,
+            a trace has many.
+        gaps_ms: a trace's own timing: the gap before each of the first n messages, which begin anew
+            where there are no more; None: the case says.
+        typed: the type for a typed codec, and what turns a message into one of that type; needs
+            msgspec. None: it is not for typed codecs.
     """
-    rng = np.random.default_rng(seed)
-    waiting: deque[_Request] = deque()
-    running: list[_Request] = []
-    finished: list[str] = []
-    known: set[str] = set()
-    next_block = made = 0
-    for step in range(steps):
-        for _ in range(rng.poisson(arrivals_per_step)):
-            length = int(np.clip(rng.lognormal(5.7, 0.8), 50, 2000))
-            prompt = rng.integers(0, 128_000, length).tolist()
-            waiting.append(_Request(f"chatcmpl-{made:08x}", prompt, int(rng.geometric(1 / 200))))
-            made += 1
-        while waiting and len(running) < max_running:
-            running.append(waiting.popleft())
-        budget, new, cached, tokens = token_budget, [], [], {}
-        for request in running:
-            prefill = len(request.prompt) - request.computed
-            count = min(max(prefill, 1), budget)
-            if not count:
-                break
-            budget -= count
-            needed = -(-(request.computed + count) // BLOCK_TOKENS) - len(request.blocks)
-            added = [*range(next_block, next_block + needed)]
-            next_block += needed
-            request.blocks += added
-            tokens[request.name] = count
-            if request.name in known:
-                token = int(rng.integers(0, 128_000))
-                cached.append((request.name, [token], added, request.computed))
-            else:
-                known.add(request.name)
-                sampling = {"temperature": 0.7, "top_p": 0.95, "max_tokens": 512, "seed": made}
-                new.append((request.name, request.prompt, sampling, added, request.computed))
-            request.computed += count
-            if request.computed >= len(request.prompt):
-                request.left -= 1
-        yield {
-            "step": step,
-            "new": new,
-            "cached": cached,
-            "tokens": tokens,
-            "total": token_budget - budget,
-            "finished": finished,
-        }
-        finished = [request.name for request in running if request.left <= 0]
-        running = [request for request in running if request.left > 0]
+
+    name: str
+    what: str
+    make: Callable[[], list[Any]]
+    gaps_ms: Callable[[int], list[float]] | None = None
+    typed: Callable[[], tuple[Any, Callable[[Any], Any]]] | None = None
 
 
-def sizes(messages: Iterator[dict[str, Any]]) -> list[int]:
-    """Their pickles' bytes."""
-    return [len(pickle.dumps(message, pickle.HIGHEST_PROTOCOL)) for message in messages]
+def workload(name: str) -> Workload:
+    """The workload of a name; raises ValueError, with all names, if there is none."""
+    if name not in WORKLOADS:
+        known = "; ".join(WORKLOADS)  # names have commas
+        raise ValueError(f"workload {name!r} is none of: {known}")
+    return WORKLOADS[name]
+
+
+def tiny() -> dict[str, Any]:
+    """A pickle of about 50 bytes."""
+    return {"step": 1234, "ids": [1, 2, 3], "done": False}
+
+
+def small() -> dict[str, Any]:
+    """A pickle of half a kilobyte."""
+    return {
+        "step": 1234,
+        "new": [{"id": f"request-{i}", "blocks": [i, i + 1], "t": 0.5} for i in range(8)],
+        "cached": {"ids": list(range(16)), "computed": {i: 17 * i for i in range(24)}},
+    }
+
+
+def tables() -> dict[str, Any]:
+    """A pickle of about 15 KB."""
+    return {"tables": [[i * 64 + j for j in range(64)] for i in range(75)]}
+
+
+def tensors(count: int, nbytes: int, layout: str) -> dict[str, Any]:
+    """Some metadata and `count` tensors of float32, on the device that the environment names."""
+    import torch
+
+    device = os.environ.get(DEVICE_VARIABLE, "cpu")
+    made = [torch.ones(nbytes // 4, device=device) for _ in range(count)]
+    if layout == "flat":
+        return tiny() | {f"tensor {i}": tensor for i, tensor in enumerate(made)}
+    pairs = [made[i : i + 2] for i in range(0, count, 2)]
+    return tiny() | {
+        "layers": [{"name": str(i), "kv": tuple(pair)} for i, pair in enumerate(pairs)]
+    }
+
+
+@functools.cache
+def _trace() -> tuple[Step, ...]:
+    return tuple(simulate(TRACE_STEPS))
+
+
+def _trace_messages() -> list[Any]:
+    return [step.message for step in _trace()]
+
+
+def _trace_gaps(factor: float, count: int) -> list[float]:
+    trace = _trace()
+    return [trace[i % len(trace)].gap_ms * factor for i in range(count)]
+
+
+def _one(name: str, what: str, make: Callable[[], Any], typed_as: Any = None) -> Workload:
+    """A workload of one message, and the type that it has for a typed codec, if any."""
+    typed = None if typed_as is None else functools.partial(structs.typed, typed_as)
+    return Workload(name, what, lambda: [make()], typed=typed)
+
+
+def _objects() -> list[Workload]:
+    return [
+        _one("49 B", "A dict of three entries.", tiny, dict[str, Any]),
+        _one("0.5 KB", "A dict of lists and dicts.", small, dict[str, Any]),
+        _one("16 KB", "75 lists of 64 integers.", tables, dict[str, Any]),
+        _one("1 MiB", "An int32 array of 1 MiB.", lambda: np.arange(MIB // 4, dtype=np.int32)),
+        _one("16 MiB", "An int32 array of 16 MiB.", lambda: np.arange(4 * MIB, dtype=np.int32)),
+    ]
+
+
+def _arrays() -> list[Workload]:
+    return [
+        _one(
+            name,
+            f"A float32 array of {name.removesuffix(' array')}.",
+            functools.partial(np.ones, nbytes // 4, np.float32),
+        )
+        for name, nbytes in ARRAYS.items()
+    ]
+
+
+def _tensor_dicts() -> list[Workload]:
+    metadata = _one("metadata only", "The dict of the tensor workloads without tensors.", tiny)
+    return [
+        _one(
+            f"{count} x {size} tensors, {layout}",
+            f"A dict with metadata and tensors of float32: {count} of {size}, {layout}.",
+            functools.partial(tensors, count, nbytes, layout),
+        )
+        for count in TENSOR_COUNTS
+        for size, nbytes in TENSOR_SIZES.items()
+        for layout in TENSOR_LAYOUTS
+    ] + [metadata]
+
+
+def _engine_steps() -> list[Workload]:
+    decodes = [
+        _one(
+            f"decode {count}",
+            f"vLLM's SchedulerOutput of a decode step of {count} running requests.",
+            functools.partial(steps.decode, count),
+            SchedulerOutput,
+        )
+        for count in DECODE_REQUESTS
+    ]
+    return [
+        *decodes,
+        _one(
+            f"decode 64, {steps.SPEC_TOKENS} spec tokens",
+            f"The same of 64 requests, each with {steps.SPEC_TOKENS} drafted tokens.",
+            functools.partial(steps.decode, 64, steps.SPEC_TOKENS),
+            SchedulerOutput,
+        ),
+        _one(
+            "decode 64, bitmask",
+            "The same of 64 requests with a grammar bitmask: int32 [64, 4752].",
+            functools.partial(steps.masked_decode, 64),
+            MaskedStep,
+        ),
+        _one(
+            "prefill chunk",
+            "A step of 32 running requests and the first chunk of a prompt of 8192 tokens.",
+            steps.prefill_chunk,
+            SchedulerOutput,
+        ),
+        _one(
+            "multimodal",
+            "A step of 32 running requests and a new one with 23 MB of pixel values.",
+            steps.multimodal,
+            SchedulerOutput,
+        ),
+        _one(
+            "sglang 64",
+            "64 new requests as SGLang's scheduler broadcasts them, tokenized.",
+            functools.partial(steps.sglang_requests, 64),
+            list[sglang_messages.TokenizedGenerateReqInput],
+        ),
+    ]
+
+
+def _traces() -> list[Workload]:
+    typed = functools.partial(structs.typed, SchedulerOutput)
+    what = f"The first {TRACE_STEPS} steps of a simulated vLLM engine, 18 requests a second"
+    gaps, fast = (functools.partial(_trace_gaps, factor) for factor in (1.0, FAST))
+    return [
+        Workload("trace", f"{what}, in its own timing.", _trace_messages, gaps, typed),
+        Workload("trace, fast", f"{what}, ten times as fast.", _trace_messages, fast, typed),
+    ]
+
+
+WORKLOADS: dict[str, Workload] = {
+    each.name: each
+    for group in (_objects, _arrays, _tensor_dicts, _engine_steps, _traces)
+    for each in group()
+}
+"""All workloads, by name."""

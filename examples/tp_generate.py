@@ -50,12 +50,22 @@ Message = SchedulerOutput | None  # None: no more work
 Broadcast = Callable[[Message], Message]  # called with the message on rank 0, with None elsewhere
 
 
-def drive(scheduler: Scheduler, worker: Worker, broadcast: Broadcast) -> None:
-    """Run every request of `scheduler` to its end, as rank 0."""
+def drive(scheduler: Scheduler, worker: Worker, broadcast: Broadcast) -> dict[str, int]:
+    """Run every request of `scheduler` to its end, as rank 0.
+
+    Returns:
+        When each request had its first token, in ns of the host's monotonic clock.
+    """
+    first_tokens: dict[str, int] = {}
     while (step := scheduler.schedule()) is not None:
         broadcast(step)
-        scheduler.update(worker.sample(worker.execute(step)))
+        tokens = worker.sample(worker.execute(step))
+        now = time.monotonic_ns()
+        for req_id in tokens:
+            first_tokens.setdefault(req_id, now)
+        scheduler.update(tokens)
     broadcast(None)
+    return first_tokens
 
 
 def follow(worker: Worker, broadcast: Broadcast) -> None:
@@ -102,6 +112,7 @@ class Pass:
     messages: list[Message]
     broadcast_us: list[float]  # of each message, on all ranks together
     driver_us: list[float]  # of each message, in the driver's own call
+    first_token_ms: list[float]  # of each request; all of them arrive when the pass begins
     seconds: float
 
     @property
@@ -134,8 +145,9 @@ def run_pass(
     pool = BlockPool(NUM_BLOCKS, BLOCK_SIZE)
     scheduler = Scheduler(pool, requests, token_budget=TOKEN_BUDGET, max_running=MAX_RUNNING)
     start = time.monotonic_ns()
-    drive(scheduler, worker, stopwatch)
+    first_tokens = drive(scheduler, worker, stopwatch)
     seconds = (time.monotonic_ns() - start) * 1e-9
+    first_token_ms = [(first - start) * 1e-6 for first in first_tokens.values()]
     spans_of_ranks: list[list[tuple[int, int]]] = [[] for _ in range(tp.size)]
     dist.gather_object(stopwatch.spans, spans_of_ranks)
     # From the last rank's call to the last rank's return: until the last one calls, the others
@@ -145,7 +157,15 @@ def run_pass(
         for spans in zip(*spans_of_ranks, strict=True)
     ]
     driver_us = [(returned - called) * 1e-3 for called, returned in stopwatch.spans]
-    return Pass(transport, scheduler.outputs, stopwatch.messages, broadcast_us, driver_us, seconds)
+    return Pass(
+        transport,
+        scheduler.outputs,
+        stopwatch.messages,
+        broadcast_us,
+        driver_us,
+        first_token_ms,
+        seconds,
+    )
 
 
 def run_rank(
@@ -194,7 +214,15 @@ def check_tokens(requests: list[Request], passes: list[Pass], seed: int) -> None
 def print_results(passes: list[Pass], ranks: int) -> None:
     """Print the table: medians over passes, and percentiles over the messages of all passes."""
     table = Table("transport")
-    columns = ("tokens/s", "broadcast p50", "p99", "driver's call p50", "share of time", "steps")
+    columns = (
+        "tokens/s",
+        "first token p50",
+        "broadcast p50",
+        "p99",
+        "driver's call p50",
+        "share of time",
+        "steps",
+    )
     for column in columns:
         table.add_column(column, justify="right")
     for transport in dict.fromkeys(done.transport for done in passes):
@@ -203,6 +231,7 @@ def print_results(passes: list[Pass], ranks: int) -> None:
         table.add_row(
             transport,
             f"{median(done.tokens_per_second for done in own):.0f}",
+            f"{median(ms for done in own for ms in done.first_token_ms):.0f} ms",
             f"{median(broadcast_us):.0f} µs",
             f"{quantiles(broadcast_us, n=100)[-1]:.0f} µs",
             f"{median(us for done in own for us in done.driver_us):.0f} µs",
@@ -215,6 +244,7 @@ def print_results(passes: list[Pass], ranks: int) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(
+        "all requests arrive at once: the first tokens of the last ones wait for blocks\n"
         "a broadcast lasts from the last rank's call to the last rank's return\n"
         f"tokens equal the unsharded model's for {len(passes[0].outputs)} requests (checked)\n"
         f"message p50 {median(sizes):.0f} bytes pickled; {ranks} ranks on {cores:g} usable cores"

@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import signal
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,39 @@ def fill_shared_memory(_index: int) -> tuple[int, int, int]:
             writer.send(filled(MIB, k), SECONDS)
             assert np.array_equal(reader.recv(SECONDS, copy=False), filled(MIB, k))
         return in_arena, writer.statistics().arena_full - before.arena_full, os.getpid()
+
+
+SMALL_SHM = 64 * MIB  # Docker's default
+LARGE_ARRAYS = (213_000_000, *[20_000_000] * 4, 213_000_000)  # pixel values, grammar bitmasks
+
+
+def pass_large_arrays(_index: int, arena_bytes: int) -> tuple[list[int], int, int]:
+    """Sends arrays that are larger than all shared memory to a reader that keeps what it gets.
+
+    Returns:
+        The sum of each array that arrived, and the most bytes that the arena had, and all of
+        shared memory, as looked at after each arrival.
+    """
+    make_small_shared_memory(SMALL_SHM)
+    kept: list[Array] = []
+    most_arena = most_shm = 0
+    with Writer(1, arena_bytes=arena_bytes) as writer, Reader(writer.handle, 0) as reader:
+        arena = writer.handle.arena
+
+        def send_all() -> None:
+            for i, nbytes in enumerate(LARGE_ARRAYS):
+                writer.send(filled(nbytes, i + 1), SECONDS)
+
+        sender = threading.Thread(target=send_all)
+        sender.start()
+        for _ in LARGE_ARRAYS:
+            kept.append(reader.recv(SECONDS, copy=False))
+            if arena is not None:
+                most_arena = max(most_arena, os.fstat(arena.fd).st_blocks * 512)
+            shm = os.statvfs("/dev/shm")
+            most_shm = max(most_shm, (shm.f_blocks - shm.f_bfree) * shm.f_frsize)
+        sender.join()
+    return [int(array.sum(dtype=np.uint64)) for array in kept], most_arena, most_shm
 
 
 def receive_slowly(index: int, handle: Handle) -> int:

@@ -290,19 +290,39 @@ def test_there_are_256_extents_and_no_more(reader: Reader, writer: Writer) -> No
     check_whole(writer, reader)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a private /dev/shm needs root")
-def test_a_full_shared_memory_means_streaming_and_no_crash() -> None:
+def in_small_shared_memory(role: Callable[..., Any], *args: Any) -> Any:
+    """What a role returns that has a /dev/shm of its own."""
     crew = Crew(1)
     try:
-        ((in_arena, full_again, _),) = crew.run(1, arena_roles.fill_shared_memory)
+        (result,) = crew.run(1, role, *args)
     except WorkerFailed as error:
         if "can't make a mount namespace" in str(error):
             pytest.skip("this container may not make mount namespaces")
         raise
     finally:
         crew.end()
+    return result
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a private /dev/shm needs root")
+
+
+@needs_root
+def test_a_full_shared_memory_means_streaming_and_no_crash() -> None:
+    in_arena, full_again, _ = in_small_shared_memory(arena_roles.fill_shared_memory)
     assert 8 <= in_arena < 12  # the ring has more than 4 MiB of the 16
     assert full_again == 0
+
+
+@needs_root
+@pytest.mark.parametrize("arena_bytes", [0, 48 * MIB, 1024 * MIB])
+def test_arrays_larger_than_shared_memory_arrive_and_the_arena_stays_within_its_bound(
+    arena_bytes: int,
+) -> None:
+    sums, most_arena, most_shm = in_small_shared_memory(arena_roles.pass_large_arrays, arena_bytes)
+    assert sums == [n * (i + 1) for i, n in enumerate(arena_roles.LARGE_ARRAYS)]
+    assert most_arena <= arena_bytes
+    assert most_shm <= arena_roles.SMALL_SHM
 
 
 # What arrives

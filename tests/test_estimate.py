@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import random
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-sys.path.append(str(Path(__file__).parent.parent / "bench"))
-import workloads
+from bench import workloads
 from shmcast._estimate import HISTORY, MISS_BYTES, SizeEstimate, guess, rounded
 
 sizes = st.integers(24, 1 << 40)

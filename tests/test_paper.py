@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-sys.path.append(str(Path(__file__).parent.parent / "bench"))
-import paper
+from bench import paper
 
 DOCS = Path(__file__).parent.parent / "docs" / "nodes.md"
 

@@ -1,0 +1,145 @@
+"""The commands of `python -m bench`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from bench import job, machine, plans, report, smoke, transports, versions
+from bench.case import Case
+from bench.harness import TURNS, Harness, Row
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+app.command("report")(report.main)
+app.command("smoke")(smoke.main)
+
+Names = Annotated[list[str] | None, typer.Option(help="repeatable")]
+Numbers = Annotated[list[int] | None, typer.Option(help="repeatable")]
+Gaps = Annotated[list[float] | None, typer.Option(help="ms, repeatable; 0: back to back")]
+
+
+@app.command("list")
+def list_all() -> None:
+    """Names the suites, the transports and how they are set up."""
+    console = Console()
+    suites = Table("suite", "what", "cases", "transports")
+    for name, plan in plans.PLANS.items():
+        suites.add_row(name, plan.what, str(len(plan.cases(1.0))), ", ".join(plan.transports))
+    suites.add_row(job.SUITE, job.WHAT, str(len(job.RANKS)), ", ".join(job.TRANSPORTS))
+    console.print(suites)
+    ways = Table("transport", "version", "settings")
+    for peer in transports.peers().values():
+        ways.add_row(peer.name, versions.of(peer), peer.settings)
+    console.print(ways)
+
+
+@app.command("run")
+def run(
+    suites: Annotated[list[str] | None, typer.Argument(help="all, if none is named")] = None,
+    only: Names = None,
+    workloads: Names = None,
+    readers: Numbers = None,
+    gaps: Gaps = None,
+    turns: Annotated[int, typer.Option(help="of each transport in a case", min=1)] = TURNS,
+    scale: Annotated[float, typer.Option(help="factor on how long a turn may take")] = 1.0,
+    folder: Annotated[Path | None, typer.Option(help="for the results")] = None,
+) -> None:
+    """Measures suites, prints a table a case, and writes a file of results a suite.
+
+    --only, --workloads, --readers and --gaps choose transports and cases of a suite by name and
+    number. Without --folder the results go to bench/results/<date>-<machine>, with a report.
+    """
+    console = Console()
+    here = machine.describe()
+    console.print(here)
+    if folder is None:
+        folder = report.RESULTS / f"{time.strftime('%Y-%m-%d')}-{here['name']}"
+    for suite in suites or [*plans.PLANS, job.SUITE]:
+        if suite == job.SUITE:
+            chosen = [name for name in job.TRANSPORTS if not only or name in only]
+            _write(folder, job.run(console, chosen, turns))
+            continue
+        if suite not in plans.PLANS:
+            raise typer.BadParameter(f"{suite!r} is none of {', '.join(plans.PLANS)}, {job.SUITE}")
+        plan = plans.PLANS[suite]
+        names = only or [*plan.transports]
+        cases = [
+            case
+            for case in plan.cases(scale)
+            if (not workloads or case.workload in workloads)
+            and (not readers or case.readers in readers)
+            and (not gaps or case.gap_ms in gaps)
+        ]
+        _write(folder, measure(console, suite, names, cases, turns))
+    report.write(folder)
+    console.print(f"{folder / report.REPORT} has it all")
+
+
+def measure(
+    console: Console, suite: str, names: list[str], cases: list[Case], turns: int
+) -> dict[str, Any]:
+    """Runs cases, prints a table of each, and returns what is to be written."""
+    steal = machine.Steal()
+    here = machine.describe()
+    rows: list[Row] = []
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(suite, total=len(cases))
+
+        def show(what: str) -> None:
+            progress.update(task, description=what)
+
+        with Harness([*map(transports.peer, names)], turns, show) as harness:
+            for case, found in harness.run(cases):
+                rows += found
+                if found:
+                    console.print(_table(case, found))
+                progress.advance(task)
+    for what, why in harness.skipped.items():
+        console.print(f"skipped: {what}: {why}", style="yellow", highlight=False)
+    return {
+        "suite": suite,
+        "machine": here | {"steal": steal.share()},
+        "peers": versions.described(names),
+        "skipped": harness.skipped,
+        "rows": rows,
+    }
+
+
+def _table(case: Case, rows: list[Row]) -> Table:
+    table = Table("transport", title=str(case))
+    headings = ("messages/s",) if case.is_rate else ("p50 µs", "95 %", "p99 µs", "send p50 µs")
+    for heading in (*headings, "source CPU µs", "reader CPU µs", "MiB", "messages"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        if case.is_rate:
+            figures = [f"{row['rate_per_s']:,.0f}"]
+        else:
+            figures = [
+                f"{row['p50_us']:,.1f}",
+                f"{row['p50_low_us']:,.1f} - {row['p50_high_us']:,.1f}",
+                f"{row['p99_us']:,.1f}",
+                f"{row['send_p50_us']:,.1f}",
+            ]
+        figures += [f"{row[key]:,.1f}" for key in ("source_cpu_us", "reader_cpu_us", "memory_mib")]
+        table.add_row(row["transport"], *figures, str(row["messages"]))
+    return table
+
+
+def _write(folder: Path, result: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{result['suite']}.json"
+    path.write_text(json.dumps(result, indent=None, separators=(",", ":")) + "\n")
+    Console().print(f"written to {path}")

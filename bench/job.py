@@ -1,0 +1,175 @@
+"""A whole job by each transport: the example's tensor-parallel model generates text."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from bench import bootstrap, machine, transports, versions
+from bench.crew import Crew, CrewFailed
+from bench.transports.base import Seat, Skipped
+
+Row = dict[str, Any]
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+SUITE = "job"
+WHAT = "examples/tp_generate.py by each transport: tokens per second, time to the first token"
+RANKS = (2, 4)
+MAX_TOKENS = 32
+TRANSPORTS = (
+    "shmcast",
+    "shmcast spin",
+    "shmcast semaphore",
+    "kickmsg polling",
+    "kickmsg blocking",
+    "MPI bcast",
+    "iceoryx2 polling",
+    "vLLM",
+    "vLLM spinloop",
+    "SGLang",
+    "SGLang broadcast_pyobj",
+    "pipe",
+    "queue",
+    "pyzmq ipc",
+    "gloo",
+)
+
+
+def run(console: Console, names: list[str], turns: int) -> dict[str, Any]:
+    """The job by each transport, `turns` passes each, in turns; what is to be written."""
+    here, steal = machine.describe(), machine.Steal()
+    rows: list[Row] = []
+    skipped: dict[str, str] = {}
+    for ranks in RANKS:
+        with contextlib.ExitStack() as stack:
+            crews: dict[str, Crew] = {}
+            passes: dict[str, list[Row]] = {}
+            for name in names:
+                try:
+                    _open(crews, name, ranks, stack)
+                    passes[name] = []
+                except (Skipped, CrewFailed) as failed:
+                    skipped[name] = str(failed)
+            order = random.Random(ranks)  # noqa: S311 (the same in each run, no more)
+            with Progress(console=console, transient=True) as progress:
+                task = progress.add_task(f"{ranks} ranks", total=(1 + turns) * len(passes))
+                for number in range(1 + turns):
+                    for name in order.sample([*passes], len(passes)):
+                        crew = crews[transports.peer(name).crew]
+                        done = crew.ask("generate", name, ranks)[0]
+                        if number:  # the first one warms up
+                            passes[name].append(done)
+                        progress.advance(task)
+            _check({name: done for name, (done, *_) in passes.items()})
+            found = [_row(ranks, name, done) for name, done in passes.items()]
+        console.print(_table(ranks, found))
+        rows += found
+    for what, why in skipped.items():
+        console.print(f"skipped: {what}: {why}", style="yellow", highlight=False)
+    return {
+        "suite": SUITE,
+        "machine": here | {"steal": steal.share()},
+        "peers": versions.described(names),
+        "skipped": skipped,
+        "rows": rows,
+    }
+
+
+def _open(crews: dict[str, Crew], name: str, ranks: int, stack: contextlib.ExitStack) -> None:
+    peer = transports.peer(name)
+    if peer.crew not in crews:
+        crews[peer.crew] = Crew(peer.launcher, ranks, peer.environment)
+        stack.callback(crews[peer.crew].close)
+    crews[peer.crew].ask("load", peer.modules)
+    crews[peer.crew].ask("open", peer)
+    crews[peer.crew].ask("expect", name, "16 KB")  # no step of the job is larger
+
+
+def one_pass(
+    seat: Seat, name: str, broadcast: Callable[[Any], Any], ranks: int
+) -> dict[str, Any] | None:
+    """One rank's part of a pass over all prompts; on the source, its figures."""
+    from bench.transports import _group
+
+    sys.path.append(str(EXAMPLES))
+    import tp_generate
+
+    _group.join(seat)
+    model, tp, requests = _model(seat.rank, ranks)
+    done = tp_generate.run_pass(name, broadcast, model, tp, requests)
+    if done is None:
+        return None
+    return {
+        "outputs": done.outputs,
+        "tokens_per_s": done.tokens_per_second,
+        "ttft_ms": done.first_token_ms,
+        "broadcast_us": done.broadcast_us,
+        "broadcast_share": done.broadcast_share,
+    }
+
+
+@functools.cache
+def _model(rank: int, ranks: int) -> tuple[Any, Any, Any]:
+    import torch
+
+    import tp_generate
+    from tiny_gpt import TensorParallel, TinyGPT
+
+    torch.set_grad_enabled(False)
+    tp = TensorParallel(rank, ranks)
+    requests = tp_generate.read_requests(tp_generate.PROMPTS, MAX_TOKENS, seed=0)
+    return TinyGPT(tp_generate.CONFIG, 0, tp), tp, requests
+
+
+def _check(passes: dict[str, Row]) -> None:
+    """Raises ValueError unless all transports made the same tokens."""
+    (first, wanted), *others = passes.items()
+    for name, done in others:
+        if done["outputs"] != wanted["outputs"]:
+            raise ValueError(f"by {name} the tokens are others than by {first}")
+
+
+def _row(ranks: int, name: str, passes: list[Row]) -> Row:
+    tokens_per_s = [np.array([done["tokens_per_s"]]) for done in passes]
+    low, high = bootstrap.interval(tokens_per_s, bootstrap.percentile(50))
+    ttft_ms = [ms for done in passes for ms in done["ttft_ms"]]
+    broadcast_us = [us for done in passes for us in done["broadcast_us"]]
+    return {
+        "ranks": ranks,
+        "transport": name,
+        "passes": len(passes),
+        "tokens_per_s": float(np.median(tokens_per_s)),
+        "tokens_per_s_low": low,
+        "tokens_per_s_high": high,
+        "ttft_p50_ms": float(np.median(ttft_ms)),
+        "ttft_p99_ms": float(np.percentile(ttft_ms, 99)),
+        "broadcast_p50_us": float(np.median(broadcast_us)),
+        "broadcast_p99_us": float(np.percentile(broadcast_us, 99)),
+        "broadcast_share": float(np.median([done["broadcast_share"] for done in passes])),
+    }
+
+
+def _table(ranks: int, rows: list[Row]) -> Table:
+    table = Table("transport", title=f"{ranks} ranks")
+    for heading in ("tokens/s", "first token p50", "broadcast p50", "p99", "share of time"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            row["transport"],
+            f"{row['tokens_per_s']:.0f}",
+            f"{row['ttft_p50_ms']:.0f} ms",
+            f"{row['broadcast_p50_us']:,.0f} µs",
+            f"{row['broadcast_p99_us']:,.0f} µs",
+            f"{row['broadcast_share']:.1%}",
+        )
+    return table

@@ -1,0 +1,81 @@
+"""What the numbers are measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import shmcast
+from shmcast.waiting import CpuBudget
+
+
+def describe() -> dict[str, Any]:
+    """The machine and its software, as of now."""
+    usable = CpuBudget().usable()
+    cpu = _cpu_model()
+    return {
+        "name": f"{_short_name(cpu)}-{usable:g}cpu",
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "usable_cpus": usable,
+        "governor": _governor(),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+        "idle_hint": shmcast._core.idle_hint(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "torch": metadata.version("torch"),
+        "shmcast": shmcast.__version__,
+        "commit": _commit(),
+        "load_average": os.getloadavg()[0],
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
+
+
+class Steal:
+    """How much of the CPUs' time the hypervisor gave to others, since this was made."""
+
+    def __init__(self) -> None:
+        self._before = self._read()
+
+    def share(self) -> float:
+        """0 to 1, of all CPUs' time."""
+        (stolen, total), (stolen_before, total_before) = self._read(), self._before
+        return (stolen - stolen_before) / max(1, total - total_before)
+
+    @staticmethod
+    def _read() -> tuple[int, int]:
+        times = [int(x) for x in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return times[7], sum(times)
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _short_name(cpu: str) -> str:
+    known = ("epyc", "xeon", "ryzen", "core", "neoverse", "graviton")
+    return next((name for name in known if name in cpu.lower()), platform.machine())
+
+
+def _governor() -> str:
+    path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    return path.read_text().strip() if path.exists() else "not visible"
+
+
+def _commit() -> str:
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],  # noqa: S607 (the user's own git)
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip()

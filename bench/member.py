@@ -1,0 +1,177 @@
+"""One process of a crew: makes its ends of transports and takes turns, as the coordinator says.
+
+    mpiexec -n 2 python -m bench.member ADDRESS    # for those who start their processes themselves
+
+Imports nothing heavy: a process must be able to move to another host first (see crew.py).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from multiprocessing.connection import Client, Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.transports.base import Peer, Seat, Skipped, Transport
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from bench.measure import Done, Turn
+
+APART = 16  # words between the counts of two readers: no cache line is shared
+TAKEN = "taken"  # the file of these counts, in the crew's folder
+
+
+class _Seat(Seat):
+    def __init__(
+        self, control: Connection, rank: int, size: int, folder: Path, inherited: dict[str, Any]
+    ) -> None:
+        self.rank, self.size, self.folder, self.inherited = rank, size, folder, inherited
+        self._control = control
+
+    def share(self, obj: Any = None) -> Any:
+        self._control.send(("share", obj))
+        return self._control.recv()
+
+    def meet(self) -> None:
+        self.share()
+
+
+class Member:
+    """What the coordinator may ask of a member: each method, by name."""
+
+    def __init__(self, seat: Seat) -> None:
+        self._seat = seat
+        self._ways: dict[str, Transport] = {}
+        self._peers: dict[str, Peer] = {}
+        self._workload = ""
+        self._made: list[Any] = []
+        self._largest = 0  # which of them
+        self._messages: dict[str, list[Any]] = {}  # by transport
+        self._gaps_ms: list[float] | None = None
+
+    def load(self, modules: tuple[str, ...]) -> None:
+        """Imports what transports need; raises Skipped for what is not installed."""
+        # What the harness itself needs comes first: it is not counted as a transport's memory.
+        for module in ("bench.measure", "bench.workloads", *modules):
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise Skipped(f"{module}: {error}") from error
+
+    def open(self, peer: Peer) -> None:
+        """Makes this end of a transport. Collective."""
+        self._ways[peer.name] = peer.make(self._seat)
+        self._peers[peer.name] = peer
+
+    def expect(self, name: str, workload: str) -> None:
+        """Gets ready for a case of this workload; raises Skipped: the transport can't carry it."""
+        from bench import workloads
+
+        chosen = workloads.workload(workload)
+        if workload != self._workload:
+            self._messages.clear()
+            self._made = chosen.make()
+            count = len(self._made)
+            sizes = workloads.sizes(self._made) if count > 1 else [0]
+            self._largest = sizes.index(max(sizes))
+            self._gaps_ms = chosen.gaps_ms(count) if chosen.gaps_ms else None
+            self._workload = workload
+        if self._peers[name].one_object and len(self._made) > 1:
+            raise Skipped("it carries messages of one size only")
+        self._messages[name] = self._ways[name].translate(chosen, self._made)
+        # (A trace says by its pickles which is the largest; typed messages follow those.)
+        self._ways[name].expect(self._messages[name][self._largest])
+
+    def turn(self, name: str, turn: Turn) -> Done:
+        """Sends or receives the messages of a turn. Collective."""
+        from bench import measure
+
+        way = self._ways[name]
+        if self._seat.is_source:
+            messages = turn.of(self._messages[name])
+            gaps_ns = turn.gaps_ns(self._gaps_ms)
+            taken = self._taken()[: (self._seat.size - 1) * APART : APART]
+            self._seat.meet()
+            return measure.send(way, messages, gaps_ns, turn, taken)
+        mine = self._taken()[(self._seat.rank - 1) * APART :]
+        mine[0] = 0
+        leader = self._seat.size // 2
+        self._seat.meet()
+        if not way.takes_part:
+            mine[0] = turn.total
+            return measure.Done()
+        is_busy = bool(turn.case.busy) and self._seat.rank == leader
+        done = measure.receive(way, turn, mine, is_busy)
+        if turn.case.busy and self._seat.rank != leader + 1:
+            done.ends = []  # who is asked is the leader's neighbour
+        return done
+
+    def generate(self, name: str, ranks: int) -> Any:
+        """One pass of the whole job by a transport; see job.py. Collective."""
+        from bench import job
+
+        return job.one_pass(self._seat, name, self._ways[name].broadcast, ranks)
+
+    def figures(self, name: str) -> dict[str, float]:
+        """What a transport has to say beside the times."""
+        return self._ways[name].figures()
+
+    def memory(self) -> int:
+        """Bytes of this process's proportional set size: shared pages count once in a crew."""
+        for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+        raise RuntimeError("/proc/self/smaps_rollup has no Pss")
+
+    def close(self) -> None:
+        """Ends all transports. Collective."""
+        for way in self._ways.values():
+            way.close()
+        self._ways.clear()
+
+    def _taken(self) -> npt.NDArray[np.int64]:
+        import numpy as np
+
+        return np.memmap(self._seat.folder / TAKEN, np.int64, "r+")
+
+
+def serve(
+    rank: int, size: int, folder: str, settings: dict[str, str], inherited: dict[str, Any]
+) -> None:
+    """A member's life: does what it is asked for until it is told to leave.
+
+    Args:
+        rank: its own.
+        size: of the crew.
+        folder: the crew's, where the coordinator listens.
+        settings: environment variables to set first.
+        inherited: see `Seat`.
+    """
+    os.environ |= settings
+    with Client(str(Path(folder) / "control"), authkey=_key(folder)) as control:
+        control.send(rank)
+        member = Member(_Seat(control, rank, size, Path(folder), inherited))
+        while (asked := control.recv()) is not None:
+            method, args = asked
+            try:
+                answer = ("done", getattr(member, method)(*args))
+            except Skipped as skipped:
+                answer = ("skipped", str(skipped))
+            except Exception:
+                answer = ("raised", traceback.format_exc())
+            control.send(answer)
+
+
+def _key(folder: str) -> bytes:
+    return (Path(folder) / "key").read_bytes()
+
+
+if __name__ == "__main__":
+    # Of what MPI starts: its launcher says who is who.
+    serve(int(os.environ["PMI_RANK"]), int(os.environ["PMI_SIZE"]), sys.argv[1], {}, {})

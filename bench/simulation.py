@@ -1,0 +1,191 @@
+"""A small simulated engine that batches continuously: its driver's messages, and when they come."""
+
+from __future__ import annotations
+
+import pickle
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bench.steps import (
+    BLOCKS,
+    TOKEN_BUDGET,
+    blocks_for,
+    prompt_length,
+    request_id,
+    sampling_params,
+    token_ids,
+)
+from bench.vllm_messages import CachedRequestData, NewRequestData, SchedulerOutput
+
+STEP_MS = 8.0
+"""What a step takes by itself: the weights are read once."""
+REQUEST_MS = 0.06
+"""What each request of a step adds: its part of the KV cache is read."""
+PROMPT_TOKEN_MS = 0.04
+"""What each token of a prompt adds: arithmetic."""
+JITTER = 0.05
+"""Steps vary uniformly by so much up and down."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A message and how long after the one before it is sent.
+
+    That is as long as the step before took: `STEP_MS` + `REQUEST_MS` for each of its requests +
+    `PROMPT_TOKEN_MS` for each of its prompts' tokens, within `JITTER`. It is more if the engine had
+    nothing to do then.
+    """
+
+    message: SchedulerOutput
+    gap_ms: float
+
+
+@dataclass
+class _Request:
+    req_id: str
+    prompt: list[int]
+    left: int  # tokens still to be generated
+    output: int = 0
+    computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+
+
+def simulate(
+    steps: int = 1000,
+    seed: int = 0,
+    arrivals_per_second: float = 18.0,
+    max_running: int = 64,
+) -> Iterator[Step]:
+    """The steps of an engine from its start on.
+
+    Requests arrive as a Poisson process, with prompts of 50 to 2000 tokens (lognormal) and some 200
+    tokens to generate (geometric). A step has one token of each running request, and new prompts
+    in chunks as `TOKEN_BUDGET` lets them in. Workers are told what changes: whole prompts of new
+    requests, new blocks and token counts of the others, who is finished.
+
+    Raises:
+        RuntimeError: the running requests need more than `BLOCKS` blocks (nothing is preempted).
+    """
+    rng = np.random.default_rng(seed)
+    engine = _Engine(rng, max_running)
+    between_ms = 1000 / arrivals_per_second
+    now = sent = 0.0
+    arrival = rng.exponential(between_ms)
+    for _ in range(steps):
+        if engine.is_idle:
+            now = max(now, arrival)
+        while arrival <= now:
+            engine.arrive()
+            arrival += rng.exponential(between_ms)
+        message = engine.step()
+        yield Step(message, now - sent)
+        sent = now
+        now += _duration_ms(message) * rng.uniform(1 - JITTER, 1 + JITTER)
+
+
+def _duration_ms(message: SchedulerOutput) -> float:
+    counts = message.num_scheduled_tokens.values()
+    prompt_tokens = sum(count for count in counts if count > 1)
+    return STEP_MS + REQUEST_MS * len(counts) + PROMPT_TOKEN_MS * prompt_tokens
+
+
+class _Engine:
+    """Chooses each step's tokens, of requests in the order in which they came."""
+
+    def __init__(self, rng: np.random.Generator, max_running: int) -> None:
+        self._rng = rng
+        self._max_running = max_running
+        self._waiting: deque[_Request] = deque()
+        self._running: list[_Request] = []
+        self._finished: set[str] = set()  # since the last step
+        self._free = deque(range(1, BLOCKS))  # vLLM keeps block 0 for padding
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._running and not self._waiting
+
+    def arrive(self) -> None:
+        """A request comes in."""
+        rng = self._rng
+        prompt = token_ids(rng, prompt_length(rng))
+        self._waiting.append(_Request(request_id(rng), prompt, int(rng.geometric(1 / 200))))
+
+    def step(self) -> SchedulerOutput:
+        """Schedules and computes one step."""
+        while self._waiting and len(self._running) < self._max_running:
+            self._running.append(self._waiting.popleft())
+        new: list[NewRequestData] = []
+        cached = CachedRequestData()
+        tokens: dict[str, int] = {}
+        budget = TOKEN_BUDGET
+        for request in self._running:
+            count = min(max(len(request.prompt) - request.computed, 1), budget)
+            if not count:
+                break
+            budget -= count
+            tokens[request.req_id] = count
+            added = self._take(blocks_for(request.computed + count) - len(request.blocks))
+            if request.computed:
+                cached.req_ids.append(request.req_id)
+                cached.new_block_ids.append((added,) if added else None)
+                cached.num_computed_tokens.append(request.computed)
+                cached.num_output_tokens.append(request.output)
+            else:
+                new.append(_new_request(request, added))
+            request.blocks += added
+            request.computed += count
+            if request.computed >= len(request.prompt):
+                request.output += 1
+                request.left -= 1
+        finished = self._finished
+        self._finish()
+        return SchedulerOutput(
+            scheduled_new_reqs=new,
+            scheduled_cached_reqs=cached,
+            num_scheduled_tokens=tokens,
+            total_num_scheduled_tokens=TOKEN_BUDGET - budget,
+            scheduled_spec_decode_tokens={},
+            scheduled_encoder_inputs={},
+            finished_req_ids=finished,
+            free_encoder_mm_hashes=[],
+            preempted_req_ids=set(),
+        )
+
+    def _take(self, count: int) -> list[int]:
+        if count > len(self._free):
+            raise RuntimeError(f"{count} blocks are needed and {len(self._free)} free")
+        return [self._free.popleft() for _ in range(count)]
+
+    def _finish(self) -> None:
+        """Who has all tokens leaves, and gives its blocks back, last ones first, as in vLLM."""
+        done = [request for request in self._running if not request.left]
+        self._running = [request for request in self._running if request.left]
+        self._finished = {request.req_id for request in done}
+        for request in done:
+            self._free.extend(reversed(request.blocks))
+
+
+def _new_request(request: _Request, block_ids: list[int]) -> NewRequestData:
+    return NewRequestData(
+        req_id=request.req_id,
+        prompt_token_ids=request.prompt,
+        mm_features=[],
+        sampling_params=sampling_params(),
+        pooling_params=None,
+        block_ids=(block_ids,),
+        num_computed_tokens=0,
+        lora_request=None,
+    )
+
+
+def decode_steps(steps: int = 1000, seed: int = 0) -> Iterator[SchedulerOutput]:
+    """The messages of `simulate`, without their timing."""
+    return (step.message for step in simulate(steps, seed))
+
+
+def sizes(messages: Iterable[object]) -> list[int]:
+    """Their pickles' bytes."""
+    return [len(pickle.dumps(message, pickle.HIGHEST_PROTOCOL)) for message in messages]

@@ -1,0 +1,119 @@
+"""What every transport offers to the harness, and what it is told of its place in a crew."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from bench.workloads import Workload
+
+
+class Skipped(Exception):
+    """This transport can't run here; says why."""
+
+
+class Seat(ABC):
+    """One process's place in a crew: rank 0 is the source, the others are readers.
+
+    Attributes:
+        rank: 0 to `size` - 1.
+        size: processes of the crew, the source included.
+        folder: a directory of the crew's own, for sockets and the like; removed with the crew.
+        inherited: what the launcher made before the processes, by name (see crew.py).
+    """
+
+    rank: int
+    size: int
+    folder: Path
+    inherited: dict[str, Any]
+
+    @property
+    def is_source(self) -> bool:
+        return self.rank == 0
+
+    @abstractmethod
+    def share(self, obj: Any = None) -> Any:
+        """The source's `obj`, on every rank. Collective."""
+
+    @abstractmethod
+    def meet(self) -> None:
+        """Returns when all ranks have called it."""
+
+
+class Transport(Protocol):
+    """One process's end of a broadcast from the source to all readers.
+
+    The optional hooks are called on the source only. Their time is not measured.
+    """
+
+    settle: Callable[[Any], None] | None = None
+    """Called with the object before the gap, to be as before the first message."""
+    prepare: Callable[[], None] | None = None
+    """Called every 100 µs in the last millisecond of a gap, to make the next call faster."""
+    fill: Callable[[Any], None] | None = None
+    """Called with the object at the end of the gap, to make what is about to be sent."""
+    takes_part: bool = True
+    """Whether this rank receives at all: if not, nobody waits for it."""
+
+    def translate(self, _workload: Workload, messages: list[Any]) -> list[Any]:
+        """The messages of a workload as users of this transport would make them.
+
+        Called on every rank before a case of a new workload. Collective. Raises Skipped: it has no
+        such messages.
+        """
+        return messages
+
+    def expect(self, _obj: Any, /) -> None:
+        """Told on every rank, before a case, of an object like those that will travel.
+
+        It is the largest of them. For those who may know a size or a shape beforehand. Raises
+        Skipped: it can't carry such. Not collective.
+        """
+        return
+
+    @abstractmethod
+    def broadcast(self, obj: Any, /) -> Any:
+        """Sends `obj` on the source, receives and returns it elsewhere (where `obj` is None)."""
+
+    def figures(self) -> dict[str, float]:
+        """What else the source knows of its messages so far, by name; goes to the results."""
+        return {}
+
+    def close(self) -> None:
+        """Ends this process's end. Collective."""
+        return
+
+
+Launcher = Literal["spawn", "mpiexec", "ray", "hosts"]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A transport as the harness and the report know it.
+
+    Attributes:
+        name: in tables, and on the command line.
+        make: makes a process's end; called on every rank, collectively.
+        crew: transports with the same crew share its processes.
+        settings: how it is set up, for the report: one sentence.
+        modules: what must be importable; imported before memory is looked at.
+        launcher: who starts the crew's processes.
+        environment: variables that the crew's processes start with. (All peers of a crew have the
+            same.)
+        one_object: it carries only objects of one size (as told to `expect`), no trace.
+        install: what to do where a module is missing.
+    """
+
+    name: str
+    make: Callable[[Seat], Transport]
+    crew: str
+    settings: str
+    modules: tuple[str, ...] = ()
+    launcher: Launcher = "spawn"
+    environment: dict[str, str] = field(default_factory=dict)
+    one_object: bool = False
+    install: str = "pip install 'shmcast[peers]'"

@@ -1,0 +1,198 @@
+"""`shmcast.ShmBroadcaster`: its wait policies, with and without an arena, warmed, with msgspec."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import shmcast
+from bench.transports.base import Peer, Seat, Skipped, Transport
+from bench.workloads import Workload
+
+ARENA_BYTES = 1 << 30
+
+
+class Broadcaster(Transport):
+    """A `ShmBroadcaster` over all ranks.
+
+    Args:
+        seat: this process's.
+        warm: the source calls `warm()` while it has time.
+        copy: readers own what they get; otherwise arrays are views of the arena.
+        **options: of the `ShmBroadcaster`.
+    """
+
+    def __init__(
+        self, seat: Seat, *, warm: bool = False, copy: bool = True, **options: Any
+    ) -> None:
+        from bench.transports import _group
+
+        _group.join(seat)
+        self._warms = warm and seat.is_source
+        self._copy = copy
+        self._options = options
+        self._make()
+
+    def broadcast(self, obj: Any, /) -> Any:
+        return self._broadcaster.broadcast_object(obj, copy=self._copy)
+
+    def close(self) -> None:
+        self._broadcaster.close()
+
+    def _make(self, **options: Any) -> None:
+        self._broadcaster = shmcast.ShmBroadcaster(**self._options, **options)
+        self.prepare = self._broadcaster.warm if self._warms else None
+
+
+class Typed(Broadcaster):
+    """The same with a `MsgspecCodec` for the workload's type: a new one for each workload."""
+
+    def translate(self, workload: Workload, messages: list[Any]) -> list[Any]:
+        if workload.typed is None:
+            raise Skipped("this workload has no type for msgspec")
+        type_, convert = workload.typed()
+        self._broadcaster.close()
+        self._make(codec=shmcast.MsgspecCodec(type_))
+        return [convert(message) for message in messages]
+
+
+class PickledStructs(Broadcaster):
+    """Pickles the objects that `Typed` sends, to tell what comes of the codec alone."""
+
+    def translate(self, workload: Workload, messages: list[Any]) -> list[Any]:
+        if workload.typed is None:
+            raise Skipped("this workload has no type for msgspec")
+        _, convert = workload.typed()
+        return [convert(message) for message in messages]
+
+
+class BetweenHosts(Broadcaster):
+    """The same over two hosts; knows what its estimates of the next size were worth."""
+
+    def figures(self) -> dict[str, float]:
+        got = self._broadcaster.statistics()
+        relayed = max(1, got.relayed)
+        return {
+            "estimate_hit_rate": got.estimate_hits / relayed,
+            "relayed_bytes": got.relayed_bytes / relayed,
+        }
+
+
+class WithinHost(Transport):
+    """`ShmBroadcaster` over the ranks of the source's host; the others have nothing to do."""
+
+    def __init__(self, seat: Seat) -> None:
+        import torch.distributed as dist
+
+        from bench.transports import _group
+
+        _group.join(seat)
+        near = seat.size - seat.size // 2
+        group = dist.new_group([*range(near)])
+        self.takes_part = seat.rank < near
+        if self.takes_part:
+            self._broadcaster = shmcast.ShmBroadcaster(group)
+
+    def broadcast(self, obj: Any, /) -> Any:
+        return self._broadcaster.broadcast_object(obj)
+
+    def close(self) -> None:
+        if self.takes_part:
+            self._broadcaster.close()
+
+
+def relayed_in_recv(seat: Seat) -> Transport:
+    """What was tried instead of a leader's thread: `recv` relays, when the leader calls it."""
+    from shmcast._relay_leader import LeaderRelay
+
+    start = LeaderRelay.start
+    LeaderRelay.start = lambda _: None  # type: ignore[assignment, method-assign]
+    try:
+        return _RelayedInRecv(seat)
+    finally:
+        LeaderRelay.start = start  # type: ignore[method-assign]
+
+
+class _RelayedInRecv(BetweenHosts):
+    def broadcast(self, obj: Any, /) -> Any:
+        relay = self._broadcaster._relay
+        if relay is not None and obj is None:
+            relay.step()
+        return super().broadcast(obj)
+
+    def close(self) -> None:
+        super().close()
+        if self._broadcaster._relay is not None:
+            self._broadcaster._relay.close()
+
+
+def _peer(name: str, settings: str, **options: Any) -> Peer:
+    return Peer(name, functools.partial(Broadcaster, **options), "shmcast", settings, ("torch",))
+
+
+_ADAPTIVE = shmcast.WaitPolicy.adaptive()
+_SPIN = shmcast.WaitPolicy.spin()
+
+PEERS = (
+    _peer("shmcast", "ShmBroadcaster as it comes: adaptive waiting, pickle 5", wait=_ADAPTIVE),
+    _peer("shmcast spin", "WaitPolicy.spin()", wait=_SPIN),
+    _peer("shmcast semaphore", "WaitPolicy.semaphore()", wait=shmcast.WaitPolicy.semaphore()),
+    _peer(
+        "shmcast, warmed",
+        "adaptive; the source calls warm() every 100 µs in the last millisecond of a gap",
+        wait=_ADAPTIVE,
+        warm=True,
+    ),
+    _peer("shmcast spin, warmed", "the same with WaitPolicy.spin()", wait=_SPIN, warm=True),
+    _peer(
+        "shmcast arena",
+        "adaptive, arena_bytes=1 GiB, recv(copy=True)",
+        wait=_ADAPTIVE,
+        arena_bytes=ARENA_BYTES,
+    ),
+    _peer(
+        "shmcast arena, view",
+        "adaptive, arena_bytes=1 GiB, recv(copy=False)",
+        wait=_ADAPTIVE,
+        arena_bytes=ARENA_BYTES,
+        copy=False,
+    ),
+    Peer(
+        "shmcast msgspec",
+        Typed,
+        "shmcast",
+        "adaptive, MsgspecCodec of the workload's type; sends Structs instead of dataclasses",
+        ("torch", "msgspec"),
+    ),
+    Peer(
+        "shmcast, Structs pickled",
+        PickledStructs,
+        "shmcast",
+        "adaptive, PickleCodec; sends the same Structs",
+        ("torch", "msgspec"),
+    ),
+    Peer(
+        "shmcast between hosts",
+        BetweenHosts,
+        "hosts",
+        "ShmBroadcaster as it comes, over the ranks of two hosts",
+        ("torch",),
+        "hosts",
+    ),
+    Peer(
+        "shmcast between hosts, relay in recv",
+        relayed_in_recv,
+        "hosts",
+        "an experiment: the leader relays in its own recv instead of a thread",
+        ("torch",),
+        "hosts",
+    ),
+    Peer(
+        "shmcast within the source's host",
+        WithinHost,
+        "hosts",
+        "ShmBroadcaster over the ranks of one of the hosts",
+        ("torch",),
+        "hosts",
+    ),
+)
