@@ -42,10 +42,12 @@ SUMMARY = (
 
 COLUMNS = (
     OURS,
+    "shmcast, warmed",
     "shmcast spin",
     "kickmsg",
     "MPI",
     "iceoryx2",
+    "SGLang",
     "vLLM",
     "pipe",
     "pyzmq",

@@ -7,6 +7,7 @@ Imports nothing heavy: a process must be able to move to another host first (see
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -154,7 +155,11 @@ def serve(
         inherited: see `Seat`.
     """
     os.environ |= settings
-    with Client(str(Path(folder) / "control"), authkey=_key(folder)) as control:
+    # (A coordinator that is killed ends all.)
+    with (
+        contextlib.suppress(EOFError),
+        Client(str(Path(folder) / "control"), authkey=_key(folder)) as control,
+    ):
         control.send(rank)
         member = Member(_Seat(control, rank, size, Path(folder), inherited))
         while (asked := control.recv()) is not None:

@@ -208,9 +208,11 @@ PLANS = {
         "what inference engines send: steps of a scheduler, requests, a trace",
         (
             *OURS,
+            "shmcast, warmed",
             MSGSPEC,
             "shmcast, Structs pickled",
             "shmcast arena, view",
+            "kickmsg polling",
             "MPI bcast",
             "iceoryx2 polling",
             "vLLM",

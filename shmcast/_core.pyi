@@ -37,6 +37,16 @@ class SegmentCorrupted(Exception):
 class MessageTooLarge(Exception):
     """More frames or bytes than a message's descriptor can say."""
 
+def pickle_plain(obj: object) -> bytes | None:
+    """The pickle of a small message of plain objects: at most 1 KiB and 32 containers.
+
+    Plain are exactly dict, list, tuple, str, bytes, int (of 64 bits), float, bool and None; no
+    container is in two places. None: `obj` is another one.
+    """
+
+def unpickle_plain(frame: bytearray | memoryview, otherwise: Callable[[Any], Any]) -> Any:
+    """The object of such a pickle, or what `otherwise(frame)` returns of any other."""
+
 class Geometry:
     """The shape of a ring; both sides must name the same."""
 

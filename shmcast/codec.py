@@ -7,7 +7,10 @@ import operator
 import pickle
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+from shmcast import _core
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +29,8 @@ OUT_OF_BAND_BYTES = 4096
 
 _PROTOCOL = pickle.HIGHEST_PROTOCOL
 _loads = pickle.loads  # (the writer is trusted)
+_pickle_plain = _core.pickle_plain
+_unpickle_plain = _core.unpickle_plain
 
 
 class Codec(Protocol):
@@ -77,6 +82,9 @@ class PickleCodec:
     dtype and layout, and arrive owned and writable. So does every type that offers its memory as a
     `pickle.PickleBuffer`. All else is in the pickle. Reducers registered with `copyreg` are used if
     they were registered before the first object of their type is sent.
+
+    Small messages of plain objects (dicts, lists, tuples, strings, bytes, numbers, None) are
+    pickled and unpickled in a shorter way than pickle's own, with the same result.
     """
 
     def __init__(self) -> None:
@@ -89,6 +97,9 @@ class PickleCodec:
 
     def encode(self, obj: Any, /) -> list[Frame]:
         """The pickle of `obj` and its out-of-band buffers."""
+        plain = _pickle_plain(obj)  # a small dict of numbers, say: pickle's own code is cold, too
+        if plain is not None:
+            return [plain]
         # Few steps and few names: in a decode loop all is cold, and each costs a cache miss.
         idle = self._idle
         try:
@@ -112,7 +123,7 @@ class PickleCodec:
     def decode(self, frames: list[Received], /) -> Any:
         """The object that `encode` took."""
         if len(frames) == 1:
-            return _loads(frames[0])
+            return _unpickle_plain(frames[0], _loads)
         self._has_met_buffers = True
         return self._split(frames)
 
@@ -134,6 +145,8 @@ class PickleCodec:
         With an array, once a message had a buffer of its own (and where numpy is in use).
         """
         sample: dict[str, Any] = {"step": 1, "ids": [1, 2], "done": False, "scale": 0.5}
+        # Last, so that both picklers practise: the one for plain objects stops here.
+        sample["request"] = _Request("request-1", [1, 2], 0.5)
         if self._has_met_buffers and "numpy" in sys.modules:
             import numpy as np
 
@@ -157,6 +170,15 @@ class PickleCodec:
         pickler = pickle.Pickler(_Sink(written.append), _PROTOCOL, buffer_callback=in_band)
         pickler.dispatch_table = self._reducers_for(buffers)
         return pickler.dump, pickler.clear_memo, written, buffers
+
+
+@dataclass
+class _Request:
+    """In the sample, for all the dataclasses that engines send."""
+
+    req_id: str
+    block_ids: list[int]
+    temperature: float
 
 
 # A C pickler that is used again and again: its dump and clear_memo, and the lists that dump writes

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "arena.hpp"
+#include "plain.hpp"
 #include "ring.hpp"
 #include "views.hpp"
 #include "wide_copy.hpp"
@@ -932,6 +933,21 @@ NB_MODULE(_core, m) {
         return nb::bytearray(reinterpret_cast<const char*>(address), nbytes);
       },
       "address"_a, "nbytes"_a);
+
+  m.def(
+      "pickle_plain",
+      [](nb::handle object) {
+        PyObject* const pickle = pickle_plain(object.ptr());
+        if (pickle == nullptr && PyErr_Occurred() != nullptr) throw nb::python_error();
+        return pickle == nullptr ? nb::none() : nb::steal(pickle);
+      },
+      "obj"_a.none());
+  m.def(
+      "unpickle_plain",
+      [](nb::handle frame, nb::handle otherwise) {
+        return owned(unpickle_plain(frame.ptr(), otherwise.ptr()));
+      },
+      "frame"_a, "otherwise"_a);
 
   m.attr("EXTENTS") = Arena::kExtents;
   nb::class_<Claim>(m, "Claim");
