@@ -67,7 +67,7 @@ $(VENV)/peers: $(VENV)/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers]'
 	touch $@
 
-bench: $(VENV)/peers ## measure everything against all peers that are here (about 40 minutes)
+bench: $(VENV)/peers ## measure everything against all peers that are here (about an hour)
 	$(BIN)/python -m bench run
 
 bench-smoke: $(VENV)/ready ## fail if shmcast got slower against the peers of the same run

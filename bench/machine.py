@@ -71,11 +71,18 @@ def _governor() -> str:
 
 
 def _commit() -> str:
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],  # noqa: S607 (the user's own git)
-        cwd=Path(__file__).parent,
+    """What is checked out, and whether anything but results differs from it."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    changes = _git("status", "--porcelain", "--", ".", ":(exclude)bench/results")
+    return f"{commit}-dirty" if changes else commit
+
+
+def _git(*arguments: str) -> str:
+    ran = subprocess.run(  # noqa: S603
+        ["git", *arguments],  # noqa: S607 (the user's own git)
+        cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
         check=False,
     )
-    return described.stdout.strip()
+    return ran.stdout.strip()

@@ -80,7 +80,7 @@ class Transport(Protocol):
         """Sends `obj` on the source, receives and returns it elsewhere (where `obj` is None)."""
 
     def figures(self) -> dict[str, float]:
-        """What else the source knows of its messages so far, by name; goes to the results."""
+        """What else the source knows of the case's messages, by name; goes to the results."""
         return {}
 
     def close(self) -> None:

@@ -69,12 +69,16 @@ class PickledStructs(Broadcaster):
 class BetweenHosts(Broadcaster):
     """The same over two hosts; knows what its estimates of the next size were worth."""
 
+    def expect(self, _obj: Any) -> None:
+        self._before = self._broadcaster.statistics()
+
     def figures(self) -> dict[str, float]:
-        got = self._broadcaster.statistics()
-        relayed = max(1, got.relayed)
+        """Of the case's messages."""
+        now, before = self._broadcaster.statistics(), self._before
+        relayed = max(1, now.relayed - before.relayed)
         return {
-            "estimate_hit_rate": got.estimate_hits / relayed,
-            "relayed_bytes": got.relayed_bytes / relayed,
+            "estimate_hit_rate": (now.estimate_hits - before.estimate_hits) / relayed,
+            "relayed_bytes": (now.relayed_bytes - before.relayed_bytes) / relayed,
         }
 
 
