@@ -62,7 +62,7 @@ LARGE = {
     ("16 MiB array", 1),
     ("64 MiB array", 1),
     ("16 MiB array", 8),
-    ("256 MiB array", 8),
+    ("256 MiB array", 4),
 }
 TENSORS = (
     "metadata only",

@@ -112,7 +112,7 @@ class Harness:
         except CrewFailed as why:
             for other in self._peers.values():
                 if other.crew == self._peers[name].crew:
-                    self.skipped[other.name] = str(why)
+                    self.skipped[other.name] = f"ended in {key}: {why}"
             for opened in [each for each in self._crews if each[0] == self._peers[name].crew]:
                 self._crews.pop(opened).close()
 
