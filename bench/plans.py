@@ -186,7 +186,6 @@ def _nodes(scale: float) -> list[Case]:
         for readers in (3, 7)
         for size in ("0.5 KB", "16 KB", "1 MiB")
     ]
-    # First: the estimate remembers the last 512 messages.
     trace = Case("trace, fast", 3, pattern="trace", messages=200, seconds=4, transports=RELAYS[:1])
     busy = [
         Case("49 B", 3, 30.0, "uniform", int(30 * scale), scale, 2, busy=what, transports=RELAYS)

@@ -67,19 +67,46 @@ class PickledStructs(Broadcaster):
 
 
 class BetweenHosts(Broadcaster):
-    """The same over two hosts; knows what its estimates of the next size were worth."""
+    """The same over two hosts, a new one for each case: its estimates remember 512 messages."""
 
-    def expect(self, _obj: Any) -> None:
-        self._before = self._broadcaster.statistics()
+    def translate(self, _workload: Workload, messages: list[Any]) -> list[Any]:
+        self.close()
+        self._make()
+        return messages
 
     def figures(self) -> dict[str, float]:
-        """Of the case's messages."""
-        now, before = self._broadcaster.statistics(), self._before
-        relayed = max(1, now.relayed - before.relayed)
+        """What the estimates of the next size were worth."""
+        got = self._broadcaster.statistics()
+        relayed = max(1, got.relayed)
         return {
-            "estimate_hit_rate": (now.estimate_hits - before.estimate_hits) / relayed,
-            "relayed_bytes": (now.relayed_bytes - before.relayed_bytes) / relayed,
+            "estimate_hit_rate": got.estimate_hits / relayed,
+            "relayed_bytes": got.relayed_bytes / relayed,
         }
+
+
+class RelayedInRecv(BetweenHosts):
+    """What was tried instead of a leader's thread: `recv` relays, when the leader calls it."""
+
+    def _make(self, **options: Any) -> None:
+        from shmcast._relay_leader import LeaderRelay
+
+        start = LeaderRelay.start
+        LeaderRelay.start = lambda _: None  # type: ignore[assignment, method-assign]
+        try:
+            super()._make(**options)
+        finally:
+            LeaderRelay.start = start  # type: ignore[method-assign]
+
+    def broadcast(self, obj: Any, /) -> Any:
+        relay = self._broadcaster._relay
+        if relay is not None and obj is None:
+            relay.step()
+        return super().broadcast(obj)
+
+    def close(self) -> None:
+        super().close()
+        if self._broadcaster._relay is not None:
+            self._broadcaster._relay.close()
 
 
 class WithinHost(Transport):
@@ -103,31 +130,6 @@ class WithinHost(Transport):
     def close(self) -> None:
         if self.takes_part:
             self._broadcaster.close()
-
-
-def relayed_in_recv(seat: Seat) -> Transport:
-    """What was tried instead of a leader's thread: `recv` relays, when the leader calls it."""
-    from shmcast._relay_leader import LeaderRelay
-
-    start = LeaderRelay.start
-    LeaderRelay.start = lambda _: None  # type: ignore[assignment, method-assign]
-    try:
-        return _RelayedInRecv(seat)
-    finally:
-        LeaderRelay.start = start  # type: ignore[method-assign]
-
-
-class _RelayedInRecv(BetweenHosts):
-    def broadcast(self, obj: Any, /) -> Any:
-        relay = self._broadcaster._relay
-        if relay is not None and obj is None:
-            relay.step()
-        return super().broadcast(obj)
-
-    def close(self) -> None:
-        super().close()
-        if self._broadcaster._relay is not None:
-            self._broadcaster._relay.close()
 
 
 def _peer(name: str, settings: str, **options: Any) -> Peer:
@@ -185,7 +187,7 @@ PEERS = (
     ),
     Peer(
         "shmcast between hosts, relay in recv",
-        relayed_in_recv,
+        RelayedInRecv,
         "hosts",
         "an experiment: the leader relays in its own recv instead of a thread",
         ("torch",),
