@@ -6,6 +6,7 @@ Transports take turns in a shuffled order, several each, so that a noisy minute 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import random
 from collections.abc import Callable, Iterator
@@ -151,7 +152,7 @@ class Harness:
         return Turn(case, 0, _whole(case, max(1, total - warm_up)), warm_up)
 
     def _turn(self, each: _Running, number: int) -> None:
-        turn = Turn(each.turn.case, number, each.turn.count, each.turn.warm_up)
+        turn = dataclasses.replace(each.turn, number=number)
         self._report_progress(f"{turn.case}: {each.name}, {number + 1} of {self._turns}")
         before = each.crew.counters()
         each.done.append(each.crew.ask("turn", each.name, turn))

@@ -101,12 +101,9 @@ def one_pass(
     """One rank's part of a pass over all prompts; on the source, its figures."""
     from bench.transports import _group
 
-    sys.path.append(str(EXAMPLES))
-    import tp_generate
-
     _group.join(seat)
     model, tp, requests = _model(seat.rank, ranks)
-    done = tp_generate.run_pass(name, broadcast, model, tp, requests)
+    done = _example().run_pass(name, broadcast, model, tp, requests)
     if done is None:
         return None
     return {
@@ -119,16 +116,25 @@ def one_pass(
 
 
 @functools.cache
+def _example() -> Any:
+    """The module tp_generate, and beside it those that it imports."""
+    sys.path.append(str(EXAMPLES))
+    import tp_generate
+
+    return tp_generate
+
+
+@functools.cache
 def _model(rank: int, ranks: int) -> tuple[Any, Any, Any]:
     import torch
 
-    import tp_generate
+    example = _example()
     from tiny_gpt import TensorParallel, TinyGPT
 
     torch.set_grad_enabled(False)
     tp = TensorParallel(rank, ranks)
-    requests = tp_generate.read_requests(tp_generate.PROMPTS, MAX_TOKENS, seed=0)
-    return TinyGPT(tp_generate.CONFIG, 0, tp), tp, requests
+    requests = example.read_requests(example.PROMPTS, MAX_TOKENS, seed=0)
+    return TinyGPT(example.CONFIG, 0, tp), tp, requests
 
 
 def _check(passes: dict[str, Row]) -> None:

@@ -16,6 +16,14 @@ class Skipped(Exception):
     """This transport can't run here; says why."""
 
 
+def require_array(obj: Any) -> None:
+    """Raises Skipped for messages that are no plain array, of those who carry nothing else."""
+    import numpy as np
+
+    if not isinstance(obj, np.ndarray):
+        raise Skipped(f"it carries numpy arrays, no {type(obj).__name__}")
+
+
 class Seat(ABC):
     """One process's place in a crew: rank 0 is the source, the others are readers.
 

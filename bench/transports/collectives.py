@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from typing import TYPE_CHECKING, Any
 
-from bench.transports.base import Peer, Seat, Skipped, Transport
+from bench.transports.base import Peer, Seat, Skipped, Transport, require_array
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -94,8 +94,7 @@ class KnownShape(Transport):
         import numpy as np
         import torch
 
-        if not isinstance(obj, np.ndarray):
-            raise Skipped("it carries plain arrays only")
+        require_array(obj)
         self._room = torch.from_numpy(obj if self._is_source else np.empty_like(obj))
 
     def broadcast(self, _obj: Any, /) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import shmcast
-from bench.transports.base import Peer, Seat, Skipped, Transport
+from bench.transports.base import Peer, Seat, Transport, require_array
 
 MIB = 1 << 20
 LARGEST = 256 * MIB
@@ -65,8 +65,7 @@ class Loan(Endpoints):
             self.fill = self._refill if refill else None
 
     def expect(self, obj: Any) -> None:
-        if not isinstance(obj, np.ndarray):
-            raise Skipped("it carries plain arrays only")
+        require_array(obj)
         if isinstance(self._end, shmcast.Reader):
             return
         self._loan = None  # its room is needed
@@ -101,8 +100,7 @@ class Memcpy(Transport):
         self._target = np.empty(0, np.uint8)
 
     def expect(self, obj: Any) -> None:
-        if not isinstance(obj, np.ndarray):
-            raise Skipped("it copies plain arrays only")
+        require_array(obj)
         if self._is_source:
             self._target = np.zeros_like(obj)
 

@@ -7,7 +7,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue
 from typing import Any
 
-from bench.transports.base import Peer, Seat, Skipped, Transport
+from bench.transports.base import Peer, Seat, Transport, require_array
 
 
 class Pipe(Transport):
@@ -32,8 +32,7 @@ class PipeKnownShape(Pipe):
     def expect(self, obj: Any) -> None:
         import numpy as np
 
-        if not isinstance(obj, np.ndarray):
-            raise Skipped(f"it carries numpy arrays, no {type(obj).__name__}")
+        require_array(obj)
         self._room = np.empty_like(obj)
 
     def broadcast(self, obj: Any, /) -> Any:
