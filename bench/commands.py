@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +21,9 @@ from bench.harness import TURNS, Harness, Row
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 app.command("report")(report.main)
 app.command("smoke")(smoke.main)
+
+Measured = tuple[list[Row], dict[str, str]]
+"""A suite's rows, and why transports have none."""
 
 Names = Annotated[list[str] | None, typer.Option(help="repeatable")]
 Numbers = Annotated[list[int] | None, typer.Option(help="repeatable")]
@@ -63,8 +68,9 @@ def run(
         folder = report.RESULTS / f"{time.strftime('%Y-%m-%d')}-{here['name']}"
     for suite in suites or [*plans.PLANS, job.SUITE]:
         if suite == job.SUITE:
-            chosen = [name for name in job.TRANSPORTS if not only or name in only]
-            _write(folder, job.run(console, chosen, turns))
+            names = [name for name in job.TRANSPORTS if not only or name in only]
+            measure = functools.partial(job.run, console, names, turns)
+            _write(folder, _measured(console, suite, names, measure))
             continue
         if suite not in plans.PLANS:
             raise typer.BadParameter(f"{suite!r} is none of {', '.join(plans.PLANS)}, {job.SUITE}")
@@ -77,17 +83,33 @@ def run(
             and (not readers or case.readers in readers)
             and (not gaps or case.gap_ms in gaps)
         ]
-        _write(folder, measure(console, suite, names, cases, turns))
+        measure = functools.partial(run_cases, console, suite, names, cases, turns)
+        _write(folder, _measured(console, suite, names, measure))
     report.write(folder)
     console.print(f"{folder / report.REPORT} has it all")
 
 
-def measure(
-    console: Console, suite: str, names: list[str], cases: list[Case], turns: int
+def _measured(
+    console: Console, suite: str, names: list[str], measure: Callable[[], Measured]
 ) -> dict[str, Any]:
-    """Runs cases, prints a table of each, and returns what is to be written."""
-    steal = machine.Steal()
-    here = machine.describe()
+    """What is to be written of a suite, which `measure` runs."""
+    here, steal = machine.describe(), machine.Steal()
+    rows, skipped = measure()
+    for what, why in skipped.items():
+        console.print(f"skipped: {what}: {why}", style="yellow", highlight=False)
+    return {
+        "suite": suite,
+        "machine": here | {"steal": steal.share()},
+        "peers": versions.described(names),
+        "skipped": skipped,
+        "rows": rows,
+    }
+
+
+def run_cases(
+    console: Console, suite: str, names: list[str], cases: list[Case], turns: int
+) -> Measured:
+    """Runs cases and prints a table of each; returns the rows, and why some are missing."""
     rows: list[Row] = []
     columns = (
         TextColumn("{task.description}"),
@@ -107,15 +129,7 @@ def measure(
                 if found:
                     console.print(_table(case, found))
                 progress.advance(task)
-    for what, why in harness.skipped.items():
-        console.print(f"skipped: {what}: {why}", style="yellow", highlight=False)
-    return {
-        "suite": suite,
-        "machine": here | {"steal": steal.share()},
-        "peers": versions.described(names),
-        "skipped": harness.skipped,
-        "rows": rows,
-    }
+    return rows, harness.skipped
 
 
 def _table(case: Case, rows: list[Row]) -> Table:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench import bootstrap, machine, transports, versions
+from bench import bootstrap, transports
 from bench.crew import Crew, CrewFailed
 from bench.transports.base import Seat, Skipped
 
@@ -45,9 +45,12 @@ TRANSPORTS = (
 )
 
 
-def run(console: Console, names: list[str], turns: int) -> dict[str, Any]:
-    """The job by each transport, `turns` passes each, in turns; what is to be written."""
-    here, steal = machine.describe(), machine.Steal()
+def run(console: Console, names: list[str], turns: int) -> tuple[list[Row], dict[str, str]]:
+    """The job by each transport, `turns` passes each, in turns.
+
+    Returns:
+        The rows, and why a transport has none.
+    """
     rows: list[Row] = []
     skipped: dict[str, str] = {}
     for ranks in RANKS:
@@ -74,15 +77,7 @@ def run(console: Console, names: list[str], turns: int) -> dict[str, Any]:
             found = [_row(ranks, name, done) for name, done in passes.items()]
         console.print(_table(ranks, found))
         rows += found
-    for what, why in skipped.items():
-        console.print(f"skipped: {what}: {why}", style="yellow", highlight=False)
-    return {
-        "suite": SUITE,
-        "machine": here | {"steal": steal.share()},
-        "peers": versions.described(names),
-        "skipped": skipped,
-        "rows": rows,
-    }
+    return rows, skipped
 
 
 def _open(crews: dict[str, Crew], name: str, ranks: int, stack: contextlib.ExitStack) -> None:
