@@ -4,8 +4,9 @@
 processes of one host. Importing this package does not import torch.
 """
 
+from shmcast._codecs.msgspec_codec import MsgspecCodec
+from shmcast._codecs.pickle_codec import Codec, PickleCodec
 from shmcast.broadcaster import ShmBroadcaster
-from shmcast.codec import Codec, PickleCodec
 from shmcast.endpoint import Handle, Statistics
 from shmcast.errors import (
     AlreadyAttached,
@@ -33,7 +34,6 @@ from shmcast.errors import (
 )
 from shmcast.reader import Reader
 from shmcast.topology import Node, Topology
-from shmcast.typed import MsgspecCodec
 from shmcast.waiting import WaitPolicy
 from shmcast.work import Work
 from shmcast.writer import Writer

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from shmcast import _into, _landing
+from shmcast._codecs.pickle_codec import Incoming
 from shmcast._device_codec import Manifest, unpickle
-from shmcast.codec import Incoming
 from shmcast.errors import DecodeError, InvalidArgument, ShmcastError
 
 

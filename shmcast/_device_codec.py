@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 
-from shmcast import _tensors
-from shmcast.codec import Frame, Incoming, Outgoing, PickleCodec, Received, Reducers
+from shmcast._codecs import tensors as _tensors
+from shmcast._codecs.pickle_codec import Frame, Incoming, Outgoing, PickleCodec, Received, Reducers
 
 PACK_BYTES = 256 * 1024
 """Tensors of fewer bytes are packed: a copy on the device is cheaper than a broadcast more."""

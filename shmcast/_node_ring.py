@@ -11,8 +11,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from shmcast._codecs.pickle_codec import Codec, Frame, PickleCodec
 from shmcast._verdict import LastWords
-from shmcast.codec import Codec, Frame, PickleCodec
 from shmcast.endpoint import Handle, Statistics
 from shmcast.errors import DeviceError, EncodeError, Forked, InvalidArgument, ShmcastError
 from shmcast.loans import OrdinaryMemory

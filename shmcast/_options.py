@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shmcast.codec import Codec
+from shmcast._codecs.pickle_codec import Codec
 from shmcast.waiting import WaitPolicy
 
 

@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from shmcast import _addresses, _control, _envelope
+from shmcast._codecs.pickle_codec import Codec, Frame
 from shmcast._control import Link
 from shmcast._estimate import SizeEstimate
 from shmcast._gloo import RelayGroup, keep_for_ever
 from shmcast._node_ring import Lonely, NodeWriter, check_timeout
 from shmcast._verdict import LastWords, Verdict
 from shmcast._window import Sent, Window
-from shmcast.codec import Codec, Frame
 from shmcast.endpoint import Handle, Statistics
 from shmcast.errors import Closed, ConcurrentUse, PeerDied, ShmcastError, Timeout
 from shmcast.loans import Shape

@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Literal
 
 from shmcast import topology as _topology
+from shmcast._codecs.pickle_codec import Codec, Incoming, Outgoing, PickleCodec
 from shmcast._options import Options
-from shmcast.codec import Codec, Incoming, Outgoing, PickleCodec
 from shmcast.endpoint import DEFAULT_WARN_AFTER, Handle, Statistics
 from shmcast.errors import Closed, InvalidArgument, WrongRole
 from shmcast.loans import OrdinaryMemory, Shape

@@ -18,10 +18,10 @@ import torch.distributed as dist
 
 from shmcast import _landing
 from shmcast._arrival import Arrival
+from shmcast._codecs.pickle_codec import Incoming, Outgoing
+from shmcast._codecs.tensors import as_bytes
 from shmcast._device_codec import Carrier, DeviceCodec, Manifest
 from shmcast._flight import Flight, Route
-from shmcast._tensors import as_bytes
-from shmcast.codec import Incoming, Outgoing
 from shmcast.errors import DeviceError, InvalidArgument, NodeLost, PeerDied, ShmcastWarning
 from shmcast.work import Work
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from shmcast import _core, liveness
-from shmcast.codec import Codec, PickleCodec
+from shmcast._codecs.pickle_codec import Codec, PickleCodec
 from shmcast.errors import (
     Closed,
     ConcurrentUse,

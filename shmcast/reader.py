@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shmcast import _core, census, liveness, segment
-from shmcast.codec import Codec
+from shmcast._codecs.pickle_codec import Codec
 from shmcast.endpoint import (
     DEFAULT_WARN_AFTER,
     ArenaHandle,

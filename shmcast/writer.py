@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from shmcast import _core, census, liveness, segment
-from shmcast.codec import Codec, Frame
+from shmcast._codecs.pickle_codec import Codec, Frame
 from shmcast.endpoint import (
     DEFAULT_WARN_AFTER,
     ArenaHandle,

@@ -15,8 +15,8 @@ import shmcast
 from objects import DTYPES, LAYOUTS, describe, digest, tensor
 from processes import Crew
 from shmcast import Reader, ShmBroadcaster, Writer
+from shmcast._codecs.pickle_codec import Outgoing
 from shmcast._device_codec import PACK_BYTES, _to_host
-from shmcast.codec import Outgoing
 from shmcast.device import DeviceLane
 
 pytestmark = [

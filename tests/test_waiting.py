@@ -12,7 +12,7 @@ import pytest
 import shmcast
 from processes import Crew, results
 from shmcast import Handle, PickleCodec, Reader, WaitPolicy, Writer
-from shmcast.codec import Frame, Received
+from shmcast._codecs.pickle_codec import Frame, Received
 from shmcast.waiting import CpuBudget
 
 

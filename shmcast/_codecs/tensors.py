@@ -10,8 +10,8 @@ from typing import Any, cast
 import torch
 
 from shmcast import _core
-from shmcast._arrays import memory_of
-from shmcast.codec import OUT_OF_BAND_BYTES
+from shmcast._codecs.arrays import memory_of
+from shmcast._codecs.pickle_codec import OUT_OF_BAND_BYTES
 
 _STRIDED = torch.strided
 

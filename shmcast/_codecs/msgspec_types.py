@@ -7,8 +7,8 @@ from typing import Any
 
 from msgspec import inspect
 
-from shmcast._culprit import spell
-from shmcast._packing import is_array
+from shmcast._codecs.msgspec_arrays import is_array
+from shmcast._codecs.msgspec_errors import spell
 
 
 def parts_of(message_type: Any) -> inspect.Type:

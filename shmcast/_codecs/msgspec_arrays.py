@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from shmcast.codec import OUT_OF_BAND_BYTES, Received
+from shmcast._codecs.pickle_codec import OUT_OF_BAND_BYTES, Received
 
 Ext = msgspec.msgpack.Ext
 
@@ -26,7 +26,7 @@ Decoder = tuple[Callable[[Received], Any], "list[Received]"]
 """What decodes a message, and the list of frames in which it looks for the buffers."""
 
 _CODES = {"numpy.ndarray": 96, "torch.Tensor": 97}  # of the extensions
-_MODULES = {96: "shmcast._arrays", 97: "shmcast._tensors"}
+_MODULES = {96: "shmcast._codecs.arrays", 97: "shmcast._codecs.tensors"}
 
 
 def encoder() -> Encoder:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from shmcast._culprit import describe, spell
-from shmcast.codec import Frame, Received
+from shmcast._codecs.msgspec_errors import describe, spell
+from shmcast._codecs.pickle_codec import Frame, Received
 from shmcast.errors import InvalidArgument, MissingDependency
 
 if TYPE_CHECKING:
-    from shmcast._packing import Decoder, Encoder
+    from shmcast._codecs.msgspec_arrays import Decoder, Encoder
 
 _SAMPLE_BYTES = 1024  # at most: a message that comes while it is practised on has to wait
 
@@ -51,8 +51,8 @@ class MsgspecCodec:
             raise MissingDependency(
                 "MsgspecCodec needs msgspec: pip install 'shmcast[msgspec]'"
             ) from error
-        from shmcast import _packing
-        from shmcast._message_type import parts_of
+        from shmcast._codecs import msgspec_arrays as _packing
+        from shmcast._codecs.msgspec_types import parts_of
 
         try:
             parts = parts_of(type)
@@ -114,7 +114,7 @@ class MsgspecCodec:
             self._decoders.append(decoder)
 
     def _sample_of(self, parts: Any) -> Callable[[], Any] | None:
-        from shmcast._example import Examples
+        from shmcast._codecs.msgspec_sample import Examples
 
         try:
             sample = Examples().of(parts)

@@ -217,11 +217,11 @@ class Reducers(dict[type, Callable[[Any], Any]]):
         """Shmcast's reducer. Whoever has an array has imported its library already."""
         library = cls.__module__.partition(".")[0]
         if library == "numpy":
-            from shmcast import _arrays
+            from shmcast._codecs import arrays as _arrays
 
             return _arrays.REDUCERS.get(cls)
         if library == "torch":
-            from shmcast import _tensors
+            from shmcast._codecs import tensors as _tensors
 
             return _tensors.REDUCERS.get(cls)
         return None
