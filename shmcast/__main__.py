@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from shmcast import segment
+from shmcast._host import shared_memory as segment
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from time import monotonic
 
-from shmcast._process import State, stack_of, state_of
+from shmcast._host.process import State, stack_of, state_of
 
 _log = logging.getLogger("shmcast")
 

@@ -13,7 +13,7 @@ import struct
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from shmcast import segment
+from shmcast._host import shared_memory as segment
 from shmcast.errors import Closed, NodeLost, PeerDied, ShmcastError
 
 _PAGE = 4096

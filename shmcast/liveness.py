@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shmcast import _core, _slowness
-from shmcast._process import Pidfd, is_alive, pid_namespace, start_time, state_of
+from shmcast._host.process import Pidfd, is_alive, pid_namespace, start_time, state_of
 from shmcast.errors import PeerDied, ShmcastWarning
 
 LIVING = ("attached", "claimed", "rejoining")

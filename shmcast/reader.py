@@ -8,8 +8,10 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from shmcast import _core, census, liveness, segment
+from shmcast import _core, liveness
 from shmcast._codecs.pickle_codec import Codec
+from shmcast._host import census
+from shmcast._host import shared_memory as segment
 from shmcast.endpoint import (
     DEFAULT_WARN_AFTER,
     ArenaHandle,

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shmcast import segment
+from shmcast._host import shared_memory as segment
 from shmcast.errors import SegmentError
 
 _NONCE_BYTES = 16

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shmcast import _core, census
+from shmcast import _core
+from shmcast._host import census
 from shmcast.errors import InvalidArgument
 
 DEFAULT_MAX_SPIN = 0.025

@@ -13,7 +13,7 @@ round's end:
   survivors have the same last message.
 - No view has changed while it was kept. After an orderly end, the whole arena is free again.
 - Nobody waits on after its cause: every member ends by itself, with the error that it should have.
-- No segment is left in /dev/shm, once `shmcast.segment.clean` has looked at it.
+- No segment is left in /dev/shm, once `shmcast._host.shared_memory.clean` has looked at it.
 
 A failure prints its seed: the plan of a round is made from it, though not the timing.
 """

@@ -11,7 +11,8 @@ import pytest
 
 import ranks
 from processes import Crew
-from shmcast import WaitPolicy, segment
+from shmcast import WaitPolicy
+from shmcast._host import shared_memory as segment
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,8 @@ from objects import DTYPES, describe
 from objects import tensor as make_tensor
 from processes import Crew, Job, WorkerFailed, results
 from programs import run_to_its_end, wait_until
-from shmcast import Reader, Writer, segment
+from shmcast import Reader, Writer
+from shmcast._host import shared_memory as segment
 
 PAGE = 4 * KIB
 EXTENTS = 256

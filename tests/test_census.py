@@ -11,7 +11,8 @@ import pytest
 
 import shmcast
 from processes import Crew, Worker, results
-from shmcast import Handle, Reader, WaitPolicy, Writer, census
+from shmcast import Handle, Reader, WaitPolicy, Writer
+from shmcast._host import census
 from shmcast.waiting import CpuBudget, is_crowded
 
 

@@ -20,8 +20,10 @@ from typing import Any, NoReturn
 import pytest
 
 from processes import Crew
-from shmcast import Handle, Reader, Writer, census, segment
-from shmcast.segment import Verdict
+from shmcast import Handle, Reader, Writer
+from shmcast._host import census
+from shmcast._host import shared_memory as segment
+from shmcast._host.shared_memory import Verdict
 
 SHM = Path("/dev/shm")
 NAMESPACE = Path("/proc/self/ns/pid").stat().st_ino
@@ -227,7 +229,8 @@ def test_what_another_pid_namespace_owns_is_kept(make: Callable[..., Path]) -> N
 
 ELSEWHERE = """
 import sys
-from shmcast import Writer, segment
+from shmcast import Writer
+from shmcast._host import shared_memory as segment
 with Writer(1) as writer:
     verdicts = {found.name: found.verdict.name for found in segment.clean()}
     print(verdicts[sys.argv[1]], verdicts[writer.handle.name])

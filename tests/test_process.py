@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from programs import BLOCKS, SPINS, end_input, hear, running, tell, wait_until
-from shmcast import _process
-from shmcast._process import Pidfd, pid_namespace, stack_of, start_time, state_of
+from shmcast._host import process as _process
+from shmcast._host.process import Pidfd, pid_namespace, stack_of, start_time, state_of
 
 _kernel = tuple(int(number) for number in re.findall(r"\d+", platform.release())[:2])
 needs_exit_info = pytest.mark.skipif(_kernel < (6, 15), reason="PIDFD_INFO_EXIT is of Linux 6.15")

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import shmcast
-from shmcast import Handle, Reader, Writer, segment
+from shmcast import Handle, Reader, Writer
+from shmcast._host import shared_memory as segment
 
 SHM = Path("/dev/shm")
 

@@ -13,7 +13,7 @@ import pytest
 
 from programs import BLOCKS, SPINS, hear, running, wait_until
 from shmcast import _slowness
-from shmcast._process import state_of
+from shmcast._host.process import state_of
 from shmcast._slowness import Peer, SlownessReport
 
 

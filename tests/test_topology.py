@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shmcast import segment, topology
+from shmcast import topology
+from shmcast._host import shared_memory as segment
 from shmcast.topology import Node, Probe, Topology, first_reached
 
 

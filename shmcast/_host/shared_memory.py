@@ -19,7 +19,7 @@ from pathlib import Path
 
 import posix_ipc
 
-from shmcast._process import is_alive, pid_namespace, start_time
+from shmcast._host.process import is_alive, pid_namespace, start_time
 from shmcast.errors import SegmentMismatch, SegmentNotFound, SharedMemoryFull
 
 _MODE = 0o600

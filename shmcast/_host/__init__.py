@@ -1,0 +1,1 @@
+"""This machine: segments, processes, CPUs. Knows the kernel; does not know messages."""
