@@ -6,8 +6,11 @@ processes of one host. Importing this package does not import torch.
 
 from shmcast._codecs.msgspec_codec import MsgspecCodec
 from shmcast._codecs.pickle_codec import Codec, PickleCodec
+from shmcast._endpoints.base import Handle, Statistics
+from shmcast._endpoints.reader import Reader
+from shmcast._endpoints.waiting import WaitPolicy
+from shmcast._endpoints.writer import Writer
 from shmcast.broadcaster import ShmBroadcaster
-from shmcast.endpoint import Handle, Statistics
 from shmcast.errors import (
     AlreadyAttached,
     Closed,
@@ -32,11 +35,8 @@ from shmcast.errors import (
     Timeout,
     WrongRole,
 )
-from shmcast.reader import Reader
 from shmcast.topology import Node, Topology
-from shmcast.waiting import WaitPolicy
 from shmcast.work import Work
-from shmcast.writer import Writer
 
 __version__ = "0.1.0"
 

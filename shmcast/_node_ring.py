@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from shmcast._codecs.pickle_codec import Codec, Frame, PickleCodec
+from shmcast._endpoints.base import Handle, Statistics
+from shmcast._endpoints.loans import OrdinaryMemory
+from shmcast._endpoints.reader import Reader
+from shmcast._endpoints.writer import Writer
 from shmcast._verdict import LastWords
-from shmcast.endpoint import Handle, Statistics
 from shmcast.errors import DeviceError, EncodeError, Forked, InvalidArgument, ShmcastError
-from shmcast.loans import OrdinaryMemory
-from shmcast.reader import Reader
-from shmcast.writer import Writer
 
 
 class NodeWriter(Writer):

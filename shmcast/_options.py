@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shmcast._codecs.pickle_codec import Codec
-from shmcast.waiting import WaitPolicy
+from shmcast._endpoints.waiting import WaitPolicy
 
 
 @dataclass(frozen=True)

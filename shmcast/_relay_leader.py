@@ -21,11 +21,11 @@ import torch
 from shmcast import _control, _envelope
 from shmcast._addresses import Address
 from shmcast._control import Link
+from shmcast._endpoints.base import Statistics
 from shmcast._estimate import SizeEstimate
 from shmcast._gloo import RelayGroup, keep_for_ever
 from shmcast._node_ring import NodeWriter
 from shmcast._verdict import LastWords, Verdict
-from shmcast.endpoint import Statistics
 from shmcast.errors import Closed, PeerDied, ShmcastError
 from shmcast.topology import Node, Topology
 

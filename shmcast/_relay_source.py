@@ -26,20 +26,20 @@ import torch
 from shmcast import _addresses, _control, _envelope
 from shmcast._codecs.pickle_codec import Codec, Frame
 from shmcast._control import Link
+from shmcast._endpoints.base import Handle, Statistics
+from shmcast._endpoints.loans import Shape
 from shmcast._estimate import SizeEstimate
 from shmcast._gloo import RelayGroup, keep_for_ever
 from shmcast._node_ring import Lonely, NodeWriter, check_timeout
 from shmcast._verdict import LastWords, Verdict
 from shmcast._window import Sent, Window
-from shmcast.endpoint import Handle, Statistics
 from shmcast.errors import Closed, ConcurrentUse, PeerDied, ShmcastError, Timeout
-from shmcast.loans import Shape
 from shmcast.topology import Node, Topology
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from shmcast.loans import LoanedArray
+    from shmcast._endpoints.loans import LoanedArray
 
 ASK_SECONDS = 0.5
 """How often a wait for room asks the leaders how far they are, for its time-out's message."""

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shmcast import topology as _topology
 from shmcast._codecs.pickle_codec import Codec, Incoming, Outgoing, PickleCodec
+from shmcast._endpoints.base import DEFAULT_WARN_AFTER, Handle, Statistics
+from shmcast._endpoints.loans import OrdinaryMemory, Shape
+from shmcast._endpoints.reader import Reader
+from shmcast._endpoints.waiting import WaitPolicy
+from shmcast._endpoints.writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, Writer
 from shmcast._options import Options
-from shmcast.endpoint import DEFAULT_WARN_AFTER, Handle, Statistics
 from shmcast.errors import Closed, InvalidArgument, WrongRole
-from shmcast.loans import OrdinaryMemory, Shape
-from shmcast.reader import Reader
 from shmcast.topology import Node, Topology
-from shmcast.waiting import WaitPolicy
 from shmcast.work import Work
-from shmcast.writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, Writer
 
 if TYPE_CHECKING:
     import numpy.typing as npt

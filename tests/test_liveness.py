@@ -16,8 +16,9 @@ import pytest
 import shmcast
 from processes import Crew, Job, WorkerFailed, results
 from programs import wait_until
-from shmcast import PeerDied, Reader, WaitPolicy, Writer, liveness
-from shmcast.endpoint import Handle
+from shmcast import PeerDied, Reader, WaitPolicy, Writer
+from shmcast._endpoints import peers as liveness
+from shmcast._endpoints.base import Handle
 
 SECONDS = 30.0
 

@@ -27,7 +27,7 @@ from processes import Crew
 from programs import run_to_its_end
 from shmcast import MsgspecCodec, Reader, ShmBroadcaster, Writer
 from shmcast._codecs.pickle_codec import OUT_OF_BAND_BYTES, Received
-from shmcast.practice import Practice
+from shmcast._endpoints.warmup import Practice
 from typed_roles import SECONDS, Request, Step, parts, receive_steps, step
 
 Array = npt.NDArray[Any]

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import shmcast
-from shmcast import Reader, Writer, _core, _pinning
+from shmcast import Reader, Writer, _core
+from shmcast._endpoints import pinned as _pinning
 
 ARENA = 1 << 20
 FITS_ONCE = 700 << 10

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from programs import BLOCKS, SPINS, hear, running, wait_until
-from shmcast import _slowness
+from shmcast._endpoints import slow_peers as _slowness
+from shmcast._endpoints.slow_peers import Peer, SlownessReport
 from shmcast._host.process import state_of
-from shmcast._slowness import Peer, SlownessReport
 
 
 class Wait:

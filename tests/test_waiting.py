@@ -13,7 +13,7 @@ import shmcast
 from processes import Crew, results
 from shmcast import Handle, PickleCodec, Reader, WaitPolicy, Writer
 from shmcast._codecs.pickle_codec import Frame, Received
-from shmcast.waiting import CpuBudget
+from shmcast._endpoints.waiting import CpuBudget
 
 
 @pytest.mark.parametrize("max_spin", [-1, float("nan")])

@@ -12,8 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from shmcast import _core, liveness
+from shmcast import _core
 from shmcast._codecs.pickle_codec import Codec, PickleCodec
+from shmcast._endpoints import peers as liveness
+from shmcast._endpoints.loans import address_of
+from shmcast._endpoints.waiting import CpuBudget, WaitPolicy, is_crowded
+from shmcast._endpoints.warmup import Practice
 from shmcast.errors import (
     Closed,
     ConcurrentUse,
@@ -24,15 +28,12 @@ from shmcast.errors import (
     ShmcastError,
     Timeout,
 )
-from shmcast.loans import address_of
-from shmcast.practice import Practice
-from shmcast.waiting import CpuBudget, WaitPolicy, is_crowded
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from shmcast._pinning import PinnedArena
+    from shmcast._endpoints.pinned import PinnedArena
 
 DEFAULT_WARN_AFTER = 60.0
 
@@ -172,7 +173,7 @@ class Endpoint:
 
     def _pin(self, pin: bool, mapping: _core.Mapping, nbytes: int, is_writer: bool) -> None:
         if pin:
-            from shmcast._pinning import PinnedArena
+            from shmcast._endpoints.pinned import PinnedArena
 
             self._pinned = PinnedArena(mapping, nbytes, is_writer, self._label)
 

@@ -16,7 +16,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from shmcast import _core, _slowness
+from shmcast import _core
+from shmcast._endpoints import slow_peers as _slowness
 from shmcast._host.process import Pidfd, is_alive, pid_namespace, start_time, state_of
 from shmcast.errors import PeerDied, ShmcastWarning
 

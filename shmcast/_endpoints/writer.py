@@ -8,11 +8,10 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from shmcast import _core, liveness
+from shmcast import _core
 from shmcast._codecs.pickle_codec import Codec, Frame
-from shmcast._host import census
-from shmcast._host import shared_memory as segment
-from shmcast.endpoint import (
+from shmcast._endpoints import peers as liveness
+from shmcast._endpoints.base import (
     DEFAULT_WARN_AFTER,
     ArenaHandle,
     Endpoint,
@@ -21,9 +20,11 @@ from shmcast.endpoint import (
     check_int,
     check_shape,
 )
+from shmcast._endpoints.loans import Lender, Shape
+from shmcast._endpoints.waiting import WaitPolicy
+from shmcast._host import census
+from shmcast._host import shared_memory as segment
 from shmcast.errors import Closed, DeviceError, EncodeError, InvalidArgument, PeerDied, ShmcastError
-from shmcast.loans import Lender, Shape
-from shmcast.waiting import WaitPolicy
 
 if TYPE_CHECKING:
     import numpy.typing as npt

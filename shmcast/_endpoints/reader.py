@@ -8,11 +8,10 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from shmcast import _core, liveness
+from shmcast import _core
 from shmcast._codecs.pickle_codec import Codec
-from shmcast._host import census
-from shmcast._host import shared_memory as segment
-from shmcast.endpoint import (
+from shmcast._endpoints import peers as liveness
+from shmcast._endpoints.base import (
     DEFAULT_WARN_AFTER,
     ArenaHandle,
     Endpoint,
@@ -21,8 +20,10 @@ from shmcast.endpoint import (
     check_int,
     check_shape,
 )
+from shmcast._endpoints.waiting import WaitPolicy
+from shmcast._host import census
+from shmcast._host import shared_memory as segment
 from shmcast.errors import AlreadyAttached, DecodeError, InvalidArgument, SegmentMismatch
-from shmcast.waiting import WaitPolicy
 
 
 class Reader(Endpoint):

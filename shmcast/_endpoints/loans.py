@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from shmcast._pinning import PinnedArena
+    from shmcast._endpoints.pinned import PinnedArena
 
     LoanedArray = npt.NDArray[Any] | torch.Tensor
 
