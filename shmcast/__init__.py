@@ -6,6 +6,7 @@ processes of one host. Importing this package does not import torch.
 
 from shmcast._codecs.msgspec_codec import MsgspecCodec
 from shmcast._codecs.pickle_codec import Codec, PickleCodec
+from shmcast._devices.work import Work
 from shmcast._endpoints.base import Handle, Statistics
 from shmcast._endpoints.reader import Reader
 from shmcast._endpoints.waiting import WaitPolicy
@@ -36,7 +37,6 @@ from shmcast.errors import (
     WrongRole,
 )
 from shmcast.topology import Node, Topology
-from shmcast.work import Work
 
 __version__ = "0.1.0"
 

@@ -19,7 +19,7 @@ from shmcast.topology import Topology
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from shmcast.device import Terms
+    from shmcast._devices.lane import Terms
 
 
 class Rendezvous:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shmcast import topology as _topology
 from shmcast._codecs.pickle_codec import Codec, Incoming, Outgoing, PickleCodec
+from shmcast._devices.work import Work
 from shmcast._endpoints.base import DEFAULT_WARN_AFTER, Handle, Statistics
 from shmcast._endpoints.loans import OrdinaryMemory, Shape
 from shmcast._endpoints.reader import Reader
@@ -17,17 +18,16 @@ from shmcast._endpoints.writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, Writer
 from shmcast._options import Options
 from shmcast.errors import Closed, InvalidArgument, WrongRole
 from shmcast.topology import Node, Topology
-from shmcast.work import Work
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
     from torch.distributed import ProcessGroup
 
+    from shmcast._devices.lane import DeviceLane
     from shmcast._relay_leader import LeaderRelay
     from shmcast._relay_source import SourceRelay
     from shmcast._rendezvous import Rendezvous
-    from shmcast.device import DeviceLane
 
 
 class ShmBroadcaster:
@@ -266,7 +266,7 @@ class ShmBroadcaster:
             return self._lane.receive(got, out, timeout)
         if out is None:
             return Work.done(got)
-        from shmcast._arrival import place
+        from shmcast._devices.receive import place
 
         return Work(lambda: place(self._label, got, out))
 
@@ -470,8 +470,8 @@ def _lane(
         )
     import torch.distributed as dist
 
+    from shmcast._devices.lane import DeviceLane
     from shmcast._rendezvous import members
-    from shmcast.device import DeviceLane
 
     if device_group is not None:
         device_ranks, _ = members(device_group, "device_group")

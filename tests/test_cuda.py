@@ -16,8 +16,8 @@ from objects import DTYPES, LAYOUTS, describe, digest, tensor
 from processes import Crew
 from shmcast import Reader, ShmBroadcaster, Writer
 from shmcast._codecs.pickle_codec import Outgoing
-from shmcast._device_codec import PACK_BYTES, _to_host
-from shmcast.device import DeviceLane
+from shmcast._devices.codec import PACK_BYTES, _to_host
+from shmcast._devices.lane import DeviceLane
 
 pytestmark = [
     pytest.mark.cuda,

@@ -25,9 +25,10 @@ import ranks
 import shmcast
 from objects import DTYPES, LAYOUTS, Batch, Frozen, Pair, describe, tensor
 from processes import Crew
-from shmcast import PickleCodec, ShmBroadcaster, Writer, device
-from shmcast._device_codec import PACK_BYTES, Carrier, TensorSpec, grouped
-from shmcast._flight import Flight
+from shmcast import PickleCodec, ShmBroadcaster, Writer
+from shmcast._devices import lane as device
+from shmcast._devices.codec import PACK_BYTES, Carrier, TensorSpec, grouped
+from shmcast._devices.collectives import Flight
 
 CPU = {"cpu"}
 LARGE = (PACK_BYTES // 4 + 1,)

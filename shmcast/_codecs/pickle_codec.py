@@ -15,7 +15,7 @@ from shmcast import _core
 if TYPE_CHECKING:
     import torch
 
-    from shmcast._device_codec import Manifest
+    from shmcast._devices.codec import Manifest
 
 Frame = bytes | bytearray | memoryview
 """One contiguous piece of a message."""

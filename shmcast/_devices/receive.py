@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from shmcast import _into, _landing
 from shmcast._codecs.pickle_codec import Incoming
-from shmcast._device_codec import Manifest, unpickle
+from shmcast._devices import buffers as _landing
+from shmcast._devices import out as _into
+from shmcast._devices.codec import Manifest, unpickle
 from shmcast.errors import DecodeError, InvalidArgument, ShmcastError
 
 

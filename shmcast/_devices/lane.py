@@ -16,14 +16,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from shmcast import _landing
-from shmcast._arrival import Arrival
 from shmcast._codecs.pickle_codec import Incoming, Outgoing
 from shmcast._codecs.tensors import as_bytes
-from shmcast._device_codec import Carrier, DeviceCodec, Manifest
-from shmcast._flight import Flight, Route
+from shmcast._devices import buffers as _landing
+from shmcast._devices.codec import Carrier, DeviceCodec, Manifest
+from shmcast._devices.collectives import Flight, Route
+from shmcast._devices.receive import Arrival
+from shmcast._devices.work import Work
 from shmcast.errors import DeviceError, InvalidArgument, NodeLost, PeerDied, ShmcastWarning
-from shmcast.work import Work
 
 
 @dataclass(frozen=True)
