@@ -11,7 +11,7 @@ from shmcast._endpoints.base import Handle, Statistics
 from shmcast._endpoints.reader import Reader
 from shmcast._endpoints.waiting import WaitPolicy
 from shmcast._endpoints.writer import Writer
-from shmcast.broadcaster import ShmBroadcaster
+from shmcast._group.broadcaster import ShmBroadcaster
 from shmcast.errors import (
     AlreadyAttached,
     Closed,

@@ -15,7 +15,7 @@ from shmcast._endpoints.loans import OrdinaryMemory, Shape
 from shmcast._endpoints.reader import Reader
 from shmcast._endpoints.waiting import WaitPolicy
 from shmcast._endpoints.writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, Writer
-from shmcast._options import Options
+from shmcast._group.options import Options
 from shmcast.errors import Closed, InvalidArgument, WrongRole
 from shmcast.topology import Node, Topology
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from shmcast._devices.lane import DeviceLane
+    from shmcast._group.rendezvous import Rendezvous
     from shmcast._relay_leader import LeaderRelay
     from shmcast._relay_source import SourceRelay
-    from shmcast._rendezvous import Rendezvous
 
 
 class ShmBroadcaster:
@@ -95,7 +95,7 @@ class ShmBroadcaster:
         device_group: ProcessGroup | None = None,
         device_types: Collection[str] | None = None,
     ) -> None:
-        from shmcast._rendezvous import Rendezvous
+        from shmcast._group.rendezvous import Rendezvous
 
         meeting = Rendezvous(group, src, group_src)
         self.group_rank: int = meeting.rank
@@ -145,7 +145,7 @@ class ShmBroadcaster:
             readers = [ranks[r] for r in meeting.readers]
             self._endpoint = _on_one_node(meeting, options)
         else:
-            from shmcast._nodes import Members
+            from shmcast._group.many_nodes import Members
 
             members = Members(meeting, self.topology, options)
             self._endpoint, self._relay = members.endpoint, members.relay
@@ -471,7 +471,7 @@ def _lane(
     import torch.distributed as dist
 
     from shmcast._devices.lane import DeviceLane
-    from shmcast._rendezvous import members
+    from shmcast._group.rendezvous import members
 
     if device_group is not None:
         device_ranks, _ = members(device_group, "device_group")

@@ -14,11 +14,11 @@ from typing import Any
 
 from shmcast._addresses import Address
 from shmcast._endpoints.base import Handle
+from shmcast._group.options import Options
+from shmcast._group.rendezvous import Rendezvous
 from shmcast._node_ring import Lonely, NodeReader, NodeWriter
-from shmcast._options import Options
 from shmcast._relay_leader import LeaderRelay
 from shmcast._relay_source import SourceRelay
-from shmcast._rendezvous import Rendezvous
 from shmcast._verdict import LastWords
 from shmcast.topology import Topology
 
