@@ -12,6 +12,7 @@ from shmcast._endpoints.reader import Reader
 from shmcast._endpoints.waiting import WaitPolicy
 from shmcast._endpoints.writer import Writer
 from shmcast._group.broadcaster import ShmBroadcaster
+from shmcast._nodes.topology import Node, Topology
 from shmcast.errors import (
     AlreadyAttached,
     Closed,
@@ -36,7 +37,6 @@ from shmcast.errors import (
     Timeout,
     WrongRole,
 )
-from shmcast.topology import Node, Topology
 
 __version__ = "0.1.0"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from shmcast import topology
+from shmcast._nodes import topology
 
 _reaches = topology.reaches
 

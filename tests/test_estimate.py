@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import workloads
-from shmcast._estimate import HISTORY, MISS_BYTES, SizeEstimate, guess, rounded
+from shmcast._nodes.estimate import HISTORY, MISS_BYTES, SizeEstimate, guess, rounded
 
 sizes = st.integers(24, 1 << 40)
 

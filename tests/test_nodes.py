@@ -17,7 +17,8 @@ import shmcast
 from hosts import PORT, Network, NotPermitted
 from objects import describe
 from processes import results
-from shmcast import ShmBroadcaster, _control
+from shmcast import ShmBroadcaster
+from shmcast._nodes import control as _control
 from test_broadcaster import OBJECTS, fingerprint
 from test_device import CPU, MAKERS
 

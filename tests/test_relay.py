@@ -25,7 +25,12 @@ import ranks
 import shmcast
 from objects import describe
 from processes import Crew
-from shmcast import ShmBroadcaster, _addresses, _control, _relay_leader, _relay_source, _window
+from shmcast import ShmBroadcaster
+from shmcast._nodes import addresses as _addresses
+from shmcast._nodes import control as _control
+from shmcast._nodes import leader as _relay_leader
+from shmcast._nodes import outbox as _window
+from shmcast._nodes import source as _relay_source
 from test_broadcaster import OBJECTS, fingerprint
 from test_device import CPU, MAKERS
 
@@ -129,7 +134,7 @@ def interrupted_between_nodes(rank: int, hosts: tuple[str, ...]) -> list[Any]:
             def interrupt(*_args: Any) -> None:
                 raise KeyboardInterrupt
 
-            patch.setattr("shmcast._envelope.pack", interrupt)
+            patch.setattr("shmcast._nodes.envelope.pack", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 bc.send(1)
         try:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shmcast import topology
 from shmcast._host import shared_memory as segment
-from shmcast.topology import Node, Probe, Topology, first_reached
+from shmcast._nodes import topology
+from shmcast._nodes.topology import Node, Probe, Topology, first_reached
 
 
 def test_the_lowest_rank_whose_nonce_is_found_is_the_first() -> None:

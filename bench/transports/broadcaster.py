@@ -88,7 +88,7 @@ class RelayedInRecv(BetweenHosts):
     """What was tried instead of a leader's thread: `recv` relays, when the leader calls it."""
 
     def _make(self, **options: Any) -> None:
-        from shmcast._relay_leader import LeaderRelay
+        from shmcast._nodes.leader import LeaderRelay
 
         start = LeaderRelay.start
         LeaderRelay.start = lambda _: None  # type: ignore[assignment, method-assign]

@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Literal
 
-from shmcast import topology as _topology
 from shmcast._codecs.pickle_codec import Codec, Incoming, Outgoing, PickleCodec
 from shmcast._devices.work import Work
 from shmcast._endpoints.base import DEFAULT_WARN_AFTER, Handle, Statistics
@@ -16,8 +15,9 @@ from shmcast._endpoints.reader import Reader
 from shmcast._endpoints.waiting import WaitPolicy
 from shmcast._endpoints.writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, Writer
 from shmcast._group.options import Options
+from shmcast._nodes import topology as _topology
+from shmcast._nodes.topology import Node, Topology
 from shmcast.errors import Closed, InvalidArgument, WrongRole
-from shmcast.topology import Node, Topology
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from shmcast._devices.lane import DeviceLane
     from shmcast._group.rendezvous import Rendezvous
-    from shmcast._relay_leader import LeaderRelay
-    from shmcast._relay_source import SourceRelay
+    from shmcast._nodes.leader import LeaderRelay
+    from shmcast._nodes.source import SourceRelay
 
 
 class ShmBroadcaster:

@@ -12,15 +12,15 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from shmcast._addresses import Address
 from shmcast._endpoints.base import Handle
 from shmcast._group.options import Options
 from shmcast._group.rendezvous import Rendezvous
-from shmcast._node_ring import Lonely, NodeReader, NodeWriter
-from shmcast._relay_leader import LeaderRelay
-from shmcast._relay_source import SourceRelay
-from shmcast._verdict import LastWords
-from shmcast.topology import Topology
+from shmcast._nodes.addresses import Address
+from shmcast._nodes.failure import LastWords
+from shmcast._nodes.leader import LeaderRelay
+from shmcast._nodes.node_ring import Lonely, NodeReader, NodeWriter
+from shmcast._nodes.source import SourceRelay
+from shmcast._nodes.topology import Topology
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch.distributed as dist
 
-from shmcast import topology
+from shmcast._nodes import topology
+from shmcast._nodes.topology import Topology
 from shmcast.errors import InvalidArgument, SegmentError
-from shmcast.topology import Topology
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

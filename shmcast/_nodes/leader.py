@@ -18,16 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from shmcast import _control, _envelope
-from shmcast._addresses import Address
-from shmcast._control import Link
 from shmcast._endpoints.base import Statistics
-from shmcast._estimate import SizeEstimate
-from shmcast._gloo import RelayGroup, keep_for_ever
-from shmcast._node_ring import NodeWriter
-from shmcast._verdict import LastWords, Verdict
+from shmcast._nodes import control as _control
+from shmcast._nodes import envelope as _envelope
+from shmcast._nodes.addresses import Address
+from shmcast._nodes.control import Link
+from shmcast._nodes.estimate import SizeEstimate
+from shmcast._nodes.failure import LastWords, Verdict
+from shmcast._nodes.gloo_group import RelayGroup, keep_for_ever
+from shmcast._nodes.node_ring import NodeWriter
+from shmcast._nodes.topology import Node, Topology
 from shmcast.errors import Closed, PeerDied, ShmcastError
-from shmcast.topology import Node, Topology
 
 ACK_MESSAGES = 16
 ACK_BYTES = 16 * 1024 * 1024

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from shmcast._addresses import Address
+from shmcast._nodes.addresses import Address
 
 _LONGEST_LINE = 64 * 1024
 _CONNECT_SECONDS = 5.0

@@ -16,7 +16,7 @@ from shmcast._endpoints.base import Handle, Statistics
 from shmcast._endpoints.loans import OrdinaryMemory
 from shmcast._endpoints.reader import Reader
 from shmcast._endpoints.writer import Writer
-from shmcast._verdict import LastWords
+from shmcast._nodes.failure import LastWords
 from shmcast.errors import DeviceError, EncodeError, Forked, InvalidArgument, ShmcastError
 
 

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from shmcast._envelope import Envelope
+from shmcast._nodes.envelope import Envelope
 
 WINDOW_MESSAGES = 64
 WINDOW_BYTES = 64 * 1024 * 1024
