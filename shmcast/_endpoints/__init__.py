@@ -1,1 +1,1 @@
-"""Writer, Reader and what they stand on: one object is one message. Does not know torch.distributed."""
+"""Writer, Reader and what they stand on: one object is one message. Knows no torch.distributed."""
