@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import shmcast
-from shmcast._endpoints.waiting import CpuBudget
+from shmcast._host.cpus import CpuBudget
 
 
 def describe() -> dict[str, Any]:

@@ -35,7 +35,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 import shmcast
 from scheduler import BlockPool, Request, SamplingParams, Scheduler, SchedulerOutput
-from shmcast._endpoints.waiting import CpuBudget
+from shmcast._host.cpus import CpuBudget
 from tiny_gpt import GPTConfig, PagedKVCache, TensorParallel, TinyGPT, generate_alone
 from worker import Worker
 

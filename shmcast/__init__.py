@@ -4,11 +4,13 @@
 processes of one host. Importing this package does not import torch.
 """
 
+from shmcast._codecs.base import Codec
 from shmcast._codecs.msgspec_codec import MsgspecCodec
-from shmcast._codecs.pickle_codec import Codec, PickleCodec
+from shmcast._codecs.pickle_codec import PickleCodec
 from shmcast._devices.work import Work
-from shmcast._endpoints.base import Handle, Statistics
+from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.reader import Reader
+from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy
 from shmcast._endpoints.writer import Writer
 from shmcast._group.broadcaster import ShmBroadcaster

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import shmcast
 from programs import wait_until
 from shmcast import Handle, Reader, Writer
-from shmcast._codecs.pickle_codec import Frame, Received
+from shmcast._codecs.base import Frame, Received
 
 Array = npt.NDArray[Any]
 SECONDS = 30.0

@@ -38,7 +38,7 @@ from typing import Annotated, Any
 import typer
 
 from shmcast import Reader, ShmcastError, WaitPolicy, Writer
-from shmcast._endpoints.base import Handle
+from shmcast._endpoints.handle import Handle
 
 HANG_SECONDS = 20.0
 """Nobody needs so long, whatever the machine does."""

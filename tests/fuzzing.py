@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from shmcast import Handle, Reader, ShmcastError, WaitPolicy, Writer
-from shmcast._codecs.pickle_codec import Frame
+from shmcast._codecs.base import Frame
 
 MEMORY_BYTES = 1 << 27  # more than enough for all that was sent
 ADDRESS_SPACE_BYTES = 1 << 31

@@ -17,7 +17,7 @@ import numpy as np
 import typer
 
 from shmcast import Reader, Writer
-from shmcast._endpoints.base import Handle
+from shmcast._endpoints.handle import Handle
 
 LOOKS = 10
 ROOM_BYTES = 2 << 20

@@ -12,8 +12,8 @@ import pytest
 import shmcast
 from processes import Crew, Worker, results
 from shmcast import Handle, Reader, WaitPolicy, Writer
-from shmcast._endpoints.waiting import CpuBudget, is_crowded
 from shmcast._host import census
+from shmcast._host.cpus import CpuBudget, is_crowded
 
 
 def members() -> int:

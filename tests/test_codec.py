@@ -25,7 +25,7 @@ from hypothesis.extra import numpy as npst
 import shmcast
 from objects import DTYPES
 from shmcast import PickleCodec, Reader, Writer
-from shmcast._codecs.pickle_codec import OUT_OF_BAND_BYTES, Received
+from shmcast._codecs.base import OUT_OF_BAND_BYTES, Received
 
 Point = namedtuple("Point", "x y")
 Array = npt.NDArray[Any]

@@ -15,9 +15,9 @@ import shmcast
 from objects import DTYPES, LAYOUTS, describe, digest, tensor
 from processes import Crew
 from shmcast import Reader, ShmBroadcaster, Writer
-from shmcast._codecs.pickle_codec import Outgoing
-from shmcast._devices.codec import PACK_BYTES, _to_host
+from shmcast._devices.codec import _to_host
 from shmcast._devices.lane import DeviceLane
+from shmcast._devices.manifest import PACK_BYTES, Outgoing
 
 pytestmark = [
     pytest.mark.cuda,

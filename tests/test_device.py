@@ -27,8 +27,9 @@ from objects import DTYPES, LAYOUTS, Batch, Frozen, Pair, describe, tensor
 from processes import Crew
 from shmcast import PickleCodec, ShmBroadcaster, Writer
 from shmcast._devices import lane as device
-from shmcast._devices.codec import PACK_BYTES, Carrier, TensorSpec, grouped
+from shmcast._devices.codec import Carrier
 from shmcast._devices.collectives import Flight
+from shmcast._devices.manifest import PACK_BYTES, TensorSpec, grouped
 
 CPU = {"cpu"}
 LARGE = (PACK_BYTES // 4 + 1,)

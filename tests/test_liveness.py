@@ -18,7 +18,7 @@ from processes import Crew, Job, WorkerFailed, results
 from programs import wait_until
 from shmcast import PeerDied, Reader, WaitPolicy, Writer
 from shmcast._endpoints import peers as liveness
-from shmcast._endpoints.base import Handle
+from shmcast._endpoints.handle import Handle
 
 SECONDS = 30.0
 

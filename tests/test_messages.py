@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import shmcast
 from processes import Crew, results
 from shmcast import Handle, Reader, WaitPolicy, Writer
-from shmcast._codecs.pickle_codec import Received
+from shmcast._codecs.base import Received
 
 SLOT = 256
 DEFAULT_WAIT = WaitPolicy.adaptive()

@@ -26,7 +26,7 @@ from objects import DTYPES, LAYOUTS, describe
 from processes import Crew
 from programs import run_to_its_end
 from shmcast import MsgspecCodec, Reader, ShmBroadcaster, Writer
-from shmcast._codecs.pickle_codec import OUT_OF_BAND_BYTES, Received
+from shmcast._codecs.base import OUT_OF_BAND_BYTES, Received
 from shmcast._endpoints.warmup import Practice
 from typed_roles import SECONDS, Request, Step, parts, receive_steps, step
 

@@ -12,8 +12,8 @@ import pytest
 import shmcast
 from processes import Crew, results
 from shmcast import Handle, PickleCodec, Reader, WaitPolicy, Writer
-from shmcast._codecs.pickle_codec import Frame, Received
-from shmcast._endpoints.waiting import CpuBudget
+from shmcast._codecs.base import Frame, Received
+from shmcast._host.cpus import CpuBudget
 
 
 @pytest.mark.parametrize("max_spin", [-1, float("nan")])

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from shmcast._codecs.pickle_codec import OUT_OF_BAND_BYTES, Received
+from shmcast._codecs.base import OUT_OF_BAND_BYTES, Received
 
 Ext = msgspec.msgpack.Ext
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from shmcast._codecs.base import Frame, Received
 from shmcast._codecs.msgspec_errors import describe, spell
-from shmcast._codecs.pickle_codec import Frame, Received
 from shmcast.errors import InvalidArgument, MissingDependency
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import inspect
 
-from shmcast._codecs.pickle_codec import OUT_OF_BAND_BYTES
+from shmcast._codecs.base import OUT_OF_BAND_BYTES
 
 
 class NoExample(Exception):

@@ -11,7 +11,7 @@ import torch
 
 from shmcast import _core
 from shmcast._codecs.arrays import memory_of
-from shmcast._codecs.pickle_codec import OUT_OF_BAND_BYTES
+from shmcast._codecs.base import OUT_OF_BAND_BYTES
 
 _STRIDED = torch.strided
 

@@ -11,7 +11,8 @@ import operator
 import torch
 
 from shmcast._codecs.tensors import as_bytes
-from shmcast._devices.codec import ALIGNMENT, Manifest, TensorSpec, finished
+from shmcast._devices.codec import finished
+from shmcast._devices.manifest import ALIGNMENT, Manifest, TensorSpec
 
 # torch.cat knows these; others are cut into bytes first, which costs a few µs each.
 _PLAIN = {

@@ -10,21 +10,14 @@ import functools
 import pickle
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 
 from shmcast._codecs import tensors as _tensors
-from shmcast._codecs.pickle_codec import Frame, Incoming, Outgoing, PickleCodec, Received, Reducers
-
-PACK_BYTES = 256 * 1024
-"""Tensors of fewer bytes are packed: a copy on the device is cheaper than a broadcast more."""
-
-ALIGNMENT = 256
-"""Bytes: where a packed tensor may begin, as far as kernels ask for in fresh memory."""
-
-_MARK = 0  # a manifest's first byte; a pickle's is 0x80
+from shmcast._codecs.base import Frame, Received
+from shmcast._codecs.pickle_codec import PickleCodec, Reducers
+from shmcast._devices.manifest import _MARK, Incoming, Manifest, Outgoing, TensorSpec, grouped
 
 
 class Carrier(enum.Enum):
@@ -36,55 +29,6 @@ class Carrier(enum.Enum):
     """Broadcasts of the device group."""
     STAGING = enum.auto()
     """The message, after a copy to host memory and before one to the receiver's device."""
-
-
-class TensorSpec(NamedTuple):
-    """What receivers must know of a device tensor before it comes."""
-
-    kind: str
-    """Its device's type."""
-    ordinal: int | None
-    """Its device's index at the source."""
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    strides: tuple[int, ...] | None
-    """Of a dense layout that is not contiguous (channels-last, transposed), in elements."""
-    nbytes: int
-    """Of its elements."""
-    requires_grad: bool
-    is_parameter: bool
-
-    def __str__(self) -> str:
-        return f"{str(self.dtype).removeprefix('torch.')} of shape {self.shape}"
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a message says about its device tensors."""
-
-    number: int
-    """Of the broadcaster's messages with device tensors, from 1."""
-    specs: list[TensorSpec]
-    """In the order in which the pickle has them."""
-    groups: list[list[int]]
-    """Which tensors go in one broadcast, by index: packed, unless there is one. In order."""
-
-    def to_bytes(self) -> bytes:
-        """A frame that `read` understands."""
-        # Like tensors share a spec, which is written once. As a plain tuple: naming a class costs
-        # pickle several times as much.
-        unique = {id(spec): spec for spec in self.specs}
-        places = {key: i for i, key in enumerate(unique)}
-        which = [places[id(spec)] for spec in self.specs]
-        plain = (self.number, list(map(tuple, unique.values())), which, self.groups)
-        return bytes((_MARK,)) + pickle.dumps(plain, pickle.HIGHEST_PROTOCOL)
-
-    @classmethod
-    def read(cls, frame: Received) -> Manifest:
-        """The manifest in a message's first frame."""
-        number, plain, which, groups = pickle.loads(memoryview(frame)[1:])  # noqa: S301 (trusted writer)
-        unique = list(map(TensorSpec._make, plain))
-        return cls(number, [unique[i] for i in which], groups)
 
 
 class Lane(Protocol):
@@ -127,29 +71,6 @@ class DeviceCodec(PickleCodec):
 
     def _split(self, frames: list[Received]) -> Any:
         return Incoming(frames) if frames[0][0] == _MARK else super()._split(frames)
-
-
-def grouped(specs: list[TensorSpec]) -> list[list[int]]:
-    """The tensors, by index, that go in one broadcast: the small ones of one kind of device.
-
-    Raises:
-        ValueError: tensors are on several devices of one kind.
-    """
-    ordinals = {spec.kind: spec.ordinal for spec in specs}
-    small: dict[str, list[int]] = {}
-    large = []
-    for i, spec in enumerate(specs):
-        if spec.ordinal != ordinals[spec.kind]:
-            raise ValueError(
-                f"its tensors are on {spec.kind}:{spec.ordinal} and {spec.kind}:"
-                f"{ordinals[spec.kind]}; in a process group each rank has one device: move them "
-                "to one"
-            )
-        if spec.nbytes >= PACK_BYTES:
-            large.append([i])
-        elif spec.nbytes:
-            small.setdefault(spec.kind, []).append(i)
-    return [*small.values(), *large]
 
 
 def unpickle(message: Incoming, tensors: Iterable[torch.Tensor]) -> Any:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _coalescing_manager
 
-from shmcast._devices.codec import Manifest
+from shmcast._devices.manifest import Manifest
 from shmcast.errors import DeviceError, DeviceTimeout
 
 LEAST_SECONDS = 1.0

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from shmcast._codecs.pickle_codec import Incoming, Outgoing
 from shmcast._codecs.tensors import as_bytes
 from shmcast._devices import buffers as _landing
-from shmcast._devices.codec import Carrier, DeviceCodec, Manifest
+from shmcast._devices.codec import Carrier, DeviceCodec
 from shmcast._devices.collectives import Flight, Route
+from shmcast._devices.manifest import Incoming, Manifest, Outgoing
 from shmcast._devices.receive import Arrival
 from shmcast._devices.work import Work
 from shmcast.errors import DeviceError, InvalidArgument, NodeLost, PeerDied, ShmcastWarning

@@ -157,3 +157,25 @@ def _first_tensor(obj: Any, path: str, seen: set[int]) -> str | None:
 
 def _describe(obj: Any) -> str:
     return "not there" if obj is _NOTHING else f"a {type(obj).__qualname__}"
+
+
+def place(label: str, obj: Any, out: Any) -> Any:
+    """An object without device tensors, received into `out`.
+
+    Raises:
+        InvalidArgument: it does not match.
+    """
+    try:
+        fitted, pairs = fit(obj, out, lambda tensor: tensor.device)
+    except Exception as error:
+        raise mismatch(label, error) from error
+    copy_all(pairs)
+    return fitted
+
+
+def mismatch(label: str, error: Exception) -> InvalidArgument:
+    """What to tell when a message does not fit into `out`."""
+    return InvalidArgument(
+        f"{label}: the message does not match out: {error}; the message is consumed, out is as it "
+        "was"
+    )

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from shmcast._codecs.pickle_codec import Incoming
 from shmcast._devices import buffers as _landing
 from shmcast._devices import out as _into
-from shmcast._devices.codec import Manifest, unpickle
+from shmcast._devices.codec import unpickle
+from shmcast._devices.manifest import Incoming, Manifest
+from shmcast._devices.out import mismatch
 from shmcast.errors import DecodeError, InvalidArgument, ShmcastError
 
 
@@ -118,25 +119,3 @@ class Arrival:
             )
             self._error.__cause__ = error
             return None
-
-
-def place(label: str, obj: Any, out: Any) -> Any:
-    """An object without device tensors, received into `out`.
-
-    Raises:
-        InvalidArgument: it does not match.
-    """
-    try:
-        fitted, pairs = _into.fit(obj, out, lambda tensor: tensor.device)
-    except Exception as error:
-        raise mismatch(label, error) from error
-    _into.copy_all(pairs)
-    return fitted
-
-
-def mismatch(label: str, error: Exception) -> InvalidArgument:
-    """What to tell when a message does not fit into `out`."""
-    return InvalidArgument(
-        f"{label}: the message does not match out: {error}; the message is consumed, out is as it "
-        "was"
-    )

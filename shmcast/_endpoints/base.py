@@ -9,15 +9,17 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from shmcast import _core
-from shmcast._codecs.pickle_codec import Codec, PickleCodec
+from shmcast._codecs.base import Codec
+from shmcast._codecs.pickle_codec import PickleCodec
 from shmcast._endpoints import peers as liveness
+from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.loans import address_of
-from shmcast._endpoints.waiting import CpuBudget, WaitPolicy, is_crowded
+from shmcast._endpoints.waiting import WaitPolicy
 from shmcast._endpoints.warmup import Practice
+from shmcast._host.cpus import CpuBudget, is_crowded
 from shmcast.errors import (
     Closed,
     ConcurrentUse,
@@ -37,95 +39,8 @@ if TYPE_CHECKING:
 
 DEFAULT_WARN_AFTER = 60.0
 
-_MAX_READERS = 4096
 
 _Self = TypeVar("_Self", bound="Endpoint")
-
-
-@dataclass(frozen=True, slots=True)
-class ArenaHandle:
-    """Where a writer's arena is."""
-
-    name: str
-    """Name of its POSIX shared-memory segment."""
-    nbytes: int
-    """Its size, of which not all need have memory yet."""
-    fd: int
-    """The writer's descriptor of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Handle:
-    """What a reader needs to find the writer's segment. Small and picklable."""
-
-    name: str
-    """Name of the POSIX shared-memory segment."""
-    nonce: bytes
-    """16 random bytes that the segment must hold, so that no other is taken for it."""
-    readers: int
-    """Number of readers; each attaches once, with an index below this."""
-    slots: int
-    slot_bytes: int
-    holder: tuple[int, int]
-    """The writer's pid, and its descriptor of the segment: the way in when the name is gone."""
-    drops_dead: bool
-    """The writer goes on without readers that have died."""
-    arena: ArenaHandle | None = None
-    """Where large buffers lie; None: the writer has no arena."""
-
-    def _geometry(self) -> _core.Geometry:
-        extents = _core.EXTENTS if self.arena else 0
-        return _core.Geometry(self.readers, self.slots, self.slot_bytes, extents)
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """What an endpoint has done since it was made (a group of one rank counts messages only)."""
-
-    messages: int = 0
-    """Messages sent, or received whole."""
-    payload_bytes: int = 0
-    """Bytes of their frames."""
-    fragments: int = 0
-    """Slots filled or emptied for them."""
-    abandoned: int = 0
-    """Messages given up half-way, after a time-out or signal in the writer."""
-    spins: int = 0
-    """Waits that ended while spinning."""
-    parks: int = 0
-    """Times that the endpoint went to sleep: until woken, or until shortly before a message."""
-    wakeups: int = 0
-    """Sleeps that ended because what it waited for was there."""
-    wakes: int = 0
-    """System calls made to wake others."""
-    preemptions: int = 0
-    """Spins given up because the core was taken away (adaptive only)."""
-    spun_seconds: float = 0.0
-    """Time spent spinning."""
-    parked_seconds: float = 0.0
-    """Time spent asleep."""
-    gap_seconds: float = 0.0
-    """The median of the last gaps between messages, 0 until some are known. Bursts count as one."""
-    tensor_sets: int = 0
-    """Messages with device tensors whose broadcasts were begun (`ShmBroadcaster` only)."""
-    arena_frames: int = 0
-    """Buffers sent or received in the arena."""
-    arena_full: int = 0
-    """Writer only: buffers and loans that found no room there; streamed, or in ordinary memory."""
-    arena_reserved_bytes: int = 0
-    """Writer only: bytes of the arena that have memory."""
-    lag: tuple[int, ...] = ()
-    """Writer only: fragments that each reader has not consumed yet, by reader index."""
-    readers: tuple[Statistics, ...] = ()
-    """Writer only: what each reader has done, by reader index."""
-    relayed: int = 0
-    """Source and leaders of several nodes: messages sent to other nodes, or received for one."""
-    relayed_bytes: int = 0
-    """Bytes of those collectives, padding included; on the source to one node, not to all."""
-    estimate_hits: int = 0
-    """Such messages that took one collective, because the estimate of their size was enough."""
-    estimate_misses: int = 0
-    """Such messages that took two."""
 
 
 class Endpoint:
@@ -318,20 +233,3 @@ class Endpoint:
 
     def _suspects(self) -> str:
         return ""
-
-
-def check_shape(readers: int, slots: int, slot_bytes: int, label: str) -> None:
-    """Raises InvalidArgument unless it is a ring's shape: the core relies on it."""
-    check_int("readers", readers, 1, _MAX_READERS, label)
-    check_int("slots", slots, 2, 2**20, label)
-    check_int("slot_bytes", slot_bytes, 128, 2**30, label)
-    if slots & (slots - 1):
-        raise InvalidArgument(f"{label}: slots={slots} is not a power of two")
-    if slot_bytes % 128:
-        raise InvalidArgument(f"{label}: slot_bytes={slot_bytes} is not a multiple of 128")
-
-
-def check_int(name: str, value: int, low: int, high: int, label: str) -> None:
-    """Raises InvalidArgument unless `value` is an integer in range."""
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise InvalidArgument(f"{label}: {name}={value!r} must be an integer from {low} to {high}")

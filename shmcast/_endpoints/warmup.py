@@ -11,7 +11,7 @@ import contextlib
 import mmap
 
 from shmcast import _core
-from shmcast._codecs.pickle_codec import Codec
+from shmcast._codecs.base import Codec
 from shmcast.errors import InvalidArgument
 
 _SLOT_BYTES = 8192

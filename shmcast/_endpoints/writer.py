@@ -9,18 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from shmcast import _core
-from shmcast._codecs.pickle_codec import Codec, Frame
+from shmcast._codecs.base import Codec, Frame
 from shmcast._endpoints import peers as liveness
-from shmcast._endpoints.base import (
-    DEFAULT_WARN_AFTER,
-    ArenaHandle,
-    Endpoint,
-    Handle,
-    Statistics,
-    check_int,
-    check_shape,
-)
+from shmcast._endpoints.arguments import check_int, check_shape
+from shmcast._endpoints.base import DEFAULT_WARN_AFTER, Endpoint
+from shmcast._endpoints.handle import ArenaHandle, Handle
 from shmcast._endpoints.loans import Lender, Shape
+from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy
 from shmcast._host import census
 from shmcast._host import shared_memory as segment

@@ -7,17 +7,23 @@ import weakref
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Literal
 
-from shmcast._codecs.pickle_codec import Codec, Incoming, Outgoing, PickleCodec
+from shmcast._codecs.base import Codec
+from shmcast._devices.manifest import Incoming, Outgoing
 from shmcast._devices.work import Work
-from shmcast._endpoints.base import DEFAULT_WARN_AFTER, Handle, Statistics
-from shmcast._endpoints.loans import OrdinaryMemory, Shape
+from shmcast._endpoints.base import DEFAULT_WARN_AFTER
+from shmcast._endpoints.handle import Handle
+from shmcast._endpoints.loans import Shape
 from shmcast._endpoints.reader import Reader
+from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy
 from shmcast._endpoints.writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, Writer
+from shmcast._group.device_setup import choose_lane
+from shmcast._group.one_node import connect_one_node
 from shmcast._group.options import Options
+from shmcast._group.single_rank import SingleRank
 from shmcast._nodes import topology as _topology
 from shmcast._nodes.topology import Node, Topology
-from shmcast.errors import Closed, InvalidArgument, WrongRole
+from shmcast.errors import InvalidArgument, WrongRole
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -111,14 +117,14 @@ class ShmBroadcaster:
         self.topology: Topology
         """Which ranks share a node, and who leads it; the same on every rank."""
         self._label = meeting.label
-        self._endpoint: Writer | Reader | SourceRelay | _Alone = _Alone(self._label)
+        self._endpoint: Writer | Reader | SourceRelay | SingleRank = SingleRank(self._label)
         self._relay: LeaderRelay | None = None
         self._lane: DeviceLane | None = None
         options = Options(
             wait, codec, on_reader_death, warn_after, slots, slot_bytes, arena_bytes, pin
         )
         try:
-            self._lane = _lane(group, device_group, device_types, meeting, codec)
+            self._lane = choose_lane(group, device_group, device_types, meeting, codec)
             if self._lane is not None:
                 options = dataclasses.replace(options, codec=self._lane.codec)
             error = None
@@ -143,7 +149,7 @@ class ShmBroadcaster:
         ranks = meeting.ranks
         if len(self.topology.nodes) == 1:
             readers = [ranks[r] for r in meeting.readers]
-            self._endpoint = _on_one_node(meeting, options)
+            self._endpoint = connect_one_node(meeting, options)
         else:
             from shmcast._group.many_nodes import Members
 
@@ -266,7 +272,7 @@ class ShmBroadcaster:
             return self._lane.receive(got, out, timeout)
         if out is None:
             return Work.done(got)
-        from shmcast._devices.receive import place
+        from shmcast._devices.out import place
 
         return Work(lambda: place(self._label, got, out))
 
@@ -327,7 +333,7 @@ class ShmBroadcaster:
         """Tells of work on a stream that reads a pinned view or loan: see `Writer`."""
         self._endpoint.record_stream(view, stream)
 
-    def _lender(self, action: str) -> Writer | SourceRelay | _Alone:
+    def _lender(self, action: str) -> Writer | SourceRelay | SingleRank:
         if isinstance(self._endpoint, Reader):
             raise WrongRole(
                 f"{self._label}: {action}() is for the source, rank {self.src}; receive with "
@@ -375,112 +381,3 @@ class ShmBroadcaster:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
-
-
-class _Alone(OrdinaryMemory):
-    """The endpoint of a group of one rank: it only counts."""
-
-    handle = None
-
-    def __init__(self, label: str) -> None:
-        self._label = label
-        self._messages = 0
-        self._closed = False
-
-    def _send(self, _obj: Any, _timeout: float | None) -> None:
-        if self._closed:
-            raise Closed(f"{self._label}: used after close(); make a new broadcaster")
-        self._messages += 1
-
-    def warm(self) -> None:
-        pass
-
-    def _begin_tensor_set(self) -> None:
-        pass
-
-    def _tensor_sets(self) -> list[int]:
-        return []
-
-    def _look_for_deaths(self) -> None:
-        pass
-
-    def statistics(self) -> Statistics:
-        return Statistics(messages=self._messages)
-
-    def close(self) -> None:
-        self._closed = True
-
-
-def _on_one_node(meeting: Rendezvous, options: Options) -> Writer | Reader:
-    """Brings the source's writer and the other ranks' readers together."""
-    endpoint: Writer | Reader | None = None
-    error: Exception | None = None
-    try:
-        try:
-            if meeting.rank == meeting.group_src:
-                endpoint = Writer(
-                    len(meeting.readers),
-                    label=meeting.label,
-                    reader_label=meeting.names.__getitem__,
-                    **options.for_writer(),
-                )
-        except Exception as caught:
-            error = caught
-        handle = meeting.share(endpoint and endpoint.handle, error)[meeting.group_src]
-        try:
-            if endpoint is None:
-                endpoint = Reader(
-                    handle,
-                    meeting.readers.index(meeting.rank),
-                    label=meeting.label,
-                    peer_label=meeting.names.__getitem__,
-                    **options.for_reader(),
-                )
-        except Exception as caught:
-            error = caught
-        meeting.confirm(error)
-        assert endpoint is not None  # noqa: S101 (else there was an error)
-        endpoint._meet()
-    except BaseException:
-        if endpoint is not None:
-            endpoint.close()
-        raise
-    return endpoint
-
-
-def _lane(
-    group: ProcessGroup | None,
-    device_group: ProcessGroup | None,
-    device_types: Collection[str] | None,
-    meeting: Rendezvous,
-    codec: Codec | None,
-) -> DeviceLane | None:
-    """What brings device tensors over; None: nothing, because the codec is the user's own."""
-    label = meeting.label
-    if codec is not None and type(codec) is not PickleCodec:
-        if device_group is not None or device_types is not None:
-            raise InvalidArgument(
-                f"{label}: codec={codec!r} does not know device tensors, so device_group and "
-                "device_types can't be given; only PickleCodec does"
-            )
-        return None
-    if isinstance(device_types, str) or not all(isinstance(t, str) for t in device_types or ()):
-        raise InvalidArgument(
-            f"{label}: device_types={device_types!r} is no set of names such as {{'cuda'}}"
-        )
-    import torch.distributed as dist
-
-    from shmcast._devices.lane import DeviceLane
-    from shmcast._group.rendezvous import members
-
-    if device_group is not None:
-        device_ranks, _ = members(device_group, "device_group")
-        if device_ranks != meeting.ranks:
-            raise InvalidArgument(
-                f"{label}: device_group has ranks {device_ranks} and group has {meeting.ranks}; "
-                "they must be the same, in the same order"
-            )
-    carrier = group if device_group is None else device_group
-    if carrier is None:
-        carrier = dist.group.WORLD
-    return DeviceLane(carrier, device_group is not None, device_types, label)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from shmcast._endpoints.base import Handle
+from shmcast._endpoints.handle import Handle
 from shmcast._group.options import Options
 from shmcast._group.rendezvous import Rendezvous
 from shmcast._nodes.addresses import Address

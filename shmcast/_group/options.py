@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shmcast._codecs.pickle_codec import Codec
+from shmcast._codecs.base import Codec
 from shmcast._endpoints.waiting import WaitPolicy
 
 

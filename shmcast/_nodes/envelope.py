@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from shmcast._codecs.pickle_codec import Frame
+from shmcast._codecs.base import Frame
 
 MESSAGE, CLOSE = 1, 2
 """Kinds of envelopes: frames, and the source's end."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shmcast._endpoints.base import Statistics
+from shmcast._endpoints.statistics import Statistics
 from shmcast._nodes import control as _control
 from shmcast._nodes import envelope as _envelope
 from shmcast._nodes.addresses import Address

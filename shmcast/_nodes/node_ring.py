@@ -11,13 +11,16 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from shmcast._codecs.pickle_codec import Codec, Frame, PickleCodec
-from shmcast._endpoints.base import Handle, Statistics
+from shmcast._codecs.base import Codec, Frame
+from shmcast._codecs.pickle_codec import PickleCodec
+from shmcast._endpoints.arguments import check_timeout
+from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.loans import OrdinaryMemory
 from shmcast._endpoints.reader import Reader
+from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.writer import Writer
 from shmcast._nodes.failure import LastWords
-from shmcast.errors import DeviceError, EncodeError, Forked, InvalidArgument, ShmcastError
+from shmcast.errors import DeviceError, EncodeError, Forked, ShmcastError
 
 
 class NodeWriter(Writer):
@@ -124,12 +127,3 @@ class Lonely(OrdinaryMemory):
 
     def close(self) -> None:
         pass
-
-
-def check_timeout(timeout: float | None, label: str) -> None:
-    """Raises InvalidArgument unless it is None or a number of seconds."""
-    good = timeout is None or (isinstance(timeout, (int, float)) and timeout >= 0)
-    if not good:
-        raise InvalidArgument(
-            f"{label}: send: timeout={timeout!r} must be None or a number of seconds >= 0"
-        )

@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shmcast._codecs.pickle_codec import Codec, Frame
-from shmcast._endpoints.base import Handle, Statistics
+from shmcast._codecs.base import Codec, Frame
+from shmcast._endpoints.arguments import check_timeout
+from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.loans import Shape
+from shmcast._endpoints.statistics import Statistics
 from shmcast._nodes import addresses as _addresses
 from shmcast._nodes import control as _control
 from shmcast._nodes import envelope as _envelope
@@ -33,7 +35,7 @@ from shmcast._nodes.control import Link
 from shmcast._nodes.estimate import SizeEstimate
 from shmcast._nodes.failure import LastWords, Verdict
 from shmcast._nodes.gloo_group import RelayGroup, keep_for_ever
-from shmcast._nodes.node_ring import Lonely, NodeWriter, check_timeout
+from shmcast._nodes.node_ring import Lonely, NodeWriter
 from shmcast._nodes.outbox import Sent, Window
 from shmcast._nodes.topology import Node, Topology
 from shmcast.errors import Closed, ConcurrentUse, PeerDied, ShmcastError, Timeout
