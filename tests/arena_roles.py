@@ -124,7 +124,7 @@ def receive_slowly(index: int, handle: Handle) -> int:
     """Begins when the ring is full; how many messages there were, all as they were sent."""
     count = 0
     with Reader(handle, index) as reader:
-        wait_until(lambda: reader._ring.peers()[index].behind >= 2)
+        wait_until(lambda: reader._end._ring.peers()[index].behind >= 2)
         with contextlib.suppress(shmcast.Closed):
             while True:
                 number, array = reader.recv(SECONDS, copy=False)
@@ -137,7 +137,7 @@ def hold(index: int, handle: Handle, messages: int, rejoin: bool = False) -> Non
     """Keeps all that it receives, until it is killed."""
     with Reader(handle, index, rejoin=rejoin) as reader:
         kept = [reader.recv(SECONDS, copy=False) for _ in range(messages)]
-        reader._begin_tensor_set()  # says that it has them
+        reader._end.begin_tensor_set()  # says that it has them
         signal.pause()
         del kept
 
@@ -146,17 +146,17 @@ def hold_until_told(index: int, handle: Handle) -> None:
     """Keeps the first message until the second comes."""
     with Reader(handle, index) as reader:
         kept = [reader.recv(SECONDS, copy=False)]
-        reader._begin_tensor_set()
+        reader._end.begin_tensor_set()
         reader.recv(SECONDS)
         kept.clear()
-        reader._begin_tensor_set()
+        reader._end.begin_tensor_set()
         reader.recv(SECONDS)
 
 
 def hold_raw(index: int, handle: Handle) -> None:
     with Reader(handle, index, codec=RawCodec()) as reader:
         kept = reader.recv(SECONDS, copy=False)
-        reader._begin_tensor_set()
+        reader._end.begin_tensor_set()
         signal.pause()
         del kept
 

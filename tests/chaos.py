@@ -88,7 +88,7 @@ class Kept:
 def wait_until_free(writer: Writer) -> bool:
     """Whether the whole arena is one free extent, once readers have let go of it."""
     give_up = time.monotonic() + HANG_SECONDS / 2
-    while writer._ring.loan(ARENA_BYTES) is None:
+    while writer._end._ring.loan(ARENA_BYTES) is None:
         if time.monotonic() > give_up:
             return False
         time.sleep(0.001)

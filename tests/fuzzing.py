@@ -216,7 +216,7 @@ def in_turn(run: Run, chance: random.Random) -> None:
         members: tuple[Writer | Reader, ...] = (writer, *readers)
         for endpoint in members:
             run.attempt(0, endpoint.wait_ready)
-            endpoint._tensor_sets()
+            endpoint._end.tensor_sets()
             endpoint.statistics()
 
 

@@ -667,7 +667,7 @@ def test_a_send_that_raises_when_its_message_is_out_keeps_its_extents(
 ) -> None:
     with Writer(1, slots=2, slot_bytes=128, arena_bytes=MIB, warn_after=0.0) as writer:
         job = crew.workers[0].start(arena_roles.receive_slowly, 0, writer.handle)
-        monkeypatch.setattr(type(writer._watch), "went_on", interrupt)
+        monkeypatch.setattr(type(writer._end._watch), "went_on", interrupt)
         sent = 0
         with contextlib.suppress(KeyboardInterrupt):
             while True:
@@ -691,7 +691,7 @@ def interrupt(*_args: object) -> NoReturn:
 
 
 def has_said(writer: Writer, index: int, times: int = 1) -> Callable[[], bool]:
-    return lambda: writer._tensor_sets()[index] >= times
+    return lambda: writer._end.tensor_sets()[index] >= times
 
 
 def kill(job: Job) -> None:
@@ -732,7 +732,7 @@ def test_a_replacement_holds_what_it_receives_and_its_predecessors_views_are_fre
     with Writer(1, slots=4, arena_bytes=ARENA, on_reader_death="drop") as writer:
         job = crew.workers[0].start(arena_roles.hold, 0, writer.handle, 1)
         for turn in range(3):
-            wait_until(lambda: writer._ring.peers()[0].state in ("attached", "rejoining"))
+            wait_until(lambda: writer._end._ring.peers()[0].state in ("attached", "rejoining"))
             writer.send(filled(MIB, turn), SECONDS)
             wait_until(has_said(writer, 0, turn + 1))
             assert not is_free(writer)
@@ -740,7 +740,7 @@ def test_a_replacement_holds_what_it_receives_and_its_predecessors_views_are_fre
             if turn == 1:  # before anybody takes the place, or after
                 wait_until(lambda: is_free(writer))
             job = crew.workers[0].start(arena_roles.hold, 0, writer.handle, 1, True)
-            wait_until(lambda: writer._ring.peers()[0].state == "rejoining")
+            wait_until(lambda: writer._end._ring.peers()[0].state == "rejoining")
         kill(job)
         with Reader(writer.handle, 0, rejoin=True) as reader:
             writer.send(filled(MIB, 9))
@@ -816,7 +816,7 @@ def test_views_outlive_the_death_of_the_writer(crew: Crew, tmp_path: Path) -> No
     wait_until(path.exists)
     with Reader(pickle.loads(path.read_bytes()), 0) as reader:  # noqa: S301
         array, other = reader.recv(SECONDS, copy=False)
-        wait_until(lambda: reader._ring.peers()[0].behind == 1)
+        wait_until(lambda: reader._end._ring.peers()[0].behind == 1)
         kill(job)
         assert np.array_equal(array, filled(MIB, 3))
         assert np.array_equal(other, filled(MIB, 4))

@@ -17,7 +17,7 @@ from processes import Crew
 from shmcast import Reader, ShmBroadcaster, Writer
 from shmcast._devices.codec import _to_host
 from shmcast._devices.lane import DeviceLane
-from shmcast._devices.manifest import PACK_BYTES, Outgoing
+from shmcast._devices.manifest import PACK_BYTES
 
 pytestmark = [
     pytest.mark.cuda,
@@ -31,32 +31,44 @@ def everything() -> Any:
     return {"kinds": kinds, "large": torch.ones(PACK_BYTES, device="cuda"), "host": tensor()}
 
 
+class Alone:
+    """The progress of a group of one rank."""
+
+    def __init__(self) -> None:
+        self.sets: list[int | None] = [0]
+
+    def announce_start(self) -> None:
+        assert self.sets[0] is not None
+        self.sets[0] += 1
+
+    def started(self) -> list[int | None]:
+        return self.sets
+
+    def check_alive(self) -> None:
+        pass
+
+
 def over_nccl(_index: int, store: str) -> None:
     dist.init_process_group("cpu:gloo,cuda:nccl", f"file://{store}", rank=0, world_size=1)
     world = dist.group.WORLD
     assert world is not None
     lane = DeviceLane(world, False, None, "rank 0")
-    begun = [0]
-
-    def begin() -> None:
-        begun[0] += 1
-
-    lane.connect(0, [0], begin, lambda: begun, lambda: None)
+    lane.connect(0, [0], Alone())
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     for timeout in (None, SECONDS):
         sent = everything()
-        message = lane.codec.encode(sent)
-        assert type(message) is Outgoing
-        assert lane.send(message, sent, timeout).wait() is sent
+        _, departure = lane.codec.pack(sent)
+        assert departure is not None
+        assert lane.send(departure, sent, timeout).wait() is sent
         assert describe(sent) == describe(everything())
         with torch.cuda.stream(side):  # in stream order: filled before, changed after
             busy = torch.randn(2000, 2000, device="cuda")
             for _ in range(10):
                 busy = busy @ busy / 2000
             late = [torch.full((PACK_BYTES,), 7, device="cuda")]
-            message = lane.codec.encode(late)
-            assert type(message) is Outgoing
-            lane.send(message, late, timeout).wait()
+            _, departure = lane.codec.pack(late)
+            assert departure is not None
+            lane.send(departure, late, timeout).wait()
             late[0].add_(1)
         side.synchronize()
         assert bool((late[0] == 8).all())

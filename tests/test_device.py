@@ -26,16 +26,23 @@ import shmcast
 from objects import DTYPES, LAYOUTS, Batch, Frozen, Pair, describe, tensor
 from processes import Crew
 from shmcast import PickleCodec, ShmBroadcaster, Writer
+from shmcast._codecs.base import Received
 from shmcast._devices import lane as device
 from shmcast._devices.codec import Carrier
 from shmcast._devices.collectives import Flight
 from shmcast._devices.manifest import PACK_BYTES, TensorSpec, grouped
+from shmcast._endpoints.frame_reader import FrameReader
 
 CPU = {"cpu"}
 LARGE = (PACK_BYTES // 4 + 1,)
 SECONDS = 30.0
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+
+
+def consume(bc: ShmBroadcaster) -> list[Received]:
+    """Receive the frames of a message, and not its device tensors."""
+    return cast("FrameReader", bc._end).consume(SECONDS)
 
 
 def every_kind() -> Any:
@@ -576,7 +583,7 @@ def one_does_not_take_part(rank: int, members: list[int], missing: int) -> str:
             sent = {"t": [tensor(torch.int16), tensor(shape=LARGE)]}
             try:
                 if rank == missing:
-                    bc._recv(SECONDS, True)  # the message, and then it goes astray
+                    consume(bc)  # the message, and then it goes astray
                 else:
                     bc.broadcast_tensor_dict(sent if bc.is_src else None, timeout=1)
             except shmcast.DeviceError as caught:
@@ -641,7 +648,7 @@ def out_of_step(rank: int) -> None:
                 for _ in range(2):
                     bc.broadcast_tensor_dict({"t": tensor()}, async_op=True, timeout=SECONDS)
             else:
-                bc._recv(SECONDS, True)
+                consume(bc)
                 with pytest.raises(shmcast.DeviceError, match=r"missed one: .* comes number 2"):
                     bc.recv(SECONDS)
             dist.barrier(pair)
@@ -656,7 +663,7 @@ def killed_between(rank: int, store: str) -> str:
     ranks.join(rank, 2, store)
     with ShmBroadcaster(device_types=CPU) as bc:
         if rank == 1:
-            bc._recv(SECONDS, True)
+            consume(bc)
             os.kill(os.getpid(), signal.SIGKILL)
         with pytest.raises(shmcast.PeerDied) as caught:
             bc.broadcast_tensor_dict({"t": tensor()}, timeout=SECONDS)
@@ -690,9 +697,10 @@ def interrupted(rank: int) -> None:
                 dist.barrier(pair)
                 assert work.wait() is sent
             else:
-                message = bc._recv(SECONDS, True)
+                message = consume(bc)
                 dist.barrier(pair)
-                assert describe(bc._arrive(message, None, SECONDS).wait()) == describe(sent)
+                assert bc._lane is not None
+                assert describe(bc._lane.receive(message, None, SECONDS).wait()) == describe(sent)
     dist.barrier()
 
 
@@ -781,7 +789,7 @@ def test_no_tensor_is_kept_after_its_broadcast(world: Crew) -> None:
 def collected(rank: int) -> None:
     bc = ShmBroadcaster(device_types=CPU)
     bc.broadcast_object([tensor()] if bc.is_src else None, SECONDS)
-    endpoint = weakref.ref(bc._endpoint)
+    endpoint = weakref.ref(bc._end)
     gc.collect()
     gc.disable()
     try:

@@ -173,7 +173,7 @@ def test_a_killed_reader_ends_the_waits_of_the_other_readers(crew: Crew, wait: W
 def test_a_death_ends_wait_ready(crew: Crew, wait: WaitPolicy) -> None:
     with Writer(2, wait=wait) as writer:
         job = crew.workers[0].start(attach_only, 0, writer.handle)
-        wait_until(lambda: writer._ring.attached() == 1)
+        wait_until(lambda: writer._end._ring.attached() == 1)
         kill(job)
         with pytest.raises(PeerDied, match="reader 0"):
             writer.wait_ready(SECONDS)
@@ -239,7 +239,7 @@ def test_dropped_readers_hold_nobody_up_and_can_be_replaced(crew: Crew, wait: Wa
                 sent.append(k if k % 3 else [k] * 200)
                 writer.send(sent[-1], SECONDS)
             job = crew.workers[2].start(receive_all, 2, writer.handle, wait, True)
-            wait_until(lambda: writer._ring.peers()[2].state == "rejoining")
+            wait_until(lambda: writer._end._ring.peers()[2].state == "rejoining")
             sent.append("welcome")
             writer.send(sent[-1], SECONDS)
             if turn < 2:
@@ -257,7 +257,7 @@ def test_a_replacement_need_not_wait_until_the_writer_has_noticed(crew: Crew) ->
         writer.send("lost")
         kill(job)
         job = crew.workers[0].start(rejoin_and_wait, 0, writer.handle)  # and dies, not admitted
-        wait_until(lambda: writer._ring.peers()[0].state == "rejoining")
+        wait_until(lambda: writer._end._ring.peers()[0].state == "rejoining")
         kill(job)
         with Reader(writer.handle, 0, rejoin=True) as reader:
             with pytest.raises(shmcast.Timeout):

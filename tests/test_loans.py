@@ -34,13 +34,13 @@ def reader(writer: Writer) -> Iterator[Reader]:
 
 def extents(writer: Writer) -> list[int]:
     """Those that the last message speaks of."""
-    return list(writer._ring.sent())
+    return list(writer._end._ring.sent())
 
 
 def send_uncopied(writer: Writer, obj: Any, frames: int = 1) -> None:
     """Sends an object and checks that none of its buffers was copied to another extent."""
     before = writer.statistics()
-    lent = {lent.extent for lent in writer._lender._all()}  # type: ignore[union-attr]
+    lent = {lent.extent for lent in writer._end._lender._all()}  # type: ignore[union-attr]
     writer.send(obj, SECONDS)
     after = writer.statistics()
     assert set(extents(writer)) <= lent
@@ -487,7 +487,7 @@ def test_a_view_of_a_tensor_whose_first_name_is_gone_is_still_a_loan(
     assert writer.thaw(kept)
     del kept
     assert is_free(writer)
-    assert not writer._lender._lent  # type: ignore[union-attr]
+    assert not writer._end._lender._lent  # type: ignore[union-attr]
 
 
 # Dropped

@@ -15,6 +15,7 @@ import pytest
 
 import shmcast
 from shmcast import Handle, Reader, Writer
+from shmcast._endpoints.handle import geometry_of
 from shmcast._host import shared_memory as segment
 
 SHM = Path("/dev/shm")
@@ -209,7 +210,7 @@ def test_a_slot_that_no_writer_wrote_is_found() -> None:
         name = path_of(writer.handle)
         with name.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
             reader = Reader(writer.handle, 0)
-            slots = writer.handle._geometry().segment_bytes - 2 * 384
+            slots = geometry_of(writer.handle).segment_bytes - 2 * 384
             writer.send([b"x" * 60])
             # Two frames whose table would be larger than the message.
             memory[slots + 8 : slots + 16] = (1 << 63 | 2 << 40 | 5).to_bytes(8, "little")
@@ -239,7 +240,7 @@ def test_what_nobody_can_have_written_ends_a_wait(offset: int, word: int, told: 
     with Writer(2, slots=2, slot_bytes=128) as writer:
         file = path_of(writer.handle).open("r+b")
         with file, mmap.mmap(file.fileno(), 0) as memory, Reader(writer.handle, 0) as reader:
-            assert writer.handle._geometry().segment_bytes == SLOTS + 2 * 384
+            assert geometry_of(writer.handle).segment_bytes == SLOTS + 2 * 384
             if offset in (MEMBERS, MEMBERS + 128):
                 for k in range(2):
                     writer.send(k)

@@ -56,7 +56,7 @@ class PickleCodec:
         if buffers or len(written) > 1:
             # Past 64 KiB pickle writes in several pieces, large bytes objects by themselves.
             self._has_met_buffers = True
-            frames = self._join(b"".join(written), buffers)
+            frames = [b"".join(written), *buffers]
             buffers.clear()
         else:
             frames = [*written]
@@ -69,18 +69,10 @@ class PickleCodec:
         if len(frames) == 1:
             return _unpickle_plain(frames[0], _loads)
         self._has_met_buffers = True
-        return self._split(frames)
-
-    # What a codec of device tensors does differently (see _device_codec.py), and only for messages
-    # of more than one frame: small ones must not pay for it.
-
-    def _join(self, pickled: bytes, buffers: list[Any]) -> list[Frame]:
-        return [pickled, *buffers]
-
-    def _split(self, frames: list[Received]) -> Any:
         return _loads(frames[0], buffers=frames[1:])
 
     def _reducers_for(self, _buffers: list[Any]) -> Reducers:
+        """Return the reducers of a pickler; the codec of device tensors has its own."""
         return self._reducers
 
     def sample(self) -> Any:

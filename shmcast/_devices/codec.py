@@ -17,7 +17,7 @@ import torch
 from shmcast._codecs import tensors as _tensors
 from shmcast._codecs.base import Frame, Received
 from shmcast._codecs.pickle_codec import PickleCodec, Reducers
-from shmcast._devices.manifest import _MARK, Incoming, Manifest, Outgoing, TensorSpec, grouped
+from shmcast._devices.manifest import Departure, Manifest, TensorSpec, grouped
 
 
 class Carrier(enum.Enum):
@@ -54,31 +54,38 @@ class DeviceCodec(PickleCodec):
         super().__init__()
         self._lane = lane
 
-    def _reducers_for(self, buffers: list[Any]) -> Reducers:
-        return _DeviceReducers(self._lane, buffers)
-
-    def _join(self, pickled: bytes, buffers: list[Any]) -> list[Frame]:
+    def pack(self, obj: Any, /) -> tuple[list[Frame], Departure | None]:
+        """Return the frames of `obj`, and what takes the lane; None: nothing does."""
+        frames = super().encode(obj)
+        if len(frames) == 1:
+            return frames, None
+        pickled = frames[0]
+        buffers: list[Any] = frames[1:]
         found = [buffer for buffer in buffers if type(buffer) is tuple]
         if not found:
-            return super()._join(pickled, buffers)
+            return frames, None
         specs = [spec for spec, _ in found]
         manifest = Manifest(self._lane.next_number(), specs, grouped(specs))
         in_host_memory = [buffer for buffer in buffers if type(buffer) is not tuple]
-        message = Outgoing([manifest.to_bytes(), pickled, *in_host_memory])
-        message.manifest = manifest
-        message.elements = [elements for _, elements in found]
-        return message
+        return (
+            [manifest.to_bytes(), pickled, *in_host_memory],
+            Departure(manifest, [elements for _, elements in found]),
+        )
 
-    def _split(self, frames: list[Received]) -> Any:
-        return Incoming(frames) if frames[0][0] == _MARK else super()._split(frames)
+    def encode(self, obj: Any, /) -> list[Frame]:
+        """Return the frames of `obj` alone: for practice, on objects without device tensors."""
+        return self.pack(obj)[0]
+
+    def _reducers_for(self, buffers: list[Any]) -> Reducers:
+        return _DeviceReducers(self._lane, buffers)
 
 
-def unpickle(message: Incoming, tensors: Iterable[torch.Tensor]) -> Any:
-    """The object of `message`, with `tensors` in the places of its stubs."""
+def unpickle(frames: list[Received], tensors: Iterable[torch.Tensor]) -> Any:
+    """Return the object of a message with a manifest, `tensors` in the places of its stubs."""
     outer = _arriving.tensors  # an object may receive others as it is unpickled
     _arriving.tensors = iter(tensors)
     try:
-        return pickle.loads(message.frames[1], buffers=message.frames[2:])  # noqa: S301
+        return pickle.loads(frames[1], buffers=frames[2:])  # noqa: S301
     finally:
         _arriving.tensors = outer
 

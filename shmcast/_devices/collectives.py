@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,22 @@ _MOST_SECONDS = 30 * 86400.0  # C++ clocks overflow where Python's don't
 _SLICE = timedelta(seconds=0.05)  # waits come back so often, for signals and deaths
 
 
+class PeerProgress(Protocol):
+    """How far the other ranks are with the device tensors of messages, and who lives."""
+
+    def announce_start(self) -> None:
+        """Tell all ranks that this one begins with the next message's device tensors."""
+
+    def started(self) -> list[int | None]:
+        """Return with how many messages each rank has begun; None for ranks of other nodes.
+
+        By rank in the group.
+        """
+
+    def check_alive(self) -> None:
+        """Raise PeerDied if a rank has died, NodeLost if a node is lost."""
+
+
 @dataclass(frozen=True)
 class Route:
     """What carries a broadcaster's device tensors."""
@@ -36,21 +52,19 @@ class Route:
     group_src: int
     ranks: list[int]
     """The group's global ranks."""
-    begin: Callable[[], None]
-    """Tells all ranks that this one begins with the next message's device tensors."""
-    begun: Callable[[], Sequence[int | None]]
-    """With how many messages each rank has begun, by rank in the group; None: on another node."""
-    look: Callable[[], None]
-    """Raises PeerDied if a rank has died, NodeLost if its node is."""
+    progress: PeerProgress
+    """How far the ranks are."""
 
     def missing(self, number: int) -> list[int]:
         """The global ranks of this node that have not begun with message `number`."""
-        counts = zip(self.ranks, self.begun(), strict=True)
+        counts = zip(self.ranks, self.progress.started(), strict=True)
         return [rank for rank, n in counts if n is not None and n < number]
 
     def unseen(self) -> list[int]:
         """The global ranks on other nodes, of which nothing is known here."""
-        return [rank for rank, n in zip(self.ranks, self.begun(), strict=True) if n is None]
+        return [
+            rank for rank, n in zip(self.ranks, self.progress.started(), strict=True) if n is None
+        ]
 
 
 class Flight:
@@ -73,7 +87,7 @@ class Flight:
         self._pieces = pieces  # not every backend keeps what it works on
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
-        route.begin()
+        route.progress.announce_start()
         self._legs = list(self._broadcast())
 
     def _broadcast(self) -> Iterator[_Leg]:
@@ -131,7 +145,7 @@ class Flight:
                 leg.work.wait(_SLICE)
                 return
             except RuntimeError:
-                self._route.look()
+                self._route.progress.check_alive()
                 if leg.work.is_completed():
                     leg.work.wait()  # raises its error, unless it was completed just now
                     return
@@ -141,13 +155,13 @@ class Flight:
     def _await_a_death(self) -> None:
         """Raises PeerDied if that is why a broadcast failed: sockets end before their process."""
         for _ in range(100):
-            self._route.look()
+            self._route.progress.check_alive()
             time.sleep(1e-3)
 
     def _wait_for_members(self, deadline: float) -> None:
         pause = 20e-6
         while self._route.missing(self._manifest.number):
-            self._route.look()
+            self._route.progress.check_alive()
             if time.monotonic() > deadline:
                 raise TimeoutError("ranks are missing")
             time.sleep(pause)

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from shmcast._codecs.base import Received
 from shmcast._codecs.tensors import as_bytes
 from shmcast._devices import buffers as _landing
 from shmcast._devices.codec import Carrier, DeviceCodec
-from shmcast._devices.collectives import Flight, Route
-from shmcast._devices.manifest import Incoming, Manifest, Outgoing
+from shmcast._devices.collectives import Flight, PeerProgress, Route
+from shmcast._devices.manifest import Departure, Manifest
 from shmcast._devices.receive import Arrival
 from shmcast._devices.work import Work
 from shmcast.errors import DeviceError, InvalidArgument, NodeLost, PeerDied, ShmcastWarning
@@ -87,25 +88,15 @@ class DeviceLane:
         self._has_warned = False
         self._route: Route | None = None
 
-    def connect(
-        self,
-        group_src: int,
-        ranks: list[int],
-        begin: Callable[[], None],
-        begun: Callable[[], Sequence[int | None]],
-        look: Callable[[], None],
-    ) -> None:
-        """Brings the lane together with the other ranks', before the first message.
+    def connect(self, group_src: int, ranks: list[int], progress: PeerProgress) -> None:
+        """Bring the lane together with the other ranks', before the first message.
 
         Args:
             group_src: the source's rank in the group.
             ranks: the group's global ranks.
-            begin: tells all ranks that this one begins with a message's device tensors.
-            begun: with how many messages each rank has begun, by rank in the group; None for
-                ranks on other nodes.
-            look: raises PeerDied if a rank has died, NodeLost if its node is.
+            progress: how far the ranks are, and who lives.
         """
-        self._route = Route(self._group, self._backends, group_src, ranks, begin, begun, look)
+        self._route = Route(self._group, self._backends, group_src, ranks, progress)
 
     def carrier_of(self, kind: str) -> Carrier:
         """How tensors on this type of device travel.
@@ -133,7 +124,7 @@ class DeviceLane:
                 f"{self._label}: the group has no backend of its own for {kind} tensors, so they "
                 "are staged through host memory; pass a device_group that has one (NCCL)",
                 ShmcastWarning,
-                stacklevel=6,  # the caller of the broadcaster
+                stacklevel=7,  # the caller of the broadcaster
             )
         return Carrier.STAGING
 
@@ -150,46 +141,46 @@ class DeviceLane:
             )
         return self._number + 1
 
-    def send(self, message: Outgoing, obj: Any, timeout: float | None) -> Work:
-        """On the source: broadcasts the device tensors of a message that is in the ring.
+    def send(self, departure: Departure, obj: Any, timeout: float | None) -> Work:
+        """On the source: broadcast the device tensors of a message that is in the ring.
 
         Args:
-            message: what the codec has made of `obj`.
+            departure: what the codec has found in `obj`.
             obj: what the work returns.
             timeout: seconds that it may take, None for the group's own time-out.
 
         Raises:
             DeviceError: the broadcasts could not be begun.
         """
-        manifest = message.manifest
+        manifest, elements = departure
 
         def pieces() -> list[torch.Tensor]:
             return [
-                _landing.packed([message.elements[i] for i in group])
+                _landing.packed([elements[i] for i in group])
                 if len(group) > 1
-                else as_bytes(message.elements[group[0]])
+                else as_bytes(elements[group[0]])
                 for group in manifest.groups
             ]
 
         return self._begin(manifest, pieces, timeout, lambda: obj)
 
-    def receive(self, message: Incoming, out: Any, timeout: float | None) -> Work:
-        """Elsewhere: makes the object of a message whose device tensors are coming.
+    def receive(self, frames: list[Received], out: Any, timeout: float | None) -> Work:
+        """Elsewhere: make the object of a message whose device tensors are coming.
 
         This rank takes part in their broadcast whatever is wrong with the object, so that the
         others don't notice.
 
         Args:
-            message: from the ring.
+            frames: of the message, the first of them its manifest.
             out: an object whose tensors to receive into; None: into new ones.
             timeout: as for `send`.
 
         Raises:
             DeviceError: the broadcasts could not be begun here; the others time out.
         """
-        manifest = Manifest.read(message.frames[0])
+        manifest = Manifest.read(frames[0])
         self._check_in_step(manifest)
-        arrival = Arrival(self._label, manifest, message, out)
+        arrival = Arrival(self._label, manifest, frames, out)
         work = self._begin(manifest, arrival.prepare, timeout, arrival.obj)
         arrival.assemble()  # while they are on their way
         return work

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from shmcast._codecs.base import Frame, Received
+from shmcast._codecs.base import Received
 
 PACK_BYTES = 256 * 1024
 """Tensors of fewer bytes are packed: a copy on the device is cheaper than a broadcast more."""
@@ -96,20 +96,14 @@ def grouped(specs: list[TensorSpec]) -> list[list[int]]:
     return [*small.values(), *large]
 
 
-class Outgoing(list[Frame]):
-    """The frames of an object with device tensors, which travel beside them (see device.py)."""
-
-    __slots__ = ("elements", "manifest")
+class Departure(NamedTuple):
+    """What of a message takes the device lane, behind its frames."""
 
     manifest: Manifest
     elements: list[torch.Tensor]
     """Each device tensor's elements in the order of its memory: contiguous."""
 
 
-class Incoming:
-    """The frames of such an object where they arrive, to be decoded once it has a place."""
-
-    __slots__ = ("frames",)
-
-    def __init__(self, frames: list[Received]) -> None:
-        self.frames = frames
+def has_manifest(frames: list[Received]) -> bool:
+    """Return whether a message's device tensors follow: its first frame is a manifest."""
+    return len(frames) > 1 and frames[0][0] == _MARK

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from shmcast._devices.work import Work
 from shmcast.errors import InvalidArgument
 
 _NOTHING = object()  # in the place of what only one of the two objects has
@@ -159,18 +160,23 @@ def _describe(obj: Any) -> str:
     return "not there" if obj is _NOTHING else f"a {type(obj).__qualname__}"
 
 
-def place(label: str, obj: Any, out: Any) -> Any:
-    """An object without device tensors, received into `out`.
+def receive_into(label: str, obj: Any, out: Any) -> Work:
+    """Return the work that receives an object without device tensors into `out`; None: as it is.
 
-    Raises:
-        InvalidArgument: it does not match.
+    Its `wait` raises InvalidArgument if the object does not match `out`.
     """
-    try:
-        fitted, pairs = fit(obj, out, lambda tensor: tensor.device)
-    except Exception as error:
-        raise mismatch(label, error) from error
-    copy_all(pairs)
-    return fitted
+    if out is None:
+        return Work.done(obj)
+
+    def place() -> Any:
+        try:
+            fitted, pairs = fit(obj, out, lambda tensor: tensor.device)
+        except Exception as error:
+            raise mismatch(label, error) from error
+        copy_all(pairs)
+        return fitted
+
+    return Work(place)
 
 
 def mismatch(label: str, error: Exception) -> InvalidArgument:

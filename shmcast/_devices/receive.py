@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from shmcast._codecs.base import Received
 from shmcast._devices import buffers as _landing
 from shmcast._devices import out as _into
 from shmcast._devices.codec import unpickle
-from shmcast._devices.manifest import Incoming, Manifest
+from shmcast._devices.manifest import Manifest
 from shmcast._devices.out import mismatch
 from shmcast.errors import DecodeError, InvalidArgument, ShmcastError
 
@@ -26,14 +27,14 @@ class Arrival:
     Args:
         label: how errors name this rank.
         manifest: the message's.
-        message: its frames.
+        frames: the message's.
         out: an object whose tensors to receive into; None: into new ones.
     """
 
-    def __init__(self, label: str, manifest: Manifest, message: Incoming, out: Any) -> None:
+    def __init__(self, label: str, manifest: Manifest, frames: list[Received], out: Any) -> None:
         self._label = label
         self._manifest = manifest
-        self._message = message
+        self._frames = frames
         self._out = out
         self._obj: Any = None
         # What to receive into, what stands there in the message, and its number if on a device.
@@ -110,7 +111,7 @@ class Arrival:
 
     def _unpickle(self, tensors: list[torch.Tensor]) -> Any:
         try:
-            return unpickle(self._message, tensors)
+            return unpickle(self._frames, tensors)
         except Exception as error:
             self._error = DecodeError(
                 f"{self._label}: can't decode a message with {len(tensors)} device tensors: "

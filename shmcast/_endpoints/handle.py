@@ -38,6 +38,8 @@ class Handle:
     arena: ArenaHandle | None = None
     """Where large buffers lie; None: the writer has no arena."""
 
-    def _geometry(self) -> _core.Geometry:
-        extents = _core.EXTENTS if self.arena else 0
-        return _core.Geometry(self.readers, self.slots, self.slot_bytes, extents)
+
+def geometry_of(handle: Handle) -> _core.Geometry:
+    """Return the shape of the ring that `handle` leads to."""
+    extents = _core.EXTENTS if handle.arena else 0
+    return _core.Geometry(handle.readers, handle.slots, handle.slot_bytes, extents)

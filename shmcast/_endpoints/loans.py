@@ -108,14 +108,14 @@ class Lender:
         return tensor.view(sizes)
 
     def forget_views(self) -> None:
-        """Before an object is encoded: no view was seen in it yet."""
-        if self._pinned is not None:
-            self._pinned.release_finished()
+        """Forget the views that were seen in an object: it is sent, or never will be."""
         for lent in self._all():
             _views(lent.root()).clear()
 
     def freeze_sent(self) -> None:
-        """After a message was sent: what it has of the loans is read-only from now on."""
+        """Make read-only what the message that was just sent has of the loans."""
+        if self._pinned is not None:
+            self._pinned.release_finished()
         sent = self._ring.sent()
         for lent in self._all():
             if lent.is_frozen:
@@ -124,6 +124,7 @@ class Lender:
             entry = self._lent.get(extent)  # None: the frame was copied to the arena
             if entry is not None:
                 self._freeze(entry)
+        self.forget_views()
 
     def thaw(self, array: LoanedArray) -> bool:
         """Whether every reader is done with `array`, which can then be written to again."""
@@ -186,7 +187,6 @@ class Lender:
             if array is not None and array.flags.writeable:
                 array.flags.writeable = False
                 lent.frozen.append(weakref.ref(array))
-        views.clear()
 
     def _thaw(self, lent: _Lent, look: bool) -> bool:
         if lent.loan() is not None and not self._ring.is_done(lent.extent, look):

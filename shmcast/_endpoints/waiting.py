@@ -91,15 +91,33 @@ class WaitPolicy:
             ) from None
         return make()
 
-    def _for_core(self) -> _core.WaitPolicy:
-        match self._mode:
-            case _Mode.SPIN:
-                return _core.WaitPolicy.spin()
-            case _Mode.SEMAPHORE:
-                return _core.WaitPolicy.park()
-            case _Mode.ADAPTIVE:
-                return _core.WaitPolicy.adaptive(int(min(self._max_spin * 1e9, _FOREVER_NS)))
-
     def __str__(self) -> str:
         limit = f"(max_spin={self._max_spin:g})" if self._mode is _Mode.ADAPTIVE else "()"
         return f"WaitPolicy.{self._mode.value}{limit}"
+
+
+def chosen_policy(wait: WaitPolicy | None, label: str) -> WaitPolicy:
+    """Return the operator's policy, else the program's, else the default.
+
+    Raises:
+        InvalidArgument: either is no policy.
+    """
+    override = WaitPolicy.from_environment()
+    wait = WaitPolicy.adaptive() if wait is None else wait
+    if not isinstance(wait, WaitPolicy):
+        raise InvalidArgument(
+            f"{label}: wait={wait!r} is not a WaitPolicy; use WaitPolicy.adaptive(), .spin() "
+            "or .semaphore()"
+        )
+    return override or wait
+
+
+def core_policy(policy: WaitPolicy) -> _core.WaitPolicy:
+    """Return the core's policy of the same meaning."""
+    match policy._mode:
+        case _Mode.SPIN:
+            return _core.WaitPolicy.spin()
+        case _Mode.SEMAPHORE:
+            return _core.WaitPolicy.park()
+        case _Mode.ADAPTIVE:
+            return _core.WaitPolicy.adaptive(int(min(policy._max_spin * 1e9, _FOREVER_NS)))

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import weakref
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Literal
 
 from shmcast._codecs.base import Codec
-from shmcast._devices.manifest import Incoming, Outgoing
 from shmcast._devices.work import Work
-from shmcast._endpoints.base import DEFAULT_WARN_AFTER
+from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER
+from shmcast._endpoints.frame_reader import FrameReader
+from shmcast._endpoints.frame_writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, FrameWriter
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.loans import Shape
-from shmcast._endpoints.reader import Reader
+from shmcast._endpoints.objects import ObjectReceiver, ObjectSender, checked_codec
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy
-from shmcast._endpoints.writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, Writer
+from shmcast._endpoints.warmup import Practice
 from shmcast._group.device_setup import choose_lane
 from shmcast._group.one_node import connect_one_node
 from shmcast._group.options import Options
+from shmcast._group.progress import RankProgress
 from shmcast._group.single_rank import SingleRank
-from shmcast._nodes import topology as _topology
-from shmcast._nodes.topology import Node, Topology
+from shmcast._nodes.topology import Node, Topology, host_name
 from shmcast.errors import InvalidArgument, WrongRole
 
 if TYPE_CHECKING:
@@ -80,9 +81,10 @@ class ShmBroadcaster:
         SegmentError: another rank could not set up; the message says which one and why.
     """
 
-    _send: Callable[[Any, float | None], object]  # on the source; returns the frames
-    _warm: Callable[[], None]
+    # Bound once: in a decode loop every look-up on the way is a cache miss.
+    _send: Callable[[Any, float | None], Work | None]  # on the source
     _recv: Callable[[float | None, bool], Any]  # elsewhere
+    _begin_recv: Callable[[float | None, bool, Any], Work]
 
     def __init__(
         self,
@@ -117,66 +119,77 @@ class ShmBroadcaster:
         self.topology: Topology
         """Which ranks share a node, and who leads it; the same on every rank."""
         self._label = meeting.label
-        self._endpoint: Writer | Reader | SourceRelay | SingleRank = SingleRank(self._label)
+        self._end: FrameWriter | FrameReader | SourceRelay | SingleRank
         self._relay: LeaderRelay | None = None
         self._lane: DeviceLane | None = None
-        options = Options(
-            wait, codec, on_reader_death, warn_after, slots, slot_bytes, arena_bytes, pin
-        )
+        error: Exception | None = None
+        options = Options(wait, on_reader_death, warn_after, slots, slot_bytes, arena_bytes, pin)
         try:
             self._lane = choose_lane(group, device_group, device_types, meeting, codec)
-            if self._lane is not None:
-                options = dataclasses.replace(options, codec=self._lane.codec)
-            error = None
         except Exception as caught:
             error = caught
         if self.group_size > 1:
             self.topology = meeting.agree(self._lane.terms if self._lane else None, error)
-            self._set_up(meeting, options)
+            self._set_up(meeting, options, codec)
+        elif error is not None:
+            raise error
         else:
-            if error is not None:
-                raise error
-            self.topology = Topology((Node(0, _topology.host_name(), self.src, (self.src,)),))
-        # Bound once: in a decode loop every look-up on the way is a cache miss.
-        if isinstance(self._endpoint, Reader):
-            self._recv = self._endpoint.recv
-        else:
-            self._send = self._endpoint._send
-            self._warm = self._endpoint.warm
+            self.topology = Topology((Node(0, host_name(), self.src, (self.src,)),))
+            self._end = SingleRank(self._label)
+            self._send, self._warm = self._end.send, self._end.warm
 
-    def _set_up(self, meeting: Rendezvous, options: Options) -> None:
-        """Brings the source and the other ranks together."""
+    def _set_up(self, meeting: Rendezvous, options: Options, codec: Codec | None) -> None:
+        """Bring the source and the other ranks together."""
         ranks = meeting.ranks
+        practice: Practice | None = None
+        error: Exception | None = None
+        try:
+            codec = self._lane.codec if self._lane else checked_codec(codec, self._label)
+            practice = Practice.with_sample_of(codec, self._label)
+        except Exception as caught:  # the others must hear of it
+            error = caught
+        rehearse = None if practice is None else practice.receive
+        end: FrameWriter | FrameReader | SourceRelay
         if len(self.topology.nodes) == 1:
             readers = [ranks[r] for r in meeting.readers]
-            self._endpoint = connect_one_node(meeting, options)
+            self._end = end = connect_one_node(meeting, options, rehearse, error)
         else:
             from shmcast._group.many_nodes import Members
 
-            members = Members(meeting, self.topology, options)
-            self._endpoint, self._relay = members.endpoint, members.relay
+            members = Members(meeting, self.topology, options, rehearse, error)
+            self._end = end = members.end
+            self._relay = members.relay
             readers = members.readers
             # (A relay serves other nodes, too: nobody but its owner can end it.)
-            weakref.finalize(self, members.endpoint.close)
-        endpoint = self._endpoint
+            weakref.finalize(self, members.end.close)
         if self._lane is not None:
             here = self.topology.node_of(ranks[meeting.rank]).ranks
-            by_rank = [
-                None
-                if rank not in here
-                else readers.index(rank)
-                if rank in readers
-                else len(readers)
-                for rank in ranks
-            ]
+            self._lane.connect(self.group_src, ranks, RankProgress(end, ranks, here, readers))
+        assert codec is not None  # noqa: S101 (else the error was raised on every rank)
+        self._connect_objects(end, codec, practice)
 
-            def begun() -> list[int | None]:
-                sets = endpoint._tensor_sets()
-                return [None if i is None or not sets else sets[i] for i in by_rank]
+    def _connect_objects(
+        self,
+        end: FrameWriter | FrameReader | SourceRelay,
+        codec: Codec,
+        practice: Practice | None,
+    ) -> None:
+        """Put what makes frames of objects, or objects of frames, before this rank's end."""
+        if self._lane is not None:
+            from shmcast._devices.ends import DeviceReceiver, DeviceSender
 
-            self._lane.connect(
-                self.group_src, ranks, endpoint._begin_tensor_set, begun, endpoint._look_for_deaths
-            )
+            if isinstance(end, FrameReader):
+                device_receiver = DeviceReceiver(end, self._lane)
+                self._recv, self._begin_recv = device_receiver.recv, device_receiver.begin
+            else:
+                device_sender = DeviceSender(end, self._lane, practice)
+                self._send, self._warm = device_sender.begin, device_sender.warm
+        elif isinstance(end, FrameReader):
+            self._recv = ObjectReceiver(end, codec).recv
+            self._begin_recv = functools.partial(_begin_plain, self._label, self._recv)
+        else:
+            sender = ObjectSender(end, codec, practice)
+            self._send, self._warm = sender.send, sender.warm
 
     def broadcast_object(
         self, obj: Any = None, timeout: float | None = None, copy: bool = True
@@ -203,14 +216,11 @@ class ShmBroadcaster:
             And what `Writer.send` raises on the source, and `Reader.recv` elsewhere.
         """
         if self.is_src:
-            sent = self._send(obj, timeout)
-            if type(sent) is Outgoing:
-                self._depart(sent, obj, timeout).wait()
+            work = self._send(obj, timeout)
+            if work is not None:
+                work.wait()
             return obj
-        got = self._recv(timeout, copy)
-        if type(got) is Incoming:
-            return self._arrive(got, None, timeout).wait()
-        return got
+        return self._recv(timeout, copy)
 
     def broadcast_tensor_dict(
         self,
@@ -249,32 +259,14 @@ class ShmBroadcaster:
                     f"{self._label}: broadcast_tensor_dict() is for a dict, not for a "
                     f"{type(d).__qualname__}; use broadcast_object()"
                 )
-            sent = self._send(d, timeout)
-            if type(sent) is Outgoing or async_op:
-                work = self._depart(sent, d, timeout)
+            work = self._send(d, timeout)
+            if work is not None:
                 return work if async_op else work.wait()
-            return d
-        got = self._recv(timeout, copy)
-        if type(got) is Incoming or async_op or out is not None:
-            work = self._arrive(got, out, timeout)
-            return work if async_op else work.wait()
-        return got
-
-    def _depart(self, sent: object, obj: Any, timeout: float | None) -> Work:
-        """After the message: sends its device tensors, if there are any."""
-        if self._lane is not None and isinstance(sent, Outgoing):
-            return self._lane.send(sent, obj, timeout)
-        return Work.done(obj)
-
-    def _arrive(self, got: Any, out: Any, timeout: float | None) -> Work:
-        """After the message: receives its device tensors, if there are any."""
-        if self._lane is not None and isinstance(got, Incoming):
-            return self._lane.receive(got, out, timeout)
-        if out is None:
-            return Work.done(got)
-        from shmcast._devices.out import place
-
-        return Work(lambda: place(self._label, got, out))
+            return Work.done(d) if async_op else d
+        if out is None and not async_op:
+            return self._recv(timeout, copy)
+        work = self._begin_recv(timeout, copy, out)
+        return work if async_op else work.wait()
 
     def send(self, obj: Any, timeout: float | None = None) -> None:
         """`broadcast_object` for code that runs on the source only.
@@ -286,9 +278,9 @@ class ShmBroadcaster:
             raise WrongRole(
                 f"{self._label}: send() is for the source, rank {self.src}; call recv() here"
             )
-        sent = self._send(obj, timeout)
-        if type(sent) is Outgoing:
-            self._depart(sent, obj, timeout).wait()
+        work = self._send(obj, timeout)
+        if work is not None:
+            work.wait()
 
     def recv(self, timeout: float | None = None, copy: bool = True) -> Any:
         """`broadcast_object` for code that runs on the other ranks only.
@@ -300,10 +292,7 @@ class ShmBroadcaster:
             raise WrongRole(
                 f"{self._label}: recv() is for the other ranks, this is the source; call send()"
             )
-        got = self._recv(timeout, copy)
-        if type(got) is Incoming:
-            return self._arrive(got, None, timeout).wait()
-        return got
+        return self._recv(timeout, copy)
 
     def empty(self, shape: Shape, dtype: npt.DTypeLike = float) -> npt.NDArray[Any]:
         """An array in the arena, to fill and send without a copy: see `Writer.empty`.
@@ -331,15 +320,15 @@ class ShmBroadcaster:
 
     def record_stream(self, view: npt.NDArray[Any] | torch.Tensor, stream: torch.Stream) -> None:
         """Tells of work on a stream that reads a pinned view or loan: see `Writer`."""
-        self._endpoint.record_stream(view, stream)
+        self._end.record_stream(view, stream)
 
-    def _lender(self, action: str) -> Writer | SourceRelay | SingleRank:
-        if isinstance(self._endpoint, Reader):
+    def _lender(self, action: str) -> FrameWriter | SourceRelay | SingleRank:
+        if isinstance(self._end, FrameReader):
             raise WrongRole(
                 f"{self._label}: {action}() is for the source, rank {self.src}; receive with "
                 "copy=False here"
             )
-        return self._endpoint
+        return self._end
 
     def warm(self) -> None:
         """Makes the next `send` faster; see `Writer.warm`. Does nothing on the other ranks.
@@ -357,11 +346,11 @@ class ShmBroadcaster:
         `Reader(handle, index, rejoin=True)`, if the source drops such ranks; the index counts the
         ranks in the group without the source. None in a group of one.
         """
-        return self._endpoint.handle
+        return self._end.handle
 
     def statistics(self) -> Statistics:
         """What this rank has sent or received so far; on a leader also what it has relayed."""
-        base = self._endpoint.statistics()
+        base = self._end.statistics()
         return base if self._relay is None else self._relay.statistics(base)
 
     def close(self) -> None:
@@ -372,7 +361,7 @@ class ShmBroadcaster:
         as long as its process lives. Does not wait; where there are other nodes, the source's
         process waits when it exits, for at most 10 s, until they have taken what was sent.
         """
-        self._endpoint.close()
+        self._end.close()
         if self._relay is not None:
             self._relay.reader_closed()
 
@@ -381,3 +370,19 @@ class ShmBroadcaster:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+
+def _begin_plain(
+    label: str,
+    recv: Callable[[float | None, bool], Any],
+    timeout: float | None,
+    copy: bool,
+    out: Any,
+) -> Work:
+    """Receive an object into `out`, with a codec that knows no device tensors."""
+    obj = recv(timeout, copy)
+    if out is None:
+        return Work.done(obj)
+    from shmcast._devices.out import receive_into  # (imports torch)
+
+    return receive_into(label, obj, out)

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from shmcast._group.rendezvous import Rendezvous
 from shmcast._nodes.addresses import Address
 from shmcast._nodes.failure import LastWords
 from shmcast._nodes.leader import LeaderRelay
-from shmcast._nodes.node_ring import Lonely, NodeReader, NodeWriter
+from shmcast._nodes.node_ring import NodeReader, NodeWriter
 from shmcast._nodes.source import SourceRelay
 from shmcast._nodes.topology import Topology
 
@@ -44,12 +45,23 @@ class Members:
         meeting: of the group.
         topology: of several nodes.
         options: on the source, `slots`, `slot_bytes` and `on_reader_death` count for all.
+        rehearse: see `FrameReader`.
+        error: why this rank can't take part, which the others are told.
     """
 
-    def __init__(self, meeting: Rendezvous, topology: Topology, options: Options) -> None:
+    def __init__(
+        self,
+        meeting: Rendezvous,
+        topology: Topology,
+        options: Options,
+        rehearse: Callable[[], object] | None,
+        error: Exception | None,
+    ) -> None:
         self._meeting = meeting
         self._topology = topology
         self._options = options
+        self._rehearse = rehearse
+        self._error = error
         self.rank: int = meeting.ranks[meeting.rank]
         self._src = meeting.ranks[meeting.group_src]
         self._node = topology.node_of(self.rank)
@@ -57,7 +69,7 @@ class Members:
         """Global ranks of this node's readers, by index."""
         self._words: LastWords | None = None
         self._writer: NodeWriter | None = None
-        self.endpoint: SourceRelay | NodeReader
+        self.end: SourceRelay | NodeReader
         """What this rank sends or receives with."""
         self.relay: LeaderRelay | None = None
         """On a leader that is not the source."""
@@ -72,7 +84,9 @@ class Members:
 
     def _set_up(self) -> None:
         meeting, source = self._meeting, self._src
-        if self.rank == source:
+        if self._error is not None:
+            offers = meeting.share(None, self._error)
+        elif self.rank == source:
             offers = meeting.share(*_attempt(self._offer_as_source))
         else:
             offers = meeting.share(*_attempt(self._offer_as_leader))
@@ -84,20 +98,18 @@ class Members:
         _, error = _attempt(lambda: self._join(leaders, pids))
         meeting.confirm(error)
         if self._writer is not None:
-            self._writer._meet()
+            self._writer.watch_peers()
         if self.rank != source:
-            self.endpoint._meet()  # type: ignore[union-attr]
+            self.end.watch_peers()  # type: ignore[union-attr]
 
     def _offer_as_source(self) -> _Offer:
         key = secrets.token_hex(16)
         if self.readers:
             self._make_ring()
-        near = self._writer or Lonely(self._options.codec, self._meeting.label)
         drops = self._options.on_reader_death == "drop"
-        self.endpoint = SourceRelay(
-            near,
+        self.end = SourceRelay(
+            self._writer,
             self._words,
-            self._options.codec,
             self._topology,
             self._src,
             self._meeting.label,
@@ -106,8 +118,9 @@ class Members:
             self._options.warn_after,
         )
         words = "" if self._words is None else self._words.name
-        addresses = tuple(self.endpoint.addresses)
-        return _Offer(os.getpid(), near.handle, words, drops, key, addresses)
+        handle = None if self._writer is None else self._writer.handle
+        addresses = tuple(self.end.addresses)
+        return _Offer(os.getpid(), handle, words, drops, key, addresses)
 
     def _offer_as_leader(self) -> _Offer:
         if self.rank != self._node.leader:
@@ -122,7 +135,7 @@ class Members:
         relays = ""
         if leader != self._src:
             relays = ", which relays to it"
-            options = dataclasses.replace(options, codec=None, pin=False)  # it only copies
+            options = dataclasses.replace(options, pin=False)  # it only copies
         names = [*map(topology.name, self.readers), f"rank {leader}{relays} on {self._node}"]
         self._writer = NodeWriter(
             len(self.readers),
@@ -145,13 +158,14 @@ class Members:
         else:
             names.append(f"rank {node.leader}, which relays to it, on {node}")
             waits_for += f", through rank {node.leader} on {node}"
-        self.endpoint = NodeReader(
+        self.end = NodeReader(
             own.handle,
             self.readers.index(self.rank),
             words,
             waits_for,
             label=self._meeting.label,
             peer_label=names.__getitem__,
+            rehearse=self._rehearse,
             **self._options.for_reader(),
         )
         if self.rank == node.leader:
@@ -169,16 +183,16 @@ class Members:
             self.relay.connect([*source.addresses], source.key, self.rank)
 
     def _join(self, leaders: list[int], pids: dict[int, int]) -> None:
-        if isinstance(self.endpoint, SourceRelay):
-            self.endpoint.join(pids)
+        if isinstance(self.end, SourceRelay):
+            self.end.join(pids)
         elif self.relay is not None:
             self.relay.join(1 + leaders.index(self.rank), 1 + len(leaders))
 
     def _undo(self) -> None:
         if self.relay is not None:
             self.relay.close()
-        if hasattr(self, "endpoint"):
-            self.endpoint.close()
+        if hasattr(self, "end"):
+            self.end.close()
         if self._writer is not None:
             self._writer.close()
         if self._words is not None:

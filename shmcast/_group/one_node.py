@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from shmcast._endpoints.reader import Reader
-from shmcast._endpoints.writer import Writer
+from shmcast._endpoints.frame_reader import FrameReader
+from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._group.options import Options
 
 if TYPE_CHECKING:
     from shmcast._group.rendezvous import Rendezvous
 
 
-def connect_one_node(meeting: Rendezvous, options: Options) -> Writer | Reader:
-    """Brings the source's writer and the other ranks' readers together."""
-    endpoint: Writer | Reader | None = None
-    error: Exception | None = None
+def connect_one_node(
+    meeting: Rendezvous,
+    options: Options,
+    rehearse: Callable[[], object] | None,
+    error: Exception | None,
+) -> FrameWriter | FrameReader:
+    """Bring the source's writer and the other ranks' readers together.
+
+    Args:
+        meeting: of the group.
+        options: the user's.
+        rehearse: see `FrameReader`.
+        error: why this rank can't take part, which the others are told.
+    """
+    end: FrameWriter | FrameReader | None = None
     try:
         try:
-            if meeting.rank == meeting.group_src:
-                endpoint = Writer(
+            if error is None and meeting.rank == meeting.group_src:
+                end = FrameWriter(
                     len(meeting.readers),
                     label=meeting.label,
                     reader_label=meeting.names.__getitem__,
@@ -27,23 +39,24 @@ def connect_one_node(meeting: Rendezvous, options: Options) -> Writer | Reader:
                 )
         except Exception as caught:
             error = caught
-        handle = meeting.share(endpoint and endpoint.handle, error)[meeting.group_src]
+        handle = meeting.share(end and end.handle, error)[meeting.group_src]
         try:
-            if endpoint is None:
-                endpoint = Reader(
+            if end is None:
+                end = FrameReader(
                     handle,
                     meeting.readers.index(meeting.rank),
                     label=meeting.label,
                     peer_label=meeting.names.__getitem__,
+                    rehearse=rehearse,
                     **options.for_reader(),
                 )
         except Exception as caught:
             error = caught
         meeting.confirm(error)
-        assert endpoint is not None  # noqa: S101 (else there was an error)
-        endpoint._meet()
+        assert end is not None  # noqa: S101 (else there was an error)
+        end.watch_peers()
     except BaseException:
-        if endpoint is not None:
-            endpoint.close()
+        if end is not None:
+            end.close()
         raise
-    return endpoint
+    return end

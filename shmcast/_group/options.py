@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shmcast._codecs.base import Codec
 from shmcast._endpoints.waiting import WaitPolicy
 
 
@@ -14,7 +13,6 @@ class Options:
     """What the user chose; see `ShmBroadcaster`."""
 
     wait: WaitPolicy | None
-    codec: Codec | None
     on_reader_death: Literal["raise", "drop"]
     warn_after: float | None
     slots: int
@@ -36,7 +34,6 @@ class Options:
         """The arguments of a `Reader` that are the user's."""
         return {
             "wait": self.wait,
-            "codec": self.codec,
             "pin": self.pin,
             "warn_after": self.warn_after,
         }

@@ -1,4 +1,4 @@
-"""The endpoint of a group of one rank: nothing is sent, everything is counted."""
+"""The end of a group of one rank: nothing is sent, everything is counted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from shmcast.errors import Closed
 
 
 class SingleRank(OrdinaryMemory):
-    """The endpoint of a group of one rank: it only counts."""
+    """Counts what a source sends to nobody.
+
+    Args:
+        label: how errors name it.
+    """
 
     handle = None
 
@@ -19,25 +23,19 @@ class SingleRank(OrdinaryMemory):
         self._messages = 0
         self._closed = False
 
-    def _send(self, _obj: Any, _timeout: float | None) -> None:
+    def send(self, _obj: Any, _timeout: float | None) -> None:
+        """Count a message, whatever it is."""
         if self._closed:
             raise Closed(f"{self._label}: used after close(); make a new broadcaster")
         self._messages += 1
 
     def warm(self) -> None:
-        pass
-
-    def _begin_tensor_set(self) -> None:
-        pass
-
-    def _tensor_sets(self) -> list[int]:
-        return []
-
-    def _look_for_deaths(self) -> None:
-        pass
+        """Do nothing: there is nothing to warm."""
 
     def statistics(self) -> Statistics:
+        """Return how many messages there were."""
         return Statistics(messages=self._messages)
 
     def close(self) -> None:
+        """End it; idempotent."""
         self._closed = True

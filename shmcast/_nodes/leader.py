@@ -116,7 +116,7 @@ class LeaderRelay:
     def reader_closed(self) -> None:
         """The leader's own reader has closed: the relay ends if it was the last."""
         is_mine = os.getpid() == self._pid
-        if is_mine and not self._over and self._writer.all_have_left():
+        if is_mine and not self._over and not self._writer.present_readers():
             self._leave()
 
     def statistics(self, base: Statistics) -> Statistics:
@@ -185,7 +185,7 @@ class LeaderRelay:
         if seq != self._taken + 1:
             raise RuntimeError(f"message {seq} has come, {self._taken + 1} is missing")
         try:
-            self._writer.republish(frames)
+            self._writer.publish(frames)
         except Closed:
             if not self._over:
                 self._leave()
@@ -266,7 +266,7 @@ class LeaderRelay:
     def _look(self) -> None:
         """Somebody of this node has died (called by the sentry)."""
         try:
-            self._writer._look_for_deaths()
+            self._writer.check_peers()
         except PeerDied as error:
             self._end(Verdict.of(error, self._label), True)
 
@@ -337,7 +337,7 @@ class LeaderRelay:
         if os.getpid() != self._pid:
             return  # a fork's: all of it is its parent's
         if not self._over:
-            cut_off = len(self._writer.still_there())
+            cut_off = len(self._writer.present_readers())
             self._tell({"left": True, "cut_off": cut_off})
             ended = f"{self._name}, which relays to this node, has ended before the source"
             self._end(Verdict("Closed", ended), False)

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shmcast._codecs.base import Codec, Frame
+from shmcast._codecs.base import Frame
 from shmcast._endpoints.arguments import check_timeout
 from shmcast._endpoints.handle import Handle
-from shmcast._endpoints.loans import Shape
+from shmcast._endpoints.loans import OrdinaryMemory, Shape
 from shmcast._endpoints.statistics import Statistics
 from shmcast._nodes import addresses as _addresses
 from shmcast._nodes import control as _control
@@ -35,10 +35,10 @@ from shmcast._nodes.control import Link
 from shmcast._nodes.estimate import SizeEstimate
 from shmcast._nodes.failure import LastWords, Verdict
 from shmcast._nodes.gloo_group import RelayGroup, keep_for_ever
-from shmcast._nodes.node_ring import Lonely, NodeWriter
+from shmcast._nodes.node_ring import NodeWriter
 from shmcast._nodes.outbox import Sent, Window
 from shmcast._nodes.topology import Node, Topology
-from shmcast.errors import Closed, ConcurrentUse, PeerDied, ShmcastError, Timeout
+from shmcast.errors import Closed, ConcurrentUse, Forked, PeerDied, ShmcastError, Timeout
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -79,9 +79,8 @@ class SourceRelay:
     """The endpoint of a source in a group of several nodes.
 
     Args:
-        near: writes to the ring of the source's own node, or encodes only.
+        near: writes to the ring of the source's own node; None: it has no other rank.
         words: what that ring's readers look at when it is closed; None: there is none.
-        codec: takes over the encoding when all readers of the own node have closed.
         topology: the group's.
         src: the source's global rank.
         label: how errors name this rank.
@@ -92,9 +91,8 @@ class SourceRelay:
 
     def __init__(
         self,
-        near: NodeWriter | Lonely,
+        near: NodeWriter | None,
         words: LastWords | None,
-        codec: Codec | None,
         topology: Topology,
         src: int,
         label: str,
@@ -104,9 +102,9 @@ class SourceRelay:
     ) -> None:
         self._near = near
         self._words = words
-        self._codec = codec
-        self._put_by_writer = 0  # messages, before the own node's readers had all closed
-        self._label = label
+        self._lends: NodeWriter | OrdinaryMemory = near or OrdinaryMemory()
+        self.label: str = label
+        """How errors name this end."""
         self._key = key
         self._drops = drops
         self._warn_after = math.inf if warn_after is None else warn_after
@@ -129,7 +127,7 @@ class SourceRelay:
         self._estimate = SizeEstimate()
         self._seq = 0
         self._window = Window()
-        self._bytes = self._messages = 0
+        self._bytes = self._messages = self._payload_bytes = 0
         self._attention = False  # something happened that the next send must see to
         self._must_regroup = False
         self._broken: tuple[float, str] | None = None  # since when gloo fails, and how
@@ -150,7 +148,7 @@ class SourceRelay:
         for remote in self._remotes:
             remote.pid = pids[remote.node.leader]
         self._group = RelayGroup(f"{self._key}/0", 0, 1 + len(self._remotes))
-        if isinstance(self._near, NodeWriter):
+        if self._near is not None:
             self._near.on_death = self._look
         _open.add(self)
         if not _registered:
@@ -162,57 +160,72 @@ class SourceRelay:
     @property
     def handle(self) -> Handle | None:
         """Of the ring of the source's own node."""
-        return self._near.handle
+        return None if self._near is None else self._near.handle
 
-    def warm(self) -> None:
-        """See `Writer.warm`."""
-        self._near.warm()
+    def warm(self, rehearse: Callable[[], None] | None = None) -> None:
+        """See `FrameWriter.warm`."""
+        if self._near is not None:
+            self._near.warm(rehearse)
 
     def empty(self, shape: Shape, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """See `Writer.empty`; on a node of its own ordinary memory."""
-        return self._near.empty(shape, dtype)
+        return self._lends.empty(shape, dtype)
 
     def empty_tensor(self, shape: Shape, dtype: torch.dtype | None) -> torch.Tensor:
         """See `Writer.empty_tensor`."""
-        return self._near.empty_tensor(shape, dtype)
+        return self._lends.empty_tensor(shape, dtype)
 
     def thaw(self, array: LoanedArray) -> bool:
         """See `Writer.thaw`: other nodes have copies."""
-        return self._near.thaw(array)
+        return self._lends.thaw(array)
 
     def record_stream(self, array: LoanedArray, stream: torch.Stream) -> None:
         """See `Writer.record_stream`."""
-        self._near.record_stream(array, stream)
+        self._lends.record_stream(array, stream)
 
-    def _send(self, obj: Any, timeout: float | None) -> Sequence[Frame]:
+    def forget_views(self) -> None:
+        """See `FrameWriter.forget_views`."""
+        if self._near is not None:
+            self._near.forget_views()
+
+    def publish(self, frames: Sequence[Frame], timeout: float | None = None) -> None:
+        """Publish one message on all nodes or, if this raises a ShmcastError, on none.
+
+        Args:
+            frames: contiguous buffers; their memory is read before this returns.
+            timeout: seconds to wait for room, None for ever.
+        """
         if not self._turn.acquire(blocking=False):
             raise ConcurrentUse(
-                f"{self._label}: send while another thread is inside this endpoint; give each "
+                f"{self.label}: send while another thread is inside this endpoint; give each "
                 "thread an endpoint of its own, or guard this one with a lock"
             )
         try:
             if self._attention or self._window.is_full():
                 timeout = self._await_room(timeout)
-            if self._group is None and isinstance(self._near, Lonely):
+            if self._group is None and self._near is None:
                 raise Closed(
-                    f"{self._label}: send: every rank has closed, nobody is left to receive"
+                    f"{self.label}: send: every rank has closed, nobody is left to receive"
                 )
             try:
-                frames = self._send_near(obj, timeout)
+                self._publish_near(frames, timeout)
                 if self._group is not None:
                     self._put(frames)
             except BaseException as error:
                 if not isinstance(error, ShmcastError):  # (of those, the message is nowhere)
                     self._fail_if_uneven(error)
                 raise
-            return frames
         finally:
             self._turn.release()
 
     def statistics(self) -> Statistics:
         """See `Writer.statistics`."""
+        if self._near is None:
+            near = Statistics(messages=self._messages, payload_bytes=self._payload_bytes)
+        else:
+            near = self._near.statistics()
         return dataclasses.replace(
-            self._near.statistics(),
+            near,
             relayed=self._messages,
             relayed_bytes=self._bytes,
             estimate_hits=self._estimate.hits,
@@ -232,7 +245,7 @@ class SourceRelay:
         self._listener.close()
         if self._verdict is not None and self._words is not None:
             self._words.write(self._verdict)  # (who has come to it may be on the way here)
-        self._near.close()
+        self._close_near()
         # (Not for ever: a signal's handler may have come between a send and its end.)
         is_mine = self._turn.acquire(timeout=CLOSE_SECONDS)
         try:
@@ -246,53 +259,68 @@ class SourceRelay:
                         self._regroup(time.monotonic() + CLOSE_SECONDS, CLOSE_SECONDS)
                     return
         except (ShmcastError, RuntimeError) as error:
-            _log.warning("%s: closed before all nodes had what was sent: %s", self._label, error)
+            _log.warning("%s: closed before all nodes had what was sent: %s", self.label, error)
         finally:
             if is_mine:
                 self._turn.release()
             self._finish_if_done()
         self._finish(self._verdict or Verdict("Closed", "the source has closed"))
 
-    def _begin_tensor_set(self) -> None:
-        if isinstance(self._near, NodeWriter):
+    def begin_tensor_set(self) -> None:
+        """See `FrameEnd.begin_tensor_set`."""
+        if self._near is not None:
             try:
-                self._near._begin_tensor_set()
+                self._near.begin_tensor_set()
             except Closed:
                 self._raise_verdict()
                 raise
 
-    def _tensor_sets(self) -> list[int]:
-        return self._near._tensor_sets() if isinstance(self._near, NodeWriter) else []
+    def tensor_sets(self) -> list[int]:
+        """See `FrameEnd.tensor_sets`."""
+        return [] if self._near is None else self._near.tensor_sets()
 
-    def _look_for_deaths(self) -> None:
+    def check_peers(self) -> None:
+        """See `FrameEnd.check_peers`."""
         self._raise_verdict()
-        if isinstance(self._near, NodeWriter):
-            self._near._look_for_deaths()
+        if self._near is not None:
+            self._near.check_peers()
 
     # Sending.
 
-    def _send_near(self, obj: Any, timeout: float | None) -> Sequence[Frame]:
+    def _publish_near(self, frames: Sequence[Frame], timeout: float | None) -> None:
+        if self._near is None:
+            check_timeout(timeout, self.label)
+            if os.getpid() != self._pid:
+                raise Forked(
+                    f"{self.label}: send in a process forked from the one that made this endpoint; "
+                    "start processes with spawn"
+                )
+            return
         try:
-            return self._near._send(obj, timeout)
+            self._near.publish(frames, timeout)
+            return
         except (Closed, PeerDied) as error:
             self._raise_verdict()
             if isinstance(error, PeerDied) and not self._drops:
-                self._fail(Verdict.of(error, self._label))
+                self._fail(Verdict.of(error, self.label))
                 raise
             if self._closed or self._group is None:
                 raise
         # All readers of the own node have closed: the others go on.
-        self._near.close()
-        if isinstance(self._near, NodeWriter):
+        self._close_near()
+        self._near = None
+        self._lends = OrdinaryMemory()
+
+    def _close_near(self) -> None:
+        if self._near is not None:
+            self._near.close()
             self._near.on_death = None
-        self._near = Lonely(self._codec, self._label)
-        self._put_by_writer = self._messages
-        return self._near._send(obj, timeout)
 
     def _fail_if_uneven(self, error: BaseException) -> None:
         """A signal's handler or want of memory came between: no node may miss a message."""
-        here = self._put_by_writer + self._near.statistics().messages
-        if self._group is not None and here != self._messages:
+        if self._near is None or self._group is None:
+            return
+        if self._near.statistics().messages != self._messages:
             text = f"send was interrupted by {type(error).__name__} when one node had the message"
             self._fail(Verdict("Closed", f"{text} and the others had not"))
 
@@ -305,6 +333,7 @@ class SourceRelay:
             self._window.add(sent)
         if kind == _envelope.MESSAGE:
             self._messages += 1
+            self._payload_bytes += sum(memoryview(frame).nbytes for frame in frames)
         self._begin(sent)
 
     def _begin(self, sent: Sent) -> None:
@@ -336,7 +365,7 @@ class SourceRelay:
             Timeout: some node has not taken enough.
             PeerDied, NodeLost, Closed: no message can be sent any more.
         """
-        check_timeout(timeout, self._label)
+        check_timeout(timeout, self.label)
         begin = time.monotonic()
         deadline = math.inf if timeout is None else begin + timeout
         warn_at = begin + self._warn_after
@@ -345,7 +374,7 @@ class SourceRelay:
             seen = self._news
             self._raise_verdict()
             if self._closed:
-                raise Closed(f"{self._label}: send after close(); make a new endpoint")
+                raise Closed(f"{self.label}: send after close(); make a new endpoint")
             if self._must_regroup:
                 self._regroup(deadline, timeout)
             elif self._broken is not None:
@@ -356,7 +385,7 @@ class SourceRelay:
                 break
             if time.monotonic() > warn_at:
                 warn_at = math.inf
-                _log.warning("%s: waits for %s", self._label, self._slowest())
+                _log.warning("%s: waits for %s", self.label, self._slowest())
         with self._changed:
             self._attention = self._news != seen
         return None if timeout is None else max(0.0, deadline - time.monotonic())
@@ -365,7 +394,7 @@ class SourceRelay:
         """For news since there were `seen`, or a while."""
         now = time.monotonic()
         if now >= deadline:
-            raise Timeout(f"{self._label}: send timed out after {timeout} s: {self._slowest()}")
+            raise Timeout(f"{self.label}: send timed out after {timeout} s: {self._slowest()}")
         if now >= self._ask_at and self._window.is_full():
             self._ask_at = now + ASK_SECONDS
             self._ask()
@@ -489,7 +518,7 @@ class SourceRelay:
                 if message.get("cut_off"):
                     _log.warning(
                         "%s: rank %s has ended, %s of the ranks of %s can't receive any more",
-                        self._label, remote.node.leader, message["cut_off"], remote.node,
+                        self.label, remote.node.leader, message["cut_off"], remote.node,
                     )  # fmt: skip
                 self._go_on_without(remote)
             self._tell_news()
@@ -526,7 +555,7 @@ class SourceRelay:
         if not self._drops:
             self._fail(verdict)
             return
-        _log.warning("%s: %s; it is dropped, the others go on", self._label, text)
+        _log.warning("%s: %s; it is dropped, the others go on", self.label, text)
         with self._changed:
             self._go_on_without(remote)
             self._tell_news()
@@ -535,10 +564,10 @@ class SourceRelay:
     def _look(self) -> None:
         """Somebody of the source's own node has died (called by the sentry)."""
         try:
-            if isinstance(self._near, NodeWriter):
-                self._near._look_for_deaths()
+            if self._near is not None:
+                self._near.check_peers()
         except PeerDied as error:
-            self._fail(Verdict.of(error, self._label))
+            self._fail(Verdict.of(error, self.label))
 
     def _fail(self, verdict: Verdict) -> None:
         """Ends everything, on all nodes."""
@@ -550,12 +579,13 @@ class SourceRelay:
             self._tell_news()
         if self._words is not None:
             self._words.write(verdict)
-        self._near.close()
+        if self._near is not None:
+            self._near.close()
         self._finish(verdict)
 
     def _raise_verdict(self) -> None:
         if self._verdict is not None:
-            raise self._verdict.error(self._label)
+            raise self._verdict.error(self.label)
 
     def _finish_if_done(self) -> None:
         """After `close`: when everybody has taken everything."""
@@ -578,7 +608,7 @@ class SourceRelay:
         if group is not None:
             group.bury()
             del group
-        if isinstance(self._near, NodeWriter):
+        if self._near is not None:
             self._near.on_death = None  # (in a cycle, its memory would wait for the collector)
         with self._changed:
             _open.discard(self)
@@ -606,7 +636,7 @@ def _linger() -> None:
             if not relay._changed.wait_for(relay._has_ended, max(0.0, left)):
                 _log.warning(
                     "%s: exits %s s after its end, and %s",
-                    relay._label,
+                    relay.label,
                     LINGER_SECONDS,
                     relay._slowest(),
                 )

@@ -1,0 +1,96 @@
+"""Objects with device tensors over an end of frames: the message first, then its tensors.
+
+Imported once torch is in use.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shmcast._devices.lane import DeviceLane
+from shmcast._devices.manifest import has_manifest
+from shmcast._devices.out import receive_into
+from shmcast._devices.work import Work
+from shmcast._endpoints.frame_reader import FrameReader
+from shmcast._endpoints.objects import FrameSink, ObjectReceiver, ObjectSender
+from shmcast._endpoints.warmup import Practice
+from shmcast.errors import DeviceError, EncodeError
+
+
+class DeviceSender(ObjectSender):
+    """Sends objects to a sink of frames, and their device tensors over a lane.
+
+    Args:
+        sink: where the frames go.
+        lane: brings the tensors over.
+        practice: what `warm` practises on.
+    """
+
+    def __init__(self, sink: FrameSink, lane: DeviceLane, practice: Practice | None) -> None:
+        super().__init__(sink, lane.codec, practice)
+        self._lane = lane
+        self._pack = lane.codec.pack
+
+    def begin(self, obj: Any, timeout: float | None) -> Work | None:
+        """Send an object and begin to broadcast its device tensors; None: it has none."""
+        try:
+            try:
+                frames, departure = self._pack(obj)
+            except DeviceError:
+                raise
+            except Exception as error:
+                raise EncodeError.of(obj, error, self._sink.label) from error
+            self._publish(frames, timeout)
+        except BaseException:
+            self._sink.forget_views()
+            raise
+        return None if departure is None else self._lane.send(departure, obj, timeout)
+
+    def send(self, obj: Any, timeout: float | None = None) -> None:
+        """Send an object; see `ShmBroadcaster.send`."""
+        work = self.begin(obj, timeout)
+        if work is not None:
+            work.wait()
+
+
+class DeviceReceiver(ObjectReceiver):
+    """Makes objects of the frames that an end receives, and of the tensors that a lane brings.
+
+    Args:
+        source: where the frames come from.
+        lane: brings the tensors.
+    """
+
+    def __init__(self, source: FrameReader, lane: DeviceLane) -> None:
+        super().__init__(source, lane.codec)
+        self._lane = lane
+
+    def recv(self, timeout: float | None = None, copy: bool = True) -> Any:
+        """Receive the next object; see `ShmBroadcaster.recv`."""
+        try:
+            frames = self._consume(timeout, copy)
+        except Exception as error:
+            self._source.fail(error, timeout)
+        if len(frames) > 1 and has_manifest(frames):
+            return self._lane.receive(frames, None, timeout).wait()
+        try:
+            return self._decode(frames)
+        except Exception as error:
+            raise self._undecodable(frames, error) from error
+
+    def begin(self, timeout: float | None, copy: bool, out: Any) -> Work:
+        """Receive the next message and begin to receive its device tensors.
+
+        Args:
+            timeout: see `recv`.
+            copy: see `recv`.
+            out: an object whose tensors to receive into; None: into new ones.
+        """
+        frames = self._source.consume(timeout, copy)
+        if has_manifest(frames):
+            return self._lane.receive(frames, out, timeout)
+        try:
+            obj = self._decode(frames)
+        except Exception as error:
+            raise self._undecodable(frames, error) from error
+        return receive_into(self._source.label, obj, out)

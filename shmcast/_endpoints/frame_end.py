@@ -1,0 +1,197 @@
+"""What `FrameWriter` and `FrameReader` share: life cycle, peers, errors that say who and what."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from shmcast import _core
+from shmcast._endpoints.handle import Handle
+from shmcast._endpoints.loans import address_of
+from shmcast._endpoints.peers import Watch
+from shmcast._endpoints.waiting import WaitPolicy, chosen_policy
+from shmcast._host.cpus import CpuBudget, is_crowded
+from shmcast.errors import (
+    Closed,
+    ConcurrentUse,
+    Forked,
+    InvalidArgument,
+    MessageTooLarge,
+    SegmentCorrupted,
+    ShmcastError,
+    Timeout,
+)
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
+
+    from shmcast._endpoints.pinned import PinnedArena
+
+DEFAULT_WARN_AFTER = 60.0
+"""Seconds of a wait until the log says who is slow."""
+
+
+class FrameEnd:
+    """One end of a ring, which carries frames: life cycle, peers, translated errors.
+
+    Args:
+        members: how many endpoints share the ring, this one included.
+        wait: what to do while waiting; None is `WaitPolicy.adaptive()`.
+        label: how errors name this end.
+        warn_after: seconds of a wait until the log says who is slow; None: never.
+
+    Raises:
+        InvalidArgument: `wait` is no policy, or `warn_after` no number of seconds.
+    """
+
+    _ring: _core.RingWriter | _core.RingReader
+    _watch: Watch
+    _finalizer: Callable[[], object]
+
+    handle: Handle
+    """Where readers find the writer's segment."""
+
+    def __init__(
+        self, members: int, wait: WaitPolicy | None, label: str, warn_after: float | None
+    ) -> None:
+        if warn_after is not None and not warn_after >= 0:
+            raise InvalidArgument(
+                f"{label}: warn_after={warn_after!r} is no number of seconds >= 0"
+            )
+        self.wait_policy: WaitPolicy = chosen_policy(wait, label)
+        """What this end does while it waits, the operator's choice before the program's."""
+        self.label: str = label
+        """How errors name this end."""
+        self._closed = False
+        self._pinned: PinnedArena | None = None
+        # (Not bound to self: the core would keep it alive, and it the core.)
+        self._is_crowded = functools.partial(is_crowded, CpuBudget(), members)
+
+    def _pin(self, pin: bool, mapping: _core.Mapping, nbytes: int, is_writer: bool) -> None:
+        if pin:
+            from shmcast._endpoints.pinned import PinnedArena
+
+            self._pinned = PinnedArena(mapping, nbytes, is_writer, self.label)
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """Wait until every reader has attached; see `Writer.wait_ready`."""
+        try:
+            self._ring.wait_ready(timeout)
+        except _core.TimedOut:
+            raise Timeout(
+                f"{self.label}: after {timeout} s {self._ring.attached()} of "
+                f"{self.handle.readers} readers have attached; each needs a "
+                "Reader(handle, index) of its own, in a process of this host"
+            ) from None
+        except Exception as error:
+            self._raise(error, "wait_ready", timeout)
+        self.watch_peers()
+
+    def _make_alarm(self) -> Callable[[], None]:
+        """Make what the watch calls when a peer has ended; it must not keep this end alive."""
+        me = weakref.ref(self)
+
+        def alarm() -> None:
+            end = me()
+            if end is not None:
+                end._on_peer_exit()
+
+        return alarm
+
+    def _on_peer_exit(self) -> None:
+        """Wake this end's wait, in the thread of the watch: a peer's process has ended."""
+        self._ring.alarm()
+
+    def watch_peers(self) -> None:
+        """Watch all who have attached; warn of those that can't be watched."""
+        try:
+            self._watch.meet(self._ring.peers())
+        except _core.SegmentCorrupted as error:
+            self._raise(error, "set-up", None)
+
+    def check_peers(self) -> None:
+        """Look whether a peer has died that nobody drops.
+
+        Raises:
+            PeerDied: one has.
+            SegmentCorrupted: the segment names no process.
+        """
+        if not self.handle.drops_dead:
+            self._watch.find_dead()
+            try:
+                self._watch.judge(self._ring.peers())
+            except _core.SegmentCorrupted as error:
+                self._raise(error, "a look at the peers", None)
+
+    def begin_tensor_set(self) -> None:
+        """Tell all members that this one begins to broadcast a message's device tensors."""
+        try:
+            self._ring.begin_tensor_set()
+        except Exception as error:
+            self._raise(error, "device tensors", None)
+
+    def tensor_sets(self) -> list[int]:
+        """Return how many such each member has begun: readers by index, then the writer."""
+        return self._ring.tensor_sets()
+
+    def record_stream(self, view: npt.NDArray[Any] | torch.Tensor, stream: torch.Stream) -> None:
+        """Note work on a stream that reads pinned memory; see `Writer.record_stream`."""
+        if self._pinned is not None:
+            self._pinned.record_stream(address_of(view), stream)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called on this end."""
+        return self._closed
+
+    def close(self) -> None:
+        """End this end; idempotent. A call that waits in another thread raises `Closed`."""
+        self._closed = True
+        self._finalizer()
+
+    def _raise(self, error: Exception, action: str, timeout: float | None) -> NoReturn:
+        """Say what an error of the core means here, and what to do. Others pass unchanged."""
+        who = self.label
+        known: ShmcastError
+        match error:
+            case _core.TimedOut():
+                known = Timeout(f"{who}: {action} timed out after {timeout} s{self._blocked_on()}")
+            case _core.EndpointClosed() if self._closed:
+                known = Closed(f"{who}: {action} after close(); make a new endpoint")
+            case _core.EndpointClosed():
+                try:
+                    known = self._end_error(f"{who}: {action}")
+                except _core.SegmentCorrupted as corrupted:
+                    self._raise(corrupted, action, timeout)
+            case _core.ConcurrentUse():
+                known = ConcurrentUse(
+                    f"{who}: {action} while another thread is inside this endpoint; give each "
+                    "thread an endpoint of its own, or guard this one with a lock"
+                )
+            case _core.Forked():
+                known = Forked(
+                    f"{who}: {action} in a process forked from the one that made this endpoint; "
+                    "start processes with spawn and make a Reader(handle, index) in each"
+                )
+            case _core.MessageTooLarge():
+                known = MessageTooLarge(f"{who}: {error}; send it in parts")
+            case _core.BadTimeout():
+                known = InvalidArgument(
+                    f"{who}: {action}: timeout={timeout!r} must be None or a number of seconds >= 0"
+                )
+            case _core.SegmentCorrupted():
+                known = SegmentCorrupted(f"{who}: segment {self.handle.name}: {error}")
+            case _:
+                raise error
+        raise known from None
+
+    def _end_error(self, what: str) -> ShmcastError:
+        """Make the error for a wait whose other side is gone."""
+        return Closed(f"{what}: the writer has closed and all its messages were received")
+
+    def _blocked_on(self) -> str:
+        """Say, behind a time-out's text, on whom the wait depends."""
+        return ""

@@ -1,0 +1,153 @@
+"""One object is one message: what stands between objects and the frames of an end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from shmcast._codecs.base import Codec, Frame, Received
+from shmcast._codecs.pickle_codec import PickleCodec
+from shmcast._endpoints.frame_reader import FrameReader
+from shmcast._endpoints.warmup import Practice
+from shmcast.errors import DecodeError, EncodeError, InvalidArgument
+
+
+def checked_codec(codec: Codec | None, label: str) -> Codec:
+    """Return the codec to use; None is `PickleCodec()`.
+
+    Raises:
+        InvalidArgument: it lacks one of a codec's methods.
+    """
+    codec = PickleCodec() if codec is None else codec
+    for method in ("encode", "decode"):
+        if not callable(getattr(codec, method, None)):
+            raise InvalidArgument(f"{label}: codec={codec!r} has no method {method}()")
+    return codec
+
+
+class FrameSink(Protocol):
+    """What takes the frames of a message: a `FrameWriter`, or what stands in for one."""
+
+    label: str
+
+    def publish(self, frames: Sequence[Frame], timeout: float | None = None, /) -> None:
+        """Publish one message: to all readers or, if this raises, to none."""
+
+    def forget_views(self) -> None:
+        """Forget the views of loans that were seen in an object which will not be published."""
+
+    def warm(self, rehearse: Callable[[], None] | None, /) -> None:
+        """Bring what the next `publish` touches into this core's cache, `rehearse` included."""
+
+
+class ObjectSender:
+    """Sends objects to a sink of frames.
+
+    Args:
+        sink: where the frames go.
+        codec: makes them.
+        practice: what `warm` practises on; None: the codec has no sample.
+    """
+
+    def __init__(self, sink: FrameSink, codec: Codec, practice: Practice | None) -> None:
+        self._sink = sink
+        self._codec = codec
+        self._practice = practice
+        # Bound once: in a decode loop every look-up on the way is a cache miss.
+        self._encode = codec.encode
+        self._publish = sink.publish
+
+    def send(self, obj: Any, timeout: float | None = None) -> None:
+        """Send `obj` to every reader. Returns when it is in the ring, not when it was read.
+
+        Either all readers can receive the whole message, or (when this raises) none will.
+
+        Args:
+            obj: anything that the codec can encode.
+            timeout: seconds to wait for room in the ring, None for ever.
+
+        Raises:
+            EncodeError: the codec can't encode `obj`; nothing was sent.
+            Timeout: the ring stayed full: a reader is slow, stopped or never attached.
+            Closed: this writer is closed, or every reader is.
+            PeerDied: there is no room, and a reader has died; dropping them, the last one.
+            ConcurrentUse: another thread is inside this writer.
+            Forked: this process was forked from the writer's.
+            MessageTooLarge: more than 1 TiB, or more than 8 388 607 frames.
+        """
+        try:
+            try:
+                frames = self._encode(obj)
+            except Exception as error:
+                raise EncodeError.of(obj, error, self._sink.label) from error
+            self._publish(frames, timeout)
+        except BaseException as error:
+            self._sink.forget_views()
+            if isinstance(error, (TypeError, BufferError)):
+                raise EncodeError(
+                    f"{self._sink.label}: {type(self._codec).__qualname__}.encode must return a "
+                    f"sequence of contiguous buffers: {error}; nothing was sent"
+                ) from error
+            raise
+
+    def warm(self) -> None:
+        """Make the next `send` faster, by practising on a message that nobody receives.
+
+        To be called shortly before it, when there is time: while the driver waits for its GPU, say.
+        After some milliseconds of other work a small `send` costs several times as much as right
+        after another, because the caches have forgotten it; so has the branch predictor. A few µs
+        when warm. Readers notice nothing. Without the codec's `sample()` it does much less.
+
+        Raises:
+            Closed: this writer is closed.
+            ConcurrentUse: another thread is inside this writer.
+            Forked: this process was forked from the writer's.
+        """
+        self._sink.warm(None if self._practice is None else self._practice.send)
+
+
+class ObjectReceiver:
+    """Makes objects of the frames that an end receives.
+
+    Args:
+        source: where the frames come from.
+        codec: makes the objects.
+    """
+
+    def __init__(self, source: FrameReader, codec: Codec) -> None:
+        self._source = source
+        # Bound once: in a decode loop every look-up and every frame is a cache miss.
+        self._consume = source.ring_consume
+        self._decode = codec.decode
+
+    def recv(self, timeout: float | None = None, copy: bool = True) -> Any:
+        """Receive the next object.
+
+        Args:
+            timeout: seconds to wait for it, None for ever, 0 to look only.
+            copy: False: numpy arrays and CPU tensors that lie in the writer's arena are views of
+                it, not copies. Their memory is used again when the last view of it is gone, in
+                every reader; until then it is not there for later messages. They outlive `close`.
+                Such arrays are read-only. Such tensors may be written to: a page that is written
+                to becomes this process's own, and nobody else sees the change.
+
+        Raises:
+            Timeout: no whole message came in time; nothing is lost, call again.
+            Closed: this reader is closed, or the writer is and all was received.
+            PeerDied: the writer has died and all that it had sent was received; or another reader
+                has, and the writer does not drop it.
+            DecodeError: the codec can't decode this message; the next call gets the next one.
+            ConcurrentUse: another thread is inside this reader.
+            Forked: this process was forked from the reader's.
+        """
+        try:
+            frames = self._consume(timeout, copy)
+        except Exception as error:
+            self._source.fail(error, timeout)
+        try:
+            return self._decode(frames)
+        except Exception as error:
+            raise self._undecodable(frames, error) from error
+
+    def _undecodable(self, frames: list[Received], error: Exception) -> DecodeError:
+        return self._source.undecodable(f"{len(frames)} frame(s)", error)
