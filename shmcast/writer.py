@@ -222,7 +222,7 @@ class Writer(Endpoint):
             dtype: any; torch's default dtype if None.
 
         Raises:
-            What `empty` raises.
+            ShmcastError: what `empty` raises.
         """
         lender = self._lending("empty_tensor")
         try:
@@ -241,7 +241,7 @@ class Writer(Endpoint):
 
         Raises:
             InvalidArgument: it is no array or tensor.
-            And what `empty` raises.
+            ShmcastError: what `empty` raises.
         """
         lender = self._lending("thaw")
         try:
