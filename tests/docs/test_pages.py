@@ -12,7 +12,8 @@ from pathlib import Path
 
 import shmcast
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 
 _BLOCK = re.compile(r"^```(\w+)(?: title=\"(\S+)\")?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -96,3 +97,24 @@ def test_the_defaults_that_the_reference_tells_are_the_defaults() -> None:
         "WARN_AFTER": writer["warn_after"].default,
         "MAX_SPIN": adaptive["max_spin"].default,
     }
+
+
+def test_the_paths_that_the_documents_name_are_there() -> None:
+    documents = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md"))]
+    named = {
+        path
+        for document in documents
+        for path in re.findall(
+            r"`((?:core|docs|examples|models|shmcast|tests)/[\w./-]*)`", document.read_text()
+        )
+    }
+    assert len(named) > 10
+    assert {path for path in named if not (ROOT / path).exists()} == set()
+
+
+def test_the_modules_between_nodes_that_their_page_names_are_there() -> None:
+    page = (DOCS / "architecture" / "nodes.md").read_text()
+    modules = set(re.findall(r"`(\w+\.py)`", page))
+    assert len(modules) > 5
+    there = {path.name for path in (ROOT / "shmcast" / "_nodes").glob("*.py")}
+    assert modules <= there, modules - there
