@@ -37,8 +37,9 @@ lint: $(VENV)/ready ## check style, formatting and types
 docs: $(VENV)/docs ## build the documentation into build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+# The package is installed, so this adds the extra's tools without building the core again.
 $(VENV)/docs: $(VENV)/ready
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt 'shmcast[docs]'
 	touch $@
 
 sanitize: $(foreach test,$(NATIVE_TESTS),$(SANITIZERS:%=build/$(test)-%)) ## run the core as threads under sanitizers
