@@ -10,7 +10,7 @@ CXXFLAGS_TEST := -std=c++20 -Wall -Wextra -Werror -Ishmcast/_core -pthread
 CROSS := aarch64-linux-gnu-g++
 EMULATOR := qemu-aarch64
 
-.PHONY: help demo test lint sanitize cross prove chaos soak bench bench-smoke clean
+.PHONY: help demo test lint docs sanitize cross prove chaos soak bench bench-smoke clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -33,6 +33,14 @@ lint: $(VENV)/ready ## check style, formatting and types
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run --Werror $(CORE) $(NATIVE)
 	$(BIN)/mypy
+
+docs: $(VENV)/docs ## build the documentation into build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The package is installed, so this adds the extra's tools without building the core again.
+$(VENV)/docs: $(VENV)/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt 'shmcast[docs]'
+	touch $@
 
 sanitize: $(foreach test,$(NATIVE_TESTS),$(SANITIZERS:%=build/$(test)-%)) ## run the core as threads under sanitizers
 	for test in $^; do echo $$test; TSAN_OPTIONS=halt_on_error=1 ./$$test || exit 1; done

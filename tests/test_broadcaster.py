@@ -5,10 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -300,34 +297,6 @@ def test_a_container_with_its_own_shm_is_a_node_of_its_own(tmp_path: Path) -> No
         raise
     finally:
         crew.end()
-
-
-README = Path(__file__).parent.parent / "README.md"
-
-CHECKS = """
-assert work == {"step": 99, "tokens": [1, 2, 3]}, work
-assert bc.statistics().messages == 100
-print(f"rank {bc.group_rank} of {bc.group_size} done")
-dist.destroy_process_group()
-"""
-
-
-def test_the_quick_start_runs_under_torchrun(tmp_path: Path) -> None:
-    quick_start = README.read_text().split("```python\n")[1].split("```")[0]
-    script = tmp_path / "script.py"
-    script.write_text(quick_start + CHECKS)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", str(script)]
-    ran = subprocess.run(  # noqa: S603
-        [sys.executable, *launch],
-        capture_output=True,
-        text=True,
-        timeout=55,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert ran.returncode == 0, ran.stderr
-    done = re.findall(r"rank \d of 3 done", ran.stdout)
-    assert sorted(done) == [f"rank {rank} of 3 done" for rank in range(3)]
 
 
 def test_without_a_process_group_it_says_what_to_do() -> None:

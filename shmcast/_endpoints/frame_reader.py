@@ -167,7 +167,7 @@ class FrameReader(FrameEnd):
 
         Raises:
             DecodeError: there is no memory for the frames; the message is consumed.
-            And what `Reader.recv` raises.
+            ShmcastError: what `Reader.recv` raises.
         """
         try:
             return self.ring_consume(timeout, copy)

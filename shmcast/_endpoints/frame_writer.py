@@ -116,7 +116,7 @@ class FrameWriter(FrameEnd):
 
         Raises:
             TypeError, BufferError: `frames` is no sequence of contiguous buffers.
-            And what `Writer.send` raises.
+            ShmcastError: what `Writer.send` raises.
         """
         try:
             self._ring_publish(frames, timeout)

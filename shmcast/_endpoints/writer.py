@@ -123,7 +123,7 @@ class Writer(ObjectSender, Endpoint):
             dtype: any; torch's default dtype if None.
 
         Raises:
-            What `empty` raises.
+            ShmcastError: what `empty` raises.
         """
         return self._end.empty_tensor(shape, dtype)
 
@@ -138,7 +138,7 @@ class Writer(ObjectSender, Endpoint):
 
         Raises:
             InvalidArgument: it is no array or tensor.
-            And what `empty` raises.
+            ShmcastError: what `empty` raises.
         """
         return self._end.thaw(array)
 

@@ -213,7 +213,7 @@ class ShmBroadcaster:
             DeviceTimeout: a rank has not taken part in the broadcast of the device tensors.
             DeviceError: they could not be broadcast, or an earlier broadcast of some had failed.
             NodeLost: another node can't be reached any more; on its side, the source's node.
-            And what `Writer.send` raises on the source, and `Reader.recv` elsewhere.
+            ShmcastError: what `Writer.send` raises on the source, and `Reader.recv` elsewhere.
         """
         if self.is_src:
             work = self._send(obj, timeout)
@@ -249,9 +249,9 @@ class ShmBroadcaster:
 
         Raises:
             InvalidArgument: `d` is no dict (on the source, before anything is sent); or the message
-                does not match `out`: the error names the path, such as d["a"][0]. This rank has
+                does not match `out`: the error names the path, such as `d["a"][0]`. This rank has
                 then taken part for the others' sake, and `out` is unchanged.
-            And what `broadcast_object` raises.
+            ShmcastError: what `broadcast_object` raises.
         """
         if self.is_src:
             if d.__class__ is not dict and not isinstance(d, dict):  # (without a call, mostly)
@@ -306,7 +306,7 @@ class ShmBroadcaster:
         """`empty` as a tensor on the CPU: see `Writer.empty_tensor`.
 
         Raises:
-            What `empty` raises.
+            ShmcastError: what `empty` raises.
         """
         return self._lender("empty_tensor").empty_tensor(shape, dtype)
 
@@ -314,7 +314,7 @@ class ShmBroadcaster:
         """Whether every rank is done with a loan that was sent: see `Writer.thaw`.
 
         Raises:
-            What `empty` raises.
+            ShmcastError: what `empty` raises.
         """
         return self._lender("thaw").thaw(array)
 
@@ -334,7 +334,7 @@ class ShmBroadcaster:
         """Makes the next `send` faster; see `Writer.warm`. Does nothing on the other ranks.
 
         Raises:
-            What `Writer.warm` raises.
+            ShmcastError: what `Writer.warm` raises.
         """
         if self.is_src:
             self._warm()
