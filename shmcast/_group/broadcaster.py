@@ -176,7 +176,7 @@ class ShmBroadcaster:
     ) -> None:
         """Put what makes frames of objects, or objects of frames, before this rank's end."""
         if self._lane is not None:
-            from shmcast._devices.ends import DeviceReceiver, DeviceSender
+            from shmcast._group.device_objects import DeviceReceiver, DeviceSender
 
             if isinstance(end, FrameReader):
                 device_receiver = DeviceReceiver(end, self._lane)
