@@ -1,4 +1,4 @@
-"""Chores on the command line: `python -m shmcast`."""
+"""The command line: `python -m shmcast`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from shmcast._host import shared_memory as segment
 
 
 def main() -> None:
-    """Does what the command line asks for."""
+    """Run the command that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m shmcast", description="Chores of shmcast.")
     commands = parser.add_subparsers(title="commands")
     clean = commands.add_parser(

@@ -14,7 +14,7 @@ class ShmcastError(Exception):
 
 
 class ShmcastWarning(UserWarning):
-    """What shmcast warns about: it works, but not as well as it could."""
+    """A warning by shmcast: something works, but not as well as it could."""
 
 
 class InvalidArgument(ShmcastError, ValueError):
@@ -88,7 +88,7 @@ class EncodeError(ShmcastError, pickle.PicklingError):
 
     @classmethod
     def of(cls, obj: object, error: Exception, label: str) -> EncodeError:
-        """What `label` raises when its codec has raised `error`."""
+        """Make what `label` raises when its codec has raised `error`."""
         return cls(
             f"{label}: can't encode a {type(obj).__qualname__}: {type(error).__name__}: {error}; "
             "nothing was sent"

@@ -1,4 +1,4 @@
-"""Loans: arrays and tensors in the arena, which the writer's program fills and sends uncopied.
+"""Loans: arrays and tensors in the arena, which a program fills and sends without a copy.
 
 Of what is lent it knows what was sent and is not to be written to until every reader is done.
 """
@@ -40,7 +40,7 @@ class _Lent:
     not live as long as they do: `detach` and inference mode make such as don't know of it."""
     extent: int
     begin: int
-    """Its address."""
+    """The address of its first byte."""
     end: int
     frozen: list[Callable[[], npt.NDArray[Any] | None]] = field(default_factory=list)
     """Weak references to the arrays that were made read-only when they were sent."""
@@ -65,7 +65,7 @@ class Lender:
         self._lent: dict[int, _Lent] = {}  # by extent
 
     def empty(self, shape: Shape, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An array in the arena; in ordinary memory if there is no room, or nothing to hold."""
+        """Lend an array in the arena; in ordinary memory if that is full, or the array empty."""
         import numpy as np
 
         try:
@@ -86,7 +86,7 @@ class Lender:
         return array
 
     def empty_tensor(self, shape: Shape, dtype: torch.dtype | None) -> torch.Tensor:
-        """The same as a tensor on the CPU."""
+        """Lend a tensor on the CPU; otherwise like `empty`."""
         import torch
 
         dtype = torch.get_default_dtype() if dtype is None else dtype
@@ -127,7 +127,7 @@ class Lender:
         self.forget_views()
 
     def thaw(self, array: LoanedArray) -> bool:
-        """Whether every reader is done with `array`, which can then be written to again."""
+        """Return whether every reader is done with `array`, which can then be written to again."""
         lent = self._find(array)
         return lent is None or not lent.is_frozen or self._thaw(lent, look=True)
 
@@ -162,7 +162,7 @@ class Lender:
         everything[extent] = _Lent(reference, weakref.ref(root), extent, begin, end)
 
     def _find(self, array: LoanedArray) -> _Lent | None:
-        """The loan of this writer in which an array lies."""
+        """Return the loan of this writer in which an array lies."""
         try:
             address = address_of(array)
         except AttributeError:
@@ -211,37 +211,37 @@ class Lender:
 
 
 class OrdinaryMemory:
-    """What `Writer` offers in this way, of an endpoint that shares memory with nobody."""
+    """The same interface for an end that shares memory with nobody."""
 
     def empty(self, shape: Shape, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An array in ordinary memory."""
+        """Return an array in ordinary memory."""
         import numpy as np
 
         return np.empty(shape, dtype)
 
     def empty_tensor(self, shape: Shape, dtype: torch.dtype | None) -> torch.Tensor:
-        """A tensor in ordinary memory."""
+        """Return a tensor in ordinary memory."""
         import torch
 
         return torch.empty(shape, dtype=dtype)  # type: ignore[arg-type]
 
     def thaw(self, _array: LoanedArray) -> bool:
-        """True: nothing is frozen."""
+        """Return True: nothing is frozen."""
         return True
 
     def record_stream(self, _array: LoanedArray, _stream: torch.Stream) -> None:
-        """Nothing: it is the allocator's business."""
+        """Do nothing: this memory is the allocator's."""
 
 
 def address_of(array: Any) -> int:
-    """Where a numpy array or a tensor begins. Raises AttributeError: it is neither."""
+    """Return where a numpy array or a tensor begins; raise AttributeError if it is neither."""
     if hasattr(array, "data_ptr"):
         return int(array.data_ptr())
     return int(array.__array_interface__["data"][0])
 
 
 def _views(root: LoanedArray | None) -> list[Any]:
-    """Where the arrays are noted that were seen in an object; see _arrays.py."""
+    """Return the list in which the codec notes the views of a loan that it finds in an object."""
     base = getattr(root, "base", None)
     return base.views if isinstance(base, _core.Loan) else []
 
@@ -251,5 +251,5 @@ _QUANTIZED = {f"torch.{name}" for name in ("qint8", "qint32", "quint8", "quint4x
 
 
 def _version(tensor: Any) -> int | None:
-    """How often it was written to in place, as autograd counts. None: it does not count."""
+    """Return how often autograd has seen a write to the tensor; None: it does not count."""
     return None if tensor.is_inference() else int(tensor._version)

@@ -24,40 +24,40 @@ class Event(Protocol):
     """A point in a stream's work: `torch.cuda.Event`, as far as it is needed here."""
 
     def query(self) -> bool:
-        """Whether all work before it is done."""
+        """Return whether all work before it is done."""
 
     def synchronize(self) -> None:
-        """Waits for that."""
+        """Wait until all work before it is done."""
 
 
 class Cuda:
-    """What is asked of CUDA; tests have one of their own."""
+    """What a pinned arena asks of CUDA; tests replace it."""
 
     def why_not(self) -> str | None:
-        """Why memory can't be pinned in this process; None: it can."""
+        """Return why memory can't be pinned in this process; None: it can."""
         if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
             return f"this torch ({torch.__version__}) is built without CUDA"
         return None if torch.cuda.is_available() else "torch finds no CUDA device"
 
     def register(self, address: int, nbytes: int, read_only: bool) -> int:
-        """Pins memory. Returns CUDA's error code, 0 for none."""
+        """Pin memory; return CUDA's error code, 0 for success."""
         torch.cuda.init()  # type: ignore[no-untyped-call]
         runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         return int(runtime.cudaHostRegister(address, nbytes, _READ_ONLY if read_only else 0))
 
     def unregister(self, address: int) -> None:
-        """The opposite."""
+        """Unpin memory."""
         torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]
 
     def record(self, stream: Any = None) -> Event:
-        """An event at the end of what is enqueued in a stream; None: in the current one."""
+        """Return an event at the end of a stream's work; None: of the current stream's."""
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream() if stream is None else stream)
         return cast("Event", event)
 
 
 cuda = Cuda()
-"""The one in use."""
+"""The CUDA in use."""
 
 
 class PinnedArena:
@@ -101,12 +101,12 @@ class PinnedArena:
         weakref.finalize(mapping, _end, cuda, address, self._in_flight)
 
     def record_stream(self, address: int, stream: Any) -> None:
-        """Work on `stream` reads the view at `address`: it is waited for, too."""
+        """Note that work on `stream` reads the view at `address`, to wait for that, too."""
         with self._lock:
             self._streams.append((address, stream))
 
     def release_finished(self) -> None:
-        """Gives back what is not in flight any more. Cheap when nothing is."""
+        """Give back the memory that is no longer in flight; cheap when none is."""
         while self._in_flight:
             with self._lock:
                 events, _ = self._in_flight[0]
@@ -115,7 +115,10 @@ class PinnedArena:
                 self._in_flight.popleft()
 
     def _keep(self, claim: _core.Claim, address: int, nbytes: int) -> None:
-        """The last view of some memory is gone, in this process; `claim` is what keeps it."""
+        """Keep `claim`, and so the memory, until the GPU has done what reads it.
+
+        Called when the last view of that memory in this process is gone.
+        """
         with self._lock:
             here = [e for e in self._streams if address <= e[0] < address + nbytes]
             self._streams = [e for e in self._streams if e not in here]

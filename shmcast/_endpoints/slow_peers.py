@@ -1,4 +1,4 @@
-"""Long waits are told in the log: for whom, and what these processes are doing."""
+"""Logs long waits: who is waited for, and what they are doing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STACK_SECONDS = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Somebody who is waited for."""
+    """A peer that a wait waits for."""
 
     name: str
     """As errors name it: rank 3, say."""
@@ -30,7 +30,7 @@ class Peer:
 
 
 class SlownessReport:
-    """Tells the log whom a wait has been waiting for, the longer the rarer.
+    """Logs whom a wait waits for, ever more rarely the longer it lasts.
 
     The first report comes `warn_after` seconds into a wait, the next ones when the wait is twice,
     four times, eight times, ... as long. For one thread at a time.
@@ -49,7 +49,7 @@ class SlownessReport:
 
     def __init__(self, label: str, warn_after: float) -> None:
         self.first_look: float = warn_after / 2
-        """Seconds into a wait: the CPU times are noted, to tell later who has been computing."""
+        """Seconds into a wait when CPU times are noted, to tell later who has been computing."""
         self._label = label
         self._warn_after = warn_after
         self._told = ""  # the action, once a wait was reported
@@ -60,7 +60,7 @@ class SlownessReport:
     def look(
         self, waited: float, is_first: bool, action: str, goal: str, peers: Iterable[Peer]
     ) -> float:
-        """Looks at the peers, and reports the wait if that is due.
+        """Look at the peers, and report the wait if that is due.
 
         Args:
             waited: seconds, as of now.
@@ -93,7 +93,7 @@ class SlownessReport:
         return self._next_report
 
     def end(self, waited: float) -> None:
-        """The wait has ended with what it waited for."""
+        """Report that a wait went on, if it was reported before."""
         if self._told:
             _log.info("%s: %s went on after %s", self._label, self._told, _seconds(waited))
             self._told = ""

@@ -1,4 +1,4 @@
-"""How to wait, as data: the policy, and whether there are CPUs enough to spin."""
+"""`WaitPolicy`: how to wait, as data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shmcast import _core
 from shmcast.errors import InvalidArgument
 
 DEFAULT_MAX_SPIN = 0.025
-"""Seconds. A bound for the worst case: adaptive waiting rarely spins for so long."""
+"""Seconds; a bound for the worst case: adaptive waiting rarely spins for so long."""
 
 ENVIRONMENT_VARIABLE = "SHMCAST_WAIT"
 """Overrides every policy that a program chose: "spin", "semaphore" or "adaptive"."""
@@ -74,7 +74,7 @@ class WaitPolicy:
 
     @classmethod
     def from_environment(cls) -> WaitPolicy | None:
-        """What the operator has set in SHMCAST_WAIT; None if nothing.
+        """Return the policy that the operator has set in SHMCAST_WAIT; None: none.
 
         Raises:
             InvalidArgument: it is set to something else than a policy's name.

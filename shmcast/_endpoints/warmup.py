@@ -1,4 +1,4 @@
-"""Keeping the way of a message warm: the same calls, on a ring that nobody else sees.
+"""Keeps the code and data that a message touches warm: the same calls, on a private ring.
 
 At a decode loop's cadence most of a message's latency is cache misses in code: a shared core
 forgets within milliseconds. So whoever has time, a spinning reader or a driver that waits for its
@@ -52,7 +52,7 @@ class Practice:
 
     @classmethod
     def with_sample_of(cls, codec: Codec, label: str) -> Practice | None:
-        """None for a codec that has no `sample()`.
+        """Make one for a codec; None: the codec has no `sample()`.
 
         Raises:
             InvalidArgument: the codec can't encode its own sample into one small message.
@@ -72,13 +72,13 @@ class Practice:
         return practice
 
     def send(self) -> None:
-        """What `Writer.send` does."""
+        """Do what `Writer.send` does."""
         self._writer.publish(self._encode(self._sample), 0)
         self._reader.consume(0)
         self._count_round()
 
     def receive(self) -> None:
-        """What `Reader.recv` does once a message is there."""
+        """Do what `Reader.recv` does once a message is there."""
         self._writer.publish(self._frames, 0)
         self._decode(self._reader.consume(0))
         self._count_round()

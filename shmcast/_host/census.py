@@ -1,4 +1,4 @@
-"""Who else is on this node: the threads of this user that have endpoints, counted across processes.
+"""Counts this user's threads that have endpoints on this node, across processes.
 
 Each such thread holds a lock on one byte of the folder that all shared memory lies in, and whoever
 wants to know counts the locks. There is no file to make, to clean up or to be corrupted; the kernel
@@ -40,20 +40,20 @@ class Seat:
         self._pid = os.getpid()
 
     def leave(self) -> None:
-        """Gives the claim up. Idempotent; nothing happens in a fork of the process."""
+        """Give the claim up; idempotent, and without effect in a fork of the process."""
         if self._pid == os.getpid():
             _register.remove(self, self._thread)
 
 
 def enter() -> Seat:
-    """Lists the calling thread until the seat is left or the process ends."""
+    """List the calling thread until the seat is left or the process ends."""
     seat = Seat(threading.get_native_id())
     _register.add(seat, seat._thread)
     return seat
 
 
 def members() -> int | None:
-    """Threads of this user with endpoints that may run on a CPU that the caller may run on.
+    """Count this user's threads with endpoints that may run on a CPU that the caller may use.
 
     Threads that are pinned to other CPUs take nothing from the caller. None where the kernel offers
     no such locks.
@@ -99,7 +99,7 @@ class _Register:
                 self._lock(fcntl.F_UNLCK, offset)
 
     def threads(self) -> Iterator[int]:
-        """All listed threads, this process's own included. Raises OSError without locks."""
+        """Return all listed threads, this process's own included; raise OSError without locks."""
         with self._guard:
             own = list(self._offsets)
         return itertools.chain(own, itertools.islice(self._others(), _ENOUGH))
@@ -133,7 +133,7 @@ class _Register:
         return self._folder
 
     def forked(self) -> None:
-        """In the child: its endpoints are not usable, and its descriptor is the parent's, too."""
+        """Start anew in a forked child, which can't use the parent's endpoints or descriptor."""
         if self._folder is not None:
             os.close(self._folder)
         self.__init__()  # type: ignore[misc]

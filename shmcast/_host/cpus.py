@@ -29,13 +29,13 @@ class CpuBudget:
         self._quotas = list(_quotas(proc, cgroups))
 
     def usable(self) -> float:
-        """CPUs, as of now."""
+        """Return the number of CPUs as of now."""
         affinity = len(os.sched_getaffinity(0))
         return min([affinity, *(read(folder) for read, folder in self._quotas)])
 
 
 def is_crowded(budget: CpuBudget, members: int, attached: int) -> bool:
-    """Whether members outnumber the CPUs that they may run on: then nobody should spin.
+    """Return whether members outnumber the CPUs that they may run on: then nobody should spin.
 
     What counts is all threads of this user with endpoints on the node, of whatever writer, except
     those that are pinned to CPUs which the calling thread may not use.
@@ -53,7 +53,7 @@ def is_crowded(budget: CpuBudget, members: int, attached: int) -> bool:
 
 
 def _quotas(proc: Path, cgroups: Path) -> Iterator[tuple[Callable[[str], float], str]]:
-    """How to read each quota that may bind the process, and the folder where it is."""
+    """Yield how to read each quota that may bind the process, and the folder where it is."""
     try:
         lines = (proc / "cgroup").read_text().splitlines()
     except OSError:

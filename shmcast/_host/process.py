@@ -97,11 +97,11 @@ class Pidfd:
             raise PermissionError(errno.EACCES, f"/proc hides process {self._pid}")
 
     def fileno(self) -> int:
-        """The file descriptor, -1 after `close`."""
+        """Return the file descriptor, -1 after `close`."""
         return self._fd
 
     def close(self) -> None:
-        """Gives the file descriptor back; idempotent."""
+        """Close the file descriptor; idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -110,13 +110,13 @@ class Pidfd:
         self.close()
 
     def is_dead(self) -> bool:
-        """Whether the process has ended. Does not wait."""
+        """Return whether the process has ended, without waiting."""
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         return bool(poll.poll(0))
 
     def how(self) -> str:
-        """How the process ended, "killed by SIGKILL" say; "" while it lives or where unknown.
+        """Return how the process ended, such as "killed by SIGKILL"; "" if it lives or is unknown.
 
         Known are all children and zombies of this user; from Linux 6.15 on the reaped, too. Nothing
         is reaped here.
@@ -155,7 +155,7 @@ class Pidfd:
 
 
 def start_time(pid: int) -> int | None:
-    """When process `pid` was started, in clock ticks since boot; None: there is none.
+    """Return when process `pid` was started, in clock ticks since boot; None: there is none.
 
     With the pid it names a process for as long as the host is up.
     """
@@ -164,12 +164,12 @@ def start_time(pid: int) -> int | None:
 
 
 def pid_namespace() -> int:
-    """Which pid namespace this process's pids are numbers of."""
+    """Return the inode number of this process's pid namespace."""
     return Path("/proc/self/ns/pid").stat().st_ino
 
 
 def is_alive(pid: int, started: int) -> bool:
-    """Whether process `pid` of that start time lives. In doubt it does; a zombie does not."""
+    """Return whether process `pid` of that start time lives; in doubt yes, for a zombie no."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -191,7 +191,7 @@ def is_alive(pid: int, started: int) -> bool:
 
 
 def state_of(pid: int) -> State | None:
-    """What process `pid` does now; None: there is none."""
+    """Return what process `pid` does now; None: there is none."""
     fields = _stat(pid)
     if not fields:
         return None
@@ -203,7 +203,7 @@ def state_of(pid: int) -> State | None:
 
 
 def stack_of(pid: int, timeout: float = 3.0) -> str:
-    """The Python stacks of process `pid`, as py-spy tells them without pausing the process.
+    """Return the Python stacks of process `pid`, as py-spy sees them without pausing it.
 
     "" where there is no py-spy, in PATH or beside this Python, where it may not look, and where it
     takes longer than `timeout` seconds.
@@ -231,7 +231,7 @@ def stack_of(pid: int, timeout: float = 3.0) -> str:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/<pid>/stat from the state on; None: there is no such process."""
+    """Return the fields of /proc/<pid>/stat from the state on; None: no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):  # the latter when it ends between open and read
@@ -254,7 +254,7 @@ def _pidfd_open(pid: int) -> int:
 
 
 def _in_words(status: int) -> str:
-    """A wait status in words, as wait(2) packs it."""
+    """Put a wait status, as wait(2) packs it, in words."""
     if os.WIFEXITED(status):
         return f"exit code {os.WEXITSTATUS(status)}"
     number = os.WTERMSIG(status)

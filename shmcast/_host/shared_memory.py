@@ -1,4 +1,4 @@
-"""POSIX shared-memory segments: name, size, mode, unlink. What is inside is not known here.
+"""POSIX shared-memory segments: name, size, mode, unlink; not what is inside.
 
 A segment's name says whose it is, so that what a killed process has left can be told from what is
 in use, however little of it was made: user, pid namespace, pid and that process's start time.
@@ -28,7 +28,7 @@ _NAME = re.compile(r"shmcast-\d+-(\d+)-(\d+)-(\d+)-[0-9a-f]{16}", re.ASCII)
 
 
 class Verdict(Enum):
-    """What `clean` thinks of a segment. The value says why."""
+    """Whether a segment's owner lives. The value is what `clean` prints."""
 
     DEAD = "its owner is dead"
     ALIVE = "its owner is alive"
@@ -49,7 +49,7 @@ class Found:
 
 
 def create(size: int) -> tuple[str, mmap.mmap, int]:
-    """Makes a segment that only this user can open, with all of its pages reserved.
+    """Make a segment that only this user can open, with all of its pages reserved.
 
     First removes what this user's killed processes have left, see `clean`.
 
@@ -73,7 +73,7 @@ def create(size: int) -> tuple[str, mmap.mmap, int]:
 
 
 def create_unreserved(size: int) -> tuple[str, int]:
-    """The same without any pages yet, and unmapped: reserve them before they are used.
+    """Make a segment without any pages, and unmapped: reserve them before they are used.
 
     Returns:
         Its name and a descriptor; the caller closes it.
@@ -100,7 +100,7 @@ def _make(size_it: Callable[[int], None]) -> tuple[str, int]:
 
 
 def attach(name: str, size: int, holder: tuple[int, int] | None = None) -> mmap.mmap:
-    """Maps the segment that another process of this user and host has made.
+    """Map the segment that another process of this user and host has made.
 
     Args:
         name: as `create` gave it.
@@ -119,7 +119,7 @@ def attach(name: str, size: int, holder: tuple[int, int] | None = None) -> mmap.
 
 
 def find(name: str, size: int, holder: tuple[int, int] | None = None) -> int:
-    """What `attach` maps: a descriptor, which the caller closes. Raises what `attach` raises."""
+    """Return a descriptor of what `attach` maps, for the caller to close; raise what it raises."""
     fd = _open(name, holder)
     try:
         found = os.fstat(fd)
@@ -161,13 +161,13 @@ def _open(name: str, holder: tuple[int, int] | None) -> int:
 
 
 def unlink(name: str) -> None:
-    """Removes the name; mappings live on. Nothing happens if it is gone already."""
+    """Remove the name, if it is still there; mappings live on."""
     with contextlib.suppress(posix_ipc.ExistentialError):
         posix_ipc.unlink_shared_memory(name)
 
 
 def clean(dry_run: bool = False) -> list[Found]:
-    """Removes the segments of this user whose owners are dead, and nothing else.
+    """Remove the segments of this user whose owners are dead, and nothing else.
 
     An owner is dead if this is its pid namespace and no process of its pid and start time exists,
     or only a zombie.
@@ -188,7 +188,7 @@ def clean(dry_run: bool = False) -> list[Found]:
 
 
 def _judge(path: Path) -> Found | None:
-    """None if it is no segment of this user, whatever its name says, or just gone."""
+    """Return what a path is; None: no segment of this user, whatever its name, or just gone."""
     match = _NAME.fullmatch(path.name)
     try:
         status = path.lstat()
@@ -205,7 +205,7 @@ def _judge(path: Path) -> Found | None:
 
 
 def _reserve(fd: int, size: int) -> None:
-    """Makes the file `size` bytes long with every page there: no SIGBUS when it is used."""
+    """Make the file `size` bytes long with every page reserved, so that no use is a SIGBUS."""
     try:
         os.posix_fallocate(fd, 0, size)
     except OSError as error:
