@@ -2,11 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CORE := $(wildcard shmcast/_core/*.hpp shmcast/_core/*.cpp)
+CORE := $(wildcard core/*.hpp core/*/*.hpp core/*/*.cpp)
 NATIVE := $(wildcard tests/native/*)
 NATIVE_TESTS := $(patsubst tests/native/%.cpp,%,$(wildcard tests/native/*_test.cpp))
 SANITIZERS := thread address,undefined
-CXXFLAGS_TEST := -std=c++20 -Wall -Wextra -Werror -Ishmcast/_core -pthread
+CXXFLAGS_TEST := -std=c++20 -Wall -Wextra -Werror -Icore -pthread
 CROSS := aarch64-linux-gnu-g++
 EMULATOR := qemu-aarch64
 

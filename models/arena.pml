@@ -1,6 +1,6 @@
 /* The arena: when the writer may use an extent again. One writer, two readers, two extents.
  *
- * Mirrors Arena in shmcast/_core/arena.hpp, Hold in views.hpp and Reader in module.cpp. README.md
+ * Mirrors Arena in core/arena/arena.hpp, and Hold and Reader in core/bindings/. README.md
  * says what is proven and what is left out. One step makes one access to shared memory, which is
  * sequentially consistent; the ring is a log of messages in which a reader waits for the next.
  *

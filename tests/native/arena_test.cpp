@@ -3,7 +3,7 @@
 // The arena's words are filled by plain stores and read by plain loads: an extent that is used
 // again while somebody may look at it is a data race, which the sanitizer sees whatever the values
 // are. Exits with 1 at the first thing that is not as promised.
-#include "arena.hpp"
+#include "arena/arena.hpp"
 
 #include <sys/mman.h>
 
@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "check.hpp"
-#include "ring.hpp"
+#include "ring/writer.hpp"
 
 namespace shmcast {
 namespace {

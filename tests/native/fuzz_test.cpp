@@ -8,9 +8,9 @@
 #include <random>
 #include <vector>
 
-#include "arena.hpp"
+#include "arena/arena.hpp"
 #include "check.hpp"
-#include "ring.hpp"
+#include "ring/writer.hpp"
 
 namespace shmcast {
 namespace {

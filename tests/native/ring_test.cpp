@@ -2,8 +2,6 @@
 //
 // Messages are made from a seeded generator that every thread can repeat, so that a reader checks
 // each byte it gets. Exits with 1 at the first thing that is not as promised.
-#include "ring.hpp"
-
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -14,6 +12,7 @@
 #include <thread>
 
 #include "check.hpp"
+#include "ring/writer.hpp"
 
 namespace shmcast {
 namespace {

@@ -1,7 +1,5 @@
 // How an endpoint waits: what it predicts from the gaps that it has seen, when it gives spinning
 // up, that a gate is left as it was found, and that every hint of this CPU's kind comes back.
-#include "waiting.hpp"
-
 #include <atomic>
 #include <random>
 #include <string_view>
@@ -9,6 +7,7 @@
 #include <vector>
 
 #include "check.hpp"
+#include "wait/waiter.hpp"
 
 namespace shmcast {
 namespace {

@@ -13,9 +13,9 @@
 #include <climits>
 #include <cstdint>
 
-#include "hints.hpp"
 #include "layout.hpp"
-#include "pace.hpp"
+#include "wait/hints.hpp"
+#include "wait/pace.hpp"
 
 namespace shmcast {
 

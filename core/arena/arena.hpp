@@ -17,8 +17,8 @@
 #include <optional>
 #include <vector>
 
+#include "arena/mapping.hpp"
 #include "layout.hpp"
-#include "mapping.hpp"
 
 namespace shmcast {
 

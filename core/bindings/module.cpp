@@ -6,11 +6,11 @@
 #include <memory>
 #include <optional>
 
-#include "arena.hpp"
-#include "plain.hpp"
-#include "ring.hpp"
-#include "views.hpp"
-#include "wide_copy.hpp"
+#include "arena/arena.hpp"
+#include "arena/wide_copy.hpp"
+#include "bindings/arena_objects.hpp"
+#include "pickle/plain.hpp"
+#include "ring/writer.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;

@@ -24,7 +24,7 @@
 #include <vector>
 
 #include "layout.hpp"
-#include "waiting.hpp"
+#include "wait/waiter.hpp"
 
 namespace shmcast {
 

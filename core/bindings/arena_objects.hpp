@@ -14,9 +14,9 @@
 #include <utility>
 #include <vector>
 
-#include "arena.hpp"
+#include "arena/arena.hpp"
+#include "arena/mapping.hpp"
 #include "layout.hpp"
-#include "mapping.hpp"
 
 namespace shmcast {
 
