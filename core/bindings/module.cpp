@@ -10,6 +10,7 @@
 #include "arena/wide_copy.hpp"
 #include "bindings/arena_objects.hpp"
 #include "pickle/plain.hpp"
+#include "ring/reader.hpp"
 #include "ring/writer.hpp"
 
 namespace nb = nanobind;

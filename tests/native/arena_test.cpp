@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "check.hpp"
+#include "ring/reader.hpp"
 #include "ring/writer.hpp"
 
 namespace shmcast {

@@ -10,6 +10,7 @@
 
 #include "arena/arena.hpp"
 #include "check.hpp"
+#include "ring/reader.hpp"
 #include "ring/writer.hpp"
 
 namespace shmcast {

@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "check.hpp"
+#include "ring/reader.hpp"
 #include "ring/writer.hpp"
 
 namespace shmcast {

@@ -1,0 +1,60 @@
+// The ring protocol: one writer, N readers, lossless, in order.
+//
+// A message is a list of frames. Its bytes (a frame table, then the frames) are cut into fragments;
+// fragment f lies in slot f mod n, and `seq` = f + 1 tells that it is complete. A message may be
+// larger than the whole ring: readers copy its first fragments out while the writer fills the next.
+//
+//   writer: wait until every reader has consumed fragment f - n   (acquire Member::consumed)
+//           copy the payload, store seq = f + 1                   (release)
+//   reader: wait until seq = f + 1                                (acquire)
+//           copy the payload, store consumed = f + 1              (release)
+//
+// Both classes are state machines that can be interrupted in any wait and resumed, so that a
+// caller can handle signals. Neither is thread-safe, and neither knows what is in a frame.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <numeric>
+#include <span>
+#include <stdexcept>
+#include <string>
+
+#include "layout.hpp"
+
+namespace shmcast {
+
+template <class Byte>
+struct Piece {
+  Byte* data;
+  std::size_t size;
+};
+using ConstPiece = Piece<const std::byte>;
+using MutablePiece = Piece<std::byte>;
+
+// A message that asks for more than a Descriptor can say.
+struct MessageTooLarge : std::length_error {
+  using std::length_error::length_error;
+};
+
+// The segment holds what no endpoint of this layout writes.
+struct SegmentCorrupted : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// `got` does not fit `known`. Not inlined: its making of a text would slow messages down.
+[[noreturn, gnu::cold, gnu::noinline]] inline void misfit(const char* got_name, std::uint64_t got,
+                                                          const char* known_name,
+                                                          std::uint64_t known) {
+  throw SegmentCorrupted(std::string(got_name) + " is " + std::to_string(got) +
+                         ", which does not fit " + known_name + ", " + std::to_string(known));
+}
+
+// Bytes of all frames in a frame table.
+inline std::uint64_t payload_bytes(std::span<const std::uint64_t> entries) {
+  return std::accumulate(
+      entries.begin(), entries.end(), std::uint64_t{0},
+      [](std::uint64_t sum, std::uint64_t entry) { return sum + FrameEntry::bytes(entry); });
+}
+
+}  // namespace shmcast
