@@ -2,7 +2,6 @@
 // memory by the buffer protocol, and all that they refer to is kept by plain reference counts.
 #pragma once
 #include <nanobind/nanobind.h>
-#include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
@@ -16,20 +15,12 @@
 
 #include "arena/arena.hpp"
 #include "arena/mapping.hpp"
+#include "bindings/fork.hpp"
 #include "layout.hpp"
 
 namespace shmcast {
 
 namespace nb = nanobind;
-
-// Counts the forks that led to this process; an endpoint made before one must not be used after.
-// relaxed: the child of a fork has one thread.
-inline std::atomic<unsigned> fork_generation{0};
-
-inline void count_forks() {
-  // Inherited by every later fork: a Python-level hook would miss forks made by C code.
-  pthread_atfork(nullptr, nullptr, [] { fork_generation.fetch_add(1, std::memory_order_relaxed); });
-}
 
 // The arena in one process. If it is pinned, a `keeper` takes what keeps memory from being used
 // again, when the last Python object over it is gone: the GPU may still read it.
