@@ -297,13 +297,13 @@ class RingReader(Endpoint):
         index: int,
         wait: WaitPolicy,
         is_crowded: Callable[[int], bool],
-        rehearsal: Callable[[], object] | None,
+        warmup: Callable[[], object] | None,
         watch: Watch | None,
         who: Identity,
         found: int,
         arena: Mapping | None,
     ) -> None:
-        """`rehearsal` is called about every 100 µs of spinning, to keep what follows warm.
+        """`warmup` is called about every 100 µs of spinning, to keep what follows warm.
 
         `found` is the seat as it was seen: VACANT, or of a reader that has died.
         """

@@ -97,9 +97,9 @@ class Arena {
   }
 
   // A reader's process has ended: it holds nothing any more.
-  void bury(std::uint32_t reader) { is_dead_[reader] = true; }
+  void mark_dead(std::uint32_t reader) { is_dead_[reader] = true; }
   // Another has taken its place, as RingWriter::admit() found.
-  void welcome(std::uint32_t reader) { is_dead_[reader] = false; }
+  void mark_alive(std::uint32_t reader) { is_dead_[reader] = false; }
 
   std::byte* data(std::uint32_t id) const { return mapping_.bytes().data() + extents_[id].offset; }
   std::uint64_t offset(const std::byte* data) const {

@@ -116,7 +116,7 @@ class Endpoint {
   template <class Step>
   Outcome wait(std::int64_t timeout, Step step) {
     const std::int64_t deadline = deadline_after(timeout);
-    Vigil vigil{monotonic_ns(), watch_.patience_ns};
+    LongWait long_wait{monotonic_ns(), watch_.patience_ns};
     for (;;) {
       if (waiter().review_is_due()) review();
       Outcome outcome;
@@ -126,13 +126,13 @@ class Endpoint {
       }
       if (outcome == Outcome::interrupted) {
         if (PyErr_CheckSignals() != 0) throw nb::python_error();
-        if (waiter().is_spinning()) rehearse();
+        if (waiter().is_spinning()) warm_up();
       }
       if (outcome != Outcome::ready && outcome != Outcome::abandoned) {
-        look_after_peers(vigil);
+        observe_peers(long_wait);
         // relaxed: stop() has looked in earnest.
         if (alarmed_.load(std::memory_order_relaxed) && !is_closing()) {
-          if (const auto last = heed_alarm(step)) {
+          if (const auto last = handle_alarm(step)) {
             outcome = *last;
           } else if (outcome == Outcome::closed) {
             outcome = Outcome::interrupted;  // by the alarm
@@ -144,7 +144,8 @@ class Endpoint {
         case Outcome::timed_out: throw TimedOut("timed out");
         case Outcome::closed: throw EndpointClosed("closed");
         default:
-          if (vigil.is_told) watch_.callee.attr("went_on")(vigil.seconds(monotonic_ns()));
+          if (long_wait.is_reported)
+            watch_.callee.attr("went_on")(long_wait.seconds(monotonic_ns()));
           return outcome;
       }
     }
@@ -153,12 +154,12 @@ class Endpoint {
   // What ends a step early. seq_cst: see is_closing(); pairs with alarm().
   auto stop() const {
     return [this] {
-      return is_closing() || (alarmed_.load(std::memory_order_seq_cst) && !is_heeding_);
+      return is_closing() || (alarmed_.load(std::memory_order_seq_cst) && !is_draining_);
     };
   }
   nb::object memory_owner() const { return nb::borrow(nb::handle(view_.obj)); }
   // The watch is asked which readers' processes have ended, whatever they did before.
-  nb::object ended_readers() {
+  nb::object exited_readers() {
     if (watch_.callee.is_none()) return nb::list();
     return watch_.callee.attr("ended")(peers(segment()));
   }
@@ -168,15 +169,15 @@ class Endpoint {
 
  private:
   // A wait that may last too long.
-  struct Vigil {
+  struct LongWait {
     std::int64_t began_ns;
     std::int64_t patience_ns;
-    bool is_told = false;
+    bool is_reported = false;
     double seconds(std::int64_t now) const { return static_cast<double>(now - began_ns) / 1e9; }
   };
 
   // Whoever has come is watched from now on, and a wait that lasts long is told.
-  void look_after_peers(Vigil& vigil) {
+  void observe_peers(LongWait& long_wait) {
     const std::int64_t now = monotonic_ns();
     if (now < watch_.look_ns || watch_.callee.is_none()) return;
     watch_.look_ns = now + Watch::kLookNs;
@@ -189,32 +190,32 @@ class Endpoint {
         alarmed_.store(true, std::memory_order_relaxed);
       }
     }
-    if (now - vigil.began_ns >= vigil.patience_ns) {
-      vigil.patience_ns = timeout_ns(
-          watch_.callee.attr("tell_slow")(vigil.seconds(now), !vigil.is_told, peers(segment())));
-      vigil.is_told = true;
+    if (now - long_wait.began_ns >= long_wait.patience_ns) {
+      long_wait.patience_ns = timeout_ns(watch_.callee.attr("tell_slow")(
+          long_wait.seconds(now), !long_wait.is_reported, peers(segment())));
+      long_wait.is_reported = true;
     }
   }
 
   // While the alarm is on, and a step is to go on in spite of it.
-  class Heeding {
+  class DrainAfterAlarm {
    public:
-    explicit Heeding(bool& is_heeding) : is_heeding_(is_heeding) { is_heeding_ = true; }
-    Heeding(const Heeding&) = delete;
-    Heeding& operator=(const Heeding&) = delete;
-    ~Heeding() { is_heeding_ = false; }
+    explicit DrainAfterAlarm(bool& is_draining) : is_draining_(is_draining) { is_draining_ = true; }
+    DrainAfterAlarm(const DrainAfterAlarm&) = delete;
+    DrainAfterAlarm& operator=(const DrainAfterAlarm&) = delete;
+    ~DrainAfterAlarm() { is_draining_ = false; }
 
    private:
-    bool& is_heeding_;
+    bool& is_draining_;
   };
 
   // A peer has died: what it did before comes first, then the watch judges. Returns how the step
   // ended if it did; the alarm then goes on for the next wait, as after a judgement that throws.
   template <class Step>
-  std::optional<Outcome> heed_alarm(Step step) {
+  std::optional<Outcome> handle_alarm(Step step) {
     // What the dead have stored was there before anybody could know of their death.
     const Outcome last = [&] {
-      const Heeding heeding(is_heeding_);
+      const DrainAfterAlarm draining(is_draining_);
       return step(0);
     }();
     if (last != Outcome::timed_out) return last;
@@ -238,7 +239,7 @@ class Endpoint {
   void review() { waiter().set_crowded(nb::cast<bool>(is_crowded_(attached()))); }
   virtual const Segment& segment() const = 0;
   virtual void drop(std::uint32_t, std::uint64_t) {}
-  virtual void rehearse() {}  // called now and then while this endpoint spins
+  virtual void warm_up() {}  // called now and then while this endpoint spins
   virtual Waiter& waiter() = 0;
   virtual const Figures& own_figures() const = 0;
   virtual void count_tensor_set() = 0;
@@ -261,7 +262,7 @@ class Endpoint {
   std::atomic<bool> busy_{false};
   std::atomic<bool> closing_{false};
   std::atomic<bool> alarmed_{false};
-  bool is_heeding_ = false;  // see Heeding
+  bool is_draining_ = false;  // see DrainAfterAlarm
 };
 
 }  // namespace shmcast

@@ -178,25 +178,25 @@ NB_MODULE(_core, m) {
       .def("begin_tensor_set", &Endpoint::begin_tensor_set)
       .def("tensor_sets", &Endpoint::tensor_sets);
 
-  nb::class_<Writer, Endpoint>(m, "RingWriter")
+  nb::class_<PyRingWriter, Endpoint>(m, "RingWriter")
       .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, const WaitPolicy&, nb::object,
                     nb::object, const Identity&, nb::object>(),
            "memory"_a, "geometry"_a, "nonce"_a, "wait"_a, "is_crowded"_a, "watch"_a.none(), "who"_a,
            "arena"_a.none())
-      .def("loan", &Writer::loan, "nbytes"_a)
-      .def("is_done", &Writer::is_done, "extent"_a, "look"_a)
-      .def("sent", &Writer::sent)
-      .def("arena_reserved", &Writer::arena_reserved)
-      .def("publish", &Writer::publish, "frames"_a, "timeout"_a = nb::none())
-      .def("fetch_ahead", &Writer::fetch_ahead)
-      .def("lags", &Writer::lags)
-      .def("reader_figures", &Writer::reader_figures);
+      .def("loan", &PyRingWriter::loan, "nbytes"_a)
+      .def("is_done", &PyRingWriter::is_done, "extent"_a, "look"_a)
+      .def("sent", &PyRingWriter::sent)
+      .def("arena_reserved", &PyRingWriter::arena_reserved)
+      .def("publish", &PyRingWriter::publish, "frames"_a, "timeout"_a = nb::none())
+      .def("fetch_ahead", &PyRingWriter::fetch_ahead)
+      .def("lags", &PyRingWriter::lags)
+      .def("reader_figures", &PyRingWriter::reader_figures);
 
-  nb::class_<Reader, Endpoint>(m, "RingReader")
+  nb::class_<PyRingReader, Endpoint>(m, "RingReader")
       .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, std::uint32_t, const WaitPolicy&,
                     nb::object, nb::object, nb::object, const Identity&, std::uint64_t,
                     nb::object>(),
            "memory"_a, "geometry"_a, "nonce"_a, "index"_a, "wait"_a, "is_crowded"_a,
-           "rehearsal"_a.none(), "watch"_a.none(), "who"_a, "found"_a, "arena"_a.none())
-      .def("consume", &Reader::consume, "timeout"_a = nb::none(), "copy"_a = true);
+           "warmup"_a.none(), "watch"_a.none(), "who"_a, "found"_a, "arena"_a.none())
+      .def("consume", &PyRingReader::consume, "timeout"_a = nb::none(), "copy"_a = true);
 }

@@ -27,18 +27,19 @@ namespace shmcast {
 
 namespace nb = nanobind;
 
-class Reader final : public Endpoint {
+class PyRingReader final : public Endpoint {
  public:
-  Reader(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce, std::uint32_t index,
-         const WaitPolicy& policy, nb::object is_crowded, nb::object rehearsal, nb::object watch,
-         const Identity& who, std::uint64_t found, nb::object arena)
+  PyRingReader(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce,
+               std::uint32_t index, const WaitPolicy& policy, nb::object is_crowded,
+               nb::object warmup, nb::object watch, const Identity& who, std::uint64_t found,
+               nb::object arena)
       : Endpoint(memory, std::move(is_crowded), std::move(watch)),
-        rehearsal_(std::move(rehearsal)),
+        warmup_(std::move(warmup)),
         mapping_(std::move(arena)),
         index_(index),
         segment_(Segment::attach(this->memory(), geometry, nonce_of(nonce))),
         ring_(seated(segment_, index, who, found), index, policy, found) {}
-  ~Reader() override { close(); }
+  ~PyRingReader() override { close(); }
 
   // A call that ends in TimedOut or a signal keeps its place: the next one goes on.
   nb::object consume(nb::handle timeout, bool copy) {
@@ -165,7 +166,8 @@ class Reader final : public Endpoint {
 
   std::uint32_t extent_of(std::uint32_t extent) const {
     const std::uint32_t extents = segment_.geometry().extents;
-    if (extent >= extents) misfit("a frame's extent", extent, "the arena's count", extents);
+    if (extent >= extents)
+      throw_corrupted("a frame's extent", extent, "the arena's count", extents);
     return extent;
   }
 
@@ -179,7 +181,7 @@ class Reader final : public Endpoint {
       const ArenaOffset offset = offsets_[next];
       const std::uint64_t size = FrameEntry::bytes(entries_[i]);
       if (offset > bound || size > bound - offset) {
-        misfit("a frame's end in the arena", offset + size, "the arena's size", bound);
+        throw_corrupted("a frame's end in the arena", offset + size, "the arena's size", bound);
       }
       if (copy) {
         nb::object frame = own_frame(size);
@@ -220,13 +222,13 @@ class Reader final : public Endpoint {
 
   class Resetting {
    public:
-    explicit Resetting(Reader& reader) : reader_(reader) {}
+    explicit Resetting(PyRingReader& reader) : reader_(reader) {}
     Resetting(const Resetting&) = delete;
     Resetting& operator=(const Resetting&) = delete;
     ~Resetting() { reader_.reset(); }
 
    private:
-    Reader& reader_;
+    PyRingReader& reader_;
   };
 
   void reset() {
@@ -238,8 +240,8 @@ class Reader final : public Endpoint {
   Waiter& waiter() override { return ring_.waiter; }
   const Figures& own_figures() const override { return ring_.figures(); }
   void count_tensor_set() override { ring_.begin_tensor_set(); }
-  void rehearse() override {
-    if (!rehearsal_.is_none()) rehearsal_();
+  void warm_up() override {
+    if (!warmup_.is_none()) warmup_();
   }
   Outcome wait_attached(std::int64_t deadline_ns) override {
     return ring_.wait_ready(deadline_ns, stop());
@@ -251,7 +253,7 @@ class Reader final : public Endpoint {
   }
   const Segment& segment() const override { return segment_; }
 
-  nb::object rehearsal_;
+  nb::object warmup_;
   nb::object mapping_;
   std::uint32_t index_;
   Segment segment_;

@@ -28,11 +28,11 @@ namespace shmcast {
 
 namespace nb = nanobind;
 
-class Writer final : public Endpoint {
+class PyRingWriter final : public Endpoint {
  public:
-  Writer(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce,
-         const WaitPolicy& policy, nb::object is_crowded, nb::object watch, const Identity& who,
-         nb::object arena)
+  PyRingWriter(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce,
+               const WaitPolicy& policy, nb::object is_crowded, nb::object watch,
+               const Identity& who, nb::object arena)
       : Endpoint(memory, std::move(is_crowded), std::move(watch)),
         segment_(Segment::format(checked(geometry), geometry, nonce_of(nonce), who)),
         ring_(segment_, policy),
@@ -41,7 +41,7 @@ class Writer final : public Endpoint {
     if (geometry.extents != Arena::kExtents) throw nb::value_error("an arena has EXTENTS extents");
     arena_ = std::make_shared<Arena>(nb::cast<ArenaMapping&>(mapping_), segment_);
   }
-  ~Writer() override { close(); }
+  ~PyRingWriter() override { close(); }
 
   void publish(nb::handle frames, nb::handle timeout) {
     const Use use(*this);
@@ -51,7 +51,7 @@ class Writer final : public Endpoint {
     if (arena_ != nullptr && pieces_.size() > 1) put_in_arena();
     ring_.begin(pieces_, entries_);
     for (const std::uint32_t reader : ring_.admitted()) {
-      if (arena_ != nullptr) arena_->welcome(reader);
+      if (arena_ != nullptr) arena_->mark_alive(reader);
     }
     if (ring_.is_immediate()) {
       if (ring_.advance(0, stop()) != Outcome::ready) throw EndpointClosed("closed");
@@ -84,7 +84,7 @@ class Writer final : public Endpoint {
     const Use use(*this);
     if (arena_ == nullptr || extent >= Arena::kExtents) throw nb::index_error("no such extent");
     if (arena_->is_done(extent)) return true;
-    return look && bury_ended() && arena_->is_done(extent);
+    return look && mark_exited_dead() && arena_->is_done(extent);
   }
 
   // The extents that the last message speaks of.
@@ -112,7 +112,7 @@ class Writer final : public Endpoint {
   // The frames' memory, held for the time of one publish().
   class Buffers {
    public:
-    Buffers(Writer& writer, nb::handle frames) : writer_(writer) {
+    Buffers(PyRingWriter& writer, nb::handle frames) : writer_(writer) {
       const nb::object items =
           nb::steal(PySequence_Fast(frames.ptr(), "frames must be a sequence of buffers"));
       if (!items.is_valid()) throw nb::python_error();
@@ -139,13 +139,13 @@ class Writer final : public Endpoint {
       writer_.views_.clear();
       writer_.pieces_.clear();
     }
-    Writer& writer_;
+    PyRingWriter& writer_;
   };
 
   // The extents that were filled for one publish(): nobody's but the readers' once it is over.
   class Settling {
    public:
-    explicit Settling(Writer& writer) : writer_(writer) {
+    explicit Settling(PyRingWriter& writer) : writer_(writer) {
       writer_.entries_.clear();
       writer_.sent_.clear();
       writer_.filled_.clear();
@@ -157,7 +157,7 @@ class Writer final : public Endpoint {
     }
 
    private:
-    Writer& writer_;
+    PyRingWriter& writer_;
   };
 
   // No extent of this message is free before every reader has met the message's end.
@@ -167,7 +167,7 @@ class Writer final : public Endpoint {
 
   // Frames of so many bytes are copied to the arena: once, for whatever number of readers.
   static constexpr std::size_t kArenaFrame = 256 * 1024;
-  static constexpr std::int64_t kBuryNs = 100 * kMillisecond;
+  static constexpr std::int64_t kExitCheckNs = 100 * kMillisecond;
 
   // Of frames in the arena, and of large ones that find room there, the message has the place only.
   void put_in_arena() {
@@ -210,17 +210,17 @@ class Writer final : public Endpoint {
       return mapping.reserve(bytes);
     };
     auto id = arena_->allocate(size, reserve);
-    if (!id && bury_ended()) id = arena_->allocate(size, reserve);
+    if (!id && mark_exited_dead()) id = arena_->allocate(size, reserve);
     return id;
   }
 
   // True if a look was taken who of the readers has ended, and frees what it held.
-  bool bury_ended() {
+  bool mark_exited_dead() {
     const std::int64_t now = monotonic_ns();
-    if (now < bury_ns_) return false;
-    bury_ns_ = now + kBuryNs;
-    for (const nb::handle reader : ended_readers()) {
-      arena_->bury(nb::cast<std::uint32_t>(reader));
+    if (now < next_exit_check_ns_) return false;
+    next_exit_check_ns_ = now + kExitCheckNs;
+    for (const nb::handle reader : exited_readers()) {
+      arena_->mark_dead(nb::cast<std::uint32_t>(reader));
     }
     return true;
   }
@@ -242,14 +242,14 @@ class Writer final : public Endpoint {
   const Segment& segment() const override { return segment_; }
   void drop(std::uint32_t index, std::uint64_t seat) override {
     ring_.drop(index, seat);
-    if (arena_ != nullptr) arena_->bury(index);
+    if (arena_ != nullptr) arena_->mark_dead(index);
   }
 
   Segment segment_;
   RingWriter ring_;
   nb::object mapping_;
   std::shared_ptr<Arena> arena_;  // loans may outlive this writer; null: there is none
-  std::int64_t bury_ns_ = 0;
+  std::int64_t next_exit_check_ns_ = 0;
   std::vector<Py_buffer> views_;
   std::vector<ConstPiece> pieces_;
   std::vector<std::uint64_t> entries_;  // the frame table; empty: no frame is in the arena

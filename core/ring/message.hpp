@@ -43,9 +43,10 @@ struct SegmentCorrupted : std::runtime_error {
 };
 
 // `got` does not fit `known`. Not inlined: its making of a text would slow messages down.
-[[noreturn, gnu::cold, gnu::noinline]] inline void misfit(const char* got_name, std::uint64_t got,
-                                                          const char* known_name,
-                                                          std::uint64_t known) {
+[[noreturn, gnu::cold, gnu::noinline]] inline void throw_corrupted(const char* got_name,
+                                                                   std::uint64_t got,
+                                                                   const char* known_name,
+                                                                   std::uint64_t known) {
   throw SegmentCorrupted(std::string(got_name) + " is " + std::to_string(got) +
                          ", which does not fit " + known_name + ", " + std::to_string(known));
 }

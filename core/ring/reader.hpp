@@ -260,7 +260,7 @@ class RingReader {
     const std::uint64_t slots = segment_.geometry().slots;
     const std::uint64_t before = next_ < slots ? 0 : next_ + 1 - slots;
     if (seq != before && seq != next_ + 1) {  // it may have come just now
-      misfit("a slot's number", seq, "the one awaited", next_ + 1);
+      throw_corrupted("a slot's number", seq, "the one awaited", next_ + 1);
     }
   }
 

@@ -224,7 +224,7 @@ class RingWriter {
       const auto consumed =
           std::atomic_ref(segment_.member(i).consumed).load(std::memory_order_seq_cst);
       if (next_ - consumed > slots() && consumed != kNever) {  // in the future, too
-        misfit("a reader's count of fragments", consumed, "the writer's", next_);
+        throw_corrupted("a reader's count of fragments", consumed, "the writer's", next_);
       }
       if (consumed < least) {
         least = consumed;

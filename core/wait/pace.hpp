@@ -14,18 +14,18 @@ inline constexpr std::int64_t kMicrosecond = 1'000;
 inline constexpr std::int64_t kMillisecond = 1'000'000;
 
 // A stretch of time in which to be awake; {0, 0}: better to be woken.
-struct Window {
+struct WakeInterval {
   std::int64_t from_ns = 0;
   std::int64_t to_ns = 0;
 };
 
-// The last 16 durations of one kind, and the window that would have served *them* best. As they
+// The last 16 durations of one kind, and the interval that would have served *them* best. As they
 // are, rather than as a mean and a deviation: they cluster, now and then one is far off, and the
 // cluster moves.
 class History {
  public:
   struct Forecast {
-    Window window;
+    WakeInterval interval;
     std::int64_t cost_ns;  // what a duration costs with it, on average
   };
 
@@ -45,18 +45,18 @@ class History {
   }
 
   // Of all windows that hold at least half of the durations in question, the one that would have
-  // cost least, where a duration costs the time spun in it, or the price of a wake-up if the window
-  // missed it. In question are those longer than what has already passed: after a short cluster,
-  // the next longer one has its turn.
+  // cost least, where a duration costs the time spun in it, or the price of a wake-up if the
+  // interval missed it. In question are those longer than what has already passed: after a short
+  // cluster, the next longer one has its turn.
   Forecast predict(std::int64_t elapsed_ns, std::int64_t price_ns) const {
     const Sorted longer = sorted(elapsed_ns);
     const std::size_t n = longer.count;
-    Window best;
+    WakeInterval best;
     if (n < kLeast) return {best, price_ns};
     std::int64_t least = static_cast<std::int64_t>(n) * price_ns;
     for (std::size_t i = 0; i < n; ++i) {
       const std::int64_t from = longer.values[i];
-      std::int64_t spun = 0;  // in the durations that the window holds
+      std::int64_t spun = 0;  // in the durations that the interval holds
       for (std::size_t j = i; j < n; ++j) {
         const std::int64_t to = longer.values[j];
         spun += to - from;
@@ -119,16 +119,16 @@ class Pace {
   bool is_known() const { return gaps_.is_known(); }
   std::int64_t gap_ns() const { return gaps_.median_ns(); }
 
-  // The window, on the clock, in which to spin for the next message in a wait since `began_ns`.
-  Window predict(std::int64_t now, std::int64_t began_ns) const {
+  // The interval, on the clock, in which to spin for the next message in a wait since `began_ns`.
+  WakeInterval predict(std::int64_t now, std::int64_t began_ns) const {
     const std::int64_t price = wake_up_price(gap_ns());
     const History::Forecast by_gap = gaps_.predict(now - beat_, price);
     const History::Forecast by_wait = waits_.predict(now - began_ns, price);
     const bool is_gap = by_gap.cost_ns <= by_wait.cost_ns;
-    const Window& window = is_gap ? by_gap.window : by_wait.window;
-    if (window.to_ns == 0) return {};
+    const WakeInterval& interval = is_gap ? by_gap.interval : by_wait.interval;
+    if (interval.to_ns == 0) return {};
     const std::int64_t start = is_gap ? beat_ : began_ns;
-    return {start + window.from_ns, start + window.to_ns};
+    return {start + interval.from_ns, start + interval.to_ns};
   }
 
  private:

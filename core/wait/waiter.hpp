@@ -91,7 +91,7 @@ class Waiter {
   static constexpr std::int64_t kBriefSpinNs = 50 * kMicrosecond;
   // While nothing is known of the gaps.
   static constexpr std::int64_t kFirstSpinNs = 1 * kMillisecond;
-  // Awake so long before the window, beside the usual oversleep: for a rehearsal or two.
+  // Awake so long before the interval, beside the usual oversleep: for a rehearsal or two.
   static constexpr std::int64_t kLeadNs = 100 * kMicrosecond;
   // And so long after it, at least.
   static constexpr std::int64_t kTrailNs = 200 * kMicrosecond;
@@ -114,14 +114,14 @@ class Waiter {
   void plan(std::int64_t now) {
     if (must_park(now)) return;
     if (beat_ == Beat::no) return enter(Stage::park, kForever);
-    const Window window = pace_.predict(now, began_ns_);
-    if (window.to_ns == 0) return enter(Stage::park, kForever);
+    const WakeInterval interval = pace_.predict(now, began_ns_);
+    if (interval.to_ns == 0) return enter(Stage::park, kForever);
     // What comes may lie somewhat outside of what was.
-    const std::int64_t width = window.to_ns - window.from_ns;
+    const std::int64_t width = interval.to_ns - interval.from_ns;
     const std::int64_t lead = kLeadNs + oversleep_.typical_ns() + width / 8;
-    const std::int64_t awake = window.from_ns - lead;
+    const std::int64_t awake = interval.from_ns - lead;
     if (oversleep_.allows(awake - now)) return enter(Stage::nap, awake);
-    spin_until(now, window.to_ns + std::max(kTrailNs, width / 4));
+    spin_until(now, interval.to_ns + std::max(kTrailNs, width / 4));
   }
 
   // Whether spinning is out of the question; then the stage is set.
@@ -141,7 +141,7 @@ class Waiter {
   }
 
   // For observers. Not when a message is there: the median takes a tenth of a microsecond.
-  void tell_gap() { put(figures_.gap_ns, static_cast<std::uint64_t>(pace_.gap_ns())); }
+  void report_gap() { put(figures_.gap_ns, static_cast<std::uint64_t>(pace_.gap_ns())); }
 
   void enter(Stage stage, std::int64_t end) {
     stage_ = stage;
@@ -182,7 +182,7 @@ class Waiter {
         break;
       }
     } while (now < end);
-    tell_gap();
+    report_gap();
     if (ready()) return ended(Outcome::ready);
     return ended(now >= deadline_ns ? Outcome::timed_out : Outcome::interrupted);
   }
@@ -195,7 +195,7 @@ class Waiter {
       add(figures_.parked_ns, static_cast<std::uint64_t>(now - start));
       return outcome;
     };
-    tell_gap();
+    report_gap();
     bool signalled = false;
     while (now < end && !signalled) {
       const std::uint64_t ticket = gate.announce();

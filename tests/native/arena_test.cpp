@@ -99,7 +99,7 @@ class Sender {
     }
     pieces.push_back({filler_.data(), filler_.size()});
     ring_.begin(pieces, entries);
-    for (const std::uint32_t reader : ring_.admitted()) arena_.welcome(reader);
+    for (const std::uint32_t reader : ring_.admitted()) arena_.mark_alive(reader);
     const std::int64_t deadline = deadline_after(patience_ns);
     Outcome outcome;
     do {
@@ -327,7 +327,7 @@ void the_dead_hold_nothing(std::uint64_t lives) {
     CHECK(!sender.arena().allocate(kArenaBytes));
     switch (random() % 3) {
       case 0:  // noticed by the arena first
-        sender.arena().bury(1);
+        sender.arena().mark_dead(1);
         check_all_free(sender.arena());
         send_and_receive();
         break;

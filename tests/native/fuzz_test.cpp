@@ -244,7 +244,8 @@ class Receiver {
     if (!FrameEntry::is_in_arena(entry)) return;
     const std::uint32_t extents = segment_.geometry().extents;
     const std::uint32_t extent = FrameEntry::extent(entry);
-    if (extent >= extents) misfit("a frame's extent", extent, "the arena's count", extents);
+    if (extent >= extents)
+      throw_corrupted("a frame's extent", extent, "the arena's count", extents);
     std::atomic_ref(segment_.held(index_, extent)).fetch_add(1, std::memory_order_relaxed);
     std::atomic_ref(segment_.held(index_, extent)).fetch_sub(1, std::memory_order_release);
   }

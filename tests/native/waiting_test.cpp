@@ -28,9 +28,10 @@ class Seen {
     }
   }
   // From the last beat on.
-  Window predict(std::int64_t elapsed_ns) const {
-    const Window window = pace_.predict(now_ + elapsed_ns, now_);
-    return window.to_ns == 0 ? window : Window{window.from_ns - now_, window.to_ns - now_};
+  WakeInterval predict(std::int64_t elapsed_ns) const {
+    const WakeInterval interval = pace_.predict(now_ + elapsed_ns, now_);
+    return interval.to_ns == 0 ? interval
+                               : WakeInterval{interval.from_ns - now_, interval.to_ns - now_};
   }
   std::int64_t gap_ns() const { return pace_.gap_ns(); }
 
@@ -39,12 +40,12 @@ class Seen {
   Pace pace_;
 };
 
-bool holds(const Window& window, double from_ms, double to_ms) {
-  return window.from_ns == static_cast<std::int64_t>(from_ms * 1e6) &&
-         window.to_ns == static_cast<std::int64_t>(to_ms * 1e6);
+bool holds(const WakeInterval& interval, double from_ms, double to_ms) {
+  return interval.from_ns == static_cast<std::int64_t>(from_ms * 1e6) &&
+         interval.to_ns == static_cast<std::int64_t>(to_ms * 1e6);
 }
 
-bool is_none(const Window& window) { return window.to_ns == 0; }
+bool is_none(const WakeInterval& interval) { return interval.to_ns == 0; }
 
 // Uniform within +-jitter of a mean, from a seed.
 std::vector<double> jittered(double mean, double jitter, std::size_t count, unsigned seed) {
@@ -71,10 +72,10 @@ void a_steady_loop_is_foretold() {
       std::vector<double> gaps = jittered(mean, 0.1, 41, seed);
       const auto next = static_cast<std::int64_t>(gaps.back() * 1e6);
       gaps.pop_back();
-      const Window window = Seen(gaps).predict(0);
-      CHECK(window.from_ns >= static_cast<std::int64_t>(mean * 0.9e6));
-      CHECK(window.to_ns <= static_cast<std::int64_t>(mean * 1.1e6));
-      caught += next >= window.from_ns && next <= window.to_ns;
+      const WakeInterval interval = Seen(gaps).predict(0);
+      CHECK(interval.from_ns >= static_cast<std::int64_t>(mean * 0.9e6));
+      CHECK(interval.to_ns <= static_cast<std::int64_t>(mean * 1.1e6));
+      caught += next >= interval.from_ns && next <= interval.to_ns;
     }
     CHECK(caught >= 65);
   }
@@ -124,9 +125,9 @@ void a_burst_is_one_beat() {
       pace.arrived(now, k == 0 ? now - 39 * kMillisecond : now);
     }
   }
-  const Window window = pace.predict(start + kMillisecond, start + kMillisecond);
-  CHECK(window.from_ns == start + 40 * kMillisecond);
-  CHECK(window.to_ns == start + 40 * kMillisecond);
+  const WakeInterval interval = pace.predict(start + kMillisecond, start + kMillisecond);
+  CHECK(interval.from_ns == start + 40 * kMillisecond);
+  CHECK(interval.to_ns == start + 40 * kMillisecond);
 }
 
 // Readers compute for a while that varies much, then wait a little: the waits are what is steady.
@@ -141,9 +142,9 @@ void a_loop_that_readers_drive_is_foretold_by_its_waits() {
     pace.arrived(now, began);
   }
   const std::int64_t began = now + 33 * kMillisecond;
-  const Window window = pace.predict(began, began);
-  CHECK(window.from_ns == began + 300 * kMicrosecond);
-  CHECK(window.to_ns == began + 320 * kMicrosecond);
+  const WakeInterval interval = pace.predict(began, began);
+  CHECK(interval.from_ns == began + 300 * kMicrosecond);
+  CHECK(interval.to_ns == began + 320 * kMicrosecond);
 }
 
 void oversleep_finds_what_is_usual() {
