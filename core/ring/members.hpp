@@ -1,4 +1,6 @@
-// Who is in a ring, as its members see each other.
+// Room: ring. The members: who is in a ring, as any of them or an observer sees it.
+// Knows: seats, identities, progress.
+// Does not know: whether a process is alive, or what to do about one that is not.
 #pragma once
 
 #include <atomic>
@@ -11,18 +13,18 @@
 
 namespace shmcast {
 
-// How many readers have attached so far.
+// Return how many readers have attached so far.
 inline std::uint32_t attached_readers(const Segment& segment) {
   std::uint32_t count = 0;
   for (std::uint32_t i = 0; i < segment.geometry().readers; ++i) {
-    // seq_cst: looked at between announce() and park(); pairs with RingReader::attach().
+    // seq_cst: read between announce() and park(); pairs with RingReader::attach().
     const auto seat = std::atomic_ref(segment.member(i).seat).load(std::memory_order_seq_cst);
     if (Seat::state(seat) != SeatState::vacant) ++count;
   }
   return count;
 }
 
-// Changes whenever somebody takes a seat.
+// Return a count that changes whenever somebody takes a seat.
 inline std::uint32_t arrivals_so_far(const Segment& segment) {
   // relaxed: a hint.
   return std::atomic_ref(segment.lobby().arrivals).load(std::memory_order_relaxed);
@@ -30,13 +32,13 @@ inline std::uint32_t arrivals_so_far(const Segment& segment) {
 
 // A member as its peers see it.
 struct Peer {
-  std::uint32_t index;   // of a reader; for the writer the number of readers
+  std::uint32_t index;   // of a reader; the writer's is the number of readers
   std::uint64_t seat;    // a Seat
-  Identity identity;     // start time 0: not told yet
+  Identity identity;     // start time 0: not written yet
   std::uint64_t behind;  // fragments published and not yet consumed
 };
 
-// All members: the readers by index, then the writer.
+// Return all members: the readers by index, then the writer.
 inline std::vector<Peer> peers(const Segment& segment) {
   const std::uint64_t published = peek(segment.writer_figures().fragments);
   std::vector<Peer> all;
@@ -44,7 +46,7 @@ inline std::vector<Peer> peers(const Segment& segment) {
     Member& member = segment.member(i);
     // acquire: pairs with RingReader::attach() and leave().
     const auto seat = std::atomic_ref(member.seat).load(std::memory_order_acquire);
-    // acquire: pairs with RingReader::attach(), first of the two.
+    // acquire: pairs with the release store of the start time in RingReader::attach().
     const auto start = std::atomic_ref(member.identity.start_time).load(std::memory_order_acquire);
     const Identity identity{start, peek(member.identity.pid_namespace), Seat::pid(seat)};
     const std::uint64_t consumed = peek(member.consumed);
@@ -59,7 +61,8 @@ inline std::vector<Peer> peers(const Segment& segment) {
   return all;
 }
 
-// How many sets of device tensors each member has begun: the readers by index, then the writer.
+// Return how many sets of device tensors each member has begun: the readers by index, then the
+// writer.
 inline std::vector<std::uint64_t> tensor_sets(const Segment& segment) {
   std::vector<std::uint64_t> sets;
   for (std::uint32_t i = 0; i < segment.geometry().readers; ++i) {
@@ -69,7 +72,7 @@ inline std::vector<std::uint64_t> tensor_sets(const Segment& segment) {
   return sets;
 }
 
-// Waits until all readers have attached, parking on the endpoint's own gate.
+// Wait until all readers have attached. Parks on the endpoint's own gate.
 template <class Stop>
 Outcome wait_all_attached(const Segment& segment, Waiter& waiter, Gate gate,
                           std::int64_t deadline_ns, Stop stop) {

@@ -1,4 +1,6 @@
-// The writer's side of the ring protocol, see message.hpp.
+// Room: ring. The writer's side of the protocol in message.hpp.
+// Knows: credit, publishing, dropping and admitting readers.
+// Does not know: what is in a frame, how a reader's death becomes known, Python.
 #pragma once
 
 #include <algorithm>
@@ -30,8 +32,9 @@ class RingWriter {
 
   Waiter waiter;
 
-  // Sets the message to publish. The pieces' memory must stay until advance() or abandon() ends it.
-  // With a frame in the arena, whose piece is an ArenaOffset, the frame table is given.
+  // Set the message to publish. The pieces' memory must stay valid until advance() or abandon()
+  // ends the message. `entries` is the frame table of a message with a frame in the arena, whose
+  // piece is an ArenaOffset. Throws MessageTooLarge.
   void begin(std::span<const ConstPiece> frames, std::span<const std::uint64_t> entries = {}) {
     const std::uint64_t payload =
         std::accumulate(frames.begin(), frames.end(), std::uint64_t{0},
@@ -43,7 +46,7 @@ class RingWriter {
                             std::to_string(Descriptor::kMaxFrames) + " frames and " +
                             std::to_string(Descriptor::kMaxBytes) + " bytes");
     }
-    // Nobody is admitted to a message that is refused: the caller would not learn of it.
+    // Admit nobody to a message that was refused above: the caller would not learn of it.
     admitted_.clear();
     // acquire: pairs with RingReader::attach().
     const auto rejoins = std::atomic_ref(segment_.lobby().rejoins).load(std::memory_order_acquire);
@@ -68,20 +71,21 @@ class RingWriter {
     first_ = next_;
   }
 
-  // The message set by begin() fits a slot that is free now: advance() will not wait.
+  // Return whether the message fits a slot that is free now, so that advance() will not wait.
   bool is_immediate() { return remaining_ <= capacity() && has_credit(); }
 
-  // Publishes what is left of the message. ready: all of it is out. Otherwise call again, or
-  // abandon(). closed: every reader has left, or stop() said so in a wait.
+  // Publish what is left of the message. `ready`: all of it is published. `closed`: every reader
+  // has left, or stop() returned true in a wait. After anything but `ready`, call again or
+  // abandon().
   template <class Stop>
   Outcome advance(std::int64_t deadline_ns, Stop stop) {
     if (nobody_is_left()) return Outcome::closed;
     do {
       if (!has_credit()) {
-        wake_readers();  // they may sleep over fragments that were not reported yet
+        wake_readers();  // they may sleep although fragments are there, see kFragmentsPerWake
         const Outcome outcome = wait_for_credit(deadline_ns, stop);
         if (outcome != Outcome::ready) return outcome;
-        if (nobody_is_left()) return Outcome::closed;  // that is why there is room
+        if (nobody_is_left()) return Outcome::closed;  // there is room because they left
       }
       publish_fragment();
     } while (remaining_ != 0);
@@ -90,8 +94,8 @@ class RingWriter {
     return Outcome::ready;
   }
 
-  // Brings the lines that the next publish will touch into this core's cache: the slot's for
-  // writing, with the one after it, and the lobby's. A hint, nothing more.
+  // Prefetch the lines that the next publish will touch: the slot's and the next one for writing,
+  // the lobby's for reading.
   void fetch_ahead() const {
     Slot& slot = segment_.slot_of(next_);
     __builtin_prefetch(&slot, 1);
@@ -99,40 +103,41 @@ class RingWriter {
     __builtin_prefetch(&segment_.lobby(), 0);
   }
 
-  // Gives up the message set by begin(). No reader has all of it, so no reader will deliver it:
-  // the next message's start tells them to drop what they have.
+  // Give up the message set by begin(). No reader has all of it, so none will deliver it: the start
+  // of the next message tells them to discard what they have.
   void abandon() {
     if (next_ != first_) wake_readers();
     remaining_ = 0;
     add(figures_.abandoned, 1);
   }
 
-  // Readers drain what is published, then see the end. Wakes those who wait for a message.
+  // Close the ring and wake the readers, which drain what is published and then see the end.
   void close() {
-    // seq_cst: a waiter loads it between announce() and park(), as it loads `seq` (see Gate).
+    // seq_cst: a waiter loads it between announce() and park(), as it does `seq` (see Gate).
     std::atomic_ref(segment_.lobby().closed).store(1, std::memory_order_seq_cst);
     wake_readers();
   }
 
-  // Goes on without a reader that has died (the caller knows), in whose seat `found` was seen.
+  // Continue without a reader that the caller knows to be dead. `found` is its seat as it was read.
   void drop(std::uint32_t index, std::uint64_t found) {
     Member& member = segment_.member(index);
-    // acq_rel, relaxed on failure: as in RingReader::attach(). Fails if its place was taken.
+    // acq_rel: pairs with RingReader::attach(). relaxed on failure, which means that somebody has
+    // taken the seat: nothing is read.
     if (!std::atomic_ref(member.seat)
              .compare_exchange_strong(found, Seat::pack(Seat::pid(found), SeatState::dropped),
                                       std::memory_order_acq_rel, std::memory_order_relaxed)) {
       return;
     }
-    // relaxed: only this writer waits for it; a replacement stores the same, until admit().
+    // relaxed: only this writer waits for it, and until admit() a replacement stores the same.
     put(member.consumed, kNever);
     if (!is_dropped_[index]) ++dropped_;
     is_dropped_[index] = true;
   }
 
-  // Fragments published so far: who has consumed so many has all messages.
+  // Return the fragments published so far: who has consumed that many has every message.
   std::uint64_t published() const { return next_; }
 
-  // Readers that begin() has attached in the place of dead ones.
+  // Return the readers that the last begin() has attached in the place of dead ones.
   std::span<const std::uint32_t> admitted() const { return admitted_; }
 
   const Figures& figures() const { return figures_; }
@@ -141,12 +146,13 @@ class RingWriter {
     add(figures_.arena_frames, frames);
     add(figures_.arena_full, full);
   }
-  // Fragments published and not yet consumed, by reader; 0 for one that has left. Any thread.
+  // Return the fragments published and not yet consumed, by reader; 0 for one that has left. May be
+  // called from any thread.
   std::vector<std::uint64_t> lags() const {
-    const std::uint64_t published = peek(figures_.fragments);  // next_, for any thread
+    const std::uint64_t published = peek(figures_.fragments);  // next_, readable by any thread
     std::vector<std::uint64_t> lags;
     for (std::uint32_t i = 0; i < segment_.geometry().readers; ++i) {
-      // relaxed: a figure for people.
+      // relaxed: it orders nothing.
       const auto consumed =
           std::atomic_ref(segment_.member(i).consumed).load(std::memory_order_relaxed);
       lags.push_back(consumed >= published ? 0 : published - consumed);
@@ -160,37 +166,38 @@ class RingWriter {
                              stop);
   }
 
-  // Wakes this writer's own wait, from another thread.
+  // Wake this writer's own wait, from another thread.
   void interrupt() { Gate(segment_.writer_seat().gate).wake(); }
 
  private:
   bool nobody_is_left() const {
-    // acquire: pairs with RingReader::leave(), so that room made by the last leave is not taken
-    // for consumption.
+    // acquire: pairs with RingReader::leave(), so that room made by the last leave() is not
+    // mistaken for consumption.
     const auto left = std::atomic_ref(segment_.lobby().left).load(std::memory_order_acquire);
     if (left + dropped_ < segment_.geometry().readers) return false;
-    // A seat whose owners died or left one after the other was counted more than once.
+    // Look at each seat: one whose owners died or left one after the other was counted twice.
     for (std::uint32_t i = 0; i < segment_.geometry().readers; ++i) {
       const Member& member = segment_.member(i);
       const auto state = Seat::state(peek(member.seat));
       if (state == SeatState::vacant) return false;
-      // Who is attached and waited for; not who is about to leave.
+      // This one is attached and waited for, rather than about to leave.
       if (state == SeatState::attached && peek(member.consumed) != kNever) return false;
     }
     return true;
   }
 
-  // Attaches those who rejoin: they begin with the next fragment, which starts a message.
+  // Attach the readers that rejoin. They begin with the next fragment, which starts a message.
   void admit(std::uint32_t rejoins) {
     rejoins_ = rejoins;
     for (std::uint32_t i = 0; i < segment_.geometry().readers; ++i) {
       Member& member = segment_.member(i);
-      // acquire: pairs with RingReader::attach(), whose store of `consumed` is over.
+      // acquire: pairs with RingReader::attach(); its store of `consumed` is done.
       std::uint64_t seat = std::atomic_ref(member.seat).load(std::memory_order_acquire);
       if (Seat::state(seat) != SeatState::rejoining) continue;
       put(member.consumed, next_);
-      // seq_cst: release, so that who finds itself attached finds where to begin; and a parked
-      // reader looks at it between announce() and park(), before the wake-up of the message.
+      // seq_cst: its release half pairs with RingReader::seat(), so that a reader which finds
+      // itself attached finds where to begin. And a reader reads it between announce() and park(),
+      // before the message's wake-up.
       if (std::atomic_ref(member.seat)
               .compare_exchange_strong(seat, Seat::pack(Seat::pid(seat), SeatState::attached),
                                        std::memory_order_seq_cst, std::memory_order_relaxed)) {
@@ -198,20 +205,20 @@ class RingWriter {
         is_dropped_[i] = false;
         admitted_.push_back(i);
       } else {
-        put(member.consumed, kNever);  // it has left in this moment
+        put(member.consumed, kNever);  // it has just left
       }
     }
   }
 
-  // In the middle of a long message sleeping readers are woken at its first fragment, then only
-  // now and then: where members share cores, each wake-up should find work for a while.
+  // Wake sleeping readers at the first fragment of a long message, then once in this many: where
+  // members share cores, each wake-up should find work for a while.
   static constexpr std::uint64_t kFragmentsPerWake = 16;
 
   std::uint64_t capacity() const { return segment_.geometry().slot_capacity; }
   std::uint64_t slots() const { return segment_.geometry().slots; }
 
   bool has_credit() {
-    if (next_ - consumed_by_all_ < slots()) return true;  // the cached minimum will do
+    if (next_ - consumed_by_all_ < slots()) return true;  // the cached minimum suffices
     refresh_consumed_by_all();
     return next_ - consumed_by_all_ < slots();
   }
@@ -219,11 +226,12 @@ class RingWriter {
   void refresh_consumed_by_all() {
     std::uint64_t least = next_;  // a reader that has left counts as having consumed all
     for (std::uint32_t i = 0; i < segment_.geometry().readers; ++i) {
-      // seq_cst: acquire pairs with the reader's store (its copy is over before we overwrite the
-      // slot), and in wait_for_credit() it is the waiter's second look after wake_at was stored.
+      // seq_cst: its acquire half pairs with RingReader::release_slot(), so that the reader's copy
+      // is over before the slot is overwritten. In wait_for_credit() it is also the second look
+      // after wake_at was stored.
       const auto consumed =
           std::atomic_ref(segment_.member(i).consumed).load(std::memory_order_seq_cst);
-      if (next_ - consumed > slots() && consumed != kNever) {  // in the future, too
+      if (next_ - consumed > slots() && consumed != kNever) {  // (or consumed > next_)
         throw_corrupted("a reader's count of fragments", consumed, "the writer's", next_);
       }
       if (consumed < least) {
@@ -234,18 +242,18 @@ class RingWriter {
     consumed_by_all_ = least;
   }
 
-  // Waits for one free slot but asks to be woken when half the ring is free: a sleeping writer is
-  // then woken once per half ring. No deadlock: readers can always consume up to next_.
+  // Wait for one free slot, but ask to be woken when half the ring is free: a sleeping writer is
+  // then woken once per half ring. This can't deadlock: readers can always consume up to next_.
   template <class Stop>
   Outcome wait_for_credit(std::int64_t deadline_ns, Stop stop) {
     WriterSeat& seat = segment_.writer_seat();
     const auto wake_at = std::atomic_ref(seat.wake_at);
-    // seq_cst: the waiter's announcement; pairs with RingReader::release_slot().
+    // seq_cst: announces the wait; pairs with RingReader::release_slot().
     wake_at.store(next_ - slots() / 2, std::memory_order_seq_cst);
     const Outcome outcome = waiter.wait(
         Gate(seat.gate), deadline_ns, segment_.member(slowest_).consumed, Beat::yes,
         [this] { return has_credit(); }, stop);
-    if (outcome == Outcome::ready) waiter.arrived(kForever);  // as of now
+    if (outcome == Outcome::ready) waiter.arrived(kForever);  // that is: just now
     // relaxed: a reader that still sees the old value makes one needless system call.
     wake_at.store(kNever, std::memory_order_relaxed);
     return outcome;
@@ -273,9 +281,8 @@ class RingWriter {
     if (is_start) slot.sent_ns = monotonic_ns();
     ++next_;
     add(figures_.fragments, 1);
-    // seq_cst: release pairs with the acquire in RingReader::readable(), and the total order with
-    // the Gate's load in wake_readers(), here or before a wait, is what loses no wake-up (see
-    // Gate).
+    // seq_cst: its release half pairs with RingReader::readable(). The total order with the gate's
+    // load in wake_readers(), here or before a wait, is what loses no wake-up (see Gate).
     std::atomic_ref(slot.seq).store(next_, std::memory_order_seq_cst);
     if (is_start || remaining_ == 0 || (next_ - first_) % kFragmentsPerWake == 0) wake_readers();
   }
@@ -288,18 +295,18 @@ class RingWriter {
   Figures& figures_;
   std::uint64_t next_ = 0;             // the fragment to publish next
   std::uint64_t consumed_by_all_ = 0;  // a lower bound, refreshed when the ring looks full
-  std::uint32_t slowest_ = 0;          // a reader that was the last then
+  std::uint32_t slowest_ = 0;          // the reader that was furthest behind then
   std::uint32_t rejoins_ = 0;          // Lobby::rejoins, as of the last admit()
-  std::uint32_t dropped_ = 0;          // readers that were dropped and not replaced
+  std::uint32_t dropped_ = 0;          // readers dropped and not replaced
   std::vector<bool> is_dropped_;
 
   std::vector<std::uint32_t> admitted_;
   std::vector<std::uint64_t> entries_;  // the frame table
-  std::vector<ConstPiece> pieces_;      // table and frames, none of them empty
-  std::size_t piece_ = 0;               // what is being copied: pieces_[piece_] from offset_
+  std::vector<ConstPiece> pieces_;      // table and frames, without empty ones
+  std::size_t piece_ = 0;               // copied next: pieces_[piece_] from offset_
   std::size_t offset_ = 0;
   std::uint64_t first_ = 0;      // the message's first fragment
-  std::uint64_t remaining_ = 0;  // bytes of it still to publish
+  std::uint64_t remaining_ = 0;  // its bytes still to publish
   std::uint64_t payload_ = 0;
   std::uint64_t descriptor_ = 0;
 };

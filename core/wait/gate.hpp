@@ -1,4 +1,6 @@
-// How a thread sleeps until a word in shared memory changes, and how it is woken.
+// Room: wait. The gate: how a thread sleeps until it is woken by another process.
+// Knows: the futex system call and the clock.
+// Does not know: what is waited for, or for how long it is worth spinning first.
 #pragma once
 
 #include <linux/futex.h>
@@ -22,29 +24,29 @@ inline std::int64_t monotonic_ns() {
   return now.tv_sec * std::int64_t{1'000'000'000} + now.tv_nsec;
 }
 
-// An eventcount: several park, one system call wakes them all.
+// An eventcount: several threads park, one system call wakes them all.
 //
-// One word: the low half counts who is parked or about to be, the high half counts wake-ups and is
-// what the kernel compares. A wake-up empties the low half, so that it never speaks of those who
-// were woken or killed. The protocol is the store-buffer pattern; every access in it is seq_cst,
-// and that total order is what forbids both sides to miss each other:
-//     waiter: announce(); look again; park()          waker: change the world; wake()
+// The low half of its word counts threads that are parked or about to park. The high half counts
+// wake-ups; the kernel compares it. A wake-up clears the low half, so that it never counts threads
+// that were woken or killed. The protocol is the store-buffer pattern. Every access in it is
+// seq_cst, and that total order keeps the two sides from missing each other:
+//     waiter: announce(); look again; park()          waker: store the change; wake()
 // Either the waiter's second look sees the change, or wake() sees the waiter. In the second case
-// the high half has moved on from the ticket, so that a park() which comes too late returns at
-// once. models/park_wake.pml proves it, and that it fails without these orders.
+// the high half has moved on from the ticket, so a park() that comes too late returns at once.
+// models/park_wake.pml proves this, and that it fails without these orders.
 class Gate {
  public:
   explicit Gate(std::uint64_t& word) : word_(word) {}
 
-  // The caller is about to park(), or will withdraw().
+  // Announce that the caller will look again, then park() or withdraw(). Returns its ticket.
   std::uint64_t announce() {
     // seq_cst: pairs with the load in wake(), see above.
     return std::atomic_ref(word_).fetch_add(1, std::memory_order_seq_cst);
   }
 
-  // The caller who had `ticket` is up, for another reason than a wake-up.
+  // Take an announcement back, unless a wake-up has cleared it already.
   void withdraw(std::uint64_t ticket) {
-    // relaxed: it only spares a waker a needless system call; the count says nothing else.
+    // relaxed: this only saves a waker a needless system call; the count orders nothing.
     std::uint64_t word = std::atomic_ref(word_).load(std::memory_order_relaxed);
     while (wake_ups(word) == wake_ups(ticket) &&
            !std::atomic_ref(word_).compare_exchange_weak(word, word - 1, std::memory_order_relaxed,
@@ -52,7 +54,7 @@ class Gate {
     }
   }
 
-  // Sleeps until wake(), the deadline (CLOCK_MONOTONIC) or a signal; false if it was a signal.
+  // Sleep until wake(), the deadline (CLOCK_MONOTONIC) or a signal. Returns false after a signal.
   bool park(std::uint64_t ticket, std::int64_t deadline_ns) {
     timespec until{deadline_ns / 1'000'000'000, deadline_ns % 1'000'000'000};
     const long rc = syscall(SYS_futex, high_half(), FUTEX_WAIT_BITSET, wake_ups(ticket), &until,
@@ -60,9 +62,9 @@ class Gate {
     return !(rc == -1 && errno == EINTR);
   }
 
-  // Wakes all who are parked; returns whether a system call was needed.
+  // Wake all parked threads. Returns whether that took a system call.
   bool wake() {
-    // seq_cst: pairs with announce(). The change that is being reported was stored seq_cst too.
+    // seq_cst: pairs with announce(). The change to be seen was stored seq_cst as well.
     std::uint64_t word = std::atomic_ref(word_).load(std::memory_order_seq_cst);
     do {
       if (static_cast<std::uint32_t>(word) == 0) return false;
@@ -92,11 +94,11 @@ enum class Outcome : std::uint8_t {
   ready,
   timed_out,
   closed,       // by the peer, or by this endpoint in another thread
-  interrupted,  // time to look for signals, then resume
+  interrupted,  // look for signals, then resume
   abandoned,    // (RingReader::fetch) the writer gave the message up
 };
 
-// `timeout_ns` from now.
+// Return the point in time `timeout_ns` from now.
 inline std::int64_t deadline_after(std::int64_t timeout_ns) {
   const std::int64_t now = monotonic_ns();
   return timeout_ns > kForever - now ? kForever : now + timeout_ns;
