@@ -1,4 +1,6 @@
-// Between Python's values and the core's.
+// Room: bindings. Conversions between Python's values and the core's.
+// Knows: time-outs, figures, seat states, nonces, references.
+// Does not know: endpoints.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -16,9 +18,11 @@ namespace shmcast {
 
 namespace nb = nanobind;
 
+// Return a time-out in nanoseconds: kForever for None and for whatever is longer. Throws
+// BadTimeout.
 inline std::int64_t timeout_ns(nb::handle timeout) {
   if (timeout.is_none()) return kForever;
-  const double seconds = PyFloat_AsDouble(timeout.ptr());  // -1 where it is no number
+  const double seconds = PyFloat_AsDouble(timeout.ptr());  // -1 if it is not a number
   if (!(seconds >= 0)) {
     PyErr_Clear();
     throw BadTimeout("timeout must be None or a number of seconds >= 0");
@@ -26,6 +30,7 @@ inline std::int64_t timeout_ns(nb::handle timeout) {
   return seconds < 9e9 ? static_cast<std::int64_t>(seconds * 1e9) : kForever;
 }
 
+// Return a member's figures by the names of the fields of `Statistics`.
 inline nb::dict as_dict(const Figures& now) {
   nb::dict figures;
   figures["messages"] = peek(now.messages);
@@ -46,6 +51,7 @@ inline nb::dict as_dict(const Figures& now) {
   return figures;
 }
 
+// Return the name of a seat's state. Throws SegmentCorrupted.
 inline const char* name_of(SeatState state) {
   switch (state) {
     case SeatState::vacant: return "vacant";
@@ -63,6 +69,7 @@ inline Segment::Nonce nonce_of(const nb::bytes& nonce) {
   return Segment::Nonce(static_cast<const std::byte*>(nonce.data()), kNonceBytes);
 }
 
+// Take over a new reference. Throws the pending Python error if it is null.
 inline nb::object owned(PyObject* fresh) {
   if (fresh == nullptr) throw nb::python_error();
   return nb::steal(fresh);

@@ -1,5 +1,7 @@
-// What the two ends of a ring share towards Python: the GIL, signals, fork, and that an endpoint is
-// used by one thread at a time.
+// Room: bindings. What the two ends of a ring share.
+// Knows: what is Python about waiting: the GIL, signals, forks, threads, and the watch that is told
+// about peers.
+// Does not know: how frames are sent or received.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -25,24 +27,25 @@ namespace shmcast {
 
 namespace nb = nanobind;
 
-// Who is told of an endpoint's peers while it waits; the protocol `Watch` in _core.pyi.
+// The object that an endpoint tells about its peers while it waits: the protocol `Watch` in
+// _core.pyi.
 struct Watch {
-  // How often it looks whether somebody has come, and how often in any case.
+  // Look for arrivals this often, and call the watch this often in any case.
   static constexpr std::int64_t kLookNs = 10 * kMillisecond;
   static constexpr std::int64_t kRoundNs = 1'000 * kMillisecond;
 
-  explicit Watch(nb::object told)
-      : callee(std::move(told)),
+  explicit Watch(nb::object watch)
+      : callee(std::move(watch)),
         patience_ns(callee.is_none() ? kForever : timeout_ns(callee.attr("patience"))) {}
 
-  nb::object callee;
+  nb::object callee;  // None: nobody is told
   std::int64_t patience_ns;
-  std::int64_t look_ns = 0;  // the next look is due
-  std::int64_t round_ns = 0;
-  std::uint32_t arrivals = 0;  // as of the last round
+  std::int64_t look_ns = 0;    // when the next look is due
+  std::int64_t round_ns = 0;   // when the next call is due in any case
+  std::uint32_t arrivals = 0;  // as of the last call
 };
 
-// What the two endpoints share: the mapping's buffer, and who may use it now.
+// Owns the mapping's buffer and decides who may use it now.
 class Endpoint {
  public:
   Endpoint(nb::handle memory, nb::object is_crowded, nb::object watch)
@@ -55,13 +58,14 @@ class Endpoint {
     if (view_.obj != nullptr) PyBuffer_Release(&view_);
   }
 
-  // Figures for observers: any thread, any time, also after close().
+  // For observers: from any thread, at any time, also after close().
   std::uint32_t attached() const { return attached_readers(segment()); }
   std::vector<std::uint64_t> tensor_sets() const { return shmcast::tensor_sets(segment()); }
   nb::dict figures() const { return as_dict(own_figures()); }
   std::vector<Peer> look_at_peers() const { return peers(segment()); }
 
-  // Idempotent. A call that waits in another thread ends with EndpointClosed and tells the peers.
+  // Tell the peers and release the endpoint. If another thread is inside, its call ends with
+  // EndpointClosed and does so. Idempotent.
   void close() {
     if (is_forked() || closing_.exchange(true, std::memory_order_seq_cst)) return;
     interrupt();
@@ -78,19 +82,20 @@ class Endpoint {
     count_tensor_set();
   }
 
-  // A peer has died: from another thread. The wait, or the next one, looks into it.
+  // Report, from another thread, that a peer has died. The current wait, or the next one, handles
+  // it.
   void alarm() {
-    // seq_cst: a waiter looks at it between announce() and park(), see Gate.
+    // seq_cst: a waiter reads it between announce() and park(), see Gate.
     alarmed_.store(true, std::memory_order_seq_cst);
     interrupt();
   }
 
  protected:
-  // One thread's turn with the endpoint.
+  // One thread's turn with the endpoint. Throws Forked, EndpointClosed, ConcurrentUse.
   //
   // Its flags are seq_cst, because closer and user each write one and read the other's: the closer
-  // sets `closing` and then finds `busy`, or the user clears `busy` and then finds `closing`. One
-  // of them must see the other, and be the one to leave().
+  // sets `closing` and then finds `busy`, or the user clears `busy` and then finds `closing`. At
+  // least one of them must see the other's store, and leave().
   class Use {
    public:
     explicit Use(Endpoint& endpoint) : endpoint_(endpoint) {
@@ -111,8 +116,8 @@ class Endpoint {
     Endpoint& endpoint_;
   };
 
-  // Runs step(deadline_ns) without the GIL until it is through. In between, with it: signals, a
-  // review of how crowded it is here, the rehearsal while spinning, and a look after the peers.
+  // Run step(deadline_ns) without the GIL until it is done. Between two steps, with the GIL: handle
+  // signals, review how crowded the machine is, warm up while spinning, observe the peers.
   template <class Step>
   Outcome wait(std::int64_t timeout, Step step) {
     const std::int64_t deadline = deadline_after(timeout);
@@ -130,7 +135,7 @@ class Endpoint {
       }
       if (outcome != Outcome::ready && outcome != Outcome::abandoned) {
         observe_peers(long_wait);
-        // relaxed: stop() has looked in earnest.
+        // relaxed: stop() has done the ordered load.
         if (alarmed_.load(std::memory_order_relaxed) && !is_closing()) {
           if (const auto last = handle_alarm(step)) {
             outcome = *last;
@@ -144,21 +149,22 @@ class Endpoint {
         case Outcome::timed_out: throw TimedOut("timed out");
         case Outcome::closed: throw EndpointClosed("closed");
         default:
-          if (long_wait.is_reported)
+          if (long_wait.is_reported) {
             watch_.callee.attr("went_on")(long_wait.seconds(monotonic_ns()));
+          }
           return outcome;
       }
     }
   }
 
-  // What ends a step early. seq_cst: see is_closing(); pairs with alarm().
+  // Return the condition that ends a step early. seq_cst: see is_closing(); pairs with alarm().
   auto stop() const {
     return [this] {
       return is_closing() || (alarmed_.load(std::memory_order_seq_cst) && !is_draining_);
     };
   }
   nb::object memory_owner() const { return nb::borrow(nb::handle(view_.obj)); }
-  // The watch is asked which readers' processes have ended, whatever they did before.
+  // Ask the watch for the readers whose processes have exited, whether or not they left before.
   nb::object exited_readers() {
     if (watch_.callee.is_none()) return nb::list();
     return watch_.callee.attr("ended")(peers(segment()));
@@ -168,7 +174,7 @@ class Endpoint {
   }
 
  private:
-  // A wait that may last too long.
+  // A wait that the watch is told about if it lasts too long.
   struct LongWait {
     std::int64_t began_ns;
     std::int64_t patience_ns;
@@ -176,7 +182,7 @@ class Endpoint {
     double seconds(std::int64_t now) const { return static_cast<double>(now - began_ns) / 1e9; }
   };
 
-  // Whoever has come is watched from now on, and a wait that lasts long is told.
+  // Let the watch observe whoever has arrived, and report a wait that lasts long.
   void observe_peers(LongWait& long_wait) {
     const std::int64_t now = monotonic_ns();
     if (now < watch_.look_ns || watch_.callee.is_none()) return;
@@ -185,7 +191,7 @@ class Endpoint {
     if (arrivals != watch_.arrivals || now >= watch_.round_ns) {
       watch_.arrivals = arrivals;
       watch_.round_ns = now + Watch::kRoundNs;
-      // relaxed: for this thread.
+      // relaxed: this thread reads it.
       if (nb::cast<bool>(watch_.callee.attr("meet")(peers(segment())))) {
         alarmed_.store(true, std::memory_order_relaxed);
       }
@@ -197,7 +203,7 @@ class Endpoint {
     }
   }
 
-  // While the alarm is on, and a step is to go on in spite of it.
+  // Lets a step run although the alarm is on, to receive what the dead have sent.
   class DrainAfterAlarm {
    public:
     explicit DrainAfterAlarm(bool& is_draining) : is_draining_(is_draining) { is_draining_ = true; }
@@ -209,20 +215,20 @@ class Endpoint {
     bool& is_draining_;
   };
 
-  // A peer has died: what it did before comes first, then the watch judges. Returns how the step
-  // ended if it did; the alarm then goes on for the next wait, as after a judgement that throws.
+  // Take in what a dead peer did before, then let the watch decide. Returns the step's outcome if
+  // it ended; the alarm then stays on for the next wait, as it does if the watch throws.
   template <class Step>
   std::optional<Outcome> handle_alarm(Step step) {
-    // What the dead have stored was there before anybody could know of their death.
+    // What the dead have stored was visible before anybody could know of their death.
     const Outcome last = [&] {
       const DrainAfterAlarm draining(is_draining_);
       return step(0);
     }();
     if (last != Outcome::timed_out) return last;
-    // relaxed: find_dead() looks at all, so that an alarm which is overwritten here is not lost.
+    // relaxed: find_dead() looks at every peer, so an alarm that is overwritten here is not lost.
     alarmed_.store(false, std::memory_order_relaxed);
     try {
-      // First who is dead, then the seats: who left in order before it ended has not died.
+      // Find the dead first, then read the seats: who left before its process ended has not died.
       watch_.callee.attr("find_dead")();
       const std::vector<Peer> all = peers(segment());
       for (const nb::handle index : watch_.callee.attr("judge")(all)) {
@@ -239,23 +245,23 @@ class Endpoint {
   void review() { waiter().set_crowded(nb::cast<bool>(is_crowded_(attached()))); }
   virtual const Segment& segment() const = 0;
   virtual void drop(std::uint32_t, std::uint64_t) {}
-  virtual void warm_up() {}  // called now and then while this endpoint spins
+  virtual void warm_up() {}  // called about every 100 us of spinning
   virtual Waiter& waiter() = 0;
   virtual const Figures& own_figures() const = 0;
   virtual void count_tensor_set() = 0;
   virtual Outcome wait_attached(std::int64_t deadline_ns) = 0;
-  virtual void interrupt() = 0;  // ends this endpoint's wait in another thread
-  virtual void leave() = 0;      // tells the peers, in shared memory
+  virtual void interrupt() = 0;  // end this endpoint's wait in another thread
+  virtual void leave() = 0;      // tell the peers, in shared memory
 
   bool is_forked() const { return generation_ != fork_generation.load(std::memory_order_relaxed); }
-  // seq_cst: see Use; and a waiter looks at it between announce() and park(), see Gate.
+  // seq_cst: see Use; and a waiter reads it between announce() and park(), see Gate.
   bool is_closing() const { return closing_.load(std::memory_order_seq_cst); }
   void leave_if_idle() {
-    // seq_cst: see Use. If somebody is inside, it is they who will leave(); busy for ever after.
+    // seq_cst: see Use. Whoever is inside will leave(). Once left, the endpoint stays busy.
     if (!busy_.exchange(true, std::memory_order_seq_cst)) leave();
   }
 
-  Py_buffer view_{};  // held until the end, so that observers need no turn
+  Py_buffer view_{};  // held to the end, so that observers need no turn
   nb::object is_crowded_;
   Watch watch_;
   const unsigned generation_ = fork_generation.load(std::memory_order_relaxed);

@@ -1,4 +1,6 @@
-// What the bindings raise, beside the errors of the ring.
+// Room: bindings. The errors of the bindings, beside LayoutMismatch and those of ring/message.hpp.
+// Knows: the names that _core.pyi documents.
+// Does not know: where they are thrown, or the public errors that Python makes of them.
 #pragma once
 
 #include <stdexcept>

@@ -1,4 +1,6 @@
-// Memory for the frames that a reader receives.
+// Room: bindings. Memory for the frames that a reader receives: bytearrays, large ones pooled.
+// Knows: sizes, reference counts, page faults.
+// Does not know: messages.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -19,9 +21,10 @@ inline std::byte* bytes_of(const nb::object& frame) {
   return reinterpret_cast<std::byte*>(PyByteArray_AS_STRING(frame.ptr()));
 }
 
+// Return a new bytearray, uninitialised.
 inline nb::object fresh_frame(std::size_t size) {
-  // In two steps: when made with a size that there is no memory for, CPython 3.11 reports a
-  // half-made bytearray on stderr.
+  // In two steps: if there is no memory for the given size, CPython 3.11 reports a half-made
+  // bytearray on stderr.
   nb::object frame = owned(PyByteArray_FromStringAndSize(nullptr, 0));
   if (PyByteArray_Resize(frame.ptr(), static_cast<Py_ssize_t>(size)) != 0) {
     throw nb::python_error();
@@ -30,17 +33,17 @@ inline nb::object fresh_frame(std::size_t size) {
   return frame;
 }
 
-// Large frames that were received lately. When whatever was made of one is dropped, it is used
-// again: malloc would give its memory back to the system, and page faults cost more than the copy
-// does.
+// Large frames that were received lately. A frame is reused once everything made from it is gone:
+// malloc would give its memory back to the system, and page faults cost more than the copy.
 class FramePool {
  public:
-  // A message has come.
+  // Count a message: frames that went unused for many of them are dropped.
   void tick() {
     ++now_;
     if (!kept_.empty() && now_ - kept_.front().used > kMessages) drop_oldest();
   }
 
+  // Return a bytearray of this size that nobody else refers to, uninitialised.
   nb::object take(std::size_t size) {
     const auto found = std::find_if(kept_.begin(), kept_.end(),
                                     [size](const Kept& kept) { return kept.is_free(size); });
@@ -68,9 +71,9 @@ class FramePool {
 
     bool is_free(std::size_t wanted) const {
 #ifdef Py_GIL_DISABLED
-      return false;  // a count of 1 says less there
+      return false;  // a count of 1 proves nothing without the GIL
 #else
-      // (Its owner may have changed its size.)
+      // Whoever received it may have changed its size.
       return size == wanted && Py_REFCNT(frame.ptr()) == 1 &&
              PyByteArray_GET_SIZE(frame.ptr()) == static_cast<Py_ssize_t>(size);
 #endif
@@ -82,7 +85,7 @@ class FramePool {
     kept_.erase(kept_.begin());
   }
 
-  std::vector<Kept> kept_;  // what was used last comes last
+  std::vector<Kept> kept_;  // least recently used first
   std::size_t bytes_ = 0;
   std::uint64_t now_ = 0;
 };

@@ -1,10 +1,16 @@
-// The Python module: what of the core it has, by which names. _core.pyi documents it.
+// Room: bindings. The Python module `_core`, which _core.pyi documents.
+// Knows: names, arguments and constructors as Python sees them, one function for each kind.
+// Does not know: what they do.
+//
+// All of the core is this one translation unit, so that a message's path is inlined.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/vector.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <span>
 #include <system_error>
@@ -23,6 +29,7 @@
 #include "pickle/plain.hpp"
 #include "ring/members.hpp"
 #include "ring/message.hpp"
+#include "ring/reader.hpp"
 #include "wait/gate.hpp"
 #include "wait/hints.hpp"
 #include "wait/waiter.hpp"
@@ -33,25 +40,7 @@ using namespace nb::literals;
 namespace shmcast {
 namespace {
 
-// The members of a segment that this process has no endpoint in.
-std::vector<Peer> peers_in(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce) {
-  Py_buffer view;
-  if (PyObject_GetBuffer(memory.ptr(), &view, PyBUF_WRITABLE) != 0) throw nb::python_error();
-  const std::unique_ptr<Py_buffer, decltype(&PyBuffer_Release)> held(&view, &PyBuffer_Release);
-  const std::span<std::byte> bytes(static_cast<std::byte*>(view.buf),
-                                   static_cast<std::size_t>(view.len));
-  return peers(Segment::attach(bytes, geometry, nonce_of(nonce)));
-}
-
-}  // namespace
-}  // namespace shmcast
-
-NB_MODULE(_core, m) {
-  using namespace shmcast;
-  count_forks();
-  // Arrays over the arena that a program still has when the interpreter exits are no leak.
-  nb::set_leak_warnings(false);
-
+void bind_errors(nb::module_& m) {
   nb::exception<TimedOut>(m, "TimedOut");
   nb::exception<EndpointClosed>(m, "EndpointClosed");
   nb::exception<ConcurrentUse>(m, "ConcurrentUse");
@@ -69,12 +58,9 @@ NB_MODULE(_core, m) {
       PyErr_SetFromErrno(PyExc_OSError);
     }
   });
+}
 
-  nb::class_<Geometry>(m, "Geometry")
-      .def(nb::init<std::uint32_t, std::uint32_t, std::uint64_t, std::uint32_t>(), "readers"_a,
-           "slots"_a, "slot_capacity"_a, "extents"_a)
-      .def_prop_ro("segment_bytes", &Geometry::segment_bytes);
-
+void bind_waiting(nb::module_& m) {
   using Mode = WaitPolicy::Mode;
   nb::class_<WaitPolicy>(m, "WaitPolicy")
       .def_static("spin", [] { return WaitPolicy{Mode::spin, kForever}; })
@@ -83,21 +69,9 @@ NB_MODULE(_core, m) {
           "adaptive", [](std::int64_t ns) { return WaitPolicy{Mode::adaptive, ns}; },
           "max_spin_ns"_a);
   m.def("idle_hint", [] { return best_hint().name; });
-  nb::class_<View>(m, "View", nb::type_slots(buffer_slots<View>()));
-  // Tensors offer no buffer: torch's own way to one, by way of numpy, takes ten times as long.
-  m.def(
-      "view",
-      [](std::uintptr_t address, std::size_t nbytes, nb::handle owner) {
-        return View(reinterpret_cast<std::byte*>(address), nbytes, nb::borrow(owner));
-      },
-      "address"_a, "nbytes"_a, "owner"_a);
-  m.def(
-      "copy",
-      [](std::uintptr_t address, std::size_t nbytes) {
-        return nb::bytearray(reinterpret_cast<const char*>(address), nbytes);
-      },
-      "address"_a, "nbytes"_a);
+}
 
+void bind_pickle(nb::module_& m) {
   m.def(
       "pickle_plain",
       [](nb::handle object) {
@@ -112,7 +86,27 @@ NB_MODULE(_core, m) {
         return owned(unpickle_plain(frame.ptr(), otherwise.ptr()));
       },
       "frame"_a, "otherwise"_a);
+}
 
+// Foreign memory, as Python objects.
+void bind_memory(nb::module_& m) {
+  nb::class_<View>(m, "View", nb::type_slots(buffer_slots<View>()));
+  // Tensors export no buffer, and torch's own way to one, through numpy, takes ten times as long.
+  m.def(
+      "view",
+      [](std::uintptr_t address, std::size_t nbytes, nb::handle owner) {
+        return View(reinterpret_cast<std::byte*>(address), nbytes, nb::borrow(owner));
+      },
+      "address"_a, "nbytes"_a, "owner"_a);
+  m.def(
+      "copy",
+      [](std::uintptr_t address, std::size_t nbytes) {
+        return nb::bytearray(reinterpret_cast<const char*>(address), nbytes);
+      },
+      "address"_a, "nbytes"_a);
+}
+
+void bind_arena(nb::module_& m) {
   m.attr("EXTENTS") = Arena::kExtents;
   nb::class_<Claim>(m, "Claim");
   nb::class_<ArenaMapping>(m, "Mapping", nb::is_weak_referenceable())
@@ -149,7 +143,23 @@ NB_MODULE(_core, m) {
       .def_prop_ro("extent", &Loan::id)
       .def_ro("views", &Loan::views)
       .def_static("covers", &Loan::covers, "address"_a);
+}
 
+// Return the members of a segment in which this process has no endpoint.
+std::vector<Peer> peers_in(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce) {
+  Py_buffer view;
+  if (PyObject_GetBuffer(memory.ptr(), &view, PyBUF_WRITABLE) != 0) throw nb::python_error();
+  const std::unique_ptr<Py_buffer, decltype(&PyBuffer_Release)> held(&view, &PyBuffer_Release);
+  const std::span<std::byte> bytes(static_cast<std::byte*>(view.buf),
+                                   static_cast<std::size_t>(view.len));
+  return peers(Segment::attach(bytes, geometry, nonce_of(nonce)));
+}
+
+void bind_members(nb::module_& m) {
+  nb::class_<Geometry>(m, "Geometry")
+      .def(nb::init<std::uint32_t, std::uint32_t, std::uint64_t, std::uint32_t>(), "readers"_a,
+           "slots"_a, "slot_capacity"_a, "extents"_a)
+      .def_prop_ro("segment_bytes", &Geometry::segment_bytes);
   nb::class_<Identity>(m, "Identity")
       .def(
           "__init__",
@@ -167,7 +177,9 @@ NB_MODULE(_core, m) {
       .def_ro("behind", &Peer::behind);
   m.def("peers", &peers_in, "memory"_a, "geometry"_a, "nonce"_a);
   m.attr("VACANT") = RingReader::kVacant;
+}
 
+void bind_endpoints(nb::module_& m) {
   nb::class_<Endpoint>(m, "Endpoint")
       .def("peers", &Endpoint::look_at_peers)
       .def("wait_ready", &Endpoint::wait_ready, "timeout"_a = nb::none())
@@ -199,4 +211,21 @@ NB_MODULE(_core, m) {
            "memory"_a, "geometry"_a, "nonce"_a, "index"_a, "wait"_a, "is_crowded"_a,
            "warmup"_a.none(), "watch"_a.none(), "who"_a, "found"_a, "arena"_a.none())
       .def("consume", &PyRingReader::consume, "timeout"_a = nb::none(), "copy"_a = true);
+}
+
+}  // namespace
+}  // namespace shmcast
+
+NB_MODULE(_core, m) {
+  using namespace shmcast;
+  count_forks();
+  // A program may still hold arrays over the arena when the interpreter exits: no leak.
+  nb::set_leak_warnings(false);
+  bind_errors(m);
+  bind_waiting(m);
+  bind_pickle(m);
+  bind_memory(m);
+  bind_arena(m);
+  bind_members(m);
+  bind_endpoints(m);
 }

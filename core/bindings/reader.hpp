@@ -1,4 +1,6 @@
-// A ring's reader for Python.
+// Room: bindings. A reader of a ring, for Python.
+// Knows: the list of frames to return, and the memory that each of them needs.
+// Does not know: what is in them, or how waiting and closing work.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -41,14 +43,16 @@ class PyRingReader final : public Endpoint {
         ring_(seated(segment_, index, who, found), index, policy, found) {}
   ~PyRingReader() override { close(); }
 
-  // A call that ends in TimedOut or a signal keeps its place: the next one goes on.
+  // Return the frames of the next message. A call that ends in TimedOut or a signal keeps its
+  // place: the next call resumes it.
   nb::object consume(nb::handle timeout, bool copy) {
     const Use use(*this);
     const std::int64_t patience = timeout_ns(timeout);
     for (;;) {
       switch (phase_) {
         case Phase::idle:
-          // (begin() may find less than has_message() did, in a segment that others write to.)
+          // Where a foreign process writes to the segment, begin() may not find what has_message()
+          // has found.
           if (!ring_.has_message() || ring_.begin(0, stop()) != Outcome::ready) {
             wait(patience, [this](std::int64_t deadline) { return ring_.begin(deadline, stop()); });
           }
@@ -73,7 +77,7 @@ class PyRingReader final : public Endpoint {
                                std::uint64_t found) {
     if (index >= segment.geometry().readers) throw nb::index_error("no such reader index");
     if (!RingReader::attach(segment, index, who, found)) {
-      // relaxed: for the message only.
+      // relaxed: for the text only.
       const std::uint64_t seat = peek(segment.member(index).seat);
       const bool gone = Seat::state(seat) == SeatState::left;
       throw SeatTaken((gone ? "was taken, and left, by process " : "is taken by process ") +
@@ -82,7 +86,7 @@ class PyRingReader final : public Endpoint {
     return segment;
   }
 
-  // True when all pieces are filled; false when the message was abandoned.
+  // Fill all pieces. Returns false if the writer has abandoned the message.
   bool fetch(std::int64_t patience) {
     Outcome outcome;
     if (ring_.is_immediate()) {
@@ -118,7 +122,8 @@ class PyRingReader final : public Endpoint {
     });
   }
 
-  // In parts: a table takes memory as it arrives, not as the descriptor promises.
+  // Fetch the next part of the frame table. In parts, so that a table takes memory as it arrives,
+  // not as its descriptor promises.
   void extend_table() {
     const std::size_t got = entries_.size();
     entries_.resize(std::min<std::uint64_t>(ring_.frame_count(), got + kTablePart));
@@ -140,7 +145,7 @@ class PyRingReader final : public Endpoint {
     holds_.reserve(in_arena);
     for (std::size_t i = 0; i < entries_.size(); ++i) {
       if (FrameEntry::is_in_arena(entries_[i])) {
-        // Counted as held before the message's last fragment is given back.
+        // Count it as held before the message's last fragment is released.
         pieces_.push_back(
             {reinterpret_cast<std::byte*>(&offsets_[holds_.size()]), sizeof(ArenaOffset)});
         holds_.emplace_back(memory_owner(),
@@ -155,7 +160,7 @@ class PyRingReader final : public Endpoint {
     phase_ = Phase::frames;
   }
 
-  // Memory for a frame, uninitialised.
+  // Return memory for a frame, uninitialised.
   nb::object own_frame(std::size_t size) {
     return size < kPooledFrame ? fresh_frame(size) : pool_.take(size);
   }
@@ -166,12 +171,13 @@ class PyRingReader final : public Endpoint {
 
   std::uint32_t extent_of(std::uint32_t extent) const {
     const std::uint32_t extents = segment_.geometry().extents;
-    if (extent >= extents)
+    if (extent >= extents) {
       throw_corrupted("a frame's extent", extent, "the arena's count", extents);
+    }
     return extent;
   }
 
-  // After the fetch: puts the frames that are in the arena into their places in the list.
+  // After the fetch, put the frames that are in the arena into their places in the list.
   void make_views(bool copy) {
     const Mapping& mapping = nb::cast<ArenaMapping&>(mapping_);
     const std::uint64_t bound = mapping.bytes().size();
@@ -200,7 +206,8 @@ class PyRingReader final : public Endpoint {
     ring_.count_arena(next);
   }
 
-  // A message that there is no memory for is lost to this reader; the next one is not.
+  // Run the step, and drop the message if it throws: a message that there is no memory for is lost
+  // to this reader, the next one is not.
   template <class Step>
   void or_drop(Step step) {
     try {
@@ -213,7 +220,7 @@ class PyRingReader final : public Endpoint {
   }
 
   nb::object end(bool copy) {
-    // (A message that is consumed and can't be had is lost to this reader, as in or_drop().)
+    // What is consumed and then can't be returned is lost to this reader, as in or_drop().
     const Resetting resetting(*this);
     ring_.end(payload_);
     if (!holds_.empty()) make_views(copy);
@@ -248,7 +255,7 @@ class PyRingReader final : public Endpoint {
   }
   void interrupt() override { ring_.interrupt(); }
   void leave() override {
-    reset();  // what it holds of a message that it will not have
+    reset();  // release what it holds of an unfinished message
     ring_.leave();
   }
   const Segment& segment() const override { return segment_; }
@@ -261,9 +268,9 @@ class PyRingReader final : public Endpoint {
   Phase phase_ = Phase::idle;
   std::vector<std::uint64_t> entries_;  // the frame table
   std::vector<MutablePiece> pieces_;
-  std::vector<ArenaOffset> offsets_;  // of the frames that are in the arena, in their order
-  std::vector<Hold> holds_;           // the same; or what of them is no lease yet
-  nb::object frames_;                 // the list that consume() returns, while it is filled
+  std::vector<ArenaOffset> offsets_;  // of the frames that are in the arena, in order
+  std::vector<Hold> holds_;           // one for each of these, until a lease takes it over
+  nb::object frames_;                 // the list that consume() returns, while it is being filled
   FramePool pool_;
   std::uint64_t payload_ = 0;
 };

@@ -1,4 +1,6 @@
-// A ring's writer for Python.
+// Room: bindings. The writer of a ring, for Python.
+// Knows: buffers to send, and which of them go through the arena.
+// Does not know: what is in them, or how waiting and closing work.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -60,14 +62,14 @@ class PyRingWriter final : public Endpoint {
         wait(patience, [this](std::int64_t deadline) { return ring_.advance(deadline, stop()); });
       } catch (...) {
         ring_.abandon();
-        settle();  // it may be out all the same, if what was thrown came after the wait
+        settle();  // all of it may be published, if something threw after the wait
         throw;
       }
     }
     settle();
   }
 
-  // Memory of the arena for the caller to fill; None: no room.
+  // Return memory of the arena for the caller to fill. None: no room.
   nb::object loan(std::size_t size) {
     const Use use(*this);
     const auto id = arena_ == nullptr ? std::nullopt : allocate(size);
@@ -78,8 +80,8 @@ class PyRingWriter final : public Endpoint {
     return nb::cast(new Loan(arena_, mapping_, *id, size), nb::rv_policy::take_ownership);
   }
 
-  // Whether every reader is through with all messages that had this extent. `look`: find out who
-  // has died, too.
+  // Return whether every reader is done with all messages that refer to the extent. `look`: also
+  // find out whose process has exited.
   bool is_done(std::uint32_t extent, bool look) {
     const Use use(*this);
     if (arena_ == nullptr || extent >= Arena::kExtents) throw nb::index_error("no such extent");
@@ -87,7 +89,7 @@ class PyRingWriter final : public Endpoint {
     return look && mark_exited_dead() && arena_->is_done(extent);
   }
 
-  // The extents that the last message speaks of.
+  // Return the extents that the last message refers to.
   const std::vector<std::uint32_t>& sent() const { return sent_; }
 
   std::uint64_t arena_reserved() const {
@@ -109,7 +111,7 @@ class PyRingWriter final : public Endpoint {
   }
 
  private:
-  // The frames' memory, held for the time of one publish().
+  // The frames' buffers, held during one publish().
   class Buffers {
    public:
     Buffers(PyRingWriter& writer, nb::handle frames) : writer_(writer) {
@@ -142,7 +144,8 @@ class PyRingWriter final : public Endpoint {
     PyRingWriter& writer_;
   };
 
-  // The extents that were filled for one publish(): nobody's but the readers' once it is over.
+  // The extents filled for one publish(): at its end the writer gives them back, and only readers
+  // keep them in use.
   class Settling {
    public:
     explicit Settling(PyRingWriter& writer) : writer_(writer) {
@@ -160,16 +163,17 @@ class PyRingWriter final : public Endpoint {
     PyRingWriter& writer_;
   };
 
-  // No extent of this message is free before every reader has met the message's end.
+  // Keep the message's extents in use until every reader has reached its end.
   void settle() {
     for (const std::uint32_t id : sent_) arena_->sent(id, ring_.published());
   }
 
-  // Frames of so many bytes are copied to the arena: once, for whatever number of readers.
+  // Copy frames of this size or larger to the arena: once, however many readers there are.
   static constexpr std::size_t kArenaFrame = 256 * 1024;
   static constexpr std::int64_t kExitCheckNs = 100 * kMillisecond;
 
-  // Of frames in the arena, and of large ones that find room there, the message has the place only.
+  // Let the message carry only the place of frames that lie in the arena, and of large frames that
+  // find room there.
   void put_in_arena() {
     offsets_.resize(pieces_.size());
     std::uint64_t full = 0;
@@ -214,7 +218,8 @@ class PyRingWriter final : public Endpoint {
     return id;
   }
 
-  // True if a look was taken who of the readers has ended, and frees what it held.
+  // Free what readers hold whose processes have exited. Returns false if it is too soon to look
+  // again.
   bool mark_exited_dead() {
     const std::int64_t now = monotonic_ns();
     if (now < next_exit_check_ns_) return false;
@@ -253,9 +258,9 @@ class PyRingWriter final : public Endpoint {
   std::vector<Py_buffer> views_;
   std::vector<ConstPiece> pieces_;
   std::vector<std::uint64_t> entries_;  // the frame table; empty: no frame is in the arena
-  std::vector<ArenaOffset> offsets_;    // of pieces_ that are in the arena
-  std::vector<std::uint32_t> sent_;     // their extents
-  std::vector<std::uint32_t> filled_;   // those of them that were allocated for them
+  std::vector<ArenaOffset> offsets_;    // of the pieces_ that are in the arena
+  std::vector<std::uint32_t> sent_;     // the extents of these
+  std::vector<std::uint32_t> filled_;   // the extents among them that were allocated here
 };
 
 }  // namespace shmcast
