@@ -4,6 +4,15 @@
 processes of one host. Importing this package does not import torch.
 """
 
+from importlib.util import find_spec as _find_spec
+
+if _find_spec("shmcast._core") is None:
+    raise ImportError(
+        f"shmcast in {__path__[0]} has no C++ core for this Python: if that is a checkout, run "
+        "`pip install -e .` in it, or start Python elsewhere to import the installed package",
+        name="shmcast._core",
+    )
+
 from shmcast.broadcaster import ShmBroadcaster
 from shmcast.codec import Codec, PickleCodec
 from shmcast.endpoint import Handle, Statistics

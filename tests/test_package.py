@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import shutil
+import subprocess
+import sys
 from importlib.metadata import requires, version
 from pathlib import Path
 
@@ -37,3 +40,14 @@ def test_the_package_is_typed_and_lists_its_public_names() -> None:
     assert (PACKAGE / "py.typed").exists()
     assert sorted(shmcast.__all__) == shmcast.__all__
     assert all(hasattr(shmcast, name) for name in shmcast.__all__)
+
+
+def test_a_checkout_without_the_built_core_says_what_to_do(tmp_path: Path) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "shmcast", ignore=shutil.ignore_patterns("*.so"))
+    # -S: without site-packages, where an editable install would find the core of this checkout.
+    program = [sys.executable, "-S", "-c", "import shmcast"]
+    run = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True)  # noqa: S603
+    assert run.returncode == 1
+    sentence = run.stderr.splitlines()[-1]
+    assert sentence.startswith(f"ImportError: shmcast in {tmp_path / 'shmcast'} has no C++ core")
+    assert "pip install -e ." in sentence
