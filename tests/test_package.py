@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
 from importlib.metadata import requires, version
 from pathlib import Path
 
+import pytest
+
 import shmcast
 from shmcast import _core
 
 PACKAGE = Path(shmcast.__file__).parent
+CORE = PACKAGE.parent / "core"
+CORE_FLOORS = {"layout.hpp": 0, "pickle": 0, "wait": 1, "arena": 1, "ring": 2, "bindings": 3}
 
 
 def test_the_version_is_the_installed_one() -> None:
@@ -51,3 +56,14 @@ def test_a_checkout_without_the_built_core_says_what_to_do(tmp_path: Path) -> No
     sentence = run.stderr.splitlines()[-1]
     assert sentence.startswith(f"ImportError: shmcast in {tmp_path / 'shmcast'} has no C++ core")
     assert "pip install -e ." in sentence
+
+
+@pytest.mark.skipif(not CORE.is_dir(), reason="not in a checkout")
+def test_rooms_of_the_core_include_lower_floors_only() -> None:
+    files = [path.relative_to(CORE) for path in CORE.rglob("*.[hc]pp")]
+    assert {path.parts[0] for path in files} == set(CORE_FLOORS)
+    for path in files:
+        room = path.parts[0]
+        for included in re.findall(r'#include "(.+)"', (CORE / path).read_text()):
+            other = included.split("/")[0]
+            assert other == room or CORE_FLOORS[other] < CORE_FLOORS[room], f"{path}: {included}"
