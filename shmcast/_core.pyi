@@ -197,28 +197,28 @@ class Watch(Protocol):
     """
 
     patience: float
-    """Seconds of waiting before the first tell_slow(). Read once."""
+    """Seconds of waiting before the first report_slow(). Read once."""
 
-    def meet(self, peers: Sequence[Peer]) -> bool:
+    def observe(self, peers: Sequence[Peer]) -> bool:
         """Observe the peers, on each arrival and once a second. Return True if one has died.
 
         The endpoint then acts as after alarm().
         """
     def find_dead(self) -> None:
         """Find out which peers have died; all that they sent has been received."""
-    def judge(self, peers: Sequence[Peer]) -> Sequence[int]:
+    def attribute_deaths(self, peers: Sequence[Peer]) -> Sequence[int]:
         """Return the indices of the dead readers to drop, or raise, given the peers as they are.
 
         Called after find_dead().
         """
-    def ended(self, peers: Sequence[Peer]) -> Sequence[int]:
+    def exited(self, peers: Sequence[Peer]) -> Sequence[int]:
         """Return the indices of the readers whose processes have exited."""
-    def tell_slow(self, seconds: float, is_first: bool, peers: Sequence[Peer]) -> float:
+    def report_slow(self, seconds: float, is_first: bool, peers: Sequence[Peer]) -> float:
         """Report a wait that has lasted `seconds` so far; `is_first`: for the first time.
 
         Return after how many seconds of the wait to report again.
         """
-    def went_on(self, seconds: float) -> None:
+    def resumed(self, seconds: float) -> None:
         """Report that a wait which was reported as slow has ended well, after `seconds`."""
 
 class Endpoint:

@@ -213,7 +213,7 @@ class Endpoint:
     def _meet(self) -> None:
         """Watches all who have attached, and says who can't be watched."""
         try:
-            self._watch.meet(self._ring.peers())
+            self._watch.observe(self._ring.peers())
         except _core.SegmentCorrupted as error:
             self._raise(error, "set-up", None)
 
@@ -222,7 +222,7 @@ class Endpoint:
         if not self.handle.drops_dead:
             self._watch.find_dead()
             try:
-                self._watch.judge(self._ring.peers())
+                self._watch.attribute_deaths(self._ring.peers())
             except _core.SegmentCorrupted as error:
                 self._raise(error, "a look at the peers", None)
 

@@ -150,7 +150,7 @@ class Endpoint {
         case Outcome::closed: throw EndpointClosed("closed");
         default:
           if (long_wait.is_reported) {
-            watch_.callee.attr("went_on")(long_wait.seconds(monotonic_ns()));
+            watch_.callee.attr("resumed")(long_wait.seconds(monotonic_ns()));
           }
           return outcome;
       }
@@ -167,7 +167,7 @@ class Endpoint {
   // Ask the watch for the readers whose processes have exited, whether or not they left before.
   nb::object exited_readers() {
     if (watch_.callee.is_none()) return nb::list();
-    return watch_.callee.attr("ended")(peers(segment()));
+    return watch_.callee.attr("exited")(peers(segment()));
   }
   std::span<std::byte> memory() const {
     return {static_cast<std::byte*>(view_.buf), static_cast<std::size_t>(view_.len)};
@@ -192,12 +192,12 @@ class Endpoint {
       watch_.arrivals = arrivals;
       watch_.round_ns = now + Watch::kRoundNs;
       // relaxed: this thread reads it.
-      if (nb::cast<bool>(watch_.callee.attr("meet")(peers(segment())))) {
+      if (nb::cast<bool>(watch_.callee.attr("observe")(peers(segment())))) {
         alarmed_.store(true, std::memory_order_relaxed);
       }
     }
     if (now - long_wait.began_ns >= long_wait.patience_ns) {
-      long_wait.patience_ns = timeout_ns(watch_.callee.attr("tell_slow")(
+      long_wait.patience_ns = timeout_ns(watch_.callee.attr("report_slow")(
           long_wait.seconds(now), !long_wait.is_reported, peers(segment())));
       long_wait.is_reported = true;
     }
@@ -231,7 +231,7 @@ class Endpoint {
       // Find the dead first, then read the seats: who left before its process ended has not died.
       watch_.callee.attr("find_dead")();
       const std::vector<Peer> all = peers(segment());
-      for (const nb::handle index : watch_.callee.attr("judge")(all)) {
+      for (const nb::handle index : watch_.callee.attr("attribute_deaths")(all)) {
         const Peer& dead = all.at(nb::cast<std::size_t>(index));
         drop(dead.index, dead.seat);
       }
