@@ -2,11 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CORE := $(wildcard shmcast/_core/*.hpp shmcast/_core/*.cpp)
+CORE := $(wildcard core/*.hpp core/*/*.hpp core/*/*.cpp)
 NATIVE := $(wildcard tests/native/*)
 NATIVE_TESTS := $(patsubst tests/native/%.cpp,%,$(wildcard tests/native/*_test.cpp))
 SANITIZERS := thread address,undefined
-CXXFLAGS_TEST := -std=c++20 -Wall -Wextra -Werror -Ishmcast/_core -pthread
+# (The bindings' headers need nanobind, which only the build has.)
+SELF_CONTAINED := $(filter-out core/bindings/%,$(filter %.hpp,$(CORE)))
+CXXFLAGS_TEST := -std=c++20 -Wall -Wextra -Wpedantic -Werror -Icore -pthread
 CROSS := aarch64-linux-gnu-g++
 EMULATOR := qemu-aarch64
 
@@ -32,6 +34,9 @@ lint: $(VENV)/ready ## check style, formatting and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run --Werror $(CORE) $(NATIVE)
+	for header in $(SELF_CONTAINED); do \
+	  $(CXX) $(CXXFLAGS_TEST) -I$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))') \
+	    -fsyntax-only -include $$header -x c++ /dev/null || exit 1; done
 	$(BIN)/mypy
 
 docs: $(VENV)/docs ## build the documentation into build/site; a warning is an error

@@ -1,6 +1,6 @@
 /* The arena: when the writer may use an extent again. One writer, two readers, two extents.
  *
- * Mirrors Arena in shmcast/_core/arena.hpp, Hold in views.hpp and Reader in module.cpp. README.md
+ * Mirrors Arena in core/arena/arena.hpp, and Hold and PyRingReader in core/bindings/. README.md
  * says what is proven and what is left out. One step makes one access to shared memory, which is
  * sequentially consistent; the ring is a log of messages in which a reader waits for the next.
  *
@@ -30,7 +30,7 @@ bool dead[READERS]; /* what the writer may find out, at any time after it */
 /* Two loads, one by one, as in is_done(). */
 inline look_at(reader, extent) {
   if
-  :: free && !is_buried[reader] ->
+  :: free && !is_marked_dead[reader] ->
 #ifndef CONSUMED_IGNORED
 #ifdef HELD_READ_FIRST
     free = (hold(reader, extent) == 0);
@@ -52,7 +52,7 @@ inline look_at(reader, extent) {
 active proctype writer() {
   byte message, at;
   byte last[EXTENTS];
-  bool is_buried[READERS];
+  bool is_marked_dead[READERS];
   bool free;
 
   do
@@ -73,10 +73,10 @@ active proctype writer() {
       atomic { message++; published = message; last[at] = message }
     :: else
     fi
-  :: d_step { dead[0] && !is_buried[0] -> is_buried[0] = true }
-  :: d_step { dead[1] && !is_buried[1] -> is_buried[1] = true }
-#ifdef BURIED_ALIVE
-  :: d_step { !is_buried[1] -> is_buried[1] = true }
+  :: d_step { dead[0] && !is_marked_dead[0] -> is_marked_dead[0] = true }
+  :: d_step { dead[1] && !is_marked_dead[1] -> is_marked_dead[1] = true }
+#ifdef ALIVE_MARKED_DEAD
+  :: d_step { !is_marked_dead[1] -> is_marked_dead[1] = true }
 #endif
   od
 }

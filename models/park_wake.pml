@@ -1,6 +1,6 @@
 /* Park and wake between one writer and two readers, on a memory with store buffers.
  *
- * Mirrors Gate and Waiter in shmcast/_core/waiting.hpp, RingWriter and RingReader in ring.hpp;
+ * Mirrors Gate and Waiter in core/wait/, RingWriter and RingReader in core/ring/;
  * inlines and comments name the C++ functions. README.md says what is proven and what is left out.
  *
  * One step makes one access to shared memory, so that Spin tries every interleaving of accesses. A

@@ -1,7 +1,7 @@
 /* The ring's protocol: slots, credit, messages larger than the ring, abandoning, closing, leaving,
  * death at any step, dropping the dead, and rejoining. One writer, two seats for readers.
  *
- * Mirrors RingWriter and RingReader in shmcast/_core/ring.hpp. README.md says what is proven,
+ * Mirrors RingWriter and RingReader in core/ring/. README.md says what is proven,
  * within which bounds, and what is left out. One step makes one access to shared memory. Memory is
  * sequentially consistent, and a wait is a guard that holds its process back until what it waits
  * for is there: park_wake.pml has the store buffers and the wake-ups.

@@ -4,6 +4,16 @@
 processes of one host. Importing this package does not import torch.
 """
 
+from importlib.util import find_spec as _find_spec
+
+_core_spec = _find_spec("shmcast._core")
+if _core_spec is None or _core_spec.origin is None:  # (None: a folder of that name)
+    raise ImportError(
+        f"shmcast in {__path__[0]} has no C++ core for this Python: if that is a checkout, run "
+        "`pip install -e .` in it, or start Python elsewhere to import the installed package",
+        name="shmcast._core",
+    )
+
 from shmcast._codecs.base import Codec
 from shmcast._codecs.msgspec_codec import MsgspecCodec
 from shmcast._codecs.pickle_codec import PickleCodec
@@ -79,3 +89,9 @@ __all__ = [
     "WrongRole",
     "__version__",
 ]
+
+# Tracebacks, pickles and help() say where users find these, not in which room they are made.
+for _name in __all__:
+    if isinstance(_public := globals()[_name], type):
+        _public.__module__ = __name__
+del _name, _public

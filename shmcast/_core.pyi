@@ -1,8 +1,10 @@
-"""The ring: slots, sequence numbers and waiting, in C++ over memory that the caller maps.
+"""The C++ core (the repository's folder `core/`): the ring, its waiting, its arena, plain pickles.
 
-Neither knows what is in a frame, who the peer is, or where the memory came from. An endpoint is
-used by one thread at a time; every wait releases the GIL, ends at its time-out, and lets signal
-handlers run.
+Knows: slots, sequence numbers, waiting; memory that the caller maps.
+Does not know: what is in a frame, what to do about a peer, where the memory came from.
+
+One thread at a time may use an endpoint. Every wait releases the GIL, ends at its time-out, and
+lets signal handlers run. `shmcast` turns the exceptions below into its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,51 +13,53 @@ from typing import Any, Protocol
 from typing_extensions import Buffer
 
 class TimedOut(Exception):
-    """A wait lasted longer than its timeout."""
+    """A wait has lasted longer than its time-out."""
 
 class EndpointClosed(Exception):
-    """close() was called on this endpoint, or the peers have gone and nothing is left."""
+    """The endpoint was closed, or all peers have gone and nothing is left to receive."""
 
 class ConcurrentUse(Exception):
-    """Another thread is inside this endpoint."""
+    """Another thread is using the endpoint."""
 
 class Forked(Exception):
-    """The endpoint was made before this process was forked."""
+    """The endpoint was made before a fork that led to this process."""
 
 class BadTimeout(Exception):
-    """A timeout is negative or no number."""
+    """A time-out is negative or not a number."""
 
 class SeatTaken(Exception):
-    """A reader of this index has attached before."""
+    """The seat is not, or no longer, as the caller has seen it."""
 
 class LayoutMismatch(Exception):
-    """A field of the segment's header is not what the caller expects."""
+    """A field of the segment's header differs from what the caller expects."""
 
 class SegmentCorrupted(Exception):
-    """The segment holds what no endpoint writes."""
+    """The segment holds something that no endpoint writes."""
 
 class MessageTooLarge(Exception):
-    """More frames or bytes than a message's descriptor can say."""
+    """A message has more frames or bytes than its descriptor can express."""
 
 def pickle_plain(obj: object) -> bytes | None:
-    """The pickle of a small message of plain objects: at most 1 KiB and 32 containers.
+    """Return the pickle of a small plain object, or None if `obj` is not one.
 
-    Plain are exactly dict, list, tuple, str, bytes, int (of 64 bits), float, bool and None; no
-    container is in two places. None: `obj` is another one.
+    Plain objects are exactly dict, list, tuple, str, bytes, int (of 64 bits), float, bool and None.
+    Small means at most 1 KiB and 32 containers, none of which is in two places.
     """
 
 def unpickle_plain(frame: bytearray | memoryview, otherwise: Callable[[Any], Any]) -> Any:
-    """The object of such a pickle, or what `otherwise(frame)` returns of any other."""
+    """Return the object of such a pickle; of any other, return `otherwise(frame)`."""
 
 class Geometry:
-    """The shape of a ring; both sides must name the same."""
+    """The shape of a ring; both sides must give the same.
 
-    def __init__(self, readers: int, slots: int, slot_capacity: int, extents: int) -> None:
-        """`slots` is a power of two, `slot_capacity` the payload bytes of one.
+    Args:
+        readers: number of seats for readers.
+        slots: number of slots, a power of two.
+        slot_capacity: payload bytes of one slot.
+        extents: EXTENTS if there is an arena, else 0.
+    """
 
-        `extents`: EXTENTS if there is an arena, else 0.
-        """
-
+    def __init__(self, readers: int, slots: int, slot_capacity: int, extents: int) -> None: ...
     @property
     def segment_bytes(self) -> int:
         """Bytes of memory that the ring needs."""
@@ -65,36 +69,36 @@ class WaitPolicy:
 
     @staticmethod
     def spin() -> WaitPolicy:
-        """Never sleeps."""
+        """Spin and never sleep."""
     @staticmethod
     def park() -> WaitPolicy:
-        """Sleeps until woken."""
+        """Sleep until woken."""
     @staticmethod
     def adaptive(max_spin_ns: int) -> WaitPolicy:
-        """Learns when to spin, for at most so long in one wait."""
+        """Learn when to spin, at most `max_spin_ns` nanoseconds in one wait; sleep otherwise."""
 
 def idle_hint() -> str:
-    """How this CPU idles in a spin loop: umwait, mwaitx, pause, wfet, wfe or isb."""
+    """Return how this CPU idles in a spin loop: umwait, mwaitx, pause, wfet, wfe or isb."""
 
 class View:
-    """Memory of another object, as bytes that can be written to (buffer protocol)."""
+    """Writable memory of another object (buffer protocol)."""
 
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 def view(address: int, nbytes: int, owner: object) -> View:
-    """Memory that lives as long as `owner`, which it keeps."""
+    """Return `nbytes` bytes at `address` as a view, which keeps their `owner` alive."""
 
 def copy(address: int, nbytes: int) -> bytearray:
-    """A copy of memory."""
+    """Return a copy of `nbytes` bytes at `address`."""
 
 EXTENTS: int
-"""Of an arena: so many buffers may be in it at once."""
+"""The number of buffers that an arena can hold at once."""
 
 class Claim:
-    """Keeps memory of an arena from being used again for as long as it exists."""
+    """Keeps memory of an arena from being reused for as long as it exists."""
 
 class Mapping:
-    """A shared-memory file in this process's memory. The descriptor stays the caller's.
+    """A shared-memory file mapped into this process. The descriptor stays the caller's.
 
     Raises: OSError.
     """
@@ -104,14 +108,14 @@ class Mapping:
     def address(self) -> int: ...
     @property
     def keeper(self) -> Callable[[Claim, int, int], None] | None:
-        """Called when the last Python object over some memory is gone: a claim, address, bytes."""
+        """Called as (claim, address, nbytes) when the last Python object over memory is gone."""
     @keeper.setter
     def keeper(self, keeper: Callable[[Claim, int, int], None] | None) -> None: ...
     def reserve(self, nbytes: int) -> bool:
-        """Gives the first `nbytes` bytes memory. False: there is none to be had."""
+        """Reserve memory for the first `nbytes` bytes. Return False if there is not enough."""
 
 class Lease:
-    """A received buffer in the arena, read-only (buffer protocol), there while this object is."""
+    """A received buffer in the arena, read-only (buffer protocol), valid while this exists."""
 
     @property
     def is_pinned(self) -> bool:
@@ -121,48 +125,51 @@ class Lease:
     @property
     def nbytes(self) -> int: ...
     def copy_on_write(self) -> CopyOnWrite:
-        """The same bytes for who may write to them, seen by nobody else. Raises: OSError."""
+        """Return a private, writable copy, which takes memory only where it is written to.
+
+        Raises: OSError.
+        """
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 class CopyOnWrite:
-    """See Lease."""
+    """A private copy of a Lease's memory, writable (buffer protocol)."""
 
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 class Loan:
-    """Memory of a writer's arena, to be filled (buffer protocol), there while this object is."""
+    """Memory of a writer's arena to be filled (buffer protocol), valid while this exists."""
 
     @property
     def extent(self) -> int:
         """Its number, unique among the loans of its writer."""
     @property
     def views(self) -> list[Any]:
-        """Weak references to arrays over this memory that were found in an object to send."""
+        """Weak references to arrays over this memory that were found in a sent object."""
     @staticmethod
     def covers(address: int) -> bool:
-        """Whether this address is in a loan of this process, of whatever writer."""
+        """Return whether the address is in a loan of this process, from any writer."""
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 VACANT: int
-"""A seat in which nobody was yet."""
+"""A seat that nobody has taken yet."""
 
 class Identity:
-    """Which process a member is, for its peers: this one."""
+    """This process, as its peers know it."""
 
     def __init__(self, start_time: int, pid_namespace: int) -> None: ...
 
 class Peer:
-    """A member at one moment."""
+    """A member as it was when peers() looked."""
 
     @property
     def index(self) -> int:
-        """A reader's; for the writer the number of readers."""
+        """The reader's index; the writer's is the number of readers."""
     @property
     def seat(self) -> int:
-        """Pid and state in one, to be given to RingReader."""
+        """Pid and state in one word, as RingReader takes it."""
     @property
     def state(self) -> str:
-        """vacant, attached, left, dropped, claimed or rejoining.
+        """One of vacant, attached, left, dropped, claimed and rejoining.
 
         Raises: SegmentCorrupted (it is none of these).
         """
@@ -170,7 +177,7 @@ class Peer:
     def pid(self) -> int: ...
     @property
     def start_time(self) -> int:
-        """0: not told yet. While `state` is claimed it may be that of the process before."""
+        """0: not written yet. While `state` is claimed, it may be the previous process's."""
     @property
     def pid_namespace(self) -> int: ...
     @property
@@ -178,67 +185,75 @@ class Peer:
         """Fragments published and not yet consumed."""
 
 def peers(memory: Buffer, geometry: Geometry, nonce: bytes) -> list[Peer]:
-    """The members of a segment: readers by index, then the writer.
+    """Return the members of a segment: the readers by index, then the writer.
 
     Raises: LayoutMismatch.
     """
 
 class Watch(Protocol):
-    """Who is told of an endpoint's peers while it waits. What it raises ends the wait."""
+    """The object that an endpoint tells about its peers while it waits.
+
+    What a method raises ends the wait.
+    """
 
     patience: float
-    """Seconds of a wait before tell_slow(). Looked at once."""
+    """Seconds of waiting before the first report_slow(). Read once."""
 
-    def meet(self, peers: Sequence[Peer]) -> bool:
-        """Somebody has come, or a second is over. True if a peer has died: as after alarm()."""
-    def find_dead(self) -> None:
-        """A peer has died, and what it did before is done."""
-    def judge(self, peers: Sequence[Peer]) -> Sequence[int]:
-        """After find_dead(), with the peers as they are now. Returns the readers to drop."""
-    def ended(self, peers: Sequence[Peer]) -> Sequence[int]:
-        """The readers whose processes have ended, by index."""
-    def tell_slow(self, seconds: float, is_first: bool, peers: Sequence[Peer]) -> float:
-        """A wait lasts long; `is_first`: this is told for the first time of it.
+    def observe(self, peers: Sequence[Peer]) -> bool:
+        """Observe the peers, on each arrival and once a second. Return True if one has died.
 
-        Returns after how many seconds of it to call again.
+        The endpoint then acts as after alarm().
         """
-    def went_on(self, seconds: float) -> None:
-        """A wait of which that was told has ended well."""
+    def find_dead(self) -> None:
+        """Find out which peers have died; all that they sent has been received."""
+    def attribute_deaths(self, peers: Sequence[Peer]) -> Sequence[int]:
+        """Return the indices of the dead readers to drop, or raise, given the peers as they are.
+
+        Called after find_dead().
+        """
+    def exited(self, peers: Sequence[Peer]) -> Sequence[int]:
+        """Return the indices of the readers whose processes have exited."""
+    def report_slow(self, seconds: float, is_first: bool, peers: Sequence[Peer]) -> float:
+        """Report a wait that has lasted `seconds` so far; `is_first`: for the first time.
+
+        Return after how many seconds of the wait to report again.
+        """
+    def resumed(self, seconds: float) -> None:
+        """Report that a wait which was reported as slow has ended well, after `seconds`."""
 
 class Endpoint:
     """What the two ends of a ring share.
 
-    The callable `is_crowded` gets the number of readers that have attached. It is called about once
-    a second, by an adaptive endpoint while it waits, which does not spin as long as the answer is
-    true.
+    An adaptive endpoint that waits calls `is_crowded` about once a second, with the number of
+    readers attached so far, and does not spin while the answer is true. What may be called from any
+    thread also works after close().
     """
 
     def peers(self) -> list[Peer]:
-        """All members: readers by index, then the writer; from any thread, also after close()."""
-
+        """Return all members: the readers by index, then the writer. From any thread."""
     def wait_ready(self, timeout: float | None = None) -> None:
-        """Waits until all readers have attached.
+        """Wait until all readers have attached, at most `timeout` seconds.
 
         Raises: TimedOut, EndpointClosed, SegmentCorrupted, ConcurrentUse, Forked.
         """
     def attached(self) -> int:
-        """Readers that have attached so far; from any thread, also after close()."""
+        """Return how many readers have attached so far. From any thread."""
     def figures(self) -> dict[str, Any]:
-        """The fields of `Statistics` that every member has; any thread, also after close()."""
+        """Return the fields of `Statistics` that every member has. From any thread."""
     def begin_tensor_set(self) -> None:
-        """Tells all members that this one begins to broadcast its next set of device tensors.
+        """Tell all members that this one begins to broadcast its next set of device tensors.
 
         Raises: EndpointClosed, ConcurrentUse, Forked.
         """
     def tensor_sets(self) -> list[int]:
-        """Sets that each member has begun: readers by index, then the writer; any thread."""
+        """Return the sets that each member has begun, in the order of peers(). From any thread."""
     def alarm(self) -> None:
-        """A peer has died: the wait, or the next one, asks the watch. From any thread."""
+        """Report that a peer has died: this wait, or the next, asks the watch. From any thread."""
     def close(self) -> None:
-        """Tells the peers and ends waits in other threads; idempotent, from any thread."""
+        """Tell the peers, and end waits in other threads. Idempotent. From any thread."""
 
 class RingWriter(Endpoint):
-    """Formats zeroed `memory` as a ring and writes to it."""
+    """Formats zeroed `memory` as a ring, and writes to it."""
 
     def __init__(
         self,
@@ -252,39 +267,43 @@ class RingWriter(Endpoint):
         arena: Mapping | None,
     ) -> None: ...
     def publish(self, frames: Sequence[Buffer], timeout: float | None = None) -> None:
-        """Publishes one message of contiguous buffers: to all readers or, if it raises, to none.
+        """Publish one message of contiguous buffers: to all readers or, if it raises, to none.
 
-        Raises: TimedOut (the ring stayed full), EndpointClosed (or every reader has left),
-            MessageTooLarge, SegmentCorrupted, ConcurrentUse, Forked.
+        Raises: TimedOut (the ring stayed full for `timeout` seconds), EndpointClosed (also: every
+            reader has left), MessageTooLarge, SegmentCorrupted, ConcurrentUse, Forked.
         """
     def loan(self, nbytes: int) -> Loan | None:
-        """Memory of the arena. None: there is no room.
+        """Return memory of the arena, or None if there is no room.
 
         Raises: EndpointClosed, ConcurrentUse, Forked.
         """
     def is_done(self, extent: int, look: bool) -> bool:
-        """Whether every reader is through with what was sent of this extent.
+        """Return whether every reader is done with what was sent of this extent.
 
-        `look`: finds out, now and then, whether a reader has died.
+        With `look`, find out now and then whether a reader's process has exited.
 
         Raises: IndexError, EndpointClosed, ConcurrentUse, Forked.
         """
     def sent(self) -> list[int]:
-        """The extents that the last message published speaks of."""
+        """Return the extents that the last published message refers to."""
     def arena_reserved(self) -> int:
-        """Bytes of the arena that have memory."""
+        """Return how many bytes of the arena have memory."""
     def fetch_ahead(self) -> None:
-        """Brings what the next publish() will touch into this core's cache.
+        """Prefetch what the next publish() will touch into this CPU's cache.
 
         Raises: EndpointClosed, ConcurrentUse, Forked.
         """
     def lags(self) -> list[int]:
-        """Fragments published and not yet consumed, by reader; from any thread."""
+        """Return the fragments published and not yet consumed, by reader. From any thread."""
     def reader_figures(self) -> list[dict[str, Any]]:
-        """The readers' figures(), by index; from any thread."""
+        """Return the readers' figures(), by index. From any thread."""
 
 class RingReader(Endpoint):
-    """Takes seat `index` of the ring in `memory` and reads from it.
+    """Takes seat `index` of the ring in `memory`, and reads from it.
+
+    Args:
+        warmup: called about every 100 µs of spinning, to keep warm what follows a message.
+        found: the seat as it was seen: VACANT, or of a reader that has died.
 
     Raises: LayoutMismatch, SeatTaken, IndexError.
     """
@@ -297,25 +316,22 @@ class RingReader(Endpoint):
         index: int,
         wait: WaitPolicy,
         is_crowded: Callable[[int], bool],
-        rehearsal: Callable[[], object] | None,
+        warmup: Callable[[], object] | None,
         watch: Watch | None,
         who: Identity,
         found: int,
         arena: Mapping | None,
-    ) -> None:
-        """`rehearsal` is called about every 100 µs of spinning, to keep what follows warm.
-
-        `found` is the seat as it was seen: VACANT, or of a reader that has died.
-        """
+    ) -> None: ...
     def consume(
         self, timeout: float | None = None, copy: bool = True
     ) -> list[bytearray | memoryview]:
-        """The frames of the next message, in memory of their own.
+        """Return the frames of the next message, in memory of their own.
 
-        Without `copy` those that lie in the arena are views of it, each a memoryview of a Lease.
+        Without `copy`, frames in the arena are views of it: each a memoryview of a Lease.
 
-        A call that ends in TimedOut or a signal's exception keeps what it has: the next goes on.
+        A call that ends in TimedOut or a signal handler's exception keeps what it has received; the
+        next call resumes it.
 
-        Raises: TimedOut, EndpointClosed (the writer closed and all was consumed),
+        Raises: TimedOut, EndpointClosed (the writer has closed and all is consumed),
             SegmentCorrupted, MemoryError, ConcurrentUse, Forked.
         """

@@ -667,7 +667,7 @@ def test_a_send_that_raises_when_its_message_is_out_keeps_its_extents(
 ) -> None:
     with Writer(1, slots=2, slot_bytes=128, arena_bytes=MIB, warn_after=0.0) as writer:
         job = crew.workers[0].start(arena_roles.receive_slowly, 0, writer.handle)
-        monkeypatch.setattr(type(writer._end._watch), "went_on", interrupt)
+        monkeypatch.setattr(type(writer._end._watch), "resumed", interrupt)
         sent = 0
         with contextlib.suppress(KeyboardInterrupt):
             while True:

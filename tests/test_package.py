@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import ast
+import pickle
+import re
+import shutil
+import subprocess
+import sys
 from importlib.metadata import requires, version
 from pathlib import Path
+
+import pytest
 
 import shmcast
 from shmcast import _core
 
 PACKAGE = Path(shmcast.__file__).parent
+CORE = PACKAGE.parent / "core"
+CORE_FLOORS = {"layout.hpp": 0, "pickle": 0, "wait": 1, "arena": 1, "ring": 2, "bindings": 3}
 
 
 def test_the_version_is_the_installed_one() -> None:
@@ -37,3 +46,42 @@ def test_the_package_is_typed_and_lists_its_public_names() -> None:
     assert (PACKAGE / "py.typed").exists()
     assert sorted(shmcast.__all__) == shmcast.__all__
     assert all(hasattr(shmcast, name) for name in shmcast.__all__)
+
+
+def test_public_classes_say_that_they_are_the_packages() -> None:
+    public = [getattr(shmcast, name) for name in shmcast.__all__]
+    classes = [thing for thing in public if isinstance(thing, type)]
+    assert {cls.__module__ for cls in classes} == {"shmcast"}
+    for cls in classes:
+        assert pickle.loads(pickle.dumps(cls)) is cls
+
+
+def test_inside_the_package_names_come_from_the_room_that_owns_them() -> None:
+    rooms = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
+    assert len(rooms) > 50
+    for path in rooms:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "shmcast":
+                assert [name.name for name in node.names] == ["_core"], path
+
+
+def test_a_checkout_without_the_built_core_says_what_to_do(tmp_path: Path) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "shmcast", ignore=shutil.ignore_patterns("*.so"))
+    # -S: without site-packages, where an editable install would find the core of this checkout.
+    program = [sys.executable, "-S", "-c", "import shmcast"]
+    run = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True)  # noqa: S603
+    assert run.returncode == 1
+    sentence = run.stderr.splitlines()[-1]
+    assert sentence.startswith(f"ImportError: shmcast in {tmp_path / 'shmcast'} has no C++ core")
+    assert "pip install -e ." in sentence
+
+
+@pytest.mark.skipif(not CORE.is_dir(), reason="not in a checkout")
+def test_rooms_of_the_core_include_lower_floors_only() -> None:
+    files = [path.relative_to(CORE) for path in CORE.rglob("*.[hc]pp")]
+    assert {path.parts[0] for path in files} == set(CORE_FLOORS)
+    for path in files:
+        room = path.parts[0]
+        for included in re.findall(r'#include "(.+)"', (CORE / path).read_text()):
+            other = included.split("/")[0]
+            assert other == room or CORE_FLOORS[other] < CORE_FLOORS[room], f"{path}: {included}"

@@ -108,7 +108,7 @@ class FrameEnd:
     def watch_peers(self) -> None:
         """Watch all who have attached; warn of those that can't be watched."""
         try:
-            self._watch.meet(self._ring.peers())
+            self._watch.observe(self._ring.peers())
         except _core.SegmentCorrupted as error:
             self._raise(error, "set-up", None)
 
@@ -122,7 +122,7 @@ class FrameEnd:
         if not self.handle.drops_dead:
             self._watch.find_dead()
             try:
-                self._watch.judge(self._ring.peers())
+                self._watch.attribute_deaths(self._ring.peers())
             except _core.SegmentCorrupted as error:
                 self._raise(error, "a look at the peers", None)
 

@@ -126,7 +126,7 @@ class Watch:
             label, math.inf if warn_after is None else warn_after
         )
         self.patience: float = self._report.first_look
-        """Seconds of a wait until the first `tell_slow`."""
+        """Seconds of a wait until the first `report_slow`."""
         self._me = me
         self._label = label
         self._names = names
@@ -149,18 +149,18 @@ class Watch:
             for index in [*self._watched]:
                 self._forget(index)
 
-    def meet(self, peers: Sequence[_core.Peer]) -> bool:
+    def observe(self, peers: Sequence[_core.Peer]) -> bool:
         """Looks who is there; true if somebody is not, who should be."""
         with self._lock:
             if self._closed:
                 return False
             for peer in peers:
                 if peer.index != self._me and peer.pid != os.getpid():
-                    self._meet(peer)
+                    self._observe_peer(peer)
             self.find_dead()  # should there be no sentry
             return any(watched.gone is not None for watched in self._watched.values())
 
-    def _meet(self, peer: _core.Peer) -> None:
+    def _observe_peer(self, peer: _core.Peer) -> None:
         if peer.state not in LIVING:
             self._forget(peer.index)
         elif peer.state == "claimed" or not peer.start_time:  # about to tell who it is, or dead
@@ -174,13 +174,13 @@ class Watch:
                 self._watched[peer.index] = self._open(peer)
 
     def find_dead(self) -> None:
-        """Finds whose process has ended. For `judge`, which must know their seats after that."""
+        """Find out whose process has ended, before `attribute_deaths` is given their seats."""
         with self._lock:
             for watched in self._watched.values():
                 if watched.gone is None and watched.pidfd is not None and watched.pidfd.is_dead():
                     watched.gone = watched.pidfd.how()
 
-    def judge(self, peers: Sequence[_core.Peer]) -> list[int]:
+    def attribute_deaths(self, peers: Sequence[_core.Peer]) -> list[int]:
         """Finds who of those that `find_dead` has found died, and did not leave before.
 
         Args:
@@ -193,9 +193,9 @@ class Watch:
             PeerDied: this endpoint can't go on without somebody.
         """
         with self._lock:
-            return self._judge(peers)
+            return self._attribute_deaths(peers)
 
-    def _judge(self, peers: Sequence[_core.Peer]) -> list[int]:
+    def _attribute_deaths(self, peers: Sequence[_core.Peer]) -> list[int]:
         dropped = []
         for index, watched in [*self._watched.items()]:
             peer = peers[index]
@@ -215,11 +215,11 @@ class Watch:
                 self._watched[index] = _Watched(peer.pid, peer.start_time)  # the writer's business
         return dropped
 
-    def ended(self, peers: Sequence[_core.Peer]) -> list[int]:
+    def exited(self, peers: Sequence[_core.Peer]) -> list[int]:
         """The readers whose processes have ended, by index, whether they had left or not."""
         return [p.index for p in peers[:-1] if p.state != "vacant" and has_ended(p)]
 
-    def tell_slow(self, seconds: float, is_first: bool, peers: Sequence[_core.Peer]) -> float:
+    def report_slow(self, seconds: float, is_first: bool, peers: Sequence[_core.Peer]) -> float:
         """Tells the log who is slow, when a wait lasts long.
 
         Returns:
@@ -245,7 +245,7 @@ class Watch:
             ],
         )
 
-    def went_on(self, seconds: float) -> None:
+    def resumed(self, seconds: float) -> None:
         """Such a wait has ended well."""
         self._report.end(seconds)
 

@@ -1,4 +1,4 @@
-// What native tests share.
+// CHECK: end the test with status 1 at the first thing that is not as promised.
 #pragma once
 
 #include <cstdio>

@@ -1,24 +1,30 @@
-// Writes to the words of live rings. Whatever they hold, an endpoint gets on, waits, or says that
-// the segment is corrupted; it never leaves its memory, which is for the sanitizers to see.
+// Overwrites words of live rings. Whatever they hold, an endpoint proceeds, waits, or reports that
+// the segment is corrupted. It never leaves its memory: the sanitizers would see that.
 //
 //     fuzz_test [batches [first seed]]
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <random>
+#include <span>
 #include <vector>
 
-#include "arena.hpp"
+#include "arena/arena.hpp"
 #include "check.hpp"
-#include "ring.hpp"
+#include "layout.hpp"
+#include "ring/members.hpp"
+#include "ring/message.hpp"
+#include "ring/reader.hpp"
+#include "ring/writer.hpp"
+#include "settings.hpp"
+#include "wait/gate.hpp"
 
 namespace shmcast {
 namespace {
-
-constexpr std::byte kNonce[kNonceBytes] = {std::byte{1}, std::byte{2}};
-constexpr Identity kWho{1, 1, 1};
-constexpr auto kNoStop = [] { return false; };
-constexpr WaitPolicy kPark{WaitPolicy::Mode::park, 0};
 
 using Random = std::mt19937_64;
 
@@ -29,7 +35,7 @@ struct Tally {
   std::uint64_t refused = 0;  // SegmentCorrupted, LayoutMismatch, a seat that seems taken
 };
 
-// A ring's memory, which ends where the ring does, and someone who writes to it.
+// A ring's memory, allocated to the byte, and somebody who overwrites its words.
 class Memory {
  public:
   Memory(const Geometry& geometry, Random& random)
@@ -55,7 +61,7 @@ class Memory {
     put(next, words_.get()[next] - moved);
   }
 
-  // Puts back what the last mutation replaced: a ring that is broken for good is soon dull.
+  // Restore what the last mutation replaced: a ring that stays broken has little more to show.
   void undo() {
     for (const Word& word : replaced_) words_.get()[word.index] = word.value;
     replaced_.clear();
@@ -74,7 +80,8 @@ class Memory {
     words_.get()[index] = value;
   }
 
-  // Mostly what steers an endpoint: all before the slots, the slots' headers, the frame tables.
+  // Pick a word, mostly one that steers an endpoint: before the slots, in a slot's header, in a
+  // frame table.
   std::size_t pick() {
     const std::uint64_t kind = random_() % 8;
     if (kind == 0) return random_() % size();
@@ -110,7 +117,7 @@ class Memory {
   std::vector<Word> replaced_;
 };
 
-// A writer that sends one message after the other, each of them in as many steps as it takes.
+// A writer that sends one message after the other, each in as many steps as it takes.
 class Sender {
  public:
   Sender(Segment segment, Random& random)
@@ -164,7 +171,7 @@ class Sender {
   std::vector<std::vector<std::byte>> frames_;
 };
 
-// A reader that receives as the Python binding does, and has little memory.
+// A reader that receives as the Python binding does, with little memory.
 class Receiver {
  public:
   Receiver(Segment segment, std::uint32_t index, std::uint64_t found)
@@ -189,7 +196,7 @@ class Receiver {
   static constexpr std::uint64_t kMostFrames = 1 << 12;
   static constexpr std::uint64_t kMostBytes = 1 << 16;
 
-  // False if there is nothing more to do now.
+  // Take one step. Returns false if there is nothing more to do now.
   bool advance() {
     switch (phase_) {
       case Phase::idle:
@@ -238,12 +245,13 @@ class Receiver {
     return true;
   }
 
-  // Counts a view of a frame in the arena and takes it out again, as if it had been copied.
+  // Count a view of a frame in the arena and uncount it again, as if the frame had been copied.
   void hold(std::uint64_t entry) const {
     if (!FrameEntry::is_in_arena(entry)) return;
     const std::uint32_t extents = segment_.geometry().extents;
     const std::uint32_t extent = FrameEntry::extent(entry);
-    if (extent >= extents) misfit("a frame's extent", extent, "the arena's count", extents);
+    if (extent >= extents)
+      throw_corrupted("a frame's extent", extent, "the arena's count", extents);
     std::atomic_ref(segment_.held(index_, extent)).fetch_add(1, std::memory_order_relaxed);
     std::atomic_ref(segment_.held(index_, extent)).fetch_sub(1, std::memory_order_release);
   }

@@ -1,117 +1,30 @@
-// Writer and readers as threads over one ring, to be run under ThreadSanitizer (make tsan).
+// Every message arrives whole and in order, as long as nobody dies. Writer and readers are threads
+// over one ring, to be run under ThreadSanitizer.
 //
-// Messages are made from a seeded generator that every thread can repeat, so that a reader checks
-// each byte it gets. Exits with 1 at the first thing that is not as promised.
-#include "ring.hpp"
-
+//     ring_test [scale]
 #include <atomic>
+#include <cstddef>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <functional>
-#include <memory>
-#include <new>
-#include <random>
 #include <thread>
+#include <vector>
 
 #include "check.hpp"
+#include "layout.hpp"
+#include "ring/message.hpp"
+#include "ring/reader.hpp"
+#include "ring/writer.hpp"
+#include "ring_ends.hpp"
+#include "settings.hpp"
+#include "wait/gate.hpp"
+#include "wait/waiter.hpp"
 
 namespace shmcast {
 namespace {
 
-constexpr std::byte kNonce[kNonceBytes] = {std::byte{1}, std::byte{2}};
-constexpr Identity kWho{1, 1, 1};
 constexpr Identity kOther{2, 1, 2};
-constexpr auto kNoStop = [] { return false; };
-constexpr WaitPolicy kPark{WaitPolicy::Mode::park, 0};
 constexpr WaitPolicy kAdaptive{WaitPolicy::Mode::adaptive, 20'000};
-
-using Message = std::vector<std::vector<std::byte>>;
-
-// The k-th message of a run: few frames, of sizes around the slot's and beyond the ring's.
-Message make_message(std::uint64_t seed, std::uint64_t k, std::uint64_t capacity) {
-  std::mt19937_64 random(seed * 1'000'003 + k);
-  Message message(random() % 4);
-  for (auto& frame : message) {
-    const std::uint64_t around = capacity * (random() % 3) + random() % 7;
-    const std::uint64_t sizes[] = {random() % 64, around < 3 ? 0 : around - 3, random() % 5000};
-    frame.resize(sizes[random() % 3]);
-    for (auto& byte : frame) byte = static_cast<std::byte>(random());
-  }
-  return message;
-}
-
-std::vector<ConstPiece> pieces_of(const Message& message) {
-  std::vector<ConstPiece> pieces;
-  for (const auto& frame : message) pieces.push_back({frame.data(), frame.size()});
-  return pieces;
-}
-
-// A ring in ordinary memory, aligned as a mapping is.
-class Memory {
- public:
-  explicit Memory(const Geometry& geometry)
-      : geometry_(geometry),
-        bytes_(static_cast<std::byte*>(std::aligned_alloc(4096, rounded())), &std::free) {
-    std::memset(bytes_.get(), 0, rounded());
-  }
-  Segment format() { return Segment::format(span(), geometry_, Segment::Nonce(kNonce), kWho); }
-  Segment attach() { return Segment::attach(span(), geometry_, Segment::Nonce(kNonce)); }
-  std::span<std::byte> span() { return {bytes_.get(), geometry_.segment_bytes()}; }
-  const Geometry& geometry() const { return geometry_; }
-
- private:
-  std::size_t rounded() const { return (geometry_.segment_bytes() + 4095) / 4096 * 4096; }
-  Geometry geometry_;
-  std::unique_ptr<std::byte, decltype(&std::free)> bytes_;
-};
-
-// Receives one message as the Python binding does; `closed` if there is none left.
-Outcome receive(RingReader& reader, Message& message, std::int64_t timeout_ns = kForever) {
-  const std::int64_t deadline = deadline_after(timeout_ns);
-  const auto resumed = [&](auto step) {
-    for (;;) {
-      const Outcome outcome = step();
-      if (outcome != Outcome::interrupted) return outcome;
-    }
-  };
-  for (;;) {
-    Outcome outcome = resumed([&] { return reader.begin(deadline, kNoStop); });
-    if (outcome != Outcome::ready) return outcome;
-    std::vector<std::uint64_t> sizes(reader.frame_count());
-    if (sizes.size() > 1) {
-      const MutablePiece table{reinterpret_cast<std::byte*>(sizes.data()),
-                               table_bytes(sizes.size())};
-      reader.into({&table, 1});
-      outcome = resumed([&] { return reader.fetch(deadline, kNoStop); });
-      if (outcome == Outcome::abandoned) continue;
-      if (outcome != Outcome::ready) return outcome;
-    } else if (sizes.size() == 1) {
-      sizes[0] = reader.remaining();
-    }
-    reader.check_entries(sizes);
-    const std::uint64_t payload = reader.remaining();
-    message.clear();
-    std::vector<MutablePiece> pieces;
-    for (const std::uint64_t size : sizes) message.emplace_back(size);
-    for (auto& frame : message) pieces.push_back({frame.data(), frame.size()});
-    reader.into(pieces);
-    outcome = resumed([&] { return reader.fetch(deadline, kNoStop); });
-    if (outcome == Outcome::abandoned) continue;
-    if (outcome == Outcome::ready) reader.end(payload);
-    return outcome;
-  }
-}
-
-Outcome publish(RingWriter& writer, const Message& message, std::int64_t timeout_ns = kForever) {
-  writer.begin(pieces_of(message));
-  const std::int64_t deadline = deadline_after(timeout_ns);
-  Outcome outcome;
-  do {
-    outcome = writer.advance(deadline, kNoStop);
-  } while (outcome == Outcome::interrupted);
-  if (outcome != Outcome::ready) writer.abandon();
-  return outcome;
-}
 
 struct Run {
   const char* name;
@@ -120,7 +33,7 @@ struct Run {
   WaitPolicy policy;
 };
 
-// Everything arrives, whole, in order, at every reader; then the close does.
+// Every message reaches every reader whole and in order; then the close does.
 void lossless_in_order(const Run& run) {
   Memory memory(run.geometry);
   RingWriter writer(memory.format(), run.policy);
@@ -224,7 +137,7 @@ void abandoned_message(std::uint64_t rounds) {
   std::printf("ok  abandoned messages: %lu\n", static_cast<unsigned long>(abandoned));
 }
 
-// What a reader drops at its start, as one without memory for it must, costs it that message only.
+// A reader that drops a message at its start, because it lacks the memory, loses that message only.
 void dropped_message(std::uint64_t rounds) {
   const Geometry geometry{1, 4, 128};
   Memory memory(geometry);
@@ -256,7 +169,7 @@ void dropped_message(std::uint64_t rounds) {
   std::printf("ok  dropped messages\n");
 }
 
-// A reader that stops half-way does not hold the writer up once it has left.
+// A reader that stops half-way does not block the writer once it has left.
 void a_reader_leaves() {
   const Geometry geometry{2, 4, 128};
   Memory memory(geometry);
@@ -285,80 +198,6 @@ void a_reader_leaves() {
   lazy.join();
   eager.join();
   std::printf("ok  a reader leaves\n");
-}
-
-// A message that says its number, in a frame before the others.
-Message numbered(std::uint64_t k, std::uint64_t capacity) {
-  Message message = make_message(19, k, capacity);
-  std::vector<std::byte> number(sizeof k);
-  std::memcpy(number.data(), &k, sizeof k);
-  message.insert(message.begin(), number);
-  return message;
-}
-
-// Seat 1 is taken by one process after the other: each dies somewhere, even while it rejoins. The
-// writer drops the dead where they hold it up. The reader of seat 0 gets everything, and each of
-// the others what was sent from its admission on.
-void the_dead_are_replaced(std::uint64_t messages) {
-  const Geometry geometry{2, 4, 128};
-  Memory memory(geometry);
-  RingWriter writer(memory.format(), kPark);
-  std::atomic<std::uint32_t> dead{0};  // all processes up to this one
-  std::atomic<bool> is_over{false};
-  std::uint64_t received = 0;
-  std::thread survivor([&] {
-    const Segment segment = memory.attach();
-    CHECK(RingReader::attach(segment, 0, kWho));
-    RingReader reader(segment, 0, kPark);
-    Message message;
-    for (std::uint64_t k = 0; k < messages; ++k) {
-      CHECK(receive(reader, message) == Outcome::ready);
-      CHECK(message == numbered(k, geometry.slot_capacity));
-    }
-    CHECK(receive(reader, message) == Outcome::closed);
-  });
-  std::thread mortals([&] {
-    std::mt19937_64 random(23);
-    const Segment segment = memory.attach();
-    for (std::uint32_t pid = 1; !is_over; ++pid) {
-      const std::uint64_t found = peers(segment)[1].seat;
-      CHECK(Seat::pid(found) == pid - 1);
-      if (!RingReader::attach(segment, 1, {1, 1, pid}, found)) {  // it was dropped just now
-        --pid;
-        continue;
-      }
-      RingReader reader(segment, 1, kPark, found);
-      Message message;
-      std::uint64_t next = kNever;
-      for (std::uint64_t life = random() % 20; life != 0; --life) {
-        if (receive(reader, message) != Outcome::ready) break;
-        std::uint64_t k;
-        std::memcpy(&k, message[0].data(), sizeof k);
-        CHECK(next == kNever || k == next);
-        CHECK(message == numbered(k, geometry.slot_capacity));
-        next = k + 1;
-        ++received;
-      }
-      dead = pid;
-    }
-  });
-  for (std::uint64_t k = 0; k < messages; ++k) {
-    const Message message = numbered(k, geometry.slot_capacity);
-    writer.begin(pieces_of(message));
-    while (writer.advance(deadline_after(1'000'000), kNoStop) != Outcome::ready) {
-      const Peer mortal = peers(memory.attach())[1];
-      const SeatState state = Seat::state(mortal.seat);
-      const bool is_held = state != SeatState::vacant && state != SeatState::dropped;
-      if (is_held && Seat::pid(mortal.seat) <= dead) writer.drop(1, mortal.seat);
-    }
-  }
-  is_over = true;
-  writer.close();
-  survivor.join();
-  mortals.join();
-  CHECK(received != 0);
-  std::printf("ok  the dead are replaced: %u of them got %lu messages\n", dead.load(),
-              static_cast<unsigned long>(received));
 }
 
 void limits() {
@@ -395,6 +234,5 @@ int main(int argc, char** argv) {
   abandoned_message(300 * scale);
   dropped_message(1000 * scale);
   a_reader_leaves();
-  the_dead_are_replaced(2000 * scale);
   limits();
 }

@@ -1,12 +1,12 @@
-// The arena: large frames that readers use where they lie. This is the writer's side of it, which
-// knows what is handed out and when it may be used again; the readers' is Segment::held().
+// Room: arena. The writer's allocator of extents, for large frames that readers use in place.
+// Knows: which extents are in use, by whom, and when one is free again. Nothing here waits.
+// Does not know: what is in an extent, or how a reader's death becomes known.
 //
 // An extent is free again when it is not lent to the writer's own program and every reader
-// - has consumed all messages that speak of it  (acquire Member::consumed, as for the slots), and
-// - holds no view of it                          (acquire Segment::held()),
-// or is known to be dead. A reader counts its views in `held` before it gives back the fragment
-// that the message ends in, and takes a view out (release) when its last use of the memory is over.
-// Nothing here waits.
+// - has consumed all messages that refer to it  (acquire Member::consumed, as for the slots), and
+// - holds no view of it                         (acquire Segment::held()),
+// or is marked dead. A reader counts a view in `held` before it releases the message's last
+// fragment, and uncounts it (release) after its last use of the memory.
 #pragma once
 
 #include <algorithm>
@@ -17,8 +17,8 @@
 #include <optional>
 #include <vector>
 
+#include "arena/mapping.hpp"
 #include "layout.hpp"
-#include "mapping.hpp"
 
 namespace shmcast {
 
@@ -32,9 +32,9 @@ class Arena {
     for (std::uint32_t id = kExtents; id-- > 0;) unused_.push_back(id);
   }
 
-  // An extent of at least `bytes` bytes, the lowest that is free: that memory was used before, and
-  // is warm. It is lent to the caller. nullopt: no room. `reserve` is called as Mapping::reserve()
-  // is, when the arena has to grow, which takes a while.
+  // Lend the caller an extent of at least `bytes` bytes: the lowest free one, whose memory is warm
+  // from its last use. nullopt: no room. To grow the arena, which takes a while, `reserve` is
+  // called in place of Mapping::reserve().
   template <class Reserve>
   std::optional<std::uint32_t> allocate(std::uint64_t bytes, Reserve reserve) {
     bytes = round_up(std::max<std::uint64_t>(bytes, 1), kPage);
@@ -62,15 +62,15 @@ class Arena {
     return allocate(bytes, [this](std::uint64_t all) { return mapping_.reserve(all); });
   }
 
-  // The caller is through with it; what was sent() of it still counts. From any thread, and after
-  // the ring is gone: it touches this process's memory only.
-  // release: pairs with is_free(); what was done in the memory is over.
+  // Give a lent extent back. It stays in use until every reader is done with what was sent() of it.
+  // May be called from any thread, also after the ring is gone: it touches this process's memory
+  // only. release: pairs with reclaim(); the caller's last use of the memory is over.
   void give_back(std::uint32_t id) { extents_[id].is_lent.store(false, std::memory_order_release); }
 
-  // A message speaks of the extent which ends before fragment `end`.
+  // Record a message that refers to the extent and ends before fragment `end`.
   void sent(std::uint32_t id, std::uint64_t end) { extents_[id].last = end; }
 
-  // The extent that holds these bytes, all of them. nullopt: they are elsewhere.
+  // Return the extent that holds all of these bytes. nullopt: they are elsewhere.
   std::optional<std::uint32_t> find(const std::byte* data, std::size_t size) const {
     const auto memory = mapping_.bytes();
     if (data < memory.data() || data >= memory.data() + memory.size()) return std::nullopt;
@@ -82,24 +82,24 @@ class Arena {
     return std::nullopt;
   }
 
-  // Every reader is through with what was sent of it.
+  // Return whether every reader is done with what was sent of the extent.
   bool is_done(std::uint32_t id) const {
     for (std::uint32_t i = 0; i < segment_.geometry().readers; ++i) {
       if (is_dead_[i]) continue;
-      // acquire: pairs with RingReader::release_slot(); what it had counted in `held` is seen.
+      // acquire: pairs with RingReader::release_slot(); the views counted before it are seen.
       const auto consumed =
           std::atomic_ref(segment_.member(i).consumed).load(std::memory_order_acquire);
       if (consumed < extents_[id].last) return false;
-      // acquire: pairs with the release of a reader's view; its last look at the memory is over.
+      // acquire: pairs with the release in a reader's ~Hold(); its last use of the memory is over.
       if (std::atomic_ref(segment_.held(i, id)).load(std::memory_order_acquire) != 0) return false;
     }
     return true;
   }
 
-  // A reader's process has ended: it holds nothing any more.
-  void bury(std::uint32_t reader) { is_dead_[reader] = true; }
-  // Another has taken its place, as RingWriter::admit() found.
-  void welcome(std::uint32_t reader) { is_dead_[reader] = false; }
+  // Ignore what the reader holds: its process has exited.
+  void mark_dead(std::uint32_t reader) { is_dead_[reader] = true; }
+  // Count the reader again: another process has taken its seat, see RingWriter::admitted().
+  void mark_alive(std::uint32_t reader) { is_dead_[reader] = false; }
 
   std::byte* data(std::uint32_t id) const { return mapping_.bytes().data() + extents_[id].offset; }
   std::uint64_t offset(const std::byte* data) const {
@@ -110,7 +110,7 @@ class Arena {
   struct Extent {
     std::uint64_t offset = 0;
     std::uint64_t bytes = 0;
-    std::uint64_t last = 0;  // who has consumed so many fragments knows what was sent of it
+    std::uint64_t last = 0;  // who has consumed this many fragments has all that was sent of it
     std::atomic<bool> is_lent{false};
   };
 
@@ -127,7 +127,7 @@ class Arena {
   Segment segment_;
   std::vector<bool> is_dead_;
   std::array<Extent, kExtents> extents_;
-  std::vector<std::uint32_t> used_;  // by address; between them all is free
+  std::vector<std::uint32_t> used_;  // by address; all between them is free
   std::vector<std::uint32_t> unused_;
 };
 

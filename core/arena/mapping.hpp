@@ -1,4 +1,6 @@
-// A shared-memory file mapped into this process, reserved in steps. The only file with mmap in it.
+// Room: arena. Its memory: a shared-memory file mapped into this process and reserved in steps.
+// Knows: mmap, and which pages have memory. No other file of the core maps memory.
+// Does not know: what the memory is used for.
 #pragma once
 
 #include <fcntl.h>
@@ -20,8 +22,8 @@ constexpr std::uint64_t round_up(std::uint64_t bytes, std::uint64_t unit) {
   return (bytes + unit - 1) / unit * unit;
 }
 
-// Large memory that is about to be filled for the first time: one page fault for 2 MiB where the
-// system has such pages on request. A hint.
+// Ask for huge pages in large memory that is about to be filled for the first time: one page fault
+// for 2 MiB, where the system grants them on request. A hint.
 inline void use_huge_pages(std::byte* data, std::size_t size) {
   constexpr std::size_t kHugePage = 2 * 1024 * 1024;
   if (size < 2 * kHugePage) return;
@@ -32,7 +34,7 @@ inline void use_huge_pages(std::byte* data, std::size_t size) {
 
 enum class Access : std::uint8_t { read, write };
 
-// Pages of the file as this process alone sees them: it may write to them, nobody else notices.
+// A private copy-on-write mapping of part of the file: nobody else sees what is written to it.
 class PrivatePages {
  public:
   PrivatePages(int fd, std::uint64_t offset, std::size_t bytes) {
@@ -58,7 +60,8 @@ class PrivatePages {
 
 class Mapping {
  public:
-  // The file has `bytes` bytes, of which none need be reserved. `fd` stays the caller's.
+  // Map a file of `bytes` bytes, of which none need be reserved. `fd` stays the caller's. Throws
+  // std::system_error.
   Mapping(int fd, std::size_t bytes, Access access)
       : fd_(fcntl(fd, F_DUPFD_CLOEXEC, 0)), bytes_(bytes) {
     if (fd_ < 0) throw std::system_error(errno, std::generic_category(), "dup");
@@ -82,8 +85,8 @@ class Mapping {
   int fd() const { return fd_; }
   std::uint64_t reserved() const { return reserved_; }
 
-  // Makes sure that the first `bytes` bytes have memory: no SIGBUS when they are touched. False if
-  // there is none to be had.
+  // Reserve memory for the first `bytes` bytes, so that touching them raises no SIGBUS. Returns
+  // false if there is not enough.
   bool reserve(std::uint64_t bytes) {
     if (bytes <= reserved_) return true;
     if (bytes > bytes_) return false;
@@ -106,10 +109,10 @@ class Mapping {
  private:
   static constexpr std::uint64_t kStep = 4 * 1024 * 1024;
 
-  // All page faults at once: one at a time they cost as much again as filling the pages.
+  // Take all page faults at once: one at a time they cost as much as filling the pages.
   void populate(std::uint64_t goal) {
 #ifdef MADV_POPULATE_WRITE
-    // (Fails before Linux 5.14, which does no harm.)
+    // This fails before Linux 5.14, which does no harm.
     madvise(base_ + reserved_, goal - reserved_, MADV_POPULATE_WRITE);
 #endif
   }

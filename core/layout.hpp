@@ -1,14 +1,16 @@
-// The segment's memory layout: the only file that knows an offset.
+// Room: layout. The segment's memory layout.
+// Knows: every offset, every packed word, the header's checks. No other file knows an offset.
+// Does not know: how anybody waits, or in which order the words are written.
 //
 //   | Header | Lobby | WriterSeat | Member x readers | Figures x (readers + 1) | Held x readers |
 //   | Slot x slots |
 //
-// The arena, if there is one, is a segment of its own without any structure; what is known of its
-// extents is here, in the readers' rows of Held.
+// An arena is a second segment without any structure of its own. What readers hold of its extents
+// is counted here, in their rows of Held.
 //
-// Words that different processes write never share a pair of cache lines (the adjacent-line
-// prefetcher fetches lines in pairs). All words are plain integers; whoever shares one reaches it
-// through std::atomic_ref, and payload is copied with plain memcpy, ordered by the slot's `seq`.
+// Words that different processes write never share a pair of cache lines, because the adjacent-line
+// prefetcher fetches lines in pairs. All words are plain integers. Access shared ones through
+// std::atomic_ref; copy payload with plain memcpy, ordered by the slot's `seq`.
 #pragma once
 
 #include <algorithm>
@@ -32,15 +34,15 @@ inline constexpr std::uint64_t kNever = UINT64_MAX;
 static_assert(std::atomic_ref<std::uint64_t>::is_always_lock_free,
               "a lock inside std::atomic_ref would not be shared between processes");
 
-// Which process a member is. A pid is used again, but not with the same start time; and it means
-// something only to processes of its pid namespace.
+// Which process a member is. The kernel reuses pids, but not together with a start time. A pid is
+// meaningful only within its pid namespace.
 struct Identity {
   std::uint64_t start_time;     // field 22 of /proc/<pid>/stat
   std::uint64_t pid_namespace;  // inode of /proc/<pid>/ns/pid
   std::uint32_t pid;
 };
 
-// Written once by the writer, before any reader can know the segment's name; `magic` last.
+// Written once by the writer, `magic` last, before any reader can know the segment's name.
 struct alignas(kLinePair) Header {
   std::uint64_t magic;
   std::uint32_t version;
@@ -54,31 +56,31 @@ struct alignas(kLinePair) Header {
   Identity writer;
 };
 
-// What everybody looks at and nobody writes while messages flow without parking.
+// What every member reads, and nobody writes while messages flow without parking.
 struct alignas(kLinePair) Lobby {
-  std::uint64_t gate;      // Gate on which readers park; the writer wakes them
-  std::uint32_t arrivals;  // how often a seat was taken
-  std::uint32_t rejoins;   // how often in the place of a reader that has died
+  std::uint64_t gate;      // the Gate on which readers park; the writer wakes them
+  std::uint32_t arrivals;  // times that a seat was taken
+  std::uint32_t rejoins;   // times that the seat of a dead reader was taken
   std::uint32_t left;      // readers that have closed
   std::uint32_t closed;    // 1 once the writer has closed
 };
 
 struct alignas(kLinePair) WriterSeat {
-  std::uint64_t wake_at;  // the consumed count that a reader reports by waking; kNever: awake
-  std::uint64_t gate;     // Gate on which the writer parks; readers wake it
+  std::uint64_t wake_at;  // wake the writer at this consumed count; kNever: it is awake
+  std::uint64_t gate;     // the Gate on which the writer parks; readers wake it
 };
 
 enum class SeatState : std::uint32_t {
   vacant,
   attached,
   left,       // closed in order
-  dropped,    // died, and the writer goes on without it
-  claimed,    // in the place of one that died, by a process that has yet to say who it is
-  rejoining,  // the same, said; the writer will attach it at its next message
+  dropped,    // died, and the writer continues without it
+  claimed,    // taken over from a dead reader by a process that has yet to write its identity
+  rejoining,  // taken over, identity written; the writer attaches it at its next message
 };
 
-// Who has a reader's seat, packed into one word, which is changed by compare-and-swap: a pid that
-// was read with a state can't stand for another.
+// Who has a reader's seat. Pid and state share one word, changed by compare-and-swap, so that a
+// state always belongs to the pid it was read with.
 struct Seat {
   static constexpr std::uint64_t pack(std::uint32_t pid, SeatState state) {
     return std::uint64_t{pid} << 32 | static_cast<std::uint32_t>(state);
@@ -92,12 +94,12 @@ struct Seat {
 };
 
 struct alignas(kLinePair) Member {
-  std::uint64_t consumed;  // fragments consumed so far; kNever: none is waited for
+  std::uint64_t consumed;  // fragments consumed so far; kNever: the writer does not wait for it
   std::uint64_t seat;      // a Seat
-  Identity identity;       // told after the seat is taken; its pid is in `seat`
+  Identity identity;       // written after the seat is taken; the pid is in `seat`
 };
 
-// What a member has done so far: it alone writes, any member may read. Figures for people.
+// What a member has done so far, for people to read. The member alone writes; any member may read.
 struct alignas(kLinePair) Figures {
   std::uint64_t messages;
   std::uint64_t bytes;        // of frames; tables and headers not counted
@@ -105,18 +107,18 @@ struct alignas(kLinePair) Figures {
   std::uint64_t abandoned;    // messages given up half-way (time-out or signal in the writer)
   std::uint64_t spins;        // waits that ended while spinning
   std::uint64_t parks;        // times that the thread went to sleep
-  std::uint64_t wakeups;      // sleeps that ended with what was waited for
+  std::uint64_t wakeups;      // sleeps after which the awaited change was there
   std::uint64_t wakes;        // system calls made to wake others
   std::uint64_t preemptions;  // spins given up because the core was taken away
   std::uint64_t spun_ns;
   std::uint64_t parked_ns;
-  std::uint64_t gap_ns;        // the median gap that was learned; 0: none yet
-  std::uint64_t tensor_sets;   // sets of device tensors whose broadcasts it has begun
+  std::uint64_t gap_ns;        // the median gap learned so far; 0: none yet
+  std::uint64_t tensor_sets;   // sets of device tensors whose broadcast this member has begun
   std::uint64_t arena_frames;  // frames sent or received in the arena
-  std::uint64_t arena_full;    // frames and loans that found no room there
+  std::uint64_t arena_full;    // frames and loans that found no room in the arena
 };
 
-// A figure has one writer; relaxed, because it orders nothing.
+// A figure has a single writer. relaxed: it orders nothing.
 inline std::uint64_t peek(const std::uint64_t& figure) {
   // (atomic_ref of const needs C++26)
   return std::atomic_ref(const_cast<std::uint64_t&>(figure)).load(std::memory_order_relaxed);
@@ -126,17 +128,16 @@ inline void put(std::uint64_t& figure, std::uint64_t value) {
 }
 inline void add(std::uint64_t& figure, std::uint64_t n) { put(figure, peek(figure) + n); }
 
-// A message of at most kLine - sizeof(Slot) bytes travels in one cache line, with its `seq`.
+// A message of at most kLine - sizeof(Slot) bytes shares one cache line with its `seq`.
 struct Slot {
-  std::uint64_t seq;         // fragment number + 1 of what the slot holds; 0: nothing yet
-  std::uint64_t descriptor;  // a Descriptor, or 0 in the fragments that continue a message
+  std::uint64_t seq;         // number of the fragment in this slot, plus 1; 0: nothing yet
+  std::uint64_t descriptor;  // a Descriptor; 0 in fragments that continue a message
   std::int64_t sent_ns;      // when the message was sent, by the writer's CLOCK_MONOTONIC
   std::byte* payload() { return reinterpret_cast<std::byte*>(this + 1); }
 };
 
-// The first fragment's summary of its message, packed into one word:
-// bit 63 marks a message's start, 23 bits count its frames, 40 bits its bytes (frame table
-// included).
+// A summary of the message in its first fragment, packed into one word: bit 63 marks the start of a
+// message, 23 bits count its frames, 40 bits its bytes (frame table included).
 struct Descriptor {
   static constexpr unsigned kByteBits = 40;
   static constexpr unsigned kFrameBits = 23;
@@ -154,20 +155,20 @@ struct Descriptor {
   static constexpr std::uint64_t bytes(std::uint64_t word) { return word & kMaxBytes; }
 };
 
-// Bytes of a message's frame table. One frame needs none: its size is the message's.
+// Return the bytes of a message's frame table. A single frame needs none: its size is the
+// message's.
 constexpr std::uint64_t table_bytes(std::uint64_t frames) {
   return frames > 1 ? frames * sizeof(std::uint64_t) : 0;
 }
 
 using ArenaOffset = std::uint64_t;
 
-// How many of a reader's views lie in an extent, by extent; the reader alone changes it. With it
-// the reader says more than its count of consumed fragments does: that it is through with an
-// extent.
+// The number of a reader's views into one extent; the reader alone changes it. The consumed count
+// says that a message was received, this one says that its memory is no longer in use.
 using Held = std::uint32_t;
 
-// What the frame table says of a frame: its size; and if it lies in the arena, in which extent.
-// Of such a frame the message has an ArenaOffset only.
+// A frame's entry in the frame table: its size and, for a frame in the arena, its extent. Of such a
+// frame the message itself carries the ArenaOffset only.
 struct FrameEntry {
   static constexpr unsigned kByteBits = Descriptor::kByteBits;
   static constexpr unsigned kExtentBits = 16;
@@ -181,7 +182,7 @@ struct FrameEntry {
     return (word >> kByteBits) & ((1u << kExtentBits) - 1);
   }
   static constexpr std::uint64_t bytes(std::uint64_t word) { return word & Descriptor::kMaxBytes; }
-  // Of the message's own bytes.
+  // Return the bytes that the message itself carries for the frame.
   static constexpr std::uint64_t inline_bytes(std::uint64_t word) {
     return is_in_arena(word) ? sizeof(ArenaOffset) : word;
   }
@@ -193,12 +194,12 @@ struct Geometry {
   std::uint64_t slot_capacity;
   std::uint32_t extents = 0;  // of the arena; 0: there is none
 
-  // Slots are an odd number of line pairs apart, so that their headers spread over all cache sets.
+  // Keep slots an odd number of line pairs apart, so that their headers spread over all cache sets.
   std::uint64_t slot_stride() const {
     const std::uint64_t pairs = (sizeof(Slot) + slot_capacity + kLinePair - 1) / kLinePair;
     return (pairs | 1) * kLinePair;
   }
-  // A reader's row of Held fills whole line pairs.
+  // A reader's row of Held occupies whole line pairs.
   std::uint64_t held_stride() const {
     return (extents * sizeof(Held) + kLinePair - 1) / kLinePair * kLinePair;
   }
@@ -215,7 +216,7 @@ struct Geometry {
   std::uint64_t segment_bytes() const { return slots_offset() + slots * slot_stride(); }
 };
 
-// The attach found a segment that is not the one the handle speaks of, or not a segment at all.
+// The memory is not the segment that the handle describes, or not a segment at all.
 struct LayoutMismatch : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -225,7 +226,7 @@ class Segment {
  public:
   using Nonce = std::span<const std::byte, kNonceBytes>;
 
-  // Formats fresh (zeroed) memory. `memory` must hold geometry.segment_bytes().
+  // Format fresh (zeroed) memory of at least geometry.segment_bytes() bytes.
   static Segment format(std::span<std::byte> memory, const Geometry& geometry, Nonce nonce,
                         const Identity& writer) {
     Segment segment(memory.data(), geometry);
@@ -240,12 +241,12 @@ class Segment {
     std::memcpy(header.nonce, nonce.data(), kNonceBytes);
     header.writer = writer;
     segment.writer_seat().wake_at = kNever;
-    // release: pairs with the acquire in attach(); whoever sees the magic sees the fields.
+    // release: pairs with the acquire in attach(); who sees the magic number sees the fields.
     std::atomic_ref(header.magic).store(kMagic, std::memory_order_release);
     return segment;
   }
 
-  // Checks every header field against what the handle promised; throws LayoutMismatch.
+  // Check every header field against what the handle promises. Throws LayoutMismatch.
   static Segment attach(std::span<std::byte> memory, const Geometry& geometry, Nonce nonce) {
     if (memory.size() < sizeof(Header)) mismatch("size in bytes", sizeof(Header), memory.size());
     Segment segment(memory.data(), geometry);

@@ -1,8 +1,8 @@
-// Python's objects over the arena's memory: a reader's views and a writer's loans. Each offers its
-// memory by the buffer protocol, and all that they refer to is kept by plain reference counts.
+// Room: bindings. Python objects over the arena's memory: a reader's views, a writer's loans.
+// Knows: the buffer protocol, and what keeps memory from being reused.
+// Does not know: messages. Plain reference counts keep alive all that an object needs.
 #pragma once
 #include <nanobind/nanobind.h>
-#include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
@@ -14,43 +14,36 @@
 #include <utility>
 #include <vector>
 
-#include "arena.hpp"
+#include "arena/arena.hpp"
+#include "arena/mapping.hpp"
+#include "bindings/fork.hpp"
 #include "layout.hpp"
-#include "mapping.hpp"
 
 namespace shmcast {
 
 namespace nb = nanobind;
 
-// Counts the forks that led to this process; an endpoint made before one must not be used after.
-// relaxed: the child of a fork has one thread.
-inline std::atomic<unsigned> fork_generation{0};
-
-inline void count_forks() {
-  // Inherited by every later fork: a Python-level hook would miss forks made by C code.
-  pthread_atfork(nullptr, nullptr, [] { fork_generation.fetch_add(1, std::memory_order_relaxed); });
-}
-
-// The arena in one process. If it is pinned, a `keeper` takes what keeps memory from being used
-// again, when the last Python object over it is gone: the GPU may still read it.
+// The arena's mapping in one process. If the memory is pinned, the GPU may read it after the last
+// Python object over it is gone. A `keeper` then takes over the claim on that memory.
 struct ArenaMapping : Mapping {
   using Mapping::Mapping;
   nb::object keeper = nb::none();
 };
 
-// Keeps memory of the arena from being used again.
+// Keeps memory of the arena from being reused for as long as it exists.
 struct Claim {
   std::shared_ptr<void> what;
 };
 
-// In a destructor: nothing is thrown, and not much is called once the interpreter goes down.
+// Hand a claim on the memory to the mapping's keeper, if there is one. Called by destructors, so it
+// throws nothing, and does nothing once the interpreter shuts down.
 template <class MakeClaim>
 void hand_to_keeper(const nb::object& mapping, const std::byte* data, std::size_t size,
                     MakeClaim make_claim) noexcept {
   if (!nb::is_alive()) return;
   const nb::object& keeper = nb::inst_ptr<ArenaMapping>(mapping)->keeper;
   if (keeper.is_none()) return;
-  nb::error_scope pending;  // of whoever drops the object
+  nb::error_scope pending;  // keeps an error that is pending where the object is dropped
   try {
     keeper(Claim{make_claim()}, reinterpret_cast<std::uintptr_t>(data), size);
   } catch (nb::python_error& error) {
@@ -58,11 +51,11 @@ void hand_to_keeper(const nb::object& mapping, const std::byte* data, std::size_
   }
 }
 
-// One view that a reader has in an extent, counted in shared memory for as long as it lives.
+// A reader's view of an extent, counted in shared memory for as long as it exists.
 class Hold {
  public:
   Hold(nb::object ring_memory, Held& held) : ring_memory_(std::move(ring_memory)), held_(&held) {
-    // relaxed: the release of the message's last fragment comes after it, see Arena.
+    // relaxed: ordered by the release of the message's last fragment, see Arena.
     std::atomic_ref(*held_).fetch_add(1, std::memory_order_relaxed);
   }
   Hold(Hold&& other) noexcept
@@ -72,9 +65,9 @@ class Hold {
   Hold(const Hold&) = delete;
   Hold& operator=(Hold&&) = delete;
   ~Hold() {
-    // A fork's views are copies of its parent's, who alone is counted.
+    // The views of a fork's child are copies; only its parent's are counted.
     if (held_ == nullptr || generation_ != fork_generation.load(std::memory_order_relaxed)) return;
-    // release: pairs with Arena::is_done(); the last look at the memory is over.
+    // release: pairs with Arena::is_done(); the last use of the memory is over.
     std::atomic_ref(*held_).fetch_sub(1, std::memory_order_release);
   }
 
@@ -84,7 +77,7 @@ class Hold {
   unsigned generation_ = fork_generation.load(std::memory_order_relaxed);
 };
 
-// A received frame where it lies in the arena.
+// A received frame in place in the arena, read-only.
 class Lease {
  public:
   static constexpr bool kIsReadOnly = true;
@@ -112,7 +105,7 @@ class Lease {
   std::size_t size_;
 };
 
-// The same for who may write to it: pages that are copied when they are written to.
+// A private copy of a lease's memory: each page is copied when it is first written to.
 class CopyOnWrite {
  public:
   static constexpr bool kIsReadOnly = false;
@@ -131,7 +124,7 @@ class CopyOnWrite {
   std::size_t size_;
 };
 
-// Memory of the arena that the writer's program fills.
+// Memory of the arena for the writer's program to fill.
 class Loan {
  public:
   static constexpr bool kIsReadOnly = false;
@@ -148,7 +141,7 @@ class Loan {
       const std::lock_guard lock(mutex());
       std::erase(live(), this);
     }
-    // Given back when nobody has this any more: at the end, unless there is a keeper.
+    // The extent is given back with the last copy of this claim: here, unless a keeper takes one.
     const auto give_back = [arena = arena_, id = id_](void*) { arena->give_back(id); };
     const std::shared_ptr<void> claim(nullptr, give_back);
     hand_to_keeper(mapping_, data(), size_, [&claim] { return claim; });
@@ -158,10 +151,10 @@ class Loan {
   std::size_t size() const { return size_; }
   std::uint32_t id() const { return id_; }
 
-  // Weak references to arrays over this memory that were found in an object to send.
+  // Weak references to arrays over this memory that were found in a sent object.
   nb::list views;
 
-  // Whether this address is in a loan of this process, of whatever writer.
+  // Return whether the address is in a loan of this process, from any writer.
   static bool covers(std::uintptr_t address) {
     const std::lock_guard lock(mutex());
     return std::any_of(live().begin(), live().end(), [address](const Loan* loan) {
@@ -186,7 +179,7 @@ class Loan {
   std::size_t size_;
 };
 
-// Memory that lives as long as its owner.
+// Memory that belongs to another object, which it keeps alive.
 class View {
  public:
   static constexpr bool kIsReadOnly = false;
@@ -210,7 +203,7 @@ int get_buffer(PyObject* self, Py_buffer* view, int flags) {
                            Exporter::kIsReadOnly, flags);
 }
 
-// For nb::type_slots().
+// Return the slots of the buffer protocol, for nb::type_slots().
 template <class Exporter>
 PyType_Slot* buffer_slots() {
   static PyType_Slot slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(&get_buffer<Exporter>)},

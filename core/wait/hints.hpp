@@ -1,10 +1,11 @@
-// How a core idles inside a spin loop: each CPU's own way in a function of its own, chosen at run
-// time.
+// Room: wait. The hints: how a core idles inside a spin loop, one function for each way.
+// Knows: CPU features and instructions; the best way is chosen at run time.
+// Does not know: what the loop waits for, or when it gives up.
 //
-// A watcher (UMWAIT, MWAITX, WFET, WFE) idles until the cache line of a word is written, which
-// leaves power and execution units to the sibling thread and the other cores; PAUSE and ISB idle
-// for a moment. All of them may return early, and none stays for long: the caller looks again, and
-// orders. So the look between arming a watch and idling is a relaxed one.
+// UMWAIT, MWAITX, WFET and WFE watch a word: they idle until its cache line is written, which
+// leaves power and execution units to the sibling thread and the other cores. PAUSE and ISB idle
+// for a moment. All of them may return early and none takes long: the caller looks again with an
+// ordered load. So the look between arming a watch and idling is relaxed.
 #pragma once
 
 #include <algorithm>
@@ -25,9 +26,9 @@ namespace shmcast {
 struct Hint {
   const char* name;
   bool (*available)();
-  // Idles while `word` holds `seen`, for a moment.
+  // Idle while `word` holds `seen`, for a moment.
   void (*idle)(const std::uint64_t& word, std::uint64_t seen);
-  int idles_per_clock_read;  // about 5 to 20 us of them
+  int idles_per_clock_read;  // worth about 5 to 20 us
 };
 
 namespace hints {
@@ -36,7 +37,7 @@ inline bool always() { return true; }
 
 #if defined(__x86_64__)
 
-// 10 to 20 us at 2 to 4 GHz: far enough apart to save power, soon enough to see a close() or a
+// 10 to 20 us at 2 to 4 GHz: long enough to save power, short enough to notice a close() or a
 // signal. Linux allows up to 100 000 cycles (/sys/devices/system/cpu/umwait_control/max_time).
 inline constexpr std::uint32_t kIdleCycles = 40'000;
 
@@ -63,8 +64,8 @@ inline bool has_monitorx() {  // AMD since Excavator
   if (peek(word) == seen) _mm_mwaitx(kTimer, kStayInC0, kIdleCycles);
 }
 
-// 140 cycles since Skylake, 40 before and on AMD's: the sibling thread gets its turn, and leaving
-// the loop costs no memory-order mis-speculation.
+// Pause for 140 cycles since Skylake, 40 before and on AMD: the sibling thread gets its turn, and
+// leaving the loop costs no memory-order mis-speculation.
 inline void pause(const std::uint64_t&, std::uint64_t) { _mm_pause(); }
 
 inline constexpr Hint kAll[] = {
@@ -87,7 +88,7 @@ inline bool has_event_stream() {  // WFE is then woken at least every 100 us
   return (getauxval(AT_HWCAP) & kHwcapEventStream) != 0;
 }
 
-// A load-exclusive arms the monitor: a write to the line by another core is an event.
+// Arm the monitor with a load-exclusive: a write to the line by another core is an event.
 inline bool armed_and_still(const std::uint64_t& word, std::uint64_t seen) {
   std::uint64_t now;
   asm volatile("ldxr %0, %1" : "=r"(now) : "Q"(word) : "memory");
@@ -108,7 +109,7 @@ inline void wfe(const std::uint64_t& word, std::uint64_t seen) {
   if (armed_and_still(word, seen)) asm volatile("wfe" ::: "memory");
 }
 
-// Flushes the pipeline, tens of cycles; YIELD is a no-op on most cores.
+// Flush the pipeline, which takes tens of cycles; YIELD is a no-op on most cores.
 inline void isb(const std::uint64_t&, std::uint64_t) { asm volatile("isb" ::: "memory"); }
 
 inline constexpr Hint kAll[] = {
@@ -127,7 +128,7 @@ inline constexpr Hint kAll[] = {{"none", always, none, 1024}};
 
 }  // namespace hints
 
-// The best that this CPU has: the first of kAll, the last of which is always available.
+// Return the best hint of this CPU: the first available of kAll. The last one always is.
 inline const Hint& best_hint() {
   static const Hint* const best = std::find_if(std::begin(hints::kAll), std::end(hints::kAll) - 1,
                                                [](const Hint& hint) { return hint.available(); });

@@ -1,4 +1,6 @@
-// Copies that are larger than what a cache could keep of them.
+// Room: arena. Copies that no cache could hold.
+// Knows: non-temporal stores.
+// Does not know: whose memory it copies.
 #pragma once
 
 #include <cstddef>
@@ -11,9 +13,9 @@
 
 namespace shmcast {
 
-// From so many bytes on, stores that go past the caches are faster: they need not fetch the lines
-// that they overwrite. Measured from 1 to 128 MiB (docs/architecture.md); below it whoever reads
-// the copy next finds it in a cache.
+// From this size on, stores that bypass the caches are faster: they need not fetch the lines that
+// they overwrite. Measured from 1 to 128 MiB (docs/architecture.md). Of a smaller copy, whoever
+// reads it next finds it in a cache.
 inline constexpr std::size_t kNonTemporalBytes = 32 * 1024 * 1024;
 
 #ifdef __x86_64__
@@ -33,7 +35,7 @@ inline void copy_lines_sse2(std::byte* to, const std::byte* from, std::size_t li
 }
 #endif
 
-// memcpy to memory that begins a cache line.
+// Copy like memcpy, bypassing the caches if the copy is large and `to` begins a cache line.
 inline void wide_copy(std::byte* to, const std::byte* from, std::size_t size) {
 #ifdef __x86_64__
   if (size >= kNonTemporalBytes && reinterpret_cast<std::uintptr_t>(to) % 64 == 0) {
@@ -44,7 +46,7 @@ inline void wide_copy(std::byte* to, const std::byte* from, std::size_t size) {
     } else {
       copy_lines_sse2(to, from, lines);
     }
-    _mm_sfence();  // such stores are ordered by nothing else, not by a release either
+    _mm_sfence();  // nothing else orders such stores, not even a release
     to += lines * 64;
     from += lines * 64;
     size %= 64;

@@ -1,11 +1,12 @@
-// Codec: small messages of plain objects, pickled in one go.
+// Room: pickle. Small messages of plain objects, pickled in one pass.
+// Knows: Python's plain objects and pickle's opcodes for them.
+// Does not know: shared memory, or what becomes of the bytes.
 //
-// At a decode loop's cadence a message finds the caches cold, and half of what a small one takes is
-// then pickle's own code being fetched: its tables, its memo, its writer. What drivers send is
-// often no more than a dict of numbers, strings and lists. For those this is a pickler of a few
-// hundred instructions, and an unpickler for what it writes, which pickle.loads() reads as well.
-// Everything else is left to pickle: subclasses, large messages, and objects that are in two places
-// of one.
+// At a decode loop's cadence a message finds the caches cold. Half the time of a small one is then
+// spent fetching pickle's own code: its tables, its memo, its writer. Drivers often send no more
+// than a dict of numbers, strings and lists. For those, this is a pickler of a few hundred
+// instructions, and an unpickler for what it writes; pickle.loads() reads it as well. Everything
+// else is left to pickle: subclasses, large messages, and objects that a message holds twice.
 #pragma once
 
 #include <Python.h>
@@ -21,7 +22,8 @@ namespace shmcast {
 
 class PlainPickle {
  public:
-  // Nothing here runs code of others, so that no object changes while it is looked at.
+  // Pickle `object`. Returns false if it is not plain. Nothing in here runs foreign code, so no
+  // object changes meanwhile.
   bool add(PyObject* object) {
     put(0x80);
     put(5);
@@ -49,12 +51,12 @@ class PlainPickle {
     if (depth == kDeepest) return false;
     if (type == &PyList_Type) return is_new(object) && list(object, depth + 1);
     if (type == &PyDict_Type) return is_new(object) && dict(object, depth + 1);
-    // (A tuple may hold a list, so that it matters if it is there twice.)
+    // A tuple may hold a list, so it matters whether the message holds the tuple twice.
     if (type == &PyTuple_Type) return is_new(object) && tuple(object, depth + 1);
     return false;
   }
 
-  // Whether a container is in one place only. Of what can't change it does not matter.
+  // Return whether the container was not met before. Immutable objects need no such check.
   bool is_new(PyObject* object) {
     const auto end = containers_.begin() + static_cast<std::ptrdiff_t>(count_);
     if (count_ == kMostContainers || std::find(containers_.begin(), end, object) != end) {
@@ -102,7 +104,7 @@ class PlainPickle {
   bool text(PyObject* object) {
     Py_ssize_t size = 0;
     const char* const utf8 = PyUnicode_AsUTF8AndSize(object, &size);
-    if (utf8 == nullptr) {  // half of a surrogate pair: pickle knows how
+    if (utf8 == nullptr) {  // half of a surrogate pair: pickle can
       PyErr_Clear();
       return false;
     }
@@ -135,7 +137,7 @@ class PlainPickle {
     return true;
   }
 
-  // With the opcode for up to 255 bytes, or the one for up to 4 GiB.
+  // Write data with its size and the opcode for up to 255 bytes or the one for up to 4 GiB.
   bool sized(unsigned char small, unsigned char large, const char* data, Py_ssize_t count) {
     const auto size = static_cast<std::size_t>(count);
     if (size >= kMostBytes) return false;
@@ -172,7 +174,7 @@ class PlainUnpickle {
   PlainUnpickle& operator=(const PlainUnpickle&) = delete;
   ~PlainUnpickle() { drop_to(0); }
 
-  // A new reference; null, with or without an error set: pickle shall read it.
+  // Return a new reference; null, with or without an error set: leave it to pickle.
   PyObject* object() {
     if (size_ < 2 || data_[0] != 0x80 || data_[1] != 5) return nullptr;
     at_ = 2;
@@ -188,7 +190,7 @@ class PlainUnpickle {
   }
 
  private:
-  static constexpr std::size_t kMostObjects = 1024;  // at a time; PlainPickle writes no more
+  static constexpr std::size_t kMostObjects = 1024;  // on the stack; PlainPickle never needs more
   static constexpr std::size_t kMostMarks = 16;
 
   bool step(unsigned char opcode) {
@@ -265,8 +267,8 @@ class PlainUnpickle {
     return true;
   }
 
-  // Of the objects from `first` on; so for those that follow. (A mark may be above the stack's top:
-  // what was below it can be gone.)
+  // This and the next two take the stack's objects from `first` on. A mark may lie above the top:
+  // what was below it can be gone.
   bool tuple(std::size_t first) {
     if (first > depth_) return false;
     PyObject* const made = PyTuple_New(static_cast<Py_ssize_t>(depth_ - first));
@@ -312,10 +314,10 @@ class PlainUnpickle {
   std::size_t marks_ = 0;
 };
 
-// The pickle of a small plain object; null without an error: it is another one.
+// Return the pickle of a small plain object; null without an error: the object is not one.
 inline PyObject* pickle_plain(PyObject* object) {
 #ifdef Py_GIL_DISABLED
-  static_cast<void>(object);  // (others may change it meanwhile)
+  static_cast<void>(object);  // other threads may change it meanwhile
   return nullptr;
 #else
   PlainPickle pickle;
@@ -324,7 +326,7 @@ inline PyObject* pickle_plain(PyObject* object) {
 #endif
 }
 
-// The object of a pickle, which `otherwise` unpickles if pickle_plain() did not write it.
+// Return the object of a pickle. `otherwise` unpickles what pickle_plain() did not write.
 inline PyObject* unpickle_plain(PyObject* frame, PyObject* otherwise) {
   if (PyByteArray_CheckExact(frame)) {
     PlainUnpickle pickle(PyByteArray_AS_STRING(frame),

@@ -1,6 +1,6 @@
-// What a waiter learns: the gaps between its messages, and how often it loses its core.
-//
-// Times are nanoseconds of CLOCK_MONOTONIC, given by the caller: nothing here reads a clock.
+// Room: wait. The pace: what a waiter learns from the gaps between messages, and about its core.
+// Knows: durations, in nanoseconds of the caller's CLOCK_MONOTONIC.
+// Does not know: how to spin or sleep. Nothing here reads a clock.
 #pragma once
 
 #include <algorithm>
@@ -13,20 +13,20 @@ namespace shmcast {
 inline constexpr std::int64_t kMicrosecond = 1'000;
 inline constexpr std::int64_t kMillisecond = 1'000'000;
 
-// A stretch of time in which to be awake; {0, 0}: better to be woken.
-struct Window {
+// An interval in which to be awake; {0, 0}: being woken is cheaper.
+struct WakeInterval {
   std::int64_t from_ns = 0;
   std::int64_t to_ns = 0;
 };
 
-// The last 16 durations of one kind, and the window that would have served *them* best. As they
-// are, rather than as a mean and a deviation: they cluster, now and then one is far off, and the
-// cluster moves.
+// The last 16 durations of one kind, and the interval that would have served *them* best. Kept as
+// they are rather than as mean and deviation: durations cluster, now and then one is far off, and
+// the cluster moves.
 class History {
  public:
   struct Forecast {
-    Window window;
-    std::int64_t cost_ns;  // what a duration costs with it, on average
+    WakeInterval interval;
+    std::int64_t cost_ns;  // the average cost of a duration with this interval
   };
 
   void record(std::int64_t duration_ns) {
@@ -37,26 +37,26 @@ class History {
 
   bool is_known() const { return count_ >= kLeast; }
 
-  // 0 while it is not known.
+  // Return the median, or 0 while it is unknown.
   std::int64_t median_ns() const {
     if (!is_known()) return 0;
     const Sorted all = sorted(-1);
     return all.values[all.count / 2];
   }
 
-  // Of all windows that hold at least half of the durations in question, the one that would have
-  // cost least, where a duration costs the time spun in it, or the price of a wake-up if the window
-  // missed it. In question are those longer than what has already passed: after a short cluster,
-  // the next longer one has its turn.
+  // Return the interval that would have cost least, of all that hold at least half of the durations
+  // longer than `elapsed_ns`. A duration costs the time spun in the interval or, if the interval
+  // misses it, the price of a wake-up. Shorter durations no longer count: after a short cluster,
+  // the next longer one gets its turn.
   Forecast predict(std::int64_t elapsed_ns, std::int64_t price_ns) const {
     const Sorted longer = sorted(elapsed_ns);
     const std::size_t n = longer.count;
-    Window best;
+    WakeInterval best;
     if (n < kLeast) return {best, price_ns};
     std::int64_t least = static_cast<std::int64_t>(n) * price_ns;
     for (std::size_t i = 0; i < n; ++i) {
       const std::int64_t from = longer.values[i];
-      std::int64_t spun = 0;  // in the durations that the window holds
+      std::int64_t spun = 0;  // over the durations inside the interval
       for (std::size_t j = i; j < n; ++j) {
         const std::int64_t to = longer.values[j];
         spun += to - from;
@@ -81,7 +81,7 @@ class History {
     std::size_t count = 0;
   };
 
-  // Those longer than `elapsed_ns`.
+  // Return the durations longer than `elapsed_ns`, sorted.
   Sorted sorted(std::int64_t elapsed_ns) const {
     Sorted longer;
     for (std::size_t i = 0; i < count_; ++i) {
@@ -96,15 +96,15 @@ class History {
   std::size_t next_ = 0;
 };
 
-// What a waiter knows of its *beats*: messages that were waited for, and that came more than a
-// moment after the one before. A burst is one beat; what lies between two bursts is a gap.
+// What a waiter knows about its *beats*: messages that it waited for and that came more than a
+// moment after the one before. A burst is one beat; the time between two bursts is a gap.
 //
-// In a loop that the source drives, the gaps between beats are steady. In one that the readers'
-// own work drives, the waits are: the source answers when they are through. Both are remembered,
-// and the better forecast counts.
+// In a loop driven by the source, the gaps between beats are steady. In a loop driven by the
+// readers' own work, the waits are steady: the source answers when they are done. Both are recorded
+// and the better forecast is used.
 class Pace {
  public:
-  // A message that was waited for since `began_ns` has come.
+  // Record a message that was waited for since `began_ns`.
   void arrived(std::int64_t now, std::int64_t began_ns) {
     if (last_arrival_ == 0 || now - last_arrival_ > kOneBeatNs) {
       if (last_arrival_ != 0) {
@@ -119,24 +119,24 @@ class Pace {
   bool is_known() const { return gaps_.is_known(); }
   std::int64_t gap_ns() const { return gaps_.median_ns(); }
 
-  // The window, on the clock, in which to spin for the next message in a wait since `began_ns`.
-  Window predict(std::int64_t now, std::int64_t began_ns) const {
+  // Return the interval, on the clock, in which to spin in a wait that began at `began_ns`.
+  WakeInterval predict(std::int64_t now, std::int64_t began_ns) const {
     const std::int64_t price = wake_up_price(gap_ns());
     const History::Forecast by_gap = gaps_.predict(now - beat_, price);
     const History::Forecast by_wait = waits_.predict(now - began_ns, price);
     const bool is_gap = by_gap.cost_ns <= by_wait.cost_ns;
-    const Window& window = is_gap ? by_gap.window : by_wait.window;
-    if (window.to_ns == 0) return {};
+    const WakeInterval& interval = is_gap ? by_gap.interval : by_wait.interval;
+    if (interval.to_ns == 0) return {};
     const std::int64_t start = is_gap ? beat_ : began_ns;
-    return {start + window.from_ns, start + window.to_ns};
+    return {start + interval.from_ns, start + interval.to_ns};
   }
 
  private:
   static constexpr std::int64_t kOneBeatNs = 100 * kMicrosecond;
 
-  // How long spinning may take to save one wake-up. A wake-up costs tens of microseconds of latency
-  // and as much CPU time on the writer's side; a quarter of the gap keeps a core three quarters
-  // idle, a millisecond makes it worth while to spin through the gaps of a fast loop.
+  // Return how much spinning one saved wake-up is worth. A wake-up costs tens of microseconds of
+  // latency, and as much CPU time on the writer's side. A quarter of the gap keeps a core three
+  // quarters idle; a millisecond makes it worthwhile to spin through the gaps of a fast loop.
   static std::int64_t wake_up_price(std::int64_t gap) {
     return std::clamp(gap / 4, kMillisecond, 12 * kMillisecond);
   }
@@ -147,10 +147,10 @@ class Pace {
   std::int64_t last_arrival_ = 0;
 };
 
-// How late a timed sleep ends, mostly: near the 90th percentile, because a step upwards is nine
+// How late timed sleeps end: an estimate near the 90th percentile, because a step upwards is nine
 // times as large as one downwards (a stochastic quantile estimate, Robbins and Monro 1951). Steps
-// are in proportion: it is 60 us on a quiet machine, and a millisecond where a guest waits for its
-// CPU.
+// are proportional: the estimate is 60 us on a quiet machine, and a millisecond where a guest waits
+// for its CPU.
 class Oversleep {
  public:
   void slept(std::int64_t late_ns) {
@@ -159,8 +159,8 @@ class Oversleep {
   }
   std::int64_t typical_ns() const { return typical_ns_; }
 
-  // Whether a nap of that length is worth it: much longer than what it may oversleep. If not, the
-  // next one is a little likelier to be, so that a bad minute is not remembered for ever.
+  // Return whether a nap of this length is worth it: much longer than it may oversleep. A refusal
+  // lowers the estimate a little, so that one bad minute is not remembered for ever.
   bool allows(std::int64_t nap_ns) {
     if (nap_ns >= std::max(kLeastNapNs, 8 * typical_ns_)) return true;
     if (nap_ns >= kLeastNapNs) slept(0);
@@ -174,14 +174,15 @@ class Oversleep {
   std::int64_t typical_ns_ = 100 * kMicrosecond;
 };
 
-// Whether this thread can have its core for itself, by what happened when it tried.
+// Whether this thread has its core for itself, judged by what happened when it spun.
 //
-// A spinner that loses its core for longer than an interrupt takes shares it with somebody: another
-// thread, or (in a virtual machine) another guest. It then stays off for a while, and for twice as
-// long if that happens again soon.
+// A spinner that loses its core for longer than an interrupt takes shares the core with another
+// thread or, in a virtual machine, with another guest. It then parks for a while, and twice as long
+// if that soon happens again.
 class Contention {
  public:
-  // `took_ns` is how long a few microseconds' worth of looks took. True: the core was taken away.
+  // Record that a few microseconds of spinning took `took_ns`. Returns true if the core was taken
+  // away meanwhile.
   bool spun(std::int64_t now, std::int64_t took_ns) {
     if (took_ns < kPreemptedNs) return false;
     const bool again = now - until_ < 4 * pause_ns_;
@@ -189,7 +190,7 @@ class Contention {
     until_ = now + pause_ns_;
     return true;
   }
-  // Until when to stay off; in the past if there is no reason to.
+  // Return until when not to spin. In the past: spinning is fine.
   std::int64_t until_ns() const { return until_; }
 
  private:

@@ -1,0 +1,78 @@
+// Room: bindings. Conversions between Python's values and the core's.
+// Knows: time-outs, figures, seat states, nonces, references.
+// Does not know: endpoints.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "bindings/errors.hpp"
+#include "layout.hpp"
+#include "ring/message.hpp"
+#include "wait/gate.hpp"
+
+namespace shmcast {
+
+namespace nb = nanobind;
+
+// Return a time-out in nanoseconds: kForever for None and for whatever is longer. Throws
+// BadTimeout.
+inline std::int64_t timeout_ns(nb::handle timeout) {
+  if (timeout.is_none()) return kForever;
+  const double seconds = PyFloat_AsDouble(timeout.ptr());  // -1 if it is not a number
+  if (!(seconds >= 0)) {
+    PyErr_Clear();
+    throw BadTimeout("timeout must be None or a number of seconds >= 0");
+  }
+  return seconds < 9e9 ? static_cast<std::int64_t>(seconds * 1e9) : kForever;
+}
+
+// Return a member's figures by the names of the fields of `Statistics`.
+inline nb::dict as_dict(const Figures& now) {
+  nb::dict figures;
+  figures["messages"] = peek(now.messages);
+  figures["payload_bytes"] = peek(now.bytes);
+  figures["fragments"] = peek(now.fragments);
+  figures["abandoned"] = peek(now.abandoned);
+  figures["spins"] = peek(now.spins);
+  figures["parks"] = peek(now.parks);
+  figures["wakeups"] = peek(now.wakeups);
+  figures["wakes"] = peek(now.wakes);
+  figures["preemptions"] = peek(now.preemptions);
+  figures["spun_seconds"] = static_cast<double>(peek(now.spun_ns)) / 1e9;
+  figures["parked_seconds"] = static_cast<double>(peek(now.parked_ns)) / 1e9;
+  figures["gap_seconds"] = static_cast<double>(peek(now.gap_ns)) / 1e9;
+  figures["tensor_sets"] = peek(now.tensor_sets);
+  figures["arena_frames"] = peek(now.arena_frames);
+  figures["arena_full"] = peek(now.arena_full);
+  return figures;
+}
+
+// Return the name of a seat's state. Throws SegmentCorrupted.
+inline const char* name_of(SeatState state) {
+  switch (state) {
+    case SeatState::vacant: return "vacant";
+    case SeatState::attached: return "attached";
+    case SeatState::left: return "left";
+    case SeatState::dropped: return "dropped";
+    case SeatState::claimed: return "claimed";
+    case SeatState::rejoining: return "rejoining";
+  }
+  throw SegmentCorrupted("a seat's state is " + std::to_string(static_cast<unsigned>(state)));
+}
+
+inline Segment::Nonce nonce_of(const nb::bytes& nonce) {
+  if (nonce.size() != kNonceBytes) throw nb::value_error("a nonce has 16 bytes");
+  return Segment::Nonce(static_cast<const std::byte*>(nonce.data()), kNonceBytes);
+}
+
+// Take over a new reference. Throws the pending Python error if it is null.
+inline nb::object owned(PyObject* fresh) {
+  if (fresh == nullptr) throw nb::python_error();
+  return nb::steal(fresh);
+}
+
+}  // namespace shmcast

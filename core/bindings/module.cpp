@@ -1,0 +1,231 @@
+// Room: bindings. The Python module `_core`, which _core.pyi documents.
+// Knows: names, arguments and constructors as Python sees them, one function for each kind.
+// Does not know: what they do.
+//
+// All of the core is this one translation unit, so that a message's path is inlined.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/vector.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <span>
+#include <system_error>
+#include <vector>
+
+#include "arena/arena.hpp"
+#include "arena/mapping.hpp"
+#include "bindings/arena_objects.hpp"
+#include "bindings/convert.hpp"
+#include "bindings/endpoint.hpp"
+#include "bindings/errors.hpp"
+#include "bindings/fork.hpp"
+#include "bindings/reader.hpp"
+#include "bindings/writer.hpp"
+#include "layout.hpp"
+#include "pickle/plain.hpp"
+#include "ring/members.hpp"
+#include "ring/message.hpp"
+#include "ring/reader.hpp"
+#include "wait/gate.hpp"
+#include "wait/hints.hpp"
+#include "wait/waiter.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace shmcast {
+namespace {
+
+void bind_errors(nb::module_& m) {
+  nb::exception<TimedOut>(m, "TimedOut");
+  nb::exception<EndpointClosed>(m, "EndpointClosed");
+  nb::exception<ConcurrentUse>(m, "ConcurrentUse");
+  nb::exception<Forked>(m, "Forked");
+  nb::exception<BadTimeout>(m, "BadTimeout");
+  nb::exception<SeatTaken>(m, "SeatTaken");
+  nb::exception<LayoutMismatch>(m, "LayoutMismatch");
+  nb::exception<SegmentCorrupted>(m, "SegmentCorrupted");
+  nb::exception<MessageTooLarge>(m, "MessageTooLarge");
+  nb::register_exception_translator([](const std::exception_ptr& thrown, void*) {
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const std::system_error& error) {
+      errno = error.code().value();
+      PyErr_SetFromErrno(PyExc_OSError);
+    }
+  });
+}
+
+void bind_waiting(nb::module_& m) {
+  using Mode = WaitPolicy::Mode;
+  nb::class_<WaitPolicy>(m, "WaitPolicy")
+      .def_static("spin", [] { return WaitPolicy{Mode::spin, kForever}; })
+      .def_static("park", [] { return WaitPolicy{Mode::park, 0}; })
+      .def_static(
+          "adaptive", [](std::int64_t ns) { return WaitPolicy{Mode::adaptive, ns}; },
+          "max_spin_ns"_a);
+  m.def("idle_hint", [] { return best_hint().name; });
+}
+
+void bind_pickle(nb::module_& m) {
+  m.def(
+      "pickle_plain",
+      [](nb::handle object) {
+        PyObject* const pickle = pickle_plain(object.ptr());
+        if (pickle == nullptr && PyErr_Occurred() != nullptr) throw nb::python_error();
+        return pickle == nullptr ? nb::none() : nb::steal(pickle);
+      },
+      "obj"_a.none());
+  m.def(
+      "unpickle_plain",
+      [](nb::handle frame, nb::handle otherwise) {
+        return owned(unpickle_plain(frame.ptr(), otherwise.ptr()));
+      },
+      "frame"_a, "otherwise"_a);
+}
+
+// Foreign memory, as Python objects.
+void bind_memory(nb::module_& m) {
+  nb::class_<View>(m, "View", nb::type_slots(buffer_slots<View>()));
+  // Tensors export no buffer, and torch's own way to one, through numpy, takes ten times as long.
+  m.def(
+      "view",
+      [](std::uintptr_t address, std::size_t nbytes, nb::handle owner) {
+        return View(reinterpret_cast<std::byte*>(address), nbytes, nb::borrow(owner));
+      },
+      "address"_a, "nbytes"_a, "owner"_a);
+  m.def(
+      "copy",
+      [](std::uintptr_t address, std::size_t nbytes) {
+        return nb::bytearray(reinterpret_cast<const char*>(address), nbytes);
+      },
+      "address"_a, "nbytes"_a);
+}
+
+void bind_arena(nb::module_& m) {
+  m.attr("EXTENTS") = Arena::kExtents;
+  nb::class_<Claim>(m, "Claim");
+  nb::class_<ArenaMapping>(m, "Mapping", nb::is_weak_referenceable())
+      .def(
+          "__init__",
+          [](ArenaMapping* self, int fd, std::size_t nbytes, bool writable) {
+            new (self) ArenaMapping(fd, nbytes, writable ? Access::write : Access::read);
+          },
+          "fd"_a, "nbytes"_a, "writable"_a)
+      .def_prop_ro("address",
+                   [](const ArenaMapping& mapping) {
+                     return reinterpret_cast<std::uintptr_t>(mapping.bytes().data());
+                   })
+      .def_rw("keeper", &ArenaMapping::keeper, nb::for_setter(nb::arg().none()))
+      .def(
+          "reserve",
+          [](ArenaMapping& mapping, std::uint64_t nbytes) {
+            const nb::gil_scoped_release release;
+            return mapping.reserve(nbytes);
+          },
+          "nbytes"_a);
+  nb::class_<Lease>(m, "Lease", nb::type_slots(buffer_slots<Lease>()))
+      .def_prop_ro("is_pinned", &Lease::is_pinned)
+      .def_prop_ro(
+          "address",
+          [](const Lease& lease) { return reinterpret_cast<std::uintptr_t>(lease.data()); })
+      .def_prop_ro("nbytes", &Lease::size)
+      .def("copy_on_write", [](nb::handle self) {
+        return nb::cast(new CopyOnWrite(nb::borrow(self), nb::cast<Lease&>(self)),
+                        nb::rv_policy::take_ownership);
+      });
+  nb::class_<CopyOnWrite>(m, "CopyOnWrite", nb::type_slots(buffer_slots<CopyOnWrite>()));
+  nb::class_<Loan>(m, "Loan", nb::type_slots(buffer_slots<Loan>()), nb::is_weak_referenceable())
+      .def_prop_ro("extent", &Loan::id)
+      .def_ro("views", &Loan::views)
+      .def_static("covers", &Loan::covers, "address"_a);
+}
+
+// Return the members of a segment in which this process has no endpoint.
+std::vector<Peer> peers_in(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce) {
+  Py_buffer view;
+  if (PyObject_GetBuffer(memory.ptr(), &view, PyBUF_WRITABLE) != 0) throw nb::python_error();
+  const std::unique_ptr<Py_buffer, decltype(&PyBuffer_Release)> held(&view, &PyBuffer_Release);
+  const std::span<std::byte> bytes(static_cast<std::byte*>(view.buf),
+                                   static_cast<std::size_t>(view.len));
+  return peers(Segment::attach(bytes, geometry, nonce_of(nonce)));
+}
+
+void bind_members(nb::module_& m) {
+  nb::class_<Geometry>(m, "Geometry")
+      .def(nb::init<std::uint32_t, std::uint32_t, std::uint64_t, std::uint32_t>(), "readers"_a,
+           "slots"_a, "slot_capacity"_a, "extents"_a)
+      .def_prop_ro("segment_bytes", &Geometry::segment_bytes);
+  nb::class_<Identity>(m, "Identity")
+      .def(
+          "__init__",
+          [](Identity* self, std::uint64_t start_time, std::uint64_t pid_namespace) {
+            new (self) Identity{start_time, pid_namespace, static_cast<std::uint32_t>(getpid())};
+          },
+          "start_time"_a, "pid_namespace"_a);
+  nb::class_<Peer>(m, "Peer")
+      .def_ro("index", &Peer::index)
+      .def_ro("seat", &Peer::seat)
+      .def_prop_ro("state", [](const Peer& peer) { return name_of(Seat::state(peer.seat)); })
+      .def_prop_ro("pid", [](const Peer& peer) { return Seat::pid(peer.seat); })
+      .def_prop_ro("start_time", [](const Peer& peer) { return peer.identity.start_time; })
+      .def_prop_ro("pid_namespace", [](const Peer& peer) { return peer.identity.pid_namespace; })
+      .def_ro("behind", &Peer::behind);
+  m.def("peers", &peers_in, "memory"_a, "geometry"_a, "nonce"_a);
+  m.attr("VACANT") = RingReader::kVacant;
+}
+
+void bind_endpoints(nb::module_& m) {
+  nb::class_<Endpoint>(m, "Endpoint")
+      .def("peers", &Endpoint::look_at_peers)
+      .def("wait_ready", &Endpoint::wait_ready, "timeout"_a = nb::none())
+      .def("close", &Endpoint::close)
+      .def("alarm", &Endpoint::alarm)
+      .def("attached", &Endpoint::attached)
+      .def("figures", &Endpoint::figures)
+      .def("begin_tensor_set", &Endpoint::begin_tensor_set)
+      .def("tensor_sets", &Endpoint::tensor_sets);
+
+  nb::class_<PyRingWriter, Endpoint>(m, "RingWriter")
+      .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, const WaitPolicy&, nb::object,
+                    nb::object, const Identity&, nb::object>(),
+           "memory"_a, "geometry"_a, "nonce"_a, "wait"_a, "is_crowded"_a, "watch"_a.none(), "who"_a,
+           "arena"_a.none())
+      .def("loan", &PyRingWriter::loan, "nbytes"_a)
+      .def("is_done", &PyRingWriter::is_done, "extent"_a, "look"_a)
+      .def("sent", &PyRingWriter::sent)
+      .def("arena_reserved", &PyRingWriter::arena_reserved)
+      .def("publish", &PyRingWriter::publish, "frames"_a, "timeout"_a = nb::none())
+      .def("fetch_ahead", &PyRingWriter::fetch_ahead)
+      .def("lags", &PyRingWriter::lags)
+      .def("reader_figures", &PyRingWriter::reader_figures);
+
+  nb::class_<PyRingReader, Endpoint>(m, "RingReader")
+      .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, std::uint32_t, const WaitPolicy&,
+                    nb::object, nb::object, nb::object, const Identity&, std::uint64_t,
+                    nb::object>(),
+           "memory"_a, "geometry"_a, "nonce"_a, "index"_a, "wait"_a, "is_crowded"_a,
+           "warmup"_a.none(), "watch"_a.none(), "who"_a, "found"_a, "arena"_a.none())
+      .def("consume", &PyRingReader::consume, "timeout"_a = nb::none(), "copy"_a = true);
+}
+
+}  // namespace
+}  // namespace shmcast
+
+NB_MODULE(_core, m) {
+  using namespace shmcast;
+  count_forks();
+  // A program may still hold arrays over the arena when the interpreter exits: no leak.
+  nb::set_leak_warnings(false);
+  bind_errors(m);
+  bind_waiting(m);
+  bind_pickle(m);
+  bind_memory(m);
+  bind_arena(m);
+  bind_members(m);
+  bind_endpoints(m);
+}

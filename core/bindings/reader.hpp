@@ -1,0 +1,278 @@
+// Room: bindings. A reader of a ring, for Python.
+// Knows: the list of frames to return, and the memory that each of them needs.
+// Does not know: what is in them, or how waiting and closing work.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "arena/mapping.hpp"
+#include "bindings/arena_objects.hpp"
+#include "bindings/convert.hpp"
+#include "bindings/endpoint.hpp"
+#include "bindings/errors.hpp"
+#include "bindings/frame_pool.hpp"
+#include "layout.hpp"
+#include "ring/message.hpp"
+#include "ring/reader.hpp"
+#include "wait/gate.hpp"
+#include "wait/waiter.hpp"
+
+namespace shmcast {
+
+namespace nb = nanobind;
+
+class PyRingReader final : public Endpoint {
+ public:
+  PyRingReader(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce,
+               std::uint32_t index, const WaitPolicy& policy, nb::object is_crowded,
+               nb::object warmup, nb::object watch, const Identity& who, std::uint64_t found,
+               nb::object arena)
+      : Endpoint(memory, std::move(is_crowded), std::move(watch)),
+        warmup_(std::move(warmup)),
+        mapping_(std::move(arena)),
+        index_(index),
+        segment_(Segment::attach(this->memory(), geometry, nonce_of(nonce))),
+        ring_(seated(segment_, index, who, found), index, policy, found) {}
+  ~PyRingReader() override { close(); }
+
+  // Return the frames of the next message. A call that ends in TimedOut or a signal keeps its
+  // place: the next call resumes it.
+  nb::object consume(nb::handle timeout, bool copy) {
+    const Use use(*this);
+    const std::int64_t patience = timeout_ns(timeout);
+    for (;;) {
+      switch (phase_) {
+        case Phase::idle:
+          // Where a foreign process writes to the segment, begin() may not find what has_message()
+          // has found.
+          if (!ring_.has_message() || ring_.begin(0, stop()) != Outcome::ready) {
+            wait(patience, [this](std::int64_t deadline) { return ring_.begin(deadline, stop()); });
+          }
+          begin_table();
+          break;
+        case Phase::table:
+          if (fetch(patience)) go_on_with_table();
+          break;
+        case Phase::frames:
+          if (fetch(patience)) return end(copy);
+          break;
+      }
+    }
+  }
+
+ private:
+  enum class Phase : std::uint8_t { idle, table, frames };
+  static constexpr std::size_t kTablePart = 4096;  // sizes
+  static constexpr std::size_t kPooledFrame = 256 * 1024;
+
+  static const Segment& seated(const Segment& segment, std::uint32_t index, const Identity& who,
+                               std::uint64_t found) {
+    if (index >= segment.geometry().readers) throw nb::index_error("no such reader index");
+    if (!RingReader::attach(segment, index, who, found)) {
+      // relaxed: for the text only.
+      const std::uint64_t seat = peek(segment.member(index).seat);
+      const bool gone = Seat::state(seat) == SeatState::left;
+      throw SeatTaken((gone ? "was taken, and left, by process " : "is taken by process ") +
+                      std::to_string(Seat::pid(seat)));
+    }
+    return segment;
+  }
+
+  // Fill all pieces. Returns false if the writer has abandoned the message.
+  bool fetch(std::int64_t patience) {
+    Outcome outcome;
+    if (ring_.is_immediate()) {
+      outcome = ring_.fetch(0, stop());
+    } else {
+      outcome =
+          wait(patience, [this](std::int64_t deadline) { return ring_.fetch(deadline, stop()); });
+    }
+    if (outcome == Outcome::ready) return true;
+    reset();
+    return false;
+  }
+
+  void begin_table() {
+    or_drop([this] {
+      entries_.clear();
+      if (ring_.frame_count() > 1) {
+        extend_table();
+      } else {
+        if (ring_.frame_count() == 1) entries_.push_back(ring_.remaining());
+        make_frames();
+      }
+    });
+  }
+
+  void go_on_with_table() {
+    or_drop([this] {
+      if (entries_.size() < ring_.frame_count()) {
+        extend_table();
+      } else {
+        make_frames();
+      }
+    });
+  }
+
+  // Fetch the next part of the frame table. In parts, so that a table takes memory as it arrives,
+  // not as its descriptor promises.
+  void extend_table() {
+    const std::size_t got = entries_.size();
+    entries_.resize(std::min<std::uint64_t>(ring_.frame_count(), got + kTablePart));
+    const MutablePiece part{reinterpret_cast<std::byte*>(&entries_[got]),
+                            (entries_.size() - got) * sizeof(std::uint64_t)};
+    ring_.into({&part, 1});
+    phase_ = Phase::table;
+  }
+
+  void make_frames() {
+    ring_.check_entries(entries_);
+    pool_.tick();
+    payload_ = payload_bytes(entries_);
+    frames_ = owned(PyList_New(static_cast<Py_ssize_t>(entries_.size())));
+    pieces_.clear();
+    const auto in_arena = static_cast<std::size_t>(
+        std::count_if(entries_.begin(), entries_.end(), FrameEntry::is_in_arena));
+    offsets_.resize(in_arena);
+    holds_.reserve(in_arena);
+    for (std::size_t i = 0; i < entries_.size(); ++i) {
+      if (FrameEntry::is_in_arena(entries_[i])) {
+        // Count it as held before the message's last fragment is released.
+        pieces_.push_back(
+            {reinterpret_cast<std::byte*>(&offsets_[holds_.size()]), sizeof(ArenaOffset)});
+        holds_.emplace_back(memory_owner(),
+                            segment_.held(index_, extent_of(FrameEntry::extent(entries_[i]))));
+      } else {
+        nb::object frame = own_frame(entries_[i]);
+        pieces_.push_back({bytes_of(frame), entries_[i]});
+        set_frame(i, std::move(frame));
+      }
+    }
+    ring_.into(pieces_);
+    phase_ = Phase::frames;
+  }
+
+  // Return memory for a frame, uninitialised.
+  nb::object own_frame(std::size_t size) {
+    return size < kPooledFrame ? fresh_frame(size) : pool_.take(size);
+  }
+
+  void set_frame(std::size_t i, nb::object frame) {
+    PyList_SET_ITEM(frames_.ptr(), static_cast<Py_ssize_t>(i), frame.release().ptr());
+  }
+
+  std::uint32_t extent_of(std::uint32_t extent) const {
+    const std::uint32_t extents = segment_.geometry().extents;
+    if (extent >= extents) {
+      throw_corrupted("a frame's extent", extent, "the arena's count", extents);
+    }
+    return extent;
+  }
+
+  // After the fetch, put the frames that are in the arena into their places in the list.
+  void make_views(bool copy) {
+    const Mapping& mapping = nb::cast<ArenaMapping&>(mapping_);
+    const std::uint64_t bound = mapping.bytes().size();
+    std::size_t next = 0;
+    for (std::size_t i = 0; i < entries_.size(); ++i) {
+      if (!FrameEntry::is_in_arena(entries_[i])) continue;
+      const ArenaOffset offset = offsets_[next];
+      const std::uint64_t size = FrameEntry::bytes(entries_[i]);
+      if (offset > bound || size > bound - offset) {
+        throw_corrupted("a frame's end in the arena", offset + size, "the arena's size", bound);
+      }
+      if (copy) {
+        nb::object frame = own_frame(size);
+        {
+          const nb::gil_scoped_release release;
+          std::memcpy(bytes_of(frame), mapping.bytes().data() + offset, size);
+        }
+        set_frame(i, std::move(frame));
+      } else {
+        const nb::object lease =
+            nb::cast(Lease(std::move(holds_[next]), mapping_, offset, size), nb::rv_policy::move);
+        set_frame(i, owned(PyMemoryView_FromObject(lease.ptr())));
+      }
+      ++next;
+    }
+    ring_.count_arena(next);
+  }
+
+  // Run the step, and drop the message if it throws: a message that there is no memory for is lost
+  // to this reader, the next one is not.
+  template <class Step>
+  void or_drop(Step step) {
+    try {
+      step();
+    } catch (...) {
+      ring_.drop();
+      reset();
+      throw;
+    }
+  }
+
+  nb::object end(bool copy) {
+    // What is consumed and then can't be returned is lost to this reader, as in or_drop().
+    const Resetting resetting(*this);
+    ring_.end(payload_);
+    if (!holds_.empty()) make_views(copy);
+    return std::move(frames_);
+  }
+
+  class Resetting {
+   public:
+    explicit Resetting(PyRingReader& reader) : reader_(reader) {}
+    Resetting(const Resetting&) = delete;
+    Resetting& operator=(const Resetting&) = delete;
+    ~Resetting() { reader_.reset(); }
+
+   private:
+    PyRingReader& reader_;
+  };
+
+  void reset() {
+    frames_.reset();
+    holds_.clear();
+    phase_ = Phase::idle;
+  }
+
+  Waiter& waiter() override { return ring_.waiter; }
+  const Figures& own_figures() const override { return ring_.figures(); }
+  void count_tensor_set() override { ring_.begin_tensor_set(); }
+  void warm_up() override {
+    if (!warmup_.is_none()) warmup_();
+  }
+  Outcome wait_attached(std::int64_t deadline_ns) override {
+    return ring_.wait_ready(deadline_ns, stop());
+  }
+  void interrupt() override { ring_.interrupt(); }
+  void leave() override {
+    reset();  // release what it holds of an unfinished message
+    ring_.leave();
+  }
+  const Segment& segment() const override { return segment_; }
+
+  nb::object warmup_;
+  nb::object mapping_;
+  std::uint32_t index_;
+  Segment segment_;
+  RingReader ring_;
+  Phase phase_ = Phase::idle;
+  std::vector<std::uint64_t> entries_;  // the frame table
+  std::vector<MutablePiece> pieces_;
+  std::vector<ArenaOffset> offsets_;  // of the frames that are in the arena, in order
+  std::vector<Hold> holds_;           // one for each of these, until a lease takes it over
+  nb::object frames_;                 // the list that consume() returns, while it is being filled
+  FramePool pool_;
+  std::uint64_t payload_ = 0;
+};
+
+}  // namespace shmcast

@@ -1,0 +1,266 @@
+// Room: bindings. The writer of a ring, for Python.
+// Knows: buffers to send, and which of them go through the arena.
+// Does not know: what is in them, or how waiting and closing work.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "arena/arena.hpp"
+#include "arena/wide_copy.hpp"
+#include "bindings/arena_objects.hpp"
+#include "bindings/convert.hpp"
+#include "bindings/endpoint.hpp"
+#include "bindings/errors.hpp"
+#include "layout.hpp"
+#include "ring/message.hpp"
+#include "ring/writer.hpp"
+#include "wait/gate.hpp"
+#include "wait/pace.hpp"
+#include "wait/waiter.hpp"
+
+namespace shmcast {
+
+namespace nb = nanobind;
+
+class PyRingWriter final : public Endpoint {
+ public:
+  PyRingWriter(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce,
+               const WaitPolicy& policy, nb::object is_crowded, nb::object watch,
+               const Identity& who, nb::object arena)
+      : Endpoint(memory, std::move(is_crowded), std::move(watch)),
+        segment_(Segment::format(checked(geometry), geometry, nonce_of(nonce), who)),
+        ring_(segment_, policy),
+        mapping_(std::move(arena)) {
+    if (mapping_.is_none()) return;
+    if (geometry.extents != Arena::kExtents) throw nb::value_error("an arena has EXTENTS extents");
+    arena_ = std::make_shared<Arena>(nb::cast<ArenaMapping&>(mapping_), segment_);
+  }
+  ~PyRingWriter() override { close(); }
+
+  void publish(nb::handle frames, nb::handle timeout) {
+    const Use use(*this);
+    const std::int64_t patience = timeout_ns(timeout);
+    const Buffers buffers(*this, frames);
+    const Settling settling(*this);
+    if (arena_ != nullptr && pieces_.size() > 1) put_in_arena();
+    ring_.begin(pieces_, entries_);
+    for (const std::uint32_t reader : ring_.admitted()) {
+      if (arena_ != nullptr) arena_->mark_alive(reader);
+    }
+    if (ring_.is_immediate()) {
+      if (ring_.advance(0, stop()) != Outcome::ready) throw EndpointClosed("closed");
+    } else {
+      try {
+        wait(patience, [this](std::int64_t deadline) { return ring_.advance(deadline, stop()); });
+      } catch (...) {
+        ring_.abandon();
+        settle();  // all of it may be published, if something threw after the wait
+        throw;
+      }
+    }
+    settle();
+  }
+
+  // Return memory of the arena for the caller to fill. None: no room.
+  nb::object loan(std::size_t size) {
+    const Use use(*this);
+    const auto id = arena_ == nullptr ? std::nullopt : allocate(size);
+    if (!id) {
+      ring_.count_arena(0, 1);
+      return nb::none();
+    }
+    return nb::cast(new Loan(arena_, mapping_, *id, size), nb::rv_policy::take_ownership);
+  }
+
+  // Return whether every reader is done with all messages that refer to the extent. `look`: also
+  // find out whose process has exited.
+  bool is_done(std::uint32_t extent, bool look) {
+    const Use use(*this);
+    if (arena_ == nullptr || extent >= Arena::kExtents) throw nb::index_error("no such extent");
+    if (arena_->is_done(extent)) return true;
+    return look && mark_exited_dead() && arena_->is_done(extent);
+  }
+
+  // Return the extents that the last message refers to.
+  const std::vector<std::uint32_t>& sent() const { return sent_; }
+
+  std::uint64_t arena_reserved() const {
+    return mapping_.is_none() ? 0 : nb::cast<ArenaMapping&>(mapping_).reserved();
+  }
+
+  void fetch_ahead() {
+    const Use use(*this);
+    ring_.fetch_ahead();
+  }
+
+  std::vector<std::uint64_t> lags() const { return ring_.lags(); }
+  nb::list reader_figures() const {
+    nb::list readers;
+    for (std::uint32_t i = 0; i < segment_.geometry().readers; ++i) {
+      readers.append(as_dict(segment_.reader_figures(i)));
+    }
+    return readers;
+  }
+
+ private:
+  // The frames' buffers, held during one publish().
+  class Buffers {
+   public:
+    Buffers(PyRingWriter& writer, nb::handle frames) : writer_(writer) {
+      const nb::object items =
+          nb::steal(PySequence_Fast(frames.ptr(), "frames must be a sequence of buffers"));
+      if (!items.is_valid()) throw nb::python_error();
+      const Py_ssize_t count = PySequence_Fast_GET_SIZE(items.ptr());
+      for (Py_ssize_t i = 0; i < count; ++i) {
+        Py_buffer view;
+        if (PyObject_GetBuffer(PySequence_Fast_GET_ITEM(items.ptr(), i), &view, PyBUF_SIMPLE) !=
+            0) {
+          release();
+          throw nb::python_error();
+        }
+        writer.views_.push_back(view);
+        writer.pieces_.push_back(
+            {static_cast<const std::byte*>(view.buf), static_cast<std::size_t>(view.len)});
+      }
+    }
+    Buffers(const Buffers&) = delete;
+    Buffers& operator=(const Buffers&) = delete;
+    ~Buffers() { release(); }
+
+   private:
+    void release() {
+      for (Py_buffer& view : writer_.views_) PyBuffer_Release(&view);
+      writer_.views_.clear();
+      writer_.pieces_.clear();
+    }
+    PyRingWriter& writer_;
+  };
+
+  // The extents filled for one publish(): at its end the writer gives them back, and only readers
+  // keep them in use.
+  class Settling {
+   public:
+    explicit Settling(PyRingWriter& writer) : writer_(writer) {
+      writer_.entries_.clear();
+      writer_.sent_.clear();
+      writer_.filled_.clear();
+    }
+    Settling(const Settling&) = delete;
+    Settling& operator=(const Settling&) = delete;
+    ~Settling() {
+      for (const std::uint32_t id : writer_.filled_) writer_.arena_->give_back(id);
+    }
+
+   private:
+    PyRingWriter& writer_;
+  };
+
+  // Keep the message's extents in use until every reader has reached its end.
+  void settle() {
+    for (const std::uint32_t id : sent_) arena_->sent(id, ring_.published());
+  }
+
+  // Copy frames of this size or larger to the arena: once, however many readers there are.
+  static constexpr std::size_t kArenaFrame = 256 * 1024;
+  static constexpr std::int64_t kExitCheckNs = 100 * kMillisecond;
+
+  // Let the message carry only the place of frames that lie in the arena, and of large frames that
+  // find room there.
+  void put_in_arena() {
+    offsets_.resize(pieces_.size());
+    std::uint64_t full = 0;
+    for (std::size_t i = 0; i < pieces_.size(); ++i) {
+      ConstPiece& piece = pieces_[i];
+      entries_.push_back(piece.size);
+      auto id = arena_->find(piece.data, piece.size);
+      if (id) {
+        offsets_[i] = arena_->offset(piece.data);
+      } else if (piece.size >= kArenaFrame) {
+        id = allocate(piece.size);
+        if (!id) {
+          ++full;
+          continue;
+        }
+        filled_.push_back(*id);
+        std::byte* const to = arena_->data(*id);
+        {
+          const nb::gil_scoped_release release;
+          wide_copy(to, piece.data, piece.size);
+        }
+        offsets_[i] = arena_->offset(to);
+      } else {
+        continue;
+      }
+      entries_[i] = FrameEntry::in_arena(*id, piece.size);
+      piece = {reinterpret_cast<const std::byte*>(&offsets_[i]), sizeof(ArenaOffset)};
+      sent_.push_back(*id);
+    }
+    if (sent_.empty()) entries_.clear();
+    ring_.count_arena(sent_.size(), full);
+  }
+
+  std::optional<std::uint32_t> allocate(std::size_t size) {
+    const auto reserve = [this](std::uint64_t bytes) {
+      auto& mapping = nb::cast<ArenaMapping&>(mapping_);
+      const nb::gil_scoped_release release;
+      return mapping.reserve(bytes);
+    };
+    auto id = arena_->allocate(size, reserve);
+    if (!id && mark_exited_dead()) id = arena_->allocate(size, reserve);
+    return id;
+  }
+
+  // Free what readers hold whose processes have exited. Returns false if it is too soon to look
+  // again.
+  bool mark_exited_dead() {
+    const std::int64_t now = monotonic_ns();
+    if (now < next_exit_check_ns_) return false;
+    next_exit_check_ns_ = now + kExitCheckNs;
+    for (const nb::handle reader : exited_readers()) {
+      arena_->mark_dead(nb::cast<std::uint32_t>(reader));
+    }
+    return true;
+  }
+
+  std::span<std::byte> checked(const Geometry& geometry) const {
+    if (geometry.segment_bytes() > memory().size()) {
+      throw nb::value_error("the memory is smaller than the geometry asks for");
+    }
+    return memory();
+  }
+  Waiter& waiter() override { return ring_.waiter; }
+  const Figures& own_figures() const override { return ring_.figures(); }
+  void count_tensor_set() override { ring_.begin_tensor_set(); }
+  Outcome wait_attached(std::int64_t deadline_ns) override {
+    return ring_.wait_ready(deadline_ns, stop());
+  }
+  void interrupt() override { ring_.interrupt(); }
+  void leave() override { ring_.close(); }
+  const Segment& segment() const override { return segment_; }
+  void drop(std::uint32_t index, std::uint64_t seat) override {
+    ring_.drop(index, seat);
+    if (arena_ != nullptr) arena_->mark_dead(index);
+  }
+
+  Segment segment_;
+  RingWriter ring_;
+  nb::object mapping_;
+  std::shared_ptr<Arena> arena_;  // loans may outlive this writer; null: there is none
+  std::int64_t next_exit_check_ns_ = 0;
+  std::vector<Py_buffer> views_;
+  std::vector<ConstPiece> pieces_;
+  std::vector<std::uint64_t> entries_;  // the frame table; empty: no frame is in the arena
+  std::vector<ArenaOffset> offsets_;    // of the pieces_ that are in the arena
+  std::vector<std::uint32_t> sent_;     // the extents of these
+  std::vector<std::uint32_t> filled_;   // the extents among them that were allocated here
+};
+
+}  // namespace shmcast

@@ -1,0 +1,84 @@
+// Room: ring. The members: who is in a ring, as any of them or an observer sees it.
+// Knows: seats, identities, progress.
+// Does not know: whether a process is alive, or what to do about one that is not.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <vector>
+
+#include "layout.hpp"
+#include "wait/gate.hpp"
+#include "wait/waiter.hpp"
+
+namespace shmcast {
+
+// Return how many readers have attached so far.
+inline std::uint32_t attached_readers(const Segment& segment) {
+  std::uint32_t count = 0;
+  for (std::uint32_t i = 0; i < segment.geometry().readers; ++i) {
+    // seq_cst: read between announce() and park(); pairs with RingReader::attach().
+    const auto seat = std::atomic_ref(segment.member(i).seat).load(std::memory_order_seq_cst);
+    if (Seat::state(seat) != SeatState::vacant) ++count;
+  }
+  return count;
+}
+
+// Return a count that changes whenever somebody takes a seat.
+inline std::uint32_t arrivals_so_far(const Segment& segment) {
+  // relaxed: a hint.
+  return std::atomic_ref(segment.lobby().arrivals).load(std::memory_order_relaxed);
+}
+
+// A member as its peers see it.
+struct Peer {
+  std::uint32_t index;   // of a reader; the writer's is the number of readers
+  std::uint64_t seat;    // a Seat
+  Identity identity;     // start time 0: not written yet
+  std::uint64_t behind;  // fragments published and not yet consumed
+};
+
+// Return all members: the readers by index, then the writer.
+inline std::vector<Peer> peers(const Segment& segment) {
+  const std::uint64_t published = peek(segment.writer_figures().fragments);
+  std::vector<Peer> all;
+  for (std::uint32_t i = 0; i < segment.geometry().readers; ++i) {
+    Member& member = segment.member(i);
+    // acquire: pairs with RingReader::attach() and leave().
+    const auto seat = std::atomic_ref(member.seat).load(std::memory_order_acquire);
+    // acquire: pairs with the release store of the start time in RingReader::attach().
+    const auto start = std::atomic_ref(member.identity.start_time).load(std::memory_order_acquire);
+    const Identity identity{start, peek(member.identity.pid_namespace), Seat::pid(seat)};
+    const std::uint64_t consumed = peek(member.consumed);
+    all.push_back({i, seat, identity, consumed >= published ? 0 : published - consumed});
+  }
+  // acquire: pairs with RingWriter::close().
+  const bool is_closed =
+      std::atomic_ref(segment.lobby().closed).load(std::memory_order_acquire) != 0;
+  const Identity& writer = segment.header().writer;
+  const auto state = is_closed ? SeatState::left : SeatState::attached;
+  all.push_back({segment.geometry().readers, Seat::pack(writer.pid, state), writer, 0});
+  return all;
+}
+
+// Return how many sets of device tensors each member has begun: the readers by index, then the
+// writer.
+inline std::vector<std::uint64_t> tensor_sets(const Segment& segment) {
+  std::vector<std::uint64_t> sets;
+  for (std::uint32_t i = 0; i < segment.geometry().readers; ++i) {
+    sets.push_back(peek(segment.reader_figures(i).tensor_sets));
+  }
+  sets.push_back(peek(segment.writer_figures().tensor_sets));
+  return sets;
+}
+
+// Wait until all readers have attached. Parks on the endpoint's own gate.
+template <class Stop>
+Outcome wait_all_attached(const Segment& segment, Waiter& waiter, Gate gate,
+                          std::int64_t deadline_ns, Stop stop) {
+  const auto ready = [&] { return attached_readers(segment) == segment.geometry().readers; };
+  const std::uint64_t& nearby = segment.lobby().gate;  // `arrivals` lies in the same line
+  return waiter.wait(gate, deadline_ns, nearby, Beat::no, ready, stop);
+}
+
+}  // namespace shmcast

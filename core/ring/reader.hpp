@@ -1,0 +1,305 @@
+// Room: ring. A reader's side of the protocol in message.hpp.
+// Knows: taking a seat, consuming, leaving.
+// Does not know: what is in a frame, where its bytes are copied to, Python.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "layout.hpp"
+#include "ring/members.hpp"
+#include "ring/message.hpp"
+#include "wait/gate.hpp"
+#include "wait/waiter.hpp"
+
+namespace shmcast {
+
+class RingReader {
+ public:
+  static constexpr std::uint64_t kVacant = Seat::pack(0, SeatState::vacant);
+
+  // Take the seat `index`. `found` is the seat as it was read: vacant, or that of a reader which
+  // the caller knows to be dead. Returns false if the seat has changed since.
+  static bool attach(const Segment& segment, std::uint32_t index, const Identity& who,
+                     std::uint64_t found = kVacant) {
+    Member& member = segment.member(index);
+    Lobby& lobby = segment.lobby();
+    const auto seat = std::atomic_ref(member.seat);
+    const bool is_first = found == kVacant;
+    const auto taken = is_first ? SeatState::attached : SeatState::claimed;
+    // seq_cst: pairs with attached_readers(), called between announce() and park(). Its acquire
+    // half pairs with the last owner's stores to the seat and RingWriter::drop(); of two who want
+    // the seat, one gets it. relaxed on failure: nothing is read.
+    if (!seat.compare_exchange_strong(found, Seat::pack(who.pid, taken), std::memory_order_seq_cst,
+                                      std::memory_order_relaxed)) {
+      return false;
+    }
+    put(member.identity.pid_namespace, who.pid_namespace);
+    // release: pairs with peers(); who sees the start time sees the pid namespace.
+    std::atomic_ref(member.identity.start_time).store(who.start_time, std::memory_order_release);
+    if (!is_first) {
+      // Free what the dead reader held in the arena, even if this one leaves before it is attached.
+      // relaxed: ordered by the store of `consumed` below.
+      for (std::uint32_t extent = 0; extent < segment.geometry().extents; ++extent) {
+        std::atomic_ref(segment.held(index, extent)).store(0, std::memory_order_relaxed);
+      }
+      // Let the writer wait for the dead reader no longer. seq_cst: as in leave(). This is done
+      // before the writer can attach this reader, in RingWriter::admit().
+      std::atomic_ref(member.consumed).store(kNever, std::memory_order_seq_cst);
+      // release: pairs with RingWriter::admit(); who sees the state sees all of the above.
+      seat.store(Seat::pack(who.pid, SeatState::rejoining), std::memory_order_release);
+      // release: pairs with the acquire in RingWriter::begin().
+      std::atomic_ref(lobby.rejoins).fetch_add(1, std::memory_order_release);
+    }
+    // relaxed: a hint that there is somebody to watch.
+    std::atomic_ref(lobby.arrivals).fetch_add(1, std::memory_order_relaxed);
+    Gate(segment.writer_seat().gate).wake();
+    Gate(lobby.gate).wake();
+    return true;
+  }
+
+  // The seat must have been taken by attach(), with the same `found`.
+  RingReader(Segment segment, std::uint32_t index, const WaitPolicy& policy,
+             std::uint64_t found = kVacant)
+      : waiter(policy, segment.reader_figures(index)),
+        segment_(segment),
+        figures_(segment.reader_figures(index)),
+        index_(index),
+        next_(found == kVacant ? 0 : kNotAdmitted) {}
+
+  Waiter waiter;
+
+  // Return whether the start of a message is there, so that begin() will not wait.
+  bool has_message() const {
+    return readable() && Descriptor::starts(peek(segment_.slot_of(next_).descriptor));
+  }
+
+  // Wait for the next message. After `ready`, frame_count() and the frame table describe it.
+  template <class Stop>
+  Outcome begin(std::int64_t deadline_ns, Stop stop) {
+    for (;;) {
+      if (next_ == kNotAdmitted) {
+        const Outcome outcome = wait_admitted(deadline_ns, stop);
+        if (outcome != Outcome::ready) return outcome;
+      }
+      const Outcome outcome = wait_readable(deadline_ns, stop, Beat::yes);
+      if (outcome != Outcome::ready) return outcome;
+      const Slot& slot = segment_.slot_of(next_);
+      const std::uint64_t word = peek(slot.descriptor);  // read once: use the value that is checked
+      if (Descriptor::starts(word)) {
+        waiter.arrived(slot.sent_ns);
+        frames_ = Descriptor::frames(word);
+        remaining_ = Descriptor::bytes(word);
+        if (table_bytes(frames_) > remaining_) corrupted(word);
+        one_slot_ = remaining_ <= capacity();
+        first_ = next_;
+        cursor_ = 0;
+        return Outcome::ready;
+      }
+      release_slot();  // the rest of a message given up by drop()
+    }
+  }
+
+  std::uint64_t frame_count() const { return frames_; }
+
+  // Return whether the message lies in one slot, so that fetch() will not wait.
+  bool is_immediate() const { return one_slot_; }
+
+  // Check that the frame table, or the size of a single frame, adds up to the bytes remaining.
+  // Throws SegmentCorrupted.
+  void check_entries(std::span<const std::uint64_t> entries) const {
+    std::uint64_t left = remaining_;
+    for (const std::uint64_t entry : entries) {
+      const std::uint64_t size = FrameEntry::inline_bytes(entry);
+      if (size > left) corrupted(size);
+      left -= size;
+    }
+    if (left != 0) corrupted(left);
+  }
+  std::uint64_t remaining() const { return remaining_; }
+
+  // Set where to copy the next bytes of the message.
+  void into(std::span<const MutablePiece> pieces) {
+    pieces_.assign(pieces.begin(), pieces.end());
+    piece_ = 0;
+    offset_ = 0;
+  }
+
+  // Fill the pieces set by into(). `abandoned`: the writer gave the message up; begin() the next.
+  template <class Stop>
+  Outcome fetch(std::int64_t deadline_ns, Stop stop) {
+    while (piece_ != pieces_.size()) {
+      const MutablePiece& piece = pieces_[piece_];
+      if (piece.size == offset_) {
+        ++piece_;
+        offset_ = 0;
+        continue;
+      }
+      if (cursor_ == capacity()) release_slot();
+      if (cursor_ == 0 && next_ != first_) {
+        const Outcome outcome = wait_readable(deadline_ns, stop, Beat::no);
+        if (outcome != Outcome::ready) return outcome;
+        waiter.done();
+        if (Descriptor::starts(segment_.slot_of(next_).descriptor)) {
+          add(figures_.abandoned, 1);
+          return Outcome::abandoned;
+        }
+      }
+      const std::size_t n = std::min(piece.size - offset_, capacity() - cursor_);
+      std::memcpy(piece.data + offset_, segment_.slot_of(next_).payload() + cursor_, n);
+      offset_ += n;
+      cursor_ += n;
+      remaining_ -= n;
+    }
+    return Outcome::ready;
+  }
+
+  // Release the message's last slot, after all of it was fetched.
+  void end(std::uint64_t payload) {
+    release_slot();
+    add(figures_.messages, 1);
+    add(figures_.bytes, payload);
+  }
+
+  // Give up the message that begin() found: the next begin() skips the rest of it.
+  void drop() { release_slot(); }
+
+  // Leave for good: the writer no longer waits for this reader.
+  void leave() {
+    Member& member = segment_.member(index_);
+    const auto seat_word = std::atomic_ref(member.seat);
+    std::uint64_t word = seat();
+    const std::uint64_t left = Seat::pack(Seat::pid(word), SeatState::left);
+    // release: pairs with RingWriter::nobody_is_left(). Before the store of `consumed`, so that a
+    // writer which finds room because of it knows why.
+    std::atomic_ref(segment_.lobby().left).fetch_add(1, std::memory_order_release);
+    // A reader that is not admitted yet is not waited for, but may be admitted at this moment.
+    // release: as below. acquire on failure: pairs with RingWriter::admit().
+    if (Seat::state(word) != SeatState::rejoining ||
+        !seat_word.compare_exchange_strong(word, left, std::memory_order_release,
+                                           std::memory_order_acquire)) {
+      // seq_cst: as in release_slot(); the last copy is over before slots are reused. Before the
+      // store to the seat: a reader killed in between counts as dead, and blocks nobody.
+      std::atomic_ref(member.consumed).store(kNever, std::memory_order_seq_cst);
+      // release: pairs with peers(); who finds this process dead sees that it had left.
+      seat_word.store(left, std::memory_order_release);
+    }
+    Gate(segment_.writer_seat().gate).wake();
+  }
+
+  bool writer_closed() const {
+    // seq_cst: read between announce() and park(); pairs with RingWriter::close(). Its acquire half
+    // makes visible all that was published before the close.
+    return std::atomic_ref(segment_.lobby().closed).load(std::memory_order_seq_cst) != 0;
+  }
+
+  const Figures& figures() const { return figures_; }
+  void begin_tensor_set() { add(figures_.tensor_sets, 1); }
+  void count_arena(std::uint64_t frames) { add(figures_.arena_frames, frames); }
+
+  template <class Stop>
+  Outcome wait_ready(std::int64_t deadline_ns, Stop stop) {
+    return wait_all_attached(segment_, waiter, Gate(segment_.lobby().gate), deadline_ns,
+                             [&] { return writer_closed() || stop(); });
+  }
+
+  // Wake this reader's own wait, from another thread (and, harmlessly, the other readers').
+  void interrupt() { Gate(segment_.lobby().gate).wake(); }
+
+ private:
+  std::uint64_t capacity() const { return segment_.geometry().slot_capacity; }
+
+  bool readable() const {
+    // seq_cst: its acquire half pairs with the store of seq in RingWriter::publish_fragment(). It
+    // is also the second look between announce() and park() (see Gate). On x86-64 an acquire load
+    // is the same instruction; on ARM64 it differs in one bit.
+    return std::atomic_ref(segment_.slot_of(next_).seq).load(std::memory_order_seq_cst) ==
+           next_ + 1;
+  }
+
+  // No fragment has this number, and no slot holds the next one as its `seq`.
+  static constexpr std::uint64_t kNotAdmitted = kNever - 1;
+
+  std::uint64_t seat() const {
+    // seq_cst: its acquire half pairs with RingWriter::admit(); read between announce() and park().
+    return std::atomic_ref(segment_.member(index_).seat).load(std::memory_order_seq_cst);
+  }
+
+  // Wait until the writer attaches this reader in the place of a dead one, at its next message.
+  template <class Stop>
+  Outcome wait_admitted(std::int64_t deadline_ns, Stop stop) {
+    Member& member = segment_.member(index_);
+    const auto admitted = [this] { return Seat::state(seat()) == SeatState::attached; };
+    if (!admitted()) {
+      const Outcome outcome =
+          waiter.wait(Gate(segment_.lobby().gate), deadline_ns, member.seat, Beat::no, admitted,
+                      [&] { return writer_closed() || stop(); });
+      if (outcome != Outcome::ready) return outcome;
+      waiter.done();
+    }
+    next_ = peek(member.consumed);
+    return Outcome::ready;
+  }
+
+  template <class Stop>
+  Outcome wait_readable(std::int64_t deadline_ns, Stop stop, Beat beat) {
+    if (readable()) return Outcome::ready;
+    check_lap();
+    return waiter.wait(
+        Gate(segment_.lobby().gate), deadline_ns, segment_.slot_of(next_).seq, beat,
+        [this] { return readable(); }, [&] { return writer_closed() || stop(); });
+  }
+
+  // Check that the slot of the awaited fragment holds the one of the lap before, or nothing yet.
+  // Anything else would be waited for without end. Throws SegmentCorrupted.
+  void check_lap() const {
+    const std::uint64_t seq = peek(segment_.slot_of(next_).seq);
+    const std::uint64_t slots = segment_.geometry().slots;
+    const std::uint64_t before = next_ < slots ? 0 : next_ + 1 - slots;
+    if (seq != before && seq != next_ + 1) {  // (it may have just arrived)
+      throw_corrupted("a slot's number", seq, "the one awaited", next_ + 1);
+    }
+  }
+
+  void release_slot() {
+    ++next_;
+    cursor_ = 0;
+    add(figures_.fragments, 1);
+    // seq_cst: its release half pairs with RingWriter::refresh_consumed_by_all(), before the slot
+    // is reused. Against a lost wake-up of the writer, store consumed / load wake_at here pairs
+    // with store wake_at / load consumed in RingWriter::wait_for_credit().
+    std::atomic_ref(segment_.member(index_).consumed).store(next_, std::memory_order_seq_cst);
+    WriterSeat& seat = segment_.writer_seat();
+    if (std::atomic_ref(seat.wake_at).load(std::memory_order_seq_cst) == next_) {
+      if (Gate(seat.gate).wake()) add(figures_.wakes, 1);
+    }
+  }
+
+  [[noreturn, gnu::cold, gnu::noinline]] void corrupted(std::uint64_t value) const {
+    throw SegmentCorrupted("fragment " + std::to_string(next_) + " holds " + std::to_string(value) +
+                           ", which fits no message of " + std::to_string(frames_) +
+                           " frames and " + std::to_string(remaining_) + " bytes");
+  }
+
+  Segment segment_;
+  Figures& figures_;
+  std::uint32_t index_;
+  std::uint64_t next_;        // the fragment to consume next
+  std::uint64_t cursor_ = 0;  // bytes of its payload already copied out
+
+  std::uint64_t first_ = 0;      // the message's first fragment
+  std::uint64_t frames_ = 0;     // and its frames
+  std::uint64_t remaining_ = 0;  // its bytes still to fetch
+  bool one_slot_ = false;
+  std::vector<MutablePiece> pieces_;
+  std::size_t piece_ = 0;
+  std::size_t offset_ = 0;
+};
+
+}  // namespace shmcast
