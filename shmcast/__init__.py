@@ -6,8 +6,7 @@ processes of one host. Importing this package does not import torch.
 
 from importlib.util import find_spec as _find_spec
 
-_core_spec = _find_spec("shmcast._core")
-if _core_spec is None or _core_spec.origin is None:  # (None: a folder of that name)
+if (_spec := _find_spec("shmcast._core")) is None or _spec.origin is None:  # (a mere folder)
     raise ImportError(
         f"shmcast in {__path__[0]} has no C++ core for this Python: if that is a checkout, run "
         "`pip install -e .` in it, or start Python elsewhere to import the installed package",

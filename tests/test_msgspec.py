@@ -27,7 +27,7 @@ from processes import Crew
 from programs import run_to_its_end
 from shmcast import MsgspecCodec, Reader, ShmBroadcaster, Writer
 from shmcast._codecs.base import OUT_OF_BAND_BYTES, Received
-from shmcast._endpoints.warmup import Practice
+from shmcast._endpoints.warmup import Warmup
 from typed_roles import SECONDS, Request, Step, parts, receive_steps, step
 
 Array = npt.NDArray[Any]
@@ -489,11 +489,11 @@ def test_the_sample_has_one_of_everything(message_type: Any, sample: Any) -> Non
 @pytest.mark.parametrize("message_type", [Step, Everything, list[torch.Tensor], dict[str, Array]])
 def test_a_sample_with_an_array_has_a_buffer_and_can_be_practised_on(message_type: Any) -> None:
     codec = MsgspecCodec(message_type)
-    practice = Practice.with_sample_of(codec, "writer")
-    assert practice is not None
+    warmup = Warmup.with_sample_of(codec, "writer")
+    assert warmup is not None
     for _ in range(40):
-        practice.send()
-        practice.receive()
+        warmup.send()
+        warmup.receive()
     assert codec.sample is not None
     assert len(codec.encode(codec.sample())) == 2
 

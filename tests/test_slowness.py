@@ -13,14 +13,14 @@ import pytest
 
 from programs import BLOCKS, SPINS, hear, running, wait_until
 from shmcast._endpoints import slow_peers as _slowness
-from shmcast._endpoints.slow_peers import Peer, SlownessReport
+from shmcast._endpoints.slow_peers import SlownessReport, SlowPeer
 from shmcast._host.process import state_of
 
 
 class Wait:
     """A wait of `rank 0: send` that is as long as the test says."""
 
-    def __init__(self, warn_after: float, peers: Iterable[Peer] = ()) -> None:
+    def __init__(self, warn_after: float, peers: Iterable[SlowPeer] = ()) -> None:
         self.report = SlownessReport("rank 0", warn_after)
         self.peers = list(peers)
         self.begin()
@@ -126,7 +126,7 @@ def test_peers_are_looked_at_half_way_and_for_each_report() -> None:
 def test_each_peer_is_told_on_a_line_with_how_far_it_is_behind(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    Wait(60, [Peer("rank 1", None, "5 fragments behind"), Peer("rank 2")]).until(60)
+    Wait(60, [SlowPeer("rank 1", None, "5 fragments behind"), SlowPeer("rank 2")]).until(60)
     assert caplog.messages[0].splitlines()[1:] == ["  rank 1, 5 fragments behind", "  rank 2"]
 
 
@@ -134,7 +134,7 @@ def test_a_stopped_process_is_told_as_stopped(caplog: pytest.LogCaptureFixture) 
     with running(BLOCKS) as process:
         process.send_signal(signal.SIGSTOP)
         wait_until(is_in_state(process.pid, "stopped"))
-        Wait(60, [Peer("rank 1", process.pid, "1 fragment behind")]).until(60)
+        Wait(60, [SlowPeer("rank 1", process.pid, "1 fragment behind")]).until(60)
     line = f"  rank 1, pid {process.pid}, 1 fragment behind: stopped, 1 thread"
     assert caplog.messages[0].splitlines()[1:] == [line]
 
@@ -145,7 +145,7 @@ def test_a_process_that_blocks_is_told_as_sleeping_and_without_cpu_time(
     with running(f"print(flush=True); {BLOCKS}") as process:
         hear(process)  # its start is over, which takes CPU time
         wait_until(is_in_state(process.pid, "sleeping"))
-        wait = Wait(60, [Peer("rank 1", process.pid)])
+        wait = Wait(60, [SlowPeer("rank 1", process.pid)])
         wait.until(30)
         wait.until(60)
     assert "sleeping, 1 thread, 0.00 s of CPU time in the last 30 s" in caplog.text
@@ -155,7 +155,7 @@ def test_a_process_that_computes_is_told_with_its_cpu_time_since_the_last_look(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with running(SPINS) as process:
-        wait = Wait(60, [Peer("rank 1", process.pid)])
+        wait = Wait(60, [SlowPeer("rank 1", process.pid)])
         wait.until(30)
         for second, last in ((60, 30), (120, 60)):
             before = cpu_seconds(process.pid)
@@ -175,7 +175,7 @@ def test_a_process_that_was_not_looked_at_before_has_no_cpu_time_told(
 ) -> None:
     wait = Wait(60)
     wait.until(30)
-    wait.peers = [Peer("rank 1", os.getpid())]
+    wait.peers = [SlowPeer("rank 1", os.getpid())]
     wait.until(60)
     assert f"rank 1, pid {os.getpid()}: " in caplog.text
     assert "CPU" not in caplog.text
@@ -184,7 +184,7 @@ def test_a_process_that_was_not_looked_at_before_has_no_cpu_time_told(
 def test_a_process_that_is_gone_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
     with running("") as process:
         process.wait()
-    Wait(60, [Peer("rank 1", process.pid)]).until(60)
+    Wait(60, [SlowPeer("rank 1", process.pid)]).until(60)
     assert f"  rank 1, pid {process.pid}: not in /proc" in caplog.text
 
 
@@ -195,7 +195,7 @@ def test_a_process_that_may_not_be_looked_at_breaks_no_report(
         raise PermissionError
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    Wait(60, [Peer("rank 1", os.getpid())]).until(60)
+    Wait(60, [SlowPeer("rank 1", os.getpid())]).until(60)
     assert "not in /proc" in caplog.text
 
 
@@ -203,7 +203,7 @@ def test_the_stack_of_a_peer_is_told_below_it(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_slowness, "stack_of", lambda _pid, _timeout: "Thread 1\n  f (x.py:1)\n")
-    Wait(60, [Peer("rank 1", os.getpid()), Peer("rank 2")]).until(60)
+    Wait(60, [SlowPeer("rank 1", os.getpid()), SlowPeer("rank 2")]).until(60)
     _, peer, *stack, other = caplog.messages[0].splitlines()
     assert peer.startswith("  rank 1")
     assert stack == ["    Thread 1", "      f (x.py:1)"]
@@ -224,6 +224,6 @@ def test_all_stacks_of_a_report_together_take_less_than_a_second(
 
     monkeypatch.setattr(_slowness, "monotonic", lambda: now)
     monkeypatch.setattr(_slowness, "stack_of", hang)
-    Wait(60, [Peer(f"rank {rank}", os.getpid()) for rank in range(1, 8)]).until(60)
+    Wait(60, [SlowPeer(f"rank {rank}", os.getpid()) for rank in range(1, 8)]).until(60)
     assert limits == pytest.approx([0.9, 0.4])
     assert "rank 7" in caplog.text

@@ -29,7 +29,7 @@ class FrameReader(FrameEnd):
     Args and what is raised: as for `Reader`, which stands on it; less the codec.
 
     Args:
-        rehearse: called about every 100 µs of spinning, to keep the code that follows `consume`
+        warmup: called about every 100 µs of spinning, to keep the code that follows `consume`
             warm; None: nothing.
     """
 
@@ -46,7 +46,7 @@ class FrameReader(FrameEnd):
         warn_after: float | None = DEFAULT_WARN_AFTER,
         label: str | None = None,
         peer_label: Callable[[int], str] | None = None,
-        rehearse: Callable[[], object] | None = None,
+        warmup: Callable[[], object] | None = None,
     ) -> None:
         label = f"reader {index}" if label is None else label
         if not isinstance(handle, Handle):
@@ -80,7 +80,7 @@ class FrameReader(FrameEnd):
             index,
             core_policy(self.wait_policy),
             self._is_crowded,
-            rehearse,
+            warmup,
             self._watch,
             identity(),
         )

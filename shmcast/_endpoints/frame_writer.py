@@ -163,15 +163,15 @@ class FrameWriter(FrameEnd):
             self._lender = Lender(self._ring, self.label, self._pinned)
         return self._lender
 
-    def warm(self, rehearse: Callable[[], None] | None = None) -> None:
+    def warm(self, warmup: Callable[[], None] | None = None) -> None:
         """Bring what the next `publish` touches into this core's cache.
 
         Args:
-            rehearse: practises what comes before `publish`; None: nothing.
+            warmup: practises what comes before `publish`; None: nothing.
         """
         try:
-            if rehearse is not None:
-                rehearse()
+            if warmup is not None:
+                warmup()
             self._ring.fetch_ahead()
         except Exception as error:
             self._raise(error, "warm", None)

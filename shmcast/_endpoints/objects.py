@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from shmcast._codecs.base import Codec, Frame, Received
 from shmcast._codecs.pickle_codec import PickleCodec
 from shmcast._endpoints.frame_reader import FrameReader
-from shmcast._endpoints.warmup import Practice
+from shmcast._endpoints.warmup import Warmup
 from shmcast.errors import DecodeError, EncodeError, InvalidArgument
 
 
@@ -36,8 +36,8 @@ class FrameSink(Protocol):
     def forget_views(self) -> None:
         """Forget the views of loans that were seen in an object which will not be published."""
 
-    def warm(self, rehearse: Callable[[], None] | None, /) -> None:
-        """Bring what the next `publish` touches into this core's cache, `rehearse` included."""
+    def warm(self, warmup: Callable[[], None] | None, /) -> None:
+        """Bring what the next `publish` touches into this core's cache, `warmup` included."""
 
 
 class ObjectSender:
@@ -46,13 +46,13 @@ class ObjectSender:
     Args:
         sink: where the frames go.
         codec: makes them.
-        practice: what `warm` practises on; None: the codec has no sample.
+        warmup: what `warm` practises on; None: the codec has no sample.
     """
 
-    def __init__(self, sink: FrameSink, codec: Codec, practice: Practice | None) -> None:
+    def __init__(self, sink: FrameSink, codec: Codec, warmup: Warmup | None) -> None:
         self._sink = sink
         self._codec = codec
-        self._practice = practice
+        self._warmup = warmup
         # Bound once: in a decode loop every look-up on the way is a cache miss.
         self._encode = codec.encode
         self._publish = sink.publish
@@ -103,7 +103,7 @@ class ObjectSender:
             ConcurrentUse: another thread is inside this writer.
             Forked: this process was forked from the writer's.
         """
-        self._sink.warm(None if self._practice is None else self._practice.send)
+        self._sink.warm(None if self._warmup is None else self._warmup.send)
 
 
 class ObjectReceiver:

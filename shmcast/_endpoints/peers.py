@@ -6,18 +6,17 @@ alarm of an endpoint, whose core ends its wait and asks here; as it does when so
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import os
-import select
 import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shmcast import _core
-from shmcast._endpoints import slow_peers as _slowness
+from shmcast._endpoints.slow_peers import SlownessReport, SlowPeer
+from shmcast._host.epoll_thread import epoll_thread
 from shmcast._host.process import Pidfd, is_alive, pid_namespace, start_time, state_of
 from shmcast.errors import PeerDied, ShmcastWarning
 
@@ -26,16 +25,18 @@ LIVING = ("attached", "claimed", "rejoining")
 
 _MOST_PID = 4 * 1024 * 1024  # PID_MAX_LIMIT of the kernel
 
+_THREAD = "shmcast-sentry"
+
 _log = logging.getLogger("shmcast")
 
 
 def identity() -> _core.Identity:
-    """This process, for its peers."""
+    """Return who this process is, for its peers."""
     return _core.Identity(start_time(os.getpid()) or 0, pid_namespace())
 
 
 def has_ended(peer: _core.Peer) -> bool:
-    """Whether a member's process has ended, as far as can be seen from here.
+    """Return whether a member's process has ended, as far as can be seen from here.
 
     Raises:
         SegmentCorrupted: it is nobody's pid.
@@ -52,43 +53,9 @@ def _check_pid(peer: _core.Peer) -> None:
         raise _core.SegmentCorrupted(f"member {peer.index} has pid {peer.pid}")
 
 
-class _Sentry:
-    """One thread of this process, asleep until a process that is watched has ended."""
-
-    def __init__(self) -> None:
-        self._epoll = select.epoll()
-        self._alarms: dict[int, Callable[[], None]] = {}
-        threading.Thread(target=self._run, name="shmcast-sentry", daemon=True).start()
-
-    def add(self, pidfd: Pidfd, alarm: Callable[[], None]) -> None:
-        """From now on: `alarm`, once, when the process has ended. In the sentry's thread."""
-        self._alarms[pidfd.fileno()] = alarm
-        self._epoll.register(pidfd, select.EPOLLIN | select.EPOLLONESHOT)
-
-    def remove(self, pidfd: Pidfd) -> None:
-        """The alarm is off, but for one that is just going."""
-        self._epoll.unregister(pidfd)
-        del self._alarms[pidfd.fileno()]
-
-    def _run(self) -> None:
-        while True:
-            for fd, _ in self._epoll.poll():
-                alarm = self._alarms.get(fd)
-                if alarm is not None:
-                    alarm()
-
-
-@functools.cache
-def _sentry() -> _Sentry:
-    return _Sentry()
-
-
-os.register_at_fork(after_in_child=_sentry.cache_clear)  # threads stay behind
-
-
 @dataclass
 class _Watched:
-    """A peer, as it was met."""
+    """A peer as it was first observed."""
 
     pid: int
     start_time: int
@@ -122,9 +89,7 @@ class Watch:
         warn_after: float | None,
         alarm: Callable[[], None],
     ) -> None:
-        self._report = _slowness.SlownessReport(
-            label, math.inf if warn_after is None else warn_after
-        )
+        self._report = SlownessReport(label, math.inf if warn_after is None else warn_after)
         self.patience: float = self._report.first_look
         """Seconds of a wait until the first `report_slow`."""
         self._me = me
@@ -140,24 +105,27 @@ class Watch:
         self._closed = False
         self._lock = threading.RLock()  # close() may come from another thread than the rest
 
+    def _on_exit(self, _events: int) -> None:
+        self._alarm()
+
     def close(self) -> None:
-        """Watches nobody any more."""
+        """Stop watching."""
         if os.getpid() != self._owner_pid:
-            return  # a fork's: the sentry, and whom it watches, are its parent's
+            return  # a fork's: the thread, and whom it watches, are its parent's
         with self._lock:
             self._closed = True
             for index in [*self._watched]:
                 self._forget(index)
 
     def observe(self, peers: Sequence[_core.Peer]) -> bool:
-        """Looks who is there; true if somebody is not, who should be."""
+        """Watch who has come since the last time; return whether a watched process has ended."""
         with self._lock:
             if self._closed:
                 return False
             for peer in peers:
                 if peer.index != self._me and peer.pid != os.getpid():
                     self._observe_peer(peer)
-            self.find_dead()  # should there be no sentry
+            self.find_dead()  # where no thread could be started
             return any(watched.gone is not None for watched in self._watched.values())
 
     def _observe_peer(self, peer: _core.Peer) -> None:
@@ -181,7 +149,7 @@ class Watch:
                     watched.gone = watched.pidfd.how()
 
     def attribute_deaths(self, peers: Sequence[_core.Peer]) -> list[int]:
-        """Finds who of those that `find_dead` has found died, and did not leave before.
+        """Tell who died from who left before its process ended, of those that `find_dead` found.
 
         Args:
             peers: as they are now.
@@ -216,11 +184,11 @@ class Watch:
         return dropped
 
     def exited(self, peers: Sequence[_core.Peer]) -> list[int]:
-        """The readers whose processes have ended, by index, whether they had left or not."""
+        """Return the readers whose processes have ended, by index; also those that left first."""
         return [p.index for p in peers[:-1] if p.state != "vacant" and has_ended(p)]
 
     def report_slow(self, seconds: float, is_first: bool, peers: Sequence[_core.Peer]) -> float:
-        """Tells the log who is slow, when a wait lasts long.
+        """Log who is slow, when a wait lasts long.
 
         Returns:
             When to call again, in seconds of the wait.
@@ -239,14 +207,11 @@ class Watch:
             is_first,
             action,
             goal,
-            [
-                _slowness.Peer(self._names(p.index), self._pid(p), behind)
-                for p, behind in waited_for
-            ],
+            [SlowPeer(self._names(p.index), self._pid(p), behind) for p, behind in waited_for],
         )
 
     def resumed(self, seconds: float) -> None:
-        """Such a wait has ended well."""
+        """Log that such a wait went on."""
         self._report.end(seconds)
 
     def _pid(self, peer: _core.Peer) -> int | None:
@@ -260,7 +225,7 @@ class Watch:
             return watched
         try:
             watched.pidfd = Pidfd(peer.pid, peer.start_time)
-            _sentry().add(watched.pidfd, self._alarm)
+            epoll_thread(_THREAD).add(watched.pidfd.fileno(), self._on_exit, once=True)
         except ProcessLookupError as error:
             watched.gone = str(error).partition(": ")[2]
         except OSError as error:
@@ -270,7 +235,7 @@ class Watch:
     def _forget(self, index: int) -> None:
         watched = self._watched.pop(index, None)
         if watched is not None and watched.pidfd is not None:
-            _sentry().remove(watched.pidfd)
+            epoll_thread(_THREAD).remove(watched.pidfd.fileno())
             watched.pidfd.close()
 
     def _warn(self, peer: _core.Peer, why: str) -> None:

@@ -12,7 +12,7 @@ from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.objects import ObjectReceiver, checked_codec
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy
-from shmcast._endpoints.warmup import Practice
+from shmcast._endpoints.warmup import Warmup
 
 
 class Reader(ObjectReceiver, Endpoint):
@@ -58,7 +58,7 @@ class Reader(ObjectReceiver, Endpoint):
     ) -> None:
         label = f"reader {index}" if label is None else label
         codec = checked_codec(codec, label)
-        practice = Practice.with_sample_of(codec, label)
+        warmup = Warmup.with_sample_of(codec, label)
         frames = FrameReader(
             handle,
             index,
@@ -68,7 +68,7 @@ class Reader(ObjectReceiver, Endpoint):
             warn_after=warn_after,
             label=label,
             peer_label=peer_label,
-            rehearse=None if practice is None else practice.receive,
+            warmup=None if warmup is None else warmup.receive,
         )
         Endpoint.__init__(self, frames)
         ObjectReceiver.__init__(self, frames, codec)

@@ -18,7 +18,7 @@ _STACK_SECONDS = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class SlowPeer:
     """A peer that a wait waits for."""
 
     name: str
@@ -58,7 +58,7 @@ class SlownessReport:
         self._cpu_seconds: dict[int | None, float] = {}  # by pid, when looked
 
     def look(
-        self, waited: float, is_first: bool, action: str, goal: str, peers: Iterable[Peer]
+        self, waited: float, is_first: bool, action: str, goal: str, peers: Iterable[SlowPeer]
     ) -> float:
         """Look at the peers, and report the wait if that is due.
 
@@ -98,7 +98,7 @@ class SlownessReport:
             _log.info("%s: %s went on after %s", self._label, self._told, _seconds(waited))
             self._told = ""
 
-    def _line(self, waited: float, peer: Peer, state: State | None) -> str:
+    def _line(self, waited: float, peer: SlowPeer, state: State | None) -> str:
         who = [peer.name] if peer.pid is None else [peer.name, f"pid {peer.pid}"]
         if peer.behind:
             who.append(peer.behind)
@@ -115,7 +115,7 @@ class SlownessReport:
         return ", ".join(who) + (f": {', '.join(what)}" if what else "")
 
 
-def _state(peer: Peer) -> State | None:
+def _state(peer: SlowPeer) -> State | None:
     if peer.pid is not None:
         with contextlib.suppress(OSError):  # /proc may hide it
             return state_of(peer.pid)

@@ -19,7 +19,7 @@ _ROUNDS_PER_SAMPLE = 16
 _ENTRY_BYTES = 8  # of the frame table
 
 
-class Practice:
+class Warmup:
     """A codec's sample and a ring in this process's own memory to send it through."""
 
     def __init__(self, codec: Codec, sample: object) -> None:
@@ -51,7 +51,7 @@ class Practice:
                 self._take(self._codec.sample())  # type: ignore[attr-defined]
 
     @classmethod
-    def with_sample_of(cls, codec: Codec, label: str) -> Practice | None:
+    def with_sample_of(cls, codec: Codec, label: str) -> Warmup | None:
         """Make one for a codec; None: the codec has no `sample()`.
 
         Raises:
@@ -61,15 +61,15 @@ class Practice:
         if make is None:
             return None
         try:
-            practice = cls(codec, make())
-            practice.send()
+            warmup = cls(codec, make())
+            warmup.send()
         except Exception as error:
             raise InvalidArgument(
                 f"{label}: codec={codec!r} can't practise on its sample(): {type(error).__name__}: "
                 f"{error}; return an object that takes at most {_SLOT_BYTES} bytes, or have no "
                 "method sample()"
             ) from error
-        return practice
+        return warmup
 
     def send(self) -> None:
         """Do what `Writer.send` does."""

@@ -13,7 +13,7 @@ from shmcast._endpoints.loans import Shape
 from shmcast._endpoints.objects import ObjectSender, checked_codec
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy
-from shmcast._endpoints.warmup import Practice
+from shmcast._endpoints.warmup import Warmup
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -69,7 +69,7 @@ class Writer(ObjectSender, Endpoint):
         reader_label: Callable[[int], str] = "reader {}".format,
     ) -> None:
         codec = checked_codec(codec, label)
-        practice = Practice.with_sample_of(codec, label)
+        warmup = Warmup.with_sample_of(codec, label)
         frames = FrameWriter(
             readers,
             slots=slots,
@@ -83,7 +83,7 @@ class Writer(ObjectSender, Endpoint):
             reader_label=reader_label,
         )
         Endpoint.__init__(self, frames)
-        ObjectSender.__init__(self, frames, codec, practice)
+        ObjectSender.__init__(self, frames, codec, warmup)
 
     def empty(self, shape: Shape, dtype: npt.DTypeLike = float) -> npt.NDArray[Any]:
         """Lend an uninitialised array in the arena, to be filled and sent without any copy.

@@ -17,7 +17,7 @@ from shmcast._endpoints.loans import Shape
 from shmcast._endpoints.objects import ObjectReceiver, ObjectSender, checked_codec
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy
-from shmcast._endpoints.warmup import Practice
+from shmcast._endpoints.warmup import Warmup
 from shmcast._group.device_setup import choose_lane
 from shmcast._group.one_node import connect_one_node
 from shmcast._group.options import Options
@@ -141,22 +141,22 @@ class ShmBroadcaster:
     def _set_up(self, meeting: Rendezvous, options: Options, codec: Codec | None) -> None:
         """Bring the source and the other ranks together."""
         ranks = meeting.ranks
-        practice: Practice | None = None
+        warmup: Warmup | None = None
         error: Exception | None = None
         try:
             codec = self._lane.codec if self._lane else checked_codec(codec, self._label)
-            practice = Practice.with_sample_of(codec, self._label)
+            warmup = Warmup.with_sample_of(codec, self._label)
         except Exception as caught:  # the others must hear of it
             error = caught
-        rehearse = None if practice is None else practice.receive
+        warm_receive = None if warmup is None else warmup.receive
         end: FrameWriter | FrameReader | SourceRelay
         if len(self.topology.nodes) == 1:
             readers = [ranks[r] for r in meeting.readers]
-            self._end = end = connect_one_node(meeting, options, rehearse, error)
+            self._end = end = connect_one_node(meeting, options, warm_receive, error)
         else:
             from shmcast._group.many_nodes import Members
 
-            members = Members(meeting, self.topology, options, rehearse, error)
+            members = Members(meeting, self.topology, options, warm_receive, error)
             self._end = end = members.end
             self._relay = members.relay
             readers = members.readers
@@ -166,13 +166,13 @@ class ShmBroadcaster:
             here = self.topology.node_of(ranks[meeting.rank]).ranks
             self._lane.connect(self.group_src, ranks, RankProgress(end, ranks, here, readers))
         assert codec is not None  # noqa: S101 (else the error was raised on every rank)
-        self._connect_objects(end, codec, practice)
+        self._connect_objects(end, codec, warmup)
 
     def _connect_objects(
         self,
         end: FrameWriter | FrameReader | SourceRelay,
         codec: Codec,
-        practice: Practice | None,
+        warmup: Warmup | None,
     ) -> None:
         """Put what makes frames of objects, or objects of frames, before this rank's end."""
         if self._lane is not None:
@@ -182,13 +182,13 @@ class ShmBroadcaster:
                 device_receiver = DeviceReceiver(end, self._lane)
                 self._recv, self._begin_recv = device_receiver.recv, device_receiver.begin
             else:
-                device_sender = DeviceSender(end, self._lane, practice)
+                device_sender = DeviceSender(end, self._lane, warmup)
                 self._send, self._warm = device_sender.begin, device_sender.warm
         elif isinstance(end, FrameReader):
             self._recv = ObjectReceiver(end, codec).recv
             self._begin_recv = functools.partial(_begin_plain, self._label, self._recv)
         else:
-            sender = ObjectSender(end, codec, practice)
+            sender = ObjectSender(end, codec, warmup)
             self._send, self._warm = sender.send, sender.warm
 
     def broadcast_object(

@@ -13,7 +13,7 @@ from shmcast._devices.out import receive_into
 from shmcast._devices.work import Work
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.objects import FrameSink, ObjectReceiver, ObjectSender
-from shmcast._endpoints.warmup import Practice
+from shmcast._endpoints.warmup import Warmup
 from shmcast.errors import DeviceError, EncodeError
 
 
@@ -23,11 +23,11 @@ class DeviceSender(ObjectSender):
     Args:
         sink: where the frames go.
         lane: brings the tensors over.
-        practice: what `warm` practises on.
+        warmup: what `warm` practises on.
     """
 
-    def __init__(self, sink: FrameSink, lane: DeviceLane, practice: Practice | None) -> None:
-        super().__init__(sink, lane.codec, practice)
+    def __init__(self, sink: FrameSink, lane: DeviceLane, warmup: Warmup | None) -> None:
+        super().__init__(sink, lane.codec, warmup)
         self._lane = lane
         self._pack = lane.codec.pack
 

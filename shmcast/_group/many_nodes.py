@@ -45,7 +45,7 @@ class Members:
         meeting: of the group.
         topology: of several nodes.
         options: on the source, `slots`, `slot_bytes` and `on_reader_death` count for all.
-        rehearse: see `FrameReader`.
+        warmup: see `FrameReader`.
         error: why this rank can't take part, which the others are told.
     """
 
@@ -54,13 +54,13 @@ class Members:
         meeting: Rendezvous,
         topology: Topology,
         options: Options,
-        rehearse: Callable[[], object] | None,
+        warmup: Callable[[], object] | None,
         error: Exception | None,
     ) -> None:
         self._meeting = meeting
         self._topology = topology
         self._options = options
-        self._rehearse = rehearse
+        self._warmup = warmup
         self._error = error
         self.rank: int = meeting.ranks[meeting.rank]
         self._src = meeting.ranks[meeting.group_src]
@@ -165,7 +165,7 @@ class Members:
             waits_for,
             label=self._meeting.label,
             peer_label=names.__getitem__,
-            rehearse=self._rehearse,
+            warmup=self._warmup,
             **self._options.for_reader(),
         )
         if self.rank == node.leader:

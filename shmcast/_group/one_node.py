@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def connect_one_node(
     meeting: Rendezvous,
     options: Options,
-    rehearse: Callable[[], object] | None,
+    warmup: Callable[[], object] | None,
     error: Exception | None,
 ) -> FrameWriter | FrameReader:
     """Bring the source's writer and the other ranks' readers together.
@@ -24,7 +24,7 @@ def connect_one_node(
     Args:
         meeting: of the group.
         options: the user's.
-        rehearse: see `FrameReader`.
+        warmup: see `FrameReader`.
         error: why this rank can't take part, which the others are told.
     """
     end: FrameWriter | FrameReader | None = None
@@ -47,7 +47,7 @@ def connect_one_node(
                     meeting.readers.index(meeting.rank),
                     label=meeting.label,
                     peer_label=meeting.names.__getitem__,
-                    rehearse=rehearse,
+                    warmup=warmup,
                     **options.for_reader(),
                 )
         except Exception as caught:
