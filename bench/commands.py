@@ -14,9 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bench import job, machine, plans, report, smoke, transports, versions
-from bench.case import Case
-from bench.harness import TURNS, Harness, Row
+from bench import transports
+from bench.report import report
+from bench.run import job, machine, smoke, versions
+from bench.run.case import Case
+from bench.run.harness import TURNS, Harness, Row
+from bench.run.suites import PLANS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 app.command("report")(report.main)
@@ -35,7 +38,7 @@ def list_all() -> None:
     """Names the suites, the transports and how they are set up."""
     console = Console()
     suites = Table("suite", "what", "cases", "transports")
-    for name, plan in plans.PLANS.items():
+    for name, plan in PLANS.items():
         suites.add_row(name, plan.what, str(len(plan.cases(1.0))), ", ".join(plan.transports))
     suites.add_row(job.SUITE, job.WHAT, str(len(job.RANKS)), ", ".join(job.TRANSPORTS))
     console.print(suites)
@@ -66,15 +69,15 @@ def run(
     console.print(here)
     if folder is None:
         folder = report.RESULTS / f"{time.strftime('%Y-%m-%d')}-{here['name']}"
-    for suite in suites or [*plans.PLANS, job.SUITE]:
+    for suite in suites or [*PLANS, job.SUITE]:
         if suite == job.SUITE:
             names = [name for name in job.TRANSPORTS if not only or name in only]
             measure = functools.partial(job.run, console, names, turns)
             _write(folder, _measured(console, suite, names, measure))
             continue
-        if suite not in plans.PLANS:
-            raise typer.BadParameter(f"{suite!r} is none of {', '.join(plans.PLANS)}, {job.SUITE}")
-        plan = plans.PLANS[suite]
+        if suite not in PLANS:
+            raise typer.BadParameter(f"{suite!r} is none of {', '.join(PLANS)}, {job.SUITE}")
+        plan = PLANS[suite]
         names = only or [*plan.transports]
         cases = [
             case

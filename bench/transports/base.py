@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from bench.workloads import Workload
+    from bench.workloads.catalogue import Workload
 
 
 class Skipped(Exception):

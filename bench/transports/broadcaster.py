@@ -7,7 +7,7 @@ from typing import Any
 
 import shmcast
 from bench.transports.base import Peer, Seat, Skipped, Transport
-from bench.workloads import Workload
+from bench.workloads.catalogue import Workload
 
 ARENA_BYTES = 1 << 30
 

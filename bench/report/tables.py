@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from bench.suites import (
+from bench.report.results import (
     OURS,
     ByTransport,
     JobRow,

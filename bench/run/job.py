@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench import bootstrap, transports
-from bench.crew import Crew, CrewFailed
+from bench import transports
+from bench.run import intervals
+from bench.run.crew import Crew, CrewFailed
 from bench.transports.base import Seat, Skipped
 
 Row = dict[str, Any]
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 SUITE = "job"
 WHAT = "examples/tp_generate.py by each transport: tokens per second, time to the first token"
@@ -142,7 +143,7 @@ def _check(passes: dict[str, Row]) -> None:
 
 def _row(ranks: int, name: str, passes: list[Row]) -> Row:
     tokens_per_s = [np.array([done["tokens_per_s"]]) for done in passes]
-    low, high = bootstrap.interval(tokens_per_s, bootstrap.percentile(50))
+    low, high = intervals.interval(tokens_per_s, intervals.percentile(50))
     ttft_ms = [ms for done in passes for ms in done["ttft_ms"]]
     broadcast_us = [us for done in passes for us in done["broadcast_us"]]
     return {

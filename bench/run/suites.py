@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.case import Case
+from bench.run.case import Case
 
 OURS = ("shmcast", "shmcast spin", "shmcast semaphore")
 POLICIES = (*OURS, "shmcast, warmed", "shmcast spin, warmed")

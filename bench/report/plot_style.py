@@ -9,7 +9,7 @@ from typing import NamedTuple
 import matplotlib as mpl
 from matplotlib.axes import Axes
 
-from bench.suites import OURS, family
+from bench.report.results import OURS, family
 
 # People with any kind of colour vision tell these apart (after Okabe, Ito and Tol). shmcast has the
 # one warm hue, in a tint for each policy.

@@ -1,6 +1,6 @@
 """One process of a crew: makes its ends of transports and takes turns, as the coordinator says.
 
-    mpiexec -n 2 python -m bench.member ADDRESS    # for those who start their processes themselves
+    mpiexec -n 2 python -m bench.run.member FOLDER  # by those who start processes themselves
 
 Imports nothing heavy: a process must be able to move to another host first (see crew.py).
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from bench.measure import Done, Turn
+    from bench.run.measure import Done, Turn
 
 APART = 16  # words between the counts of two readers: no cache line is shared
 TAKEN = "taken"  # the file of these counts, in the crew's folder
@@ -59,7 +59,7 @@ class Member:
     def load(self, modules: tuple[str, ...]) -> None:
         """Imports what transports need; raises Skipped for what is not installed."""
         # What the harness itself needs comes first: it is not counted as a transport's memory.
-        for module in ("bench.measure", "bench.workloads", *modules):
+        for module in ("bench.run.measure", "bench.workloads.catalogue", *modules):
             try:
                 importlib.import_module(module)
             except ImportError as error:
@@ -72,14 +72,14 @@ class Member:
 
     def expect(self, name: str, workload: str) -> None:
         """Gets ready for a case of this workload; raises Skipped: the transport can't carry it."""
-        from bench import workloads
+        from bench.workloads import catalogue
 
-        chosen = workloads.workload(workload)
+        chosen = catalogue.workload(workload)
         if workload != self._workload:
             self._messages.clear()
             self._made = chosen.make()
             count = len(self._made)
-            sizes = workloads.sizes(self._made) if count > 1 else [0]
+            sizes = catalogue.sizes(self._made) if count > 1 else [0]
             self._largest = sizes.index(max(sizes))
             self._gaps_ms = chosen.gaps_ms(count) if chosen.gaps_ms else None
             self._workload = workload
@@ -91,7 +91,7 @@ class Member:
 
     def turn(self, name: str, turn: Turn) -> Done:
         """Sends or receives the messages of a turn. Collective."""
-        from bench import measure
+        from bench.run import measure
 
         way = self._ways[name]
         if self._seat.is_source:
@@ -115,7 +115,7 @@ class Member:
 
     def generate(self, name: str, ranks: int) -> Any:
         """One pass of the whole job by a transport; see job.py. Collective."""
-        from bench import job
+        from bench.run import job
 
         return job.one_pass(self._seat, name, self._ways[name].broadcast, ranks)
 

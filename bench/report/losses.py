@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bench.case import Case
-from bench.suites import (
+from bench.report.results import (
     OURS,
     ByTransport,
     Interval,
@@ -16,7 +15,8 @@ from bench.suites import (
     is_rate,
     time_of,
 )
-from bench.tables import median, ratio, short
+from bench.report.tables import median, ratio, short
+from bench.run.case import Case
 
 _LESS = ("memcpy", "loan, ", "shmcast within")
 """How the names of ways begin that do less than a broadcast of an object to all readers."""

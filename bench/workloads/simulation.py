@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bench.steps import (
+from bench.workloads.steps import (
     BLOCKS,
     TOKEN_BUDGET,
     blocks_for,
@@ -18,7 +18,7 @@ from bench.steps import (
     sampling_params,
     token_ids,
 )
-from bench.vllm_messages import CachedRequestData, NewRequestData, SchedulerOutput
+from bench.workloads.vllm_messages import CachedRequestData, NewRequestData, SchedulerOutput
 
 STEP_MS = 8.0
 """What a step takes by itself: the weights are read once."""

@@ -9,8 +9,8 @@ from array import array
 
 import numpy as np
 
-from bench import sglang_messages as sglang
-from bench.vllm_messages import (
+from bench.workloads import sglang_messages as sglang
+from bench.workloads.vllm_messages import (
     CachedRequestData,
     GrammarOutput,
     MaskedStep,

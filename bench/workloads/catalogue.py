@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from bench import sglang_messages, steps, structs
-from bench.simulation import Step, simulate
-from bench.simulation import decode_steps as decode_steps
-from bench.simulation import sizes as sizes
-from bench.vllm_messages import MaskedStep, SchedulerOutput
+from bench.workloads import sglang_messages, steps, structs
+from bench.workloads.simulation import Step, simulate
+from bench.workloads.simulation import decode_steps as decode_steps
+from bench.workloads.simulation import sizes as sizes
+from bench.workloads.vllm_messages import MaskedStep, SchedulerOutput
 
 KIB, MIB = 1 << 10, 1 << 20
 ARRAYS = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
-from bench.case import Case
+from bench.run.case import Case
 
 OURS = "shmcast"
 """The transport that all others are compared with: shmcast as it comes."""

@@ -80,7 +80,7 @@ def _commit() -> str:
 def _git(*arguments: str) -> str:
     ran = subprocess.run(  # noqa: S603
         ["git", *arguments],  # noqa: S607 (the user's own git)
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=False,

@@ -1,6 +1,6 @@
 """A broadcast over many nodes, on paper: messages, bytes, steps, and when a tree of leaders pays.
 
-    python bench/paper.py    # the tables of docs/nodes.md
+    python -m bench.cost_model    # the tables of docs/nodes.md
 
 The model is LogGP's: a send occupies its sender for `overhead_us` and for the bytes on its way into
 the network card, and arrives `latency_us` later. gloo's broadcast is a binomial tree: in step i

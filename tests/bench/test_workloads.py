@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import simulation, steps, structs, workloads
-from bench.sglang_messages import TokenizedGenerateReqInput
-from bench.vllm_messages import CachedRequestData, NewRequestData, SchedulerOutput
+from bench.workloads import catalogue, simulation, steps, structs
+from bench.workloads.sglang_messages import TokenizedGenerateReqInput
+from bench.workloads.vllm_messages import CachedRequestData, NewRequestData, SchedulerOutput
 
 SCHEDULER_OUTPUT = [  # of vLLM 0.33, as are those below
     "scheduled_new_reqs",
@@ -87,7 +87,7 @@ SIZES = {  # bytes of pickles
     "sglang 64": (250_000, 500_000),
     "multimodal": (23_049_600, 23_070_000),
 }
-TYPED = [name for name, each in workloads.WORKLOADS.items() if each.typed]
+TYPED = [name for name, each in catalogue.WORKLOADS.items() if each.typed]
 PLAIN = ("49 B", "0.5 KB", "16 KB")  # typed as they are
 
 
@@ -122,27 +122,27 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 def test_there_is_a_workload_of_each_kind_and_each_has_a_sentence() -> None:
-    assert {*SIZES, "256 MiB array", "64 x 4 MiB tensors, flat"} <= workloads.WORKLOADS.keys()
-    for name, each in workloads.WORKLOADS.items():
+    assert {*SIZES, "256 MiB array", "64 x 4 MiB tensors, flat"} <= catalogue.WORKLOADS.keys()
+    for name, each in catalogue.WORKLOADS.items():
         assert each.name == name
         assert each.what.endswith(".")
 
 
 def test_an_unknown_workload_is_an_error_that_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"'decode 7' is none of: .*decode 8; decode 64"):
-        workloads.workload("decode 7")
+        catalogue.workload("decode 7")
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_a_pickle_has_the_size_that_its_name_promises(name: str) -> None:
-    (message,) = workloads.workload(name).make()
+    (message,) = catalogue.workload(name).make()
     least, most = SIZES[name]
     assert least <= len(pickled(message)) <= most
 
 
 @pytest.mark.parametrize("name", TYPED)
 def test_messages_are_the_same_each_time_and_survive_pickling(name: str) -> None:
-    make = workloads.workload(name).make
+    make = catalogue.workload(name).make
     first = make()
     assert_same(first, pickle.loads(pickled(make())))  # noqa: S301
     assert_same(first, make())
@@ -150,13 +150,13 @@ def test_messages_are_the_same_each_time_and_survive_pickling(name: str) -> None
 
 def test_every_process_makes_the_same() -> None:
     code = (
-        "from bench import workloads\n"
+        "from bench.workloads import catalogue\n"
         "for name in ('decode 64', 'prefill chunk', 'sglang 64', 'trace'):\n"
-        "    print(workloads.sizes(workloads.workload(name).make()))\n"
-        "print(workloads.workload('trace').gaps_ms(1000))\n"
+        "    print(catalogue.sizes(catalogue.workload(name).make()))\n"
+        "print(catalogue.workload('trace').gaps_ms(1000))\n"
     )
     run = [sys.executable, "-c", code]
-    folder = Path(__file__).parent.parent
+    folder = Path(__file__).parents[2]
     one, other = (subprocess.check_output(run, cwd=folder, text=True) for _ in range(2))  # noqa: S603
     assert one == other
 
@@ -205,7 +205,7 @@ def test_steps_carry_what_their_names_say() -> None:
 @pytest.mark.parametrize("name", TYPED)
 def test_the_typed_message_equals_the_original_and_survives_msgpack(name: str) -> None:
     msgspec = pytest.importorskip("msgspec")
-    chosen = workloads.workload(name)
+    chosen = catalogue.workload(name)
     assert chosen.typed is not None
     kind, convert = chosen.typed()
     encode = msgspec.msgpack.Encoder(
@@ -225,7 +225,7 @@ def test_the_typed_message_equals_the_original_and_survives_msgpack(name: str) -
 
 @pytest.mark.parametrize("name", ["trace", "trace, fast"])
 def test_a_trace_has_a_positive_gap_for_each_message_and_begins_anew(name: str) -> None:
-    trace = workloads.workload(name)
+    trace = catalogue.workload(name)
     assert trace.gaps_ms is not None
     assert len(trace.make()) == 1000
     gaps = trace.gaps_ms(1500)
@@ -235,11 +235,11 @@ def test_a_trace_has_a_positive_gap_for_each_message_and_begins_anew(name: str) 
 
 
 def test_the_fast_trace_is_the_same_ten_times_as_fast() -> None:
-    slow, fast = (workloads.workload(name) for name in ("trace", "trace, fast"))
+    slow, fast = (catalogue.workload(name) for name in ("trace", "trace, fast"))
     assert slow.gaps_ms is not None
     assert fast.gaps_ms is not None
     assert fast.gaps_ms(1000) == pytest.approx([gap / 10 for gap in slow.gaps_ms(1000)])
-    assert workloads.sizes(slow.make()) == workloads.sizes(fast.make())
+    assert catalogue.sizes(slow.make()) == catalogue.sizes(fast.make())
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -260,7 +260,7 @@ def test_requests_of_a_trace_live_consistently(seed: int) -> None:
     prompts: dict[str, int] = {}
     outputs: dict[str, int] = {}
     ended = 0
-    for step in workloads.decode_steps(1000, seed):
+    for step in catalogue.decode_steps(1000, seed):
         for req_id in step.finished_req_ids:  # it was started, or there were no such key
             assert outputs.pop(req_id) > 0
             ended += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from bench import plots, suites
+from bench.report import plots, results
 
 MACHINE = {
     "name": "two",
@@ -34,7 +34,7 @@ def a_row(
     gap_ms: float = 1.0,
     pattern: str = "steady",
     **more: Any,
-) -> suites.Row:
+) -> results.Row:
     row: dict[str, Any] = {
         "workload": workload[0],
         "bytes": workload[1],
@@ -54,11 +54,11 @@ def a_row(
         row |= {f"{name}_us": value, f"{name}_low_us": value * 0.9, f"{name}_high_us": value * 1.1}
     row |= {"max_us": 9 * p50_us, "send_p50_us": p50_us / 2}
     row["quantiles_us"] = [p50_us * (0.5 + i / 100) for i in range(101)]
-    found: suites.Row = {**row, **more}  # type: ignore[typeddict-item]
+    found: results.Row = {**row, **more}  # type: ignore[typeddict-item]
     return found
 
 
-def a_rate(transport: str, per_second: float) -> suites.Row:
+def a_rate(transport: str, per_second: float) -> results.Row:
     low, high = 0.9 * per_second, 1.1 * per_second
     return a_row(
         transport,
@@ -70,7 +70,7 @@ def a_rate(transport: str, per_second: float) -> suites.Row:
     )
 
 
-def peers() -> list[suites.Row]:
+def peers() -> list[results.Row]:
     cadences = [a_row(t, us, gap_ms=gap) for gap in (0.3, 1.0, 10.0) for t, us in PEERS.items()]
     sizes = [a_row(t, 99 * us, ("16 MiB", 1 << 24)) for t, us in PEERS.items()]
     many = [a_row(t, 9 * us, readers=8) for t, us in PEERS.items() if t != "shmcast spin"]
@@ -78,12 +78,12 @@ def peers() -> list[suites.Row]:
     return cadences + sizes + many + rates
 
 
-def steps() -> list[suites.Row]:
+def steps() -> list[results.Row]:
     both = {**PEERS, "shmcast, Structs pickled": 6.0, "shmcast msgspec": 4.0}
     return [a_row(t, us, ("decode 64", 4000), gap_ms=10.0) for t, us in both.items()]
 
 
-def waiting() -> list[suites.Row]:
+def waiting() -> list[results.Row]:
     return [
         a_row(t, us, readers=readers, gap_ms=gap, pattern=pattern)
         for readers in (1, 4)
@@ -93,7 +93,7 @@ def waiting() -> list[suites.Row]:
     ]
 
 
-def large() -> list[suites.Row]:
+def large() -> list[results.Row]:
     size = ("16 MiB array", 1 << 24)
     return [
         a_row("memcpy", 1200, size),
@@ -103,13 +103,13 @@ def large() -> list[suites.Row]:
     ]
 
 
-def tensors() -> list[suites.Row]:
+def tensors() -> list[results.Row]:
     ways = {"tensors over the device group": 500.0, "tensors one by one": 1500.0}
     sizes = (("1 x 64 KiB tensors, flat", 65536), ("8 x 1 KiB tensors, flat", 8192))
     return [a_row(t, us, size) for size in sizes for t, us in ways.items()]
 
 
-def nodes() -> list[suites.Row]:
+def nodes() -> list[results.Row]:
     link = {"bytes_in": 100.0}
     return [
         a_row("gloo between hosts", 3600, readers=7, extra=link),

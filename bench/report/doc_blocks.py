@@ -15,9 +15,8 @@ import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench import plots, tables
-from bench.case import Case
-from bench.suites import (
+from bench.report import plots, tables
+from bench.report.results import (
     OURS,
     ByTransport,
     Results,
@@ -28,6 +27,7 @@ from bench.suites import (
     fastest,
     representative,
 )
+from bench.run.case import Case
 
 SUMMARY = (
     ("peers", Case("49 B", 1, 0.3)),

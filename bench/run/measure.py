@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.case import BURST, Case
+from bench.run.case import BURST, Case
 from bench.transports.base import Transport
 
 _LOOK_SECONDS = 50e-6

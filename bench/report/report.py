@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from bench import blocks, losses, plots, tables
-from bench.suites import OURS, Results, Suite, load, transports_of
+from bench.report import doc_blocks, losses, plots, tables
+from bench.report.results import OURS, Results, Suite, load, transports_of
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
 SHOWN = "2026-11-25-epyc-2cpu"
 """The folder whose results the documents show."""
@@ -31,7 +31,7 @@ def filled(document: Path, results: Results) -> str:
         ValueError: a place is unknown or not closed.
         LookupError: what it shows was not measured.
     """
-    return blocks.fill(document.read_text(), blocks.blocks(results, document))
+    return doc_blocks.fill(document.read_text(), doc_blocks.blocks(results, document))
 
 
 def report(results: Results, pictures: list[plots.Picture]) -> str:

@@ -17,11 +17,13 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import bootstrap, crew, harness, measure, plans, smoke, transports, workloads
-from bench.case import BURST, PATTERNS, Case
-from bench.harness import Harness
-from bench.measure import Done, Turn
+from bench import transports
+from bench.run import crew, harness, intervals, measure, smoke, suites
+from bench.run.case import BURST, PATTERNS, Case
+from bench.run.harness import Harness
+from bench.run.measure import Done, Turn
 from bench.transports.base import Peer, Seat, Skipped, Transport
+from bench.workloads import catalogue
 from programs import run_to_its_end
 
 QUICK = Case("49 B", 1, 0.2, messages=8, seconds=0.5, warm_up=2)
@@ -76,7 +78,7 @@ def test_a_latency_ends_when_the_last_reader_has_the_message() -> None:
 def test_an_interval_lies_within_the_values_and_has_its_low_end_first(
     turns: list[list[float]],
 ) -> None:
-    low, high = bootstrap.interval([*map(np.array, turns)], bootstrap.percentile(50))
+    low, high = intervals.interval([*map(np.array, turns)], intervals.percentile(50))
     every = [value for turn in turns for value in turn]
     assert min(every) <= low <= high <= max(every)
 
@@ -88,7 +90,7 @@ def test_turns_that_differ_widen_the_interval_more_than_messages_that_do() -> No
     mean = np.mean
 
     def width(turns: list[Any]) -> float:
-        low, high = bootstrap.interval(turns, lambda values: float(mean(values)))
+        low, high = intervals.interval(turns, lambda values: float(mean(values)))
         return high - low
 
     assert width(apart) > 2 * width(mixed)
@@ -112,7 +114,7 @@ def test_a_row_has_the_figures_of_all_turns_and_cpu_time_by_message() -> None:
     assert (row["source_cpu_us"], row["reader_cpu_us"]) == (2.0, 4.0)
     assert row["reader_cpu"] == pytest.approx(8_000 / 10_000_000, abs=1e-5)
     assert (row["messages"], row["turns"], row["memory_mib"]) == (4, 2, 1.5)
-    assert row["bytes"] == len(pickle.dumps(workloads.tiny(), pickle.HIGHEST_PROTOCOL))
+    assert row["bytes"] == len(pickle.dumps(catalogue.tiny(), pickle.HIGHEST_PROTOCOL))
 
 
 def test_a_rate_counts_until_the_last_reader_has_the_last_message() -> None:
@@ -236,13 +238,13 @@ def test_a_member_that_hangs_is_named_and_ended(monkeypatch: pytest.MonkeyPatch)
 # Plans and bounds
 
 
-@pytest.mark.parametrize("suite", plans.PLANS)
+@pytest.mark.parametrize("suite", suites.PLANS)
 def test_all_that_a_plan_names_is_there(suite: str) -> None:
-    plan = plans.PLANS[suite]
+    plan = suites.PLANS[suite]
     cases = plan.cases(1.0)
     assert cases
     for case in cases:
-        assert workloads.workload(case.workload).name == case.workload
+        assert catalogue.workload(case.workload).name == case.workload
         assert set(case.transports) <= set(plan.transports)
     for name in plan.transports:
         assert transports.peer(name).settings

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from bench import bootstrap, measure, workloads
-from bench.case import BURST, Case
-from bench.crew import Crew, CrewFailed
-from bench.measure import Done, Turn
+from bench.run import intervals, measure
+from bench.run.case import BURST, Case
+from bench.run.crew import Crew, CrewFailed
+from bench.run.measure import Done, Turn
 from bench.transports.base import Peer, Skipped
+from bench.workloads import catalogue
 
 TURNS = 5
 _PROBE = 10  # messages of the first turn, from which is learned how many a turn can have
@@ -197,7 +198,7 @@ def row(case: Case, name: str, turns: list[list[Done]], beside: Row) -> Row:
     readers = [reader for _, *all_readers in turns for reader in all_readers if reader.messages]
     found: Row = {
         "workload": case.workload,
-        "what": workloads.workload(case.workload).what,
+        "what": catalogue.workload(case.workload).what,
         "bytes": _bytes(case.workload),
         "readers": case.readers,
         "gap_ms": case.gap_ms,
@@ -222,7 +223,7 @@ def row(case: Case, name: str, turns: list[list[Done]], beside: Row) -> Row:
 @functools.cache
 def _bytes(workload: str) -> int:
     """A message's pickle's; of a trace, the median."""
-    return int(np.median(workloads.sizes(workloads.workload(workload).make())))
+    return int(np.median(catalogue.sizes(catalogue.workload(workload).make())))
 
 
 def _latencies(turns: list[list[Done]]) -> Row:
@@ -238,8 +239,8 @@ def _latencies(turns: list[list[Done]]) -> Row:
     ]
     found: Row = {}
     for percent in (50, 99):
-        statistic = bootstrap.percentile(percent)
-        low, high = bootstrap.interval(per_turn, statistic)
+        statistic = intervals.percentile(percent)
+        low, high = intervals.interval(per_turn, statistic)
         found |= {
             f"p{percent}_us": _rounded(statistic(every)),
             f"p{percent}_low_us": _rounded(low),
@@ -259,7 +260,7 @@ def _rates(turns: list[list[Done]]) -> Row:
     for source, *readers in turns:
         end = max(reader.ends[-1] for reader in readers)
         rates.append(np.array([len(source.starts) * 1e9 / (end - source.starts[0])]))
-    low, high = bootstrap.interval(rates, bootstrap.percentile(50))
+    low, high = intervals.interval(rates, intervals.percentile(50))
     return {
         "rate_per_s": float(np.median(rates)),
         "rate_low_per_s": low,

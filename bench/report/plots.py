@@ -16,9 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from bench.case import Case
-from bench.style import WARMED, Label, look, write_right
-from bench.suites import (
+from bench.report.plot_style import WARMED, Label, look, write_right
+from bench.report.results import (
     OURS,
     ByTransport,
     Results,
@@ -29,7 +28,8 @@ from bench.suites import (
     representative,
     transports_of,
 )
-from bench.tables import short
+from bench.report.tables import short
+from bench.run.case import Case
 
 WIDTH, DPI = 8.4, 120  # about 1000 pixels, a README's width
 

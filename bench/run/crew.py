@@ -19,10 +19,10 @@ from multiprocessing.connection import Connection, Listener, wait
 from pathlib import Path
 from typing import Any
 
-from bench import member
+from bench.run import member
 from bench.transports.base import Launcher, Skipped
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 START_SECONDS = 90.0
 ANSWER_SECONDS = 90.0
 END_SECONDS = 20.0
@@ -197,7 +197,7 @@ def _mpiexec(size: int, folder: str, settings: dict[str, str]) -> Iterator[Count
     mpiexec = Path(sys.executable).with_name("mpiexec")
     if not mpiexec.exists() or not importlib.util.find_spec("mpi4py"):
         raise Skipped("no mpi4py with mpich's wheel here")
-    command = [str(mpiexec), "-n", str(size), sys.executable, "-m", "bench.member", folder]
+    command = [str(mpiexec), "-n", str(size), sys.executable, "-m", "bench.run.member", folder]
     process = subprocess.Popen(  # noqa: S603
         command, cwd=ROOT, env=os.environ | settings, stdin=subprocess.DEVNULL
     )

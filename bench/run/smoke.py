@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import transports
-from bench.case import Case
-from bench.harness import Harness, Row
+from bench.run.case import Case
+from bench.run.harness import Harness, Row
 
 BOUNDS = Path(__file__).with_name("bounds.json")
 TRIES = 3

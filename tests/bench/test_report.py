@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent.parent))
-from bench import blocks, losses, plots, report, style, suites, tables
-from measured import ALL, MACHINE, PEERS, a_rate, a_row, large, nodes, peers
+from bench.report import doc_blocks, losses, plot_style, plots, report, results, tables
+from support.bench_results import ALL, MACHINE, PEERS, a_rate, a_row, large, nodes, peers
 
 
 @pytest.fixture
@@ -86,7 +84,7 @@ def test_what_is_no_broadcast_wins_nothing() -> None:
 
 
 def test_the_report_has_everything_and_names_what_did_not_run(folder: Path) -> None:
-    text = report.report(suites.load(folder), [])
+    text = report.report(results.load(folder), [])
     for name in ALL:
         assert f"\n## {name}\n" in text
         assert f"- {name}: vLLM: not installed" in text
@@ -118,7 +116,7 @@ def test_any_suite_is_enough_for_a_report_and_none_is_not(folder: Path, tmp_path
 def test_a_file_of_another_suite_is_refused(folder: Path) -> None:
     (folder / "peers.json").rename(folder / "more.json")
     with pytest.raises(ValueError, match=r"more\.json: suite 'peers'"):
-        suites.load(folder)
+        results.load(folder)
 
 
 def test_the_pictures_are_written_and_are_the_same_each_time(folder: Path) -> None:
@@ -142,16 +140,16 @@ def test_a_table_of_nothing_is_an_error() -> None:
 
 def test_labels_keep_apart_and_in_order() -> None:
     wanted = [0.5, 0.1, 0.52, 0.51, 0.9]
-    places = style.spread(wanted, 0.1)
+    places = plot_style.spread(wanted, 0.1)
     assert places == pytest.approx([0.41, 0.1, 0.61, 0.51, 0.9])
 
 
 def test_filling_changes_only_what_lies_in_the_places() -> None:
     text = "a\n<!-- bench:x -->\nold\nolder\n<!-- /bench -->\nb\n"
     filled = "a\n<!-- bench:x -->\n\nnew\n\n<!-- /bench -->\nb\n"
-    assert blocks.fill(text, {"x": lambda: "new"}) == filled
-    assert blocks.fill(filled, {"x": lambda: "new"}) == filled
-    assert blocks.fill("no place\n", {}) == "no place\n"
+    assert doc_blocks.fill(text, {"x": lambda: "new"}) == filled
+    assert doc_blocks.fill(filled, {"x": lambda: "new"}) == filled
+    assert doc_blocks.fill("no place\n", {}) == "no place\n"
 
 
 @pytest.mark.parametrize(
@@ -165,12 +163,14 @@ def test_filling_changes_only_what_lies_in_the_places() -> None:
 )
 def test_a_place_that_is_unknown_or_not_closed_is_an_error(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        blocks.fill(text, {"x": lambda: "new"})
+        doc_blocks.fill(text, {"x": lambda: "new"})
 
 
 def test_every_block_can_be_generated(folder: Path) -> None:
-    results = suites.load(folder)
-    found = {name: block() for name, block in blocks.blocks(results, folder / "README.md").items()}
+    loaded = results.load(folder)
+    found = {
+        name: block() for name, block in doc_blocks.blocks(loaded, folder / "README.md").items()
+    }
     assert found["plot-sizes"].startswith("[![Latency by size of the message](./sizes.png)]")
     assert "16 MiB array, 1 reader, 1 ms" in found["large"]
     assert "decode 64, 1 reader, 10 ms" in found["summary"]
@@ -192,10 +192,10 @@ def test_the_summary_shows_peers_and_says_which_variant_and_who_is_missing(folde
     suite["rows"] += [a_row("kickmsg blocking", 11, gap_ms=0.3)]
     suite["rows"] += [a_row("gloo, known size", 1, gap_ms=0.3)]
     (folder / "peers.json").write_text(json.dumps(suite))
-    text = blocks.summary(suites.load(folder))
+    text = doc_blocks.summary(results.load(folder))
     head, _rules, *lines = cells(text)
     assert head[1:] == ["shmcast", "shmcast spin", "kickmsg", "gloo"]
-    assert len(lines) == len(blocks.SUMMARY)
+    assert len(lines) == len(doc_blocks.SUMMARY)
     assert lines[0][3] == "11.0 / 33.0 blocking"
     assert lines[1][3] == "12.0 / 36.0"
     assert "Did not run: vLLM (not installed)." in text
@@ -203,7 +203,7 @@ def test_the_summary_shows_peers_and_says_which_variant_and_who_is_missing(folde
 
 def test_a_block_whose_suite_was_not_measured_says_so(folder: Path) -> None:
     (folder / "nodes.json").unlink()
-    found = blocks.blocks(suites.load(folder), folder / "README.md")
+    found = doc_blocks.blocks(results.load(folder), folder / "README.md")
     with pytest.raises(LookupError, match="has no suite 'nodes'"):
         found["nodes"]()
 
@@ -227,6 +227,6 @@ def test_check_writes_nothing_and_fails_for_a_stale_document(
 
 
 def test_the_documents_show_what_was_measured() -> None:
-    results = suites.load(report.RESULTS / report.SHOWN)
+    shown = results.load(report.RESULTS / report.SHOWN)
     for document in report.documents():
-        assert report.filled(document, results) == document.read_text(), document
+        assert report.filled(document, shown) == document.read_text(), document
