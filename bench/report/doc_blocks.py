@@ -1,6 +1,6 @@
 """The tables and pictures that README.md and docs/ show, and how they get there.
 
-A document has a place for each, two lines of its own with what is generated between them:
+A document has a block for each: two lines of their own, with what is generated between them.
 
     <!-- bench:NAME -->
     <!-- /bench -->
@@ -9,6 +9,7 @@ A document has a place for each, two lines of its own with what is generated bet
 from __future__ import annotations
 
 import functools
+import html
 import os
 import re
 import textwrap
@@ -16,44 +17,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bench.report import plots, tables
-from bench.report.results import (
-    OURS,
-    ByTransport,
-    Results,
-    Row,
-    Suite,
-    by_case,
-    family,
-    fastest,
-    representative,
-)
-from bench.run.case import Case
-
-SUMMARY = (
-    ("peers", Case("49 B", 1, 0.3)),
-    ("peers", Case("49 B", 1, 1.0)),
-    ("peers", Case("49 B", 1, 10.0)),
-    ("peers", Case("49 B", 8, 1.0)),
-    ("steps", Case("decode 64", 1, 10.0)),
-    ("peers", Case("16 MiB", 1, 1.0)),
-    ("peers", Case("49 B", 1, 0.0)),
-)
-"""The lines of the README's first table: suite and case."""
-
-COLUMNS = (
-    OURS,
-    "shmcast, warmed",
-    "shmcast spin",
-    "kickmsg",
-    "MPI",
-    "iceoryx2",
-    "SGLang",
-    "vLLM",
-    "pipe",
-    "pyzmq",
-    "gloo",
-)
-"""Its columns: transports, or families of which the fastest is shown."""
+from bench.report import summary as cases
+from bench.report.plot_style import DARK, LIGHT, WIDTH_PIXELS
+from bench.report.results import OURS, Results, Row, SuiteResults, by_case
 
 CODECS = (OURS, "shmcast, Structs pickled", "shmcast msgspec")
 WAITING = {"readers": (1,), "gaps": (1.0, 10.0), "patterns": ("steady", "jitter")}
@@ -81,100 +47,70 @@ Block = Callable[[], str]
 
 
 def fill(text: str, blocks: Mapping[str, Block]) -> str:
-    """The document with what lies in its places generated anew, all else as it is.
+    """Return the document with the content of its blocks generated anew, all else as it is.
 
     Raises:
-        ValueError: a place is unknown, not closed, or closed without having begun; says where.
+        ValueError: a block is unknown, not closed, or closed without a beginning; names the line.
     """
-    lines, place = [], ""
+    lines, block = [], ""
     for number, line in enumerate(text.split("\n"), 1):
         if begin := _BEGIN.fullmatch(line):
             name = begin[1]
-            if place:
-                raise ValueError(f"line {number}: {line} inside of {place}, which is not closed")
+            if block:
+                raise ValueError(f"line {number}: {line} inside of {block}, which is not closed")
             if name not in blocks:
                 raise ValueError(f"line {number}: {line} is none of {', '.join(blocks)}")
-            place = f"{line} of line {number}"
+            block = f"{line} of line {number}"
             lines += [line, "", blocks[name](), ""]
         elif line == _END:
-            if not place:
+            if not block:
                 raise ValueError(f"line {number}: {line} closes nothing")
-            place = ""
+            block = ""
             lines.append(line)
-        elif not place:
+        elif not block:
             lines.append(line)
-    if place:
-        raise ValueError(f"{place} is not closed: no {_END} follows")
+    if block:
+        raise ValueError(f"{block} is not closed: no {_END} follows")
     return "\n".join(lines)
 
 
-def blocks(results: Results, document: Path) -> Mapping[str, Block]:
-    """All that a document may have, by name; each raises LookupError if its suite is not there."""
+def blocks(results: Results, pictures: Path, folder: Path) -> Mapping[str, Block]:
+    """Return what generates each block, by name; each raises LookupError if its suite is missing.
+
+    Args:
+        results: what the blocks show.
+        pictures: the folder of the pictures.
+        folder: the document's own, from which its links start.
+    """
     found: dict[str, Block] = {
         name: functools.partial(block, results) for name, block in _TABLES.items()
     }
-    folder = os.path.relpath(results.folder, document.parent)
-    pictures: dict[str, Block] = {
-        f"plot-{picture.name}": functools.partial(_link, results, picture, folder)
-        for picture in plots.PICTURES
-    }
-    return found | pictures
+    where = os.path.relpath(pictures, folder)
+    for picture in plots.PICTURES:
+        found[f"plot-{picture.name}"] = functools.partial(_picture, results, picture, where)
+    return found
 
 
-def _link(results: Results, picture: plots.Picture, folder: str) -> str:
-    """The picture, with a link to the one that can be enlarged."""
-    results[picture.suite]
-    path = f"{folder}/{picture.name}"
-    return f"[![{picture.title}]({path}.png)]({path}.svg)"
+def _picture(results: Results, picture: plots.Picture, where: str) -> str:
+    """Return the element that shows a picture as light or as dark as the reader's screen is."""
+    alt = html.escape(picture.alt(results), quote=False)
+    light, dark = (f"{where}/{picture.file(theme)}" for theme in (LIGHT, DARK))
+    return (
+        "<picture>\n"
+        f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">\n'
+        f'<img alt="{alt}" src="{light}" width="{WIDTH_PIXELS}">\n'
+        "</picture>"
+    )
 
 
 def summary(results: Results) -> str:
-    """The README's first table: the cases that matter, the peers that one would take instead."""
-    lines: list[tuple[Case, dict[str, str]]] = []
-    for suite, case in SUMMARY:
-        own = _own(results[suite], case)
-        shown = {name: row for name in COLUMNS if (row := representative(own, name))}
-        best = fastest(shown.values())
-        cells = {name: _summary_cell(name, row, own, row is best) for name, row in shown.items()}
-        lines.append((case, cells))
-    columns = [name for name in COLUMNS if any(name in cells for _, cells in lines)]
-    table = tables.markdown(
-        ["message, readers, gap", *columns],
-        [[str(case), *(cells.get(name, "") for name in columns)] for case, cells in lines],
-    )
-    peers = results["peers"]
-    absent = [name for name in peers.skipped if family(name) in {*COLUMNS} - {*columns}]
-    note = (
-        "µs, p50 / p99, one way: from the call on the source to the return on the last reader; the "
-        "source computes in the gap. Of a peer's variants the fastest of each line is shown. "
-        f"{tables.where(peers.machine)}."
-    )
-    if absent:
-        reasons = "; ".join(f"{name} ({peers.skipped[name]})" for name in absent)
-        note += f" Did not run: {reasons}."
+    """Return the cases that matter, with the peers that one would take instead."""
+    table, note = cases.markdown(results)
     return f"{table}\n\n{_wrapped(note)}"
 
 
-def _own(suite: Suite, case: Case) -> ByTransport:
-    cases = by_case(suite.rows)
-    if case not in cases:
-        raise LookupError(
-            f"suite {suite.name!r} has no case {case} (it has: {list(map(str, cases))})"
-        )
-    return cases[case]
-
-
-def _summary_cell(column: str, row: Row, own: ByTransport, bold: bool) -> str:
-    figures = tables.latency(row, own)
-    if bold:
-        figures = f"**{figures}**"
-    variants = [name for name in own if family(name) == column and "," not in name]
-    variant = row["transport"].removeprefix(column) if len(variants) > 1 else ""
-    return f"{figures}{variant}"
-
-
 def msgspec(results: Results) -> str:
-    """What engines send as pickles, of dataclasses and of Structs, and as msgspec encodes it."""
+    """Show what engines send: dataclasses and Structs pickled, and Structs encoded by msgspec."""
     suite = results["steps"]
     rows = [
         row for own in by_case(suite.rows).values() if CODECS[-1] in own for row in own.values()
@@ -184,7 +120,7 @@ def msgspec(results: Results) -> str:
 
 
 def waiting(results: Results) -> str:
-    """The wait policies at the cadences of `WAITING`: latency and CPU time of a reader."""
+    """Show the wait policies at the cadences of `WAITING`: latency and CPU time of a reader."""
     chosen = [
         row
         for row in results["waiting"].rows
@@ -196,26 +132,26 @@ def waiting(results: Results) -> str:
 
 
 def waiting_all(results: Results) -> str:
-    """The same for all cadences."""
+    """Show the wait policies at all cadences."""
     return _waiting(results["waiting"], results["waiting"].rows)
 
 
-def _waiting(suite: Suite, rows: list[Row]) -> str:
+def _waiting(suite: SuiteResults, rows: list[Row]) -> str:
     table = tables.compare(rows, tables.latency_and_cpu, bold=False)
     return f"{table}\n\n{_note(suite, 'and the CPU time of a reader over wall time')}"
 
 
 def large(results: Results) -> str:
-    """Arrays, those of `LARGE`; loans to one reader; and what reading costs."""
+    """Show the arrays of `LARGE`, loans to one reader, and what reading costs."""
     rows = results["large"].rows
     loans = [row for row in rows if "loan" in row["transport"] and row["readers"] == 1]
-    ways = [
+    copies = [
         row
         for row in rows
         if "loan" not in row["transport"] and (row["workload"], row["readers"]) in LARGE
     ]
     reads = [row for row in rows if "read_p50_us" in row and row["readers"] == 1]
-    found = [tables.compare(part, bold=False) for part in (ways, loans) if part]
+    found = [tables.compare(part, bold=False) for part in (copies, loans) if part]
     found.append(_note(results["large"]))
     if reads:
         found.append("What it takes a reader to sum it, p50 in µs:")
@@ -224,23 +160,23 @@ def large(results: Results) -> str:
 
 
 def tensors(results: Results) -> str:
-    """Dicts of tensors, those of `TENSORS`, and by how much faster than tensor by tensor."""
+    """Show the dicts of `TENSORS`, and how much faster they are than tensor by tensor."""
     chosen = [row for row in results["tensors"].rows if row["workload"] in TENSORS]
     return _tensors(results["tensors"], chosen)
 
 
 def tensors_all(results: Results) -> str:
-    """The same for all dicts."""
+    """Show all dicts of tensors."""
     return _tensors(results["tensors"], results["tensors"].rows)
 
 
-def _tensors(suite: Suite, rows: list[Row]) -> str:
+def _tensors(suite: SuiteResults, rows: list[Row]) -> str:
     table = tables.compare(rows, tables.times_less_than(ONE_BY_ONE), bold=False)
     return f"{table}\n\n{_note(suite, f'and by how much less than {ONE_BY_ONE}')}"
 
 
 def nodes(results: Results) -> str:
-    """Two hosts: latency, by how much less than gloo's, and what crossed the link."""
+    """Show two hosts: latency, how much less it is than gloo's, and what crossed the link."""
     suite = results["nodes"]
     rows = [own for own in by_case(suite.rows).values() if GLOO in own]
     chosen = [row for own in rows for row in own.values()]
@@ -256,7 +192,7 @@ def nodes(results: Results) -> str:
 
 
 def busy_leader(results: Results) -> str:
-    """Latency to the neighbour of a leader that computes, by who relays."""
+    """Show the latency to the neighbour of a leader that computes, by who relays."""
     suite = results["nodes"]
     rows = [row for row in suite.rows if row.get("busy")]
     table = tables.compare(rows, tables.three_percentiles, bold=False)
@@ -264,7 +200,7 @@ def busy_leader(results: Results) -> str:
 
 
 def job(results: Results) -> str:
-    """A whole job: tokens per second, and what of its time is broadcast."""
+    """Show a whole job: tokens per second, and the share of its time spent in broadcasts."""
     suite = results["job"]
     note = (
         "Tokens per second with the 95 % interval; p50 / p99 of the time to the first token and of "
@@ -274,7 +210,7 @@ def job(results: Results) -> str:
     return f"{tables.job(suite.job)}\n\n{_wrapped(note)}"
 
 
-def _note(suite: Suite, also: str = "") -> str:
+def _note(suite: SuiteResults, also: str = "") -> str:
     figures = f"p50 / p99 in µs{', ' + also if also else ''}"
     return _wrapped(f"One way, to the last reader: {figures}. {tables.where(suite.machine)}.")
 

@@ -1,4 +1,4 @@
-"""Where a peer is faster than shmcast, in words, so that no loss is left to the reader to find."""
+"""List where a peer is faster than shmcast, so that no reader has to search for it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from bench.report.tables import median, ratio, short
 from bench.run.case import Case
 
 _LESS = ("memcpy", "loan, ", "shmcast within")
-"""How the names of ways begin that do less than a broadcast of an object to all readers."""
+"""How the names of transports begin that do less than broadcast an object to all readers."""
 
 
 def losses(rows: Iterable[Row]) -> str:
-    """A line for each case whose p50 (or rate) or p99 is better with a peer: who, by how much.
+    """Return a line for each case in which a peer has the better p50, rate or p99.
 
-    shmcast is the transport of just that name or, where there is none, its fastest variant.
+    A line names the peer and says how much faster it is. shmcast is the transport of just that name
+    or, where there is none, its fastest variant.
     """
     lines, count = [], 0
     for case, all_rows in by_case(rows).items():

@@ -1,111 +1,127 @@
-"""How a transport looks in every picture, and how labels keep out of each other's way."""
+"""How pictures look: a light and a dark theme, and a colour and a marker for each transport."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import NamedTuple
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
-from matplotlib.axes import Axes
 
 from bench.report.results import OURS, family
 
-# People with any kind of colour vision tell these apart (after Okabe, Ito and Tol). shmcast has the
-# one warm hue, in a tint for each policy.
-_COLOURS = {
-    "kickmsg": "#0072B2",
-    "kickmsg blocking": "#003A70",  # beside the other in the picture of the wait policies
-    "MPI": "#CC79A7",
-    "iceoryx2": "#009E73",
-    "vLLM": "#56B4E9",
-    "SGLang": "#7B5EA7",
-    "pyzmq": "#A89200",
-    "pipe": "#7F7F7F",
-    "Ray": "#882255",
-    "queue": "#B8B8B8",
-    "NCCL": "#332288",
-    "gloo": "#000000",
-}
-_OTHER = "#D0C0A0"
-_POLICIES = {OURS: ("#D55E00", "-"), "shmcast spin": ("#8A3A00", "--")}
-_OTHER_POLICY = ("#F2A766", "-")
+WIDTH_INCHES = 8.3
+WIDTH_PIXELS = 830
+"""The width of a README: a point of a font is 1.39 pixels there."""
 
-WARMED = ", warmed"
-"""How the name of a transport ends whose source practises sending: its points are hollow."""
 
-_LINE_HEIGHT = 1.3  # of the font's size
+@dataclass(frozen=True)
+class Theme:
+    """The colours of everything but the data.
+
+    Attributes:
+        name: the end of the file's name.
+        background: opaque, because a reader's theme may differ from the page's.
+        text: titles and labels.
+        muted: notes and axes.
+        grid: lines behind the data.
+        band: every second row of a table-like picture.
+    """
+
+    name: str
+    background: str
+    text: str
+    muted: str
+    grid: str
+    band: str
+
+
+LIGHT = Theme("light", "#ffffff", "#1f2328", "#59636e", "#d9dee3", "#f4f6f8")
+DARK = Theme("dark", "#0d1117", "#f0f6fc", "#9198a1", "#2b3139", "#161b22")
 
 
 class Look(NamedTuple):
-    """What a line of a transport looks like, in matplotlib's words."""
+    """The colours of a transport in the light and the dark theme, and its marker."""
 
-    color: str
-    linestyle: str
-    linewidth: float
-    zorder: float
+    light: str
+    dark: str
+    marker: str
+
+
+# After Okabe and Ito, whose colours are told apart with any kind of colour vision; brighter where
+# the background is dark. Vermilion and orange are shmcast's own.
+_LOOKS = {
+    OURS: Look("#d55e00", "#f0752b", "o"),
+    "msgspec": Look("#f0a04b", "#ffc078", "D"),
+    "semaphore": Look("#7a3b10", "#c98b5f", "v"),
+    "spin": Look("#8a0f3c", "#ff6b9d", "^"),
+    "view": Look("#f0a04b", "#ffc078", "D"),
+    "loan": Look("#7a3b10", "#c98b5f", "v"),
+    "vLLM": Look("#0072b2", "#4aa8e0", "s"),
+    "vLLM arena": Look("#3aa0d8", "#9ad4f5", "D"),
+    "SGLang": Look("#009e73", "#2fc598", "^"),
+    "kickmsg": Look("#0072b2", "#4aa8e0", "s"),
+    "pipe": Look("#b65a94", "#d98abb", "v"),
+    "pyzmq": Look("#8a7a00", "#d6c431", "P"),
+    "gloo": Look("#7a828a", "#aab2ba", "X"),
+    "memcpy": Look("#1f2328", "#f0f6fc", ""),
+}
 
 
 def look(transport: str) -> Look:
-    """A colour for each family; shmcast's lines are the wide ones, a tint for each policy."""
-    if family(transport) == OURS:
-        return Look(*_POLICIES.get(transport.removesuffix(WARMED), _OTHER_POLICY), 2.2, 3)
-    color = _COLOURS.get(transport) or _COLOURS.get(family(transport), _OTHER)
-    return Look(color, "-", 1.2, 2)
+    """Return the look of a transport: of its variant, where that has one, or of its family."""
+    if transport in _LOOKS:
+        return _LOOKS[transport]
+    variant = next((word for word in transport.split() if word in _LOOKS and word != OURS), "")
+    return _LOOKS[variant or family(transport)]
 
 
-class Label(NamedTuple):
-    """What is written beside a point of a picture."""
-
-    text: str
-    x: float
-    y: float
-    color: str
+def color(transport: str, theme: Theme) -> str:
+    """Return the colour of a transport in a theme."""
+    return look(transport).dark if theme is DARK else look(transport).light
 
 
-def write_right(axes: Axes, labels: Sequence[Label]) -> None:
-    """Writes labels in a column right of the axes, each as near to its point's height as it can be.
+def settings(theme: Theme) -> dict[str, Any]:
+    """Return matplotlib's settings for a theme; text becomes paths, the same on every machine."""
+    return {
+        "axes.axisbelow": True,
+        "axes.edgecolor": theme.muted,
+        "axes.facecolor": theme.background,
+        "axes.grid": True,
+        "axes.labelcolor": theme.text,
+        "axes.labelsize": 9,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlecolor": theme.text,
+        "axes.titlelocation": "left",
+        "axes.titlesize": 9.5,
+        "axes.titleweight": "bold",
+        "figure.facecolor": theme.background,
+        "font.family": "DejaVu Sans",  # comes with matplotlib
+        "font.size": 9,
+        "grid.color": theme.grid,
+        "grid.linewidth": 0.7,
+        "legend.fontsize": 9,
+        "legend.frameon": False,
+        "legend.handlelength": 1.6,
+        "legend.labelcolor": theme.text,
+        "path.simplify": True,
+        "savefig.facecolor": theme.background,
+        "svg.fonttype": "path",
+        "svg.hashsalt": "shmcast",
+        "text.color": theme.text,
+        "xtick.color": theme.muted,
+        "xtick.labelcolor": theme.text,
+        "ytick.color": theme.muted,
+        "ytick.labelcolor": theme.text,
+    }
 
-    The y axis must be logarithmic, and the layout final but for these labels.
-    """
-    line = _LINE_HEIGHT * mpl.rcParams["font.size"] * axes.figure.dpi / 72 / axes.bbox.height
-    heights = spread(_fractions(axes.get_ylim(), [label.y for label in labels]), line)
-    for label, height in zip(labels, heights, strict=True):
-        axes.annotate(
-            label.text,
-            (label.x, label.y),
-            (1.04, height),
-            textcoords=axes.transAxes,
-            color=label.color,
-            va="center",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": label.color, "lw": 0.5, "relpos": (0, 0.5)},
-        )
 
-
-def _fractions(limits: tuple[float, float], values: Sequence[float]) -> list[float]:
-    """Where values are on a logarithmic axis: from 0 to 1."""
-    low, high = (math.log(limit) for limit in limits)
-    return [(math.log(value) - low) / (high - low) for value in values]
-
-
-def spread(wanted: Sequence[float], least: float) -> list[float]:
-    """Places at least `least` apart in the order of those wanted, moved in groups to stay close."""
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    clusters: list[list[int]] = []
-    starts: list[float] = []
-    for i in order:
-        cluster = [i]
-        start = wanted[i]
-        while clusters and starts[-1] + least * len(clusters[-1]) > start:
-            cluster = clusters.pop() + cluster
-            starts.pop()
-            middle = sum(wanted[k] for k in cluster) / len(cluster)
-            start = middle - least * (len(cluster) - 1) / 2
-        clusters.append(cluster)
-        starts.append(start)
-    places = list(wanted)
-    for cluster, start in zip(clusters, starts, strict=True):
-        for step, i in enumerate(cluster):
-            places[i] = start + least * step
-    return places
+@contextlib.contextmanager
+def applied(theme: Theme) -> Iterator[None]:
+    """Draw with a theme, whatever matplotlib's user has set."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(settings(theme))  # type: ignore[arg-type]
+        yield

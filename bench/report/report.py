@@ -1,4 +1,4 @@
-"""`python -m bench report`: results as Markdown and pictures, and in README.md and docs/."""
+"""`python -m bench report`: write report.md, the pictures, and what documents show of them."""
 
 from __future__ import annotations
 
@@ -7,43 +7,48 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from bench.report import doc_blocks, losses, plots, tables
-from bench.report.results import OURS, Results, Suite, load, transports_of
+from bench.report import doc_blocks, losses, plots, summary, tables
+from bench.report.results import OURS, Results, SuiteResults, load, transports_of
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
 SHOWN = "2026-11-25-epyc-2cpu"
 """The folder whose results the documents show."""
 
+PICTURES = ROOT / "docs" / "pictures"
 REPORT = "report.md"
 
 
 def documents() -> list[Path]:
-    """Those that may show results."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    """Return the documents that may show results."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def filled(document: Path, results: Results) -> str:
-    """The document's text with what the results have in its places.
+    """Return the document's text with its blocks generated from the results.
 
     Raises:
-        ValueError: a place is unknown or not closed.
-        LookupError: what it shows was not measured.
+        ValueError: a block is unknown or not closed.
+        LookupError: what a block shows was not measured.
     """
-    return doc_blocks.fill(document.read_text(), doc_blocks.blocks(results, document))
+    return doc_blocks.fill(
+        document.read_text(), doc_blocks.blocks(results, PICTURES, document.parent)
+    )
 
 
-def report(results: Results, pictures: list[plots.Picture]) -> str:
-    """All that was measured, as one Markdown document with these pictures."""
+def stale(results: Results) -> list[Path]:
+    """Return the documents and pictures that don't show these results."""
+    texts = [path for path in documents() if filled(path, results) != path.read_text()]
+    return texts + plots.stale(results, PICTURES)
+
+
+def report(results: Results) -> str:
+    """Return everything that was measured, as one Markdown document."""
     parts = [f"# Results: {results.folder.name}", _INTRODUCTION]
     for suite in results.suites.values():
         parts += _suite(suite)
-        parts += [
-            f"![{picture.title}]({picture.name}.png)"
-            for picture in pictures
-            if picture.suite == suite.name
-        ]
     if any(suite.peers for suite in results.suites.values()):
         parts += ["## Transports", tables.settings(results)]
     parts += ["## What did not run", tables.skipped(results)]
@@ -57,7 +62,7 @@ _INTRODUCTION = (
 )
 
 
-def _suite(suite: Suite) -> Iterator[str]:
+def _suite(suite: SuiteResults) -> Iterator[str]:
     yield f"## {suite.name}"
     yield tables.where_in_full(suite.machine)
     if suite.job:
@@ -85,8 +90,8 @@ def _suite(suite: Suite) -> Iterator[str]:
         yield also
 
 
-def write(folder: Path) -> None:
-    """Writes folder/report.md and the pictures beside it.
+def write(folder: Path) -> Path:
+    """Write and return folder/report.md.
 
     Raises:
         LookupError: the folder has no results.
@@ -94,29 +99,42 @@ def write(folder: Path) -> None:
     results = load(folder)
     if not results.suites:
         raise LookupError(f"{folder} has no results")
-    pictures = plots.write(results)
-    (folder / REPORT).write_text(report(results, pictures))
+    path = folder / REPORT
+    path.write_text(report(results))
+    return path
 
 
 def main(
     folder: Annotated[Path, typer.Argument(help="the results")] = RESULTS / SHOWN,
+    pictures: Annotated[
+        Path | None, typer.Option(help="draw the results into this folder, too")
+    ] = None,
     fill: Annotated[
-        bool, typer.Option("--documents", help=f"fill README.md and docs/ from {SHOWN}, too")
+        bool,
+        typer.Option("--documents", help=f"fill README.md, docs/ and docs/pictures from {SHOWN}"),
     ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="write nothing; fail if a document is out of date")
     ] = False,
 ) -> None:
-    """Write the report and the pictures of a folder of results."""
+    """Write the report of a folder of results, and print the cases that matter most."""
     shown = load(RESULTS / SHOWN)
     if check:
-        stale = [path.name for path in documents() if filled(path, shown) != path.read_text()]
-        if stale:
+        if outdated := stale(shown):
+            names = ", ".join(path.name for path in outdated)
             raise SystemExit(
-                f"{', '.join(stale)}: not what {SHOWN} has; run python -m bench report --documents"
+                f"{names}: not what {SHOWN} has; run python -m bench report --documents"
             )
         return
-    write(folder)
+    console = Console(highlight=False)
+    written = [write(folder)]
+    if pictures:
+        written += plots.write(load(folder), pictures)
     if fill:
+        written += plots.write(shown, PICTURES)
         for path in documents():
             path.write_text(filled(path, shown))
+            written.append(path)
+    console.print(summary.table(load(folder)))
+    for path in written:
+        console.print(f"wrote {path}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What the harness has written: the shape of bench/results/<date>-<machine>/<suite>.json."""
+"""The shape of bench/results/<date>-<machine>/<suite>.json, and questions about its rows."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class _Measured(TypedDict):
 
 
 class Row(_Measured, total=False):
-    """A transport in a case. Of one without gaps there is the rate, of all others latencies."""
+    """A transport in a case: its rate, if the case has no gaps; otherwise its latencies."""
 
     p50_us: float
     p50_low_us: float
@@ -95,16 +95,16 @@ ByTransport = dict[str, Row]
 
 
 @dataclass(frozen=True)
-class Suite:
+class SuiteResults:
     """One file of results.
 
     Attributes:
-        name: the suite's; the file is called so.
+        name: the name of the suite and of the file.
         machine: where it ran.
         peers: the transports that ran.
-        skipped: those that didn't, and why.
-        rows: of all suites but "job".
-        job: of "job".
+        skipped: those that did not run, and why.
+        rows: the results of every suite but "job".
+        job: the results of "job".
     """
 
     name: str
@@ -120,13 +120,13 @@ class Results:
     """The suites of a folder, by name, in the order of `ORDER`."""
 
     folder: Path
-    suites: dict[str, Suite]
+    suites: dict[str, SuiteResults]
 
-    def __getitem__(self, name: str) -> Suite:
-        """The suite.
+    def __getitem__(self, name: str) -> SuiteResults:
+        """Return a suite.
 
         Raises:
-            LookupError: the folder does not have it; says which it has.
+            LookupError: the folder does not have it; names those that it has.
         """
         if name not in self.suites:
             has = ", ".join(self.suites) or "none"
@@ -138,10 +138,10 @@ ORDER = ("peers", "ray", "steps", "waiting", "large", "tensors", "nodes", "job")
 
 
 def load(folder: Path) -> Results:
-    """All suites of a folder. It may have none: whoever needs one says so.
+    """Load all suites of a folder; it may have none.
 
     Raises:
-        ValueError: a file is of a suite that is not in `ORDER`, or not called like its suite.
+        ValueError: a file is of a suite that is not in `ORDER`, or not named for its suite.
     """
     found = {}
     for path in folder.glob("*.json"):
@@ -152,7 +152,7 @@ def load(folder: Path) -> Results:
                 f"{path}: suite {name!r}, expected {path.stem!r} of {', '.join(ORDER)}"
             )
         is_job = name == "job"
-        found[name] = Suite(
+        found[name] = SuiteResults(
             name=name,
             machine=data["machine"],
             peers=data["peers"],
@@ -164,14 +164,14 @@ def load(folder: Path) -> Results:
 
 
 def case_of(row: Row) -> Case:
-    """The case that a row is of."""
+    """Return the case of a row."""
     return Case(
         row["workload"], row["readers"], row["gap_ms"], row["pattern"], busy=row.get("busy", "")
     )
 
 
 def by_case(rows: Iterable[Row]) -> dict[Case, ByTransport]:
-    """Rows by case and transport, in their order."""
+    """Group rows by case and transport, in their order."""
     cases: dict[Case, ByTransport] = {}
     for row in rows:
         cases.setdefault(case_of(row), {})[row["transport"]] = row
@@ -179,21 +179,21 @@ def by_case(rows: Iterable[Row]) -> dict[Case, ByTransport]:
 
 
 def transports_of(rows: Iterable[Row]) -> list[str]:
-    """The names of all transports, in their order."""
+    """Return the names of all transports, in their order."""
     return list(dict.fromkeys(row["transport"] for row in rows))
 
 
 def is_rate(row: Row) -> bool:
-    """Whether messages followed one another without a gap."""
+    """Return whether messages followed one another without a gap."""
     return "rate_per_s" in row
 
 
 def family(transport: str) -> str:
-    """What a transport is a variant of: the first word ("gloo" of "gloo, known size")."""
+    """Return what a transport is a variant of: "gloo" for "gloo, known size"."""
     return OURS if transport.startswith(_OURS_TOO) else transport.split()[0].rstrip(",")
 
 
-# Ways of shmcast that are not called so, of the suites that compare its ways with one another.
+# Transports of shmcast without its name, in the suites that compare them with one another.
 _OURS_TOO = ("streamed", "arena, ", "loan, ", "tensors over", "tensors in", "tensors by")
 
 
@@ -205,12 +205,12 @@ class Interval(NamedTuple):
     high: float
 
     def over(self, other: Interval) -> Interval:
-        """The ratio; its interval is at least as wide as one of 95 %."""
+        """Return the ratio; its interval is at least as wide as one of 95 %."""
         return Interval(self.low / other.high, self.value / other.value, self.high / other.low)
 
 
 def time_of(row: Row) -> Interval:
-    """Microseconds for a message: the median latency or, back to back, what the rate gives."""
+    """Return the microseconds of a message: the median latency, or the inverse of the rate."""
     if not is_rate(row):
         return Interval(row["p50_low_us"], row["p50_us"], row["p50_high_us"])
     rates = (row["rate_high_per_s"], row["rate_per_s"], row["rate_low_per_s"])
@@ -218,14 +218,14 @@ def time_of(row: Row) -> Interval:
 
 
 def fastest(rows: Iterable[Row]) -> Row | None:
-    """The one whose messages take the least time, if there is any."""
+    """Return the row whose messages take the least time, or None if there are no rows."""
     return min(rows, key=lambda row: time_of(row).value, default=None)
 
 
 def representative(own: ByTransport, name: str) -> Row | None:
-    """Who stands for a column in a case: a transport of shmcast, or the fastest of a family.
+    """Return the row for a column in a case: a transport of shmcast, or the fastest of a family.
 
-    Not those that know more than others, which have a comma: "gloo, known size".
+    Leave out variants that know more than the others, whose names have a comma: "gloo, known size".
     """
     if family(name) == OURS:
         return own.get(name)

@@ -20,11 +20,11 @@ from bench.report.results import (
 )
 
 Cell = Callable[[Row, ByTransport], str]
-"""What a table says of a row, beside all rows of the same case."""
+"""Makes a cell of a row and of all rows of the same case, by transport."""
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], rule: str = "---:") -> str:
-    """A table, its first column of words, the others of figures (or what `rule` aligns them as).
+    """Return a table whose first column has words; `rule` aligns the others.
 
     Raises:
         LookupError: there are no lines.
@@ -37,40 +37,40 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], rule: str = "-
 
 
 def short(figure: float) -> str:
-    """As many digits as one reads: 6.3, 99.9, 100, 12,345."""
+    """Return a figure with as many digits as one reads: 6.3, 99.9, 100, 12,345."""
     return f"{figure:.1f}" if figure < 99.95 else f"{figure:,.0f}"
 
 
 def ratio(value: float) -> str:
-    """The same for how many times: 1.04, 9.99, 10.0, 123."""
+    """Return a factor with as many digits as one reads: 1.04, 9.99, 10.0, 123."""
     return f"{value:.2f}" if value < 9.995 else short(value)
 
 
 def latency(row: Row, _own: ByTransport) -> str:
-    """P50 / p99 in µs or, back to back, messages per second."""
+    """Return p50 / p99 in µs or, back to back, messages per second."""
     if is_rate(row):
         return f"{row['rate_per_s']:,.0f} /s"
     return f"{short(row['p50_us'])} / {short(row['p99_us'])}"
 
 
 def three_percentiles(row: Row, _own: ByTransport) -> str:
-    """P50 / p90 / p99 in µs, where what is rare is the point."""
+    """Return p50 / p90 / p99 in µs, where the rare messages are the point."""
     figures = (row["p50_us"], row["quantiles_us"][90], row["p99_us"])
     return " / ".join(map(short, figures))
 
 
 def median(row: Row) -> str:
-    """P50 or the rate, with its unit."""
+    """Return p50 or the rate, with its unit."""
     return f"{row['rate_per_s']:,.0f} /s" if is_rate(row) else f"{short(row['p50_us'])} µs"
 
 
 def latency_and_cpu(row: Row, own: ByTransport) -> str:
-    """The same, and the CPU time of a reader over wall time."""
+    """Return p50 / p99 in µs, and the CPU time of a reader over wall time."""
     return f"{latency(row, own)}, {row['reader_cpu']:.1%}"
 
 
 def times_less_than(baseline: str) -> Cell:
-    """A cell of latencies, and by how much less the median is than the baseline's."""
+    """Return a cell of p50 / p99 in µs, and how many times faster p50 is than a baseline's."""
 
     def cell(row: Row, own: ByTransport) -> str:
         figures = latency(row, own)
@@ -82,7 +82,7 @@ def times_less_than(baseline: str) -> Cell:
 
 
 def slowdown(row: Row, own: ByTransport) -> str:
-    """How many times the time of shmcast, with the interval."""
+    """Return how many times the time of shmcast it takes, with the interval."""
     if OURS not in own or row["transport"] == OURS:
         return ""
     low, value, high = time_of(row).over(time_of(own[OURS]))
@@ -90,22 +90,22 @@ def slowdown(row: Row, own: ByTransport) -> str:
 
 
 def cpu_time(row: Row, _own: ByTransport) -> str:
-    """CPU time of a message in µs, on the source and on a reader."""
+    """Return the CPU time of a message in µs, on the source and on a reader."""
     return f"{short(row['source_cpu_us'])} + {short(row['reader_cpu_us'])}"
 
 
 def memory(row: Row, _own: ByTransport) -> str:
-    """What all processes together have grown by, in MiB."""
+    """Return by how much all processes together have grown, in MiB."""
     return f"{row['memory_mib']:.1f}"
 
 
 def reading_time(row: Row, _own: ByTransport) -> str:
-    """What summing takes a reader, in µs."""
+    """Return how long a reader takes to sum the array, in µs."""
     return short(row["read_p50_us"]) if "read_p50_us" in row else ""
 
 
 def copies(row: Row, _own: ByTransport) -> str:
-    """Bytes that reached the other host for a message, over its size."""
+    """Return the bytes of a message that reached the other host, over its size."""
     return f"{row['extra']['bytes_in'] / row['bytes']:.2f}"
 
 
@@ -115,11 +115,11 @@ def compare(
     columns: Sequence[str] | None = None,
     bold: bool = True,
 ) -> str:
-    """A table of `columns`, or of all transports. What was not measured is empty.
+    """Return a table of `columns`, or of all transports; what was not measured is empty.
 
     Args:
         rows: of any cases; those that have no row in the columns are left out.
-        cell: what is said of a row.
+        cell: makes the text of a row.
         columns: names of transports.
         bold: whether to mark the fastest of a line.
     """
@@ -137,7 +137,7 @@ def compare(
 
 
 def groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Rows by what is on the tables' headings: the number of readers, or back to back."""
+    """Group rows by the heading of their table: the number of readers, or back to back."""
     found: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: math.inf if is_rate(row) else row["readers"]):
         plural = "s" if row["readers"] > 1 else ""
@@ -147,7 +147,7 @@ def groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def extras(rows: Iterable[Row]) -> str:
-    """What transports had to say beside what is measured of all; empty if nothing."""
+    """Return the figures that only some transports have, or an empty string."""
     lines = [
         f"- {case_of(row)}, {row['transport']}: "
         + ", ".join(f"{name} {value:g}" for name, value in row.get("extra", {}).items())
@@ -158,7 +158,7 @@ def extras(rows: Iterable[Row]) -> str:
 
 
 def job(rows: Iterable[JobRow]) -> str:
-    """A line for each number of ranks and transport of the whole job."""
+    """Return a table with a line for each number of ranks and transport of the whole job."""
     head = ["ranks, transport", "tokens/s", "TTFT, ms", "broadcast, µs", "of the time", "passes"]
     lines = [
         [
@@ -176,7 +176,7 @@ def job(rows: Iterable[JobRow]) -> str:
 
 
 def where(machine: Machine) -> str:
-    """The machine and the day, as a table's note has them."""
+    """Return the machine and the day, for the note below a table."""
     return (
         f"{machine['cpu']}, {machine['usable_cpus']:g} of {machine['cores']} CPUs, "
         f"Python {machine['python']}, torch {machine['torch']}, {machine['date'][:10]}"
@@ -184,7 +184,7 @@ def where(machine: Machine) -> str:
 
 
 def where_in_full(machine: Machine) -> str:
-    """All that is known of the machine."""
+    """Return everything that is known of the machine."""
     return (
         f"{where(machine)} ({machine['name']}, {machine['date']}). Kernel {machine['kernel']}, "
         f"governor {machine['governor']}, load average {machine['load_average']:.2f}, CPU time "
@@ -193,7 +193,7 @@ def where_in_full(machine: Machine) -> str:
 
 
 def settings(results: Results) -> str:
-    """All transports of all suites with version and settings."""
+    """Return all transports of all suites with version and settings."""
     found = {
         (name, peer["version"], peer["settings"].replace("|", "\\|")): None
         for suite in results.suites.values()
@@ -203,7 +203,7 @@ def settings(results: Results) -> str:
 
 
 def skipped(results: Results) -> str:
-    """What did not run in which suite, and why."""
+    """Return what did not run in which suite, and why."""
     lines = [
         f"- {suite.name}: {name}: {why}"
         for suite in results.suites.values()

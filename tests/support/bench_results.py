@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from bench.report import plots, results
+from bench.report import results
 
 MACHINE = {
     "name": "two",
@@ -88,7 +88,7 @@ def waiting() -> list[results.Row]:
         a_row(t, us, readers=readers, gap_ms=gap, pattern=pattern)
         for readers in (1, 4)
         for gap in (1.0, 10.0)
-        for pattern in plots.MARKERS
+        for pattern in ("steady", "jitter", "poisson", "bursts")
         for t, us in {"shmcast": 9.0, "shmcast, warmed": 5.0, "shmcast semaphore": 70.0}.items()
     ]
 
