@@ -1,10 +1,10 @@
-"""A broadcast over many nodes, on paper: messages, bytes, steps, and when a tree of leaders pays.
+"""A model of a broadcast over many nodes: messages, bytes, steps, and when a tree of leaders pays.
 
     python -m bench.cost_model    # the tables of docs/nodes.md
 
-The model is LogGP's: a send occupies its sender for `overhead_us` and for the bytes on its way into
-the network card, and arrives `latency_us` later. gloo's broadcast is a binomial tree: in step i
-each of the first 2^i ranks sends to the one 2^i further. Ranks of a node follow one another.
+The model is LogGP: a send occupies its sender for `overhead_us` and while the bytes go into the
+network card, and arrives `latency_us` later. gloo's broadcast is a binomial tree: in step i, the
+first 2^i ranks send to the rank 2^i further. The ranks of a node have successive numbers.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ SIZES = {"0.5 KB": 500, "16 KB": 16_384, "1 MiB": 1 << 20}
 
 @dataclass(frozen=True)
 class Network:
-    """What a message costs."""
+    """The costs of a message."""
 
     latency_us: float = 30.0
-    """From one process to another on another host, over TCP, wake-up included."""
+    """Between processes of two hosts, over TCP, wake-up included."""
     near_us: float = 10.0
-    """The same within a host."""
+    """Between processes of one host."""
     overhead_us: float = 5.0
-    """Of the sender's time, for each message."""
+    """The sender's time for each message."""
     gbit_per_s: float = 25.0
 
     def occupied_us(self, size: int) -> float:
-        """How long a send keeps its sender from the next one."""
+        """Return how long a send keeps its sender from the next one."""
         return self.overhead_us + size * 8e-3 / self.gbit_per_s
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one broadcast."""
+    """The costs of one broadcast."""
 
     messages: int
     crossing: int
-    """Messages from one node to another: copies on the network."""
+    """The messages from one node to another: copies on the network."""
     from_source: int
-    """Of these, from the source's network card."""
+    """Those of them that leave through the source's network card."""
     steps: int
-    """Messages that follow one another, at most, until the last rank has it."""
+    """The longest chain of messages until the last rank has it."""
 
 
 def edges(size: int) -> list[tuple[int, int]]:
-    """Who sends to whom in gloo's broadcast from rank 0, in the order of time."""
+    """Return who sends to whom in gloo's broadcast from rank 0, in the order of time."""
     found = []
     reach = 1
     while reach < size:
@@ -58,12 +58,12 @@ def edges(size: int) -> list[tuple[int, int]]:
 
 
 def steps(size: int) -> int:
-    """Of gloo's broadcast."""
+    """Return the steps of gloo's broadcast."""
     return max(0, size - 1).bit_length()
 
 
 def gloo_flat(nodes: int) -> Cost:
-    """`broadcast_object_list`: two collectives over all ranks."""
+    """Return the costs of `broadcast_object_list`: two collectives over all ranks."""
     ranks = nodes * RANKS
     crossing = [(a, b) for a, b in edges(ranks) if a // RANKS != b // RANKS]
     from_source = sum(a // RANKS == 0 for a, _ in crossing)
@@ -71,32 +71,32 @@ def gloo_flat(nodes: int) -> Cost:
 
 
 def star(nodes: int) -> Cost:
-    """VLLM's `MessageQueue`: a TCP stream from the source to every rank of another node."""
+    """Return the costs of vLLM's `MessageQueue`: a TCP stream to every rank of another node."""
     remote = (nodes - 1) * RANKS
     return Cost(remote, remote, remote, remote)
 
 
 def relayed(nodes: int) -> Cost:
-    """shmcast: one gloo collective of the source and the leaders; within a node, shared memory."""
+    """Return the costs of shmcast: one gloo collective of the source and the leaders."""
     from_source = sum(a == 0 for a, _ in edges(nodes))
     return Cost(nodes - 1, nodes - 1, from_source, steps(nodes))
 
 
 def star_of_leaders_us(nodes: int, size: int, network: Network) -> float:
-    """The source sends to each leader in turn."""
+    """Return how long it takes if the source sends to each leader in turn."""
     return (nodes - 1) * network.occupied_us(size) + network.latency_us
 
 
 def tree_us(pairs: Iterable[tuple[int, int]], size: int, network: Network, ranks: int = 1) -> float:
-    """When the last one has it, of those who send to one another in this order.
+    """Return when the last rank has it, if ranks send to one another in this order.
 
     Args:
         pairs: senders and receivers.
-        size: bytes.
-        network: between nodes of `ranks` each.
-        ranks: how many follow one another on a node.
+        size: the bytes of the message.
+        network: the network between the nodes.
+        ranks: the number of ranks on each node.
     """
-    free = {0: 0.0}  # from when on each one can send
+    free = {0: 0.0}  # when each rank can send again
     arrivals = [0.0]
     for sender, receiver in pairs:
         free[sender] += network.occupied_us(size)
@@ -107,7 +107,7 @@ def tree_us(pairs: Iterable[tuple[int, int]], size: int, network: Network, ranks
 
 
 def tree_pays_from(size: int, network: Network) -> int:
-    """The least number of nodes for which a tree of leaders is done before a star."""
+    """Return the least number of nodes for which a tree of leaders is faster than a star."""
     nodes = 2
     while tree_us(edges(nodes), size, network) >= star_of_leaders_us(nodes, size, network):
         nodes += 1
@@ -115,7 +115,7 @@ def tree_pays_from(size: int, network: Network) -> int:
 
 
 def counts_table() -> str:
-    """Messages and steps, in Markdown."""
+    """Return messages and steps, in Markdown."""
     lines = [
         "| nodes x 8 | gloo flat: messages, on the network, steps | star: messages, steps | "
         "shmcast: messages, steps | bytes on the network, gloo : star : shmcast |",
@@ -132,7 +132,7 @@ def counts_table() -> str:
 
 
 def times_table(network: Network) -> str:
-    """Modelled times of each way, in Markdown."""
+    """Return the modelled times of each kind of broadcast, in Markdown."""
     lines = ["| nodes x 8 |" + "".join(f" {size} |" for size in SIZES), "| --- |" + " --- |" * 3]
     for nodes in NODES:
         cells = []

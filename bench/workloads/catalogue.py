@@ -46,12 +46,12 @@ class Workload:
     Attributes:
         name: as on the command line and in tables.
         what: a sentence for the report.
-        make: makes the messages, the same in every process. One message is sent again and again,
-            a trace has many.
-        gaps_ms: a trace's own timing: the gap before each of the first n messages, which begin anew
-            where there are no more; None: the case says.
-        typed: the type for a typed codec, and what turns a message into one of that type; needs
-            msgspec. None: it is not for typed codecs.
+        make: makes the messages, the same in every process: one that is sent again and again, or
+            the many messages of a trace.
+        gaps_ms: returns a trace's own gaps, one for each of the first n messages; after its last
+            message a trace begins anew. None: the case sets the gap.
+        typed: returns the type for a typed codec, and a function that turns a message into one of
+            that type; needs msgspec. None: the workload is not for typed codecs.
     """
 
     name: str
@@ -62,7 +62,11 @@ class Workload:
 
 
 def workload(name: str) -> Workload:
-    """The workload of a name; raises ValueError, with all names, if there is none."""
+    """Return the workload of a name.
+
+    Raises:
+        ValueError: there is none; names those that there are.
+    """
     if name not in WORKLOADS:
         known = "; ".join(WORKLOADS)  # names have commas
         raise ValueError(f"workload {name!r} is none of: {known}")
@@ -70,12 +74,12 @@ def workload(name: str) -> Workload:
 
 
 def tiny() -> dict[str, Any]:
-    """A pickle of about 50 bytes."""
+    """Return an object whose pickle has about 50 bytes."""
     return {"step": 1234, "ids": [1, 2, 3], "done": False}
 
 
 def small() -> dict[str, Any]:
-    """A pickle of half a kilobyte."""
+    """Return an object whose pickle has half a kilobyte."""
     return {
         "step": 1234,
         "new": [{"id": f"request-{i}", "blocks": [i, i + 1], "t": 0.5} for i in range(8)],
@@ -84,12 +88,12 @@ def small() -> dict[str, Any]:
 
 
 def tables() -> dict[str, Any]:
-    """A pickle of about 15 KB."""
+    """Return an object whose pickle has about 15 KB."""
     return {"tables": [[i * 64 + j for j in range(64)] for i in range(75)]}
 
 
 def tensors(count: int, nbytes: int, layout: str) -> dict[str, Any]:
-    """Some metadata and `count` tensors of float32, on the device that the environment names."""
+    """Return metadata and `count` tensors of float32, on the device that the environment names."""
     import torch
 
     device = os.environ.get(DEVICE_VARIABLE, "cpu")
@@ -117,7 +121,7 @@ def _trace_gaps(factor: float, count: int) -> list[float]:
 
 
 def _one(name: str, what: str, make: Callable[[], Any], typed_as: Any = None) -> Workload:
-    """A workload of one message, and the type that it has for a typed codec, if any."""
+    """Make a workload of one message, with its type for a typed codec, if it has one."""
     typed = None if typed_as is None else functools.partial(structs.typed, typed_as)
     return Workload(name, what, lambda: [make()], typed=typed)
 

@@ -1,7 +1,7 @@
 """What SGLang 0.5.23 broadcasts: the requests that came in since the last step, tokenized.
 
-Plain dataclasses with the names and fields of SGLang's Structs. Fields of which none of the
-benchmarks makes use have the type None.
+Plain dataclasses with the names and fields of SGLang's Structs. Fields that no benchmark uses have
+the type None.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A small simulated engine that batches continuously: its driver's messages, and when they come."""
+"""A small simulated engine that batches continuously: its driver's messages and their timing."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from bench.workloads.steps import (
 from bench.workloads.vllm_messages import CachedRequestData, NewRequestData, SchedulerOutput
 
 STEP_MS = 8.0
-"""What a step takes by itself: the weights are read once."""
+"""How long a step takes without requests: the weights are read once."""
 REQUEST_MS = 0.06
-"""What each request of a step adds: its part of the KV cache is read."""
+"""How much each request adds to a step: its part of the KV cache is read."""
 PROMPT_TOKEN_MS = 0.04
-"""What each token of a prompt adds: arithmetic."""
+"""How much each token of a prompt adds to a step: arithmetic."""
 JITTER = 0.05
-"""Steps vary uniformly by so much up and down."""
+"""The share by which steps are uniformly longer or shorter."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A message and how long after the one before it is sent.
+    """A message, and how long after the message before it is sent.
 
-    That is as long as the step before took: `STEP_MS` + `REQUEST_MS` for each of its requests +
-    `PROMPT_TOKEN_MS` for each of its prompts' tokens, within `JITTER`. It is more if the engine had
+    The gap is the duration of the step before: `STEP_MS` + `REQUEST_MS` for each of its requests +
+    `PROMPT_TOKEN_MS` for each token of its prompts, within `JITTER`. It is longer if the engine had
     nothing to do then.
     """
 
@@ -59,7 +59,7 @@ def simulate(
     arrivals_per_second: float = 18.0,
     max_running: int = 64,
 ) -> Iterator[Step]:
-    """The steps of an engine from its start on.
+    """Yield the steps of an engine from its start on.
 
     Requests arrive as a Poisson process, with prompts of 50 to 2000 tokens (lognormal) and some 200
     tokens to generate (geometric). A step has one token of each running request, and new prompts
@@ -93,7 +93,7 @@ def _duration_ms(message: SchedulerOutput) -> float:
 
 
 class _Engine:
-    """Chooses each step's tokens, of requests in the order in which they came."""
+    """Choose each step's tokens, serving requests in the order in which they came."""
 
     def __init__(self, rng: np.random.Generator, max_running: int) -> None:
         self._rng = rng
@@ -108,13 +108,13 @@ class _Engine:
         return not self._running and not self._waiting
 
     def arrive(self) -> None:
-        """A request comes in."""
+        """Let a request come in."""
         rng = self._rng
         prompt = token_ids(rng, prompt_length(rng))
         self._waiting.append(_Request(request_id(rng), prompt, int(rng.geometric(1 / 200))))
 
     def step(self) -> SchedulerOutput:
-        """Schedules and computes one step."""
+        """Schedule and compute one step."""
         while self._waiting and len(self._running) < self._max_running:
             self._running.append(self._waiting.popleft())
         new: list[NewRequestData] = []
@@ -160,7 +160,7 @@ class _Engine:
         return [self._free.popleft() for _ in range(count)]
 
     def _finish(self) -> None:
-        """Who has all tokens leaves, and gives its blocks back, last ones first, as in vLLM."""
+        """Let finished requests leave, and free their blocks, the last ones first, as in vLLM."""
         done = [request for request in self._running if not request.left]
         self._running = [request for request in self._running if request.left]
         self._finished = {request.req_id for request in done}
@@ -182,10 +182,10 @@ def _new_request(request: _Request, block_ids: list[int]) -> NewRequestData:
 
 
 def decode_steps(steps: int = 1000, seed: int = 0) -> Iterator[SchedulerOutput]:
-    """The messages of `simulate`, without their timing."""
+    """Yield the messages of `simulate`, without their timing."""
     return (step.message for step in simulate(steps, seed))
 
 
 def sizes(messages: Iterable[object]) -> list[int]:
-    """Their pickles' bytes."""
+    """Return the size of each message's pickle, in bytes."""
     return [len(pickle.dumps(message, pickle.HIGHEST_PROTOCOL)) for message in messages]

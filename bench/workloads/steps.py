@@ -1,6 +1,6 @@
 """Single messages of inference engines, made up: decode steps, a prefill chunk, new requests.
 
-A generator with a fixed seed makes them: they are the same in each process.
+They come from a generator with a fixed seed, so that they are the same in each process.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from bench.workloads.vllm_messages import (
 VOCABULARY = 152_064
 BLOCK_TOKENS = 16
 BLOCKS = 30_000
-"""Blocks of the KV cache: ids are below it."""
+"""The blocks of the KV cache: their ids are smaller."""
 TOKEN_BUDGET = 2048
-"""Most tokens of a step."""
+"""The most tokens of a step."""
 SPEC_TOKENS = 3
-"""Drafted tokens of a request, where it has them."""
+"""The drafted tokens of a request that has them."""
 
 _END_OF_TURN, _END_OF_TEXT, _IMAGE_PAD = 151_645, 151_643, 151_655
 _PATCH_VALUES = 3 * 2 * 14 * 14
@@ -42,24 +42,24 @@ _WORDS = ("the", "user", "asks", "a", "model", "that", "answers", "in", "short",
 
 
 def request_id(rng: np.random.Generator) -> str:
-    """An id as vLLM's API server gives them: the request's own, and 8 digits of the engine."""
+    """Return an id like those of vLLM's API server, with the 8 digits that the engine adds."""
     digits = rng.bytes(12).hex()
     return f"chatcmpl-{digits[:16]}-{digits[16:]}"
 
 
 def prompt_length(rng: np.random.Generator) -> int:
-    """Tokens of a prompt: 50 to 2000, lognormal."""
+    """Return the number of a prompt's tokens: 50 to 2000, lognormal."""
     return int(np.clip(rng.lognormal(5.7, 0.8), 50, 2000))
 
 
 def token_ids(rng: np.random.Generator, count: int) -> list[int]:
-    """Tokens of the whole vocabulary."""
+    """Return tokens drawn from the whole vocabulary."""
     ids: list[int] = rng.integers(0, VOCABULARY, count).tolist()
     return ids
 
 
 def sampling_params() -> SamplingParams:
-    """Those of a chat request, as the engine has filled them in."""
+    """Return the parameters of a chat request, as the engine has filled them in."""
     return SamplingParams(
         temperature=0.7,
         top_p=0.95,
@@ -76,12 +76,12 @@ def sampling_params() -> SamplingParams:
 
 
 def blocks_for(tokens: int) -> int:
-    """How many blocks hold so many tokens."""
+    """Return how many blocks hold a number of tokens."""
     return -(-tokens // BLOCK_TOKENS)
 
 
 def decode(requests: int, spec_tokens: int = 0) -> SchedulerOutput:
-    """A step in which each of `requests` computes one token, and those drafted for it.
+    """Make a step in which each of `requests` computes one token, and those drafted for it.
 
     About one in 16 takes a new block. One in 64 was finished since the step before.
     """
@@ -116,7 +116,7 @@ def decode(requests: int, spec_tokens: int = 0) -> SchedulerOutput:
 
 
 def masked_decode(requests: int) -> MaskedStep:
-    """A decode step of requests that all follow a grammar."""
+    """Make a decode step of requests that all follow a grammar."""
     step = decode(requests)
     step.has_structured_output_requests = True
     rng = np.random.default_rng(requests)
@@ -127,9 +127,9 @@ def masked_decode(requests: int) -> MaskedStep:
 
 
 def prefill_chunk(requests: int = 32, prompt: int = 8192) -> SchedulerOutput:
-    """A decode step with a new request: its whole prompt, and the blocks of a first chunk.
+    """Make a decode step with a new request: its whole prompt, and the blocks of a first chunk.
 
-    The chunk is what the `requests` leave of the step's tokens.
+    The chunk has the tokens of the step that the `requests` leave.
     """
     rng = np.random.default_rng(prompt)
     step = decode(requests)
@@ -138,7 +138,7 @@ def prefill_chunk(requests: int = 32, prompt: int = 8192) -> SchedulerOutput:
 
 
 def multimodal(requests: int = 32) -> SchedulerOutput:
-    """A decode step with a new request that has an image: 23 MB of pixel values."""
+    """Make a decode step with a new request that has an image: 23 MB of pixel values."""
     rng = np.random.default_rng(requests)
     patches = int(np.prod(_PATCHES))
     pixels = rng.standard_normal((patches, _PATCH_VALUES), np.float32)
@@ -169,7 +169,7 @@ def _add(
     prompt: list[int],
     features: list[MultiModalFeatureSpec],
 ) -> NewRequestData:
-    """Schedules a new request's first tokens, with blocks that no other request has."""
+    """Schedule a new request's first tokens, with blocks that no other request has."""
     count = min(len(prompt), TOKEN_BUDGET - step.total_num_scheduled_tokens)
     used = {b for new in step.scheduled_cached_reqs.new_block_ids if new for b in new[0]}
     free = [block for block in rng.permutation(BLOCKS).tolist() if block not in used]
@@ -190,7 +190,7 @@ def _add(
 
 
 def sglang_requests(count: int) -> list[sglang.TokenizedGenerateReqInput]:
-    """A burst of chat requests: text, token ids and sampling parameters of each."""
+    """Make a burst of chat requests, each with text, token ids and sampling parameters."""
     rng = np.random.default_rng(count)
     return [_sglang_request(rng) for _ in range(count)]
 

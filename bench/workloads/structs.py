@@ -1,7 +1,7 @@
-"""The engines' messages as msgspec Structs, for a typed codec: made from the dataclasses.
+"""The engines' messages as msgspec Structs, for a typed codec, made from the dataclasses.
 
-There is one definition of the fields and one of the data. A Struct has its dataclass's fields in
-their order, and their types, except that an `array.array` is a numpy array.
+So fields and data are defined once. A Struct has the fields of its dataclass, in their order and
+with their types, except that an `array.array` is a numpy array.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 @functools.cache
 def struct_type(cls: type) -> Any:
-    """The Struct of a dataclass, and of those that its fields hold; the same at each call.
+    """Return the Struct of a dataclass, the same at each call; its fields hold Structs, too.
 
     It is array-like, as those of the engines are, and the garbage collector leaves it alone.
     Needs msgspec.
@@ -35,7 +35,7 @@ def struct_type(cls: type) -> Any:
 
 
 def _as_struct(hint: Any) -> Any:
-    """A field's type with Structs for dataclasses and plain numpy arrays for typed ones."""
+    """Replace dataclasses in a field's type by Structs, and typed arrays by plain numpy arrays."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is array or origin is np.ndarray:
         return np.ndarray
@@ -49,7 +49,7 @@ def _as_struct(hint: Any) -> Any:
 
 
 def typed(hint: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """What a typed codec needs for messages of a type, such as `list[Request]`.
+    """Return what a typed codec needs for messages of a type, such as `list[Request]`.
 
     Returns:
         The type to encode and decode, and the function that makes one of a message.
@@ -58,7 +58,7 @@ def typed(hint: Any) -> tuple[Any, Callable[[Any], Any]]:
 
 
 def as_struct(obj: Any) -> Any:
-    """`obj` with Structs for its dataclasses. Numpy arrays are shared with it, not copied."""
+    """Replace dataclasses in `obj` by Structs; numpy arrays are shared with it, not copied."""
     if is_dataclass(obj) and not isinstance(obj, type):
         values = [as_struct(getattr(obj, member.name)) for member in fields(obj)]
         return struct_type(type(obj))(*values)

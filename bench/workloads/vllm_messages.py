@@ -1,8 +1,8 @@
 """What vLLM 0.33 tells its workers at each step: plain dataclasses with its names and fields.
 
-The fields, their order and their defaults are those of vLLM's `SchedulerOutput` and of what lies
-in it, so that a pickle has the real one's structure and size. Fields of which none of the
-benchmarks makes use have the type None.
+The fields, their order and their defaults are those of vLLM's `SchedulerOutput` and of what it
+holds, so that a pickle has the structure and the size of the real one. Fields that no benchmark
+uses have the type None.
 """
 
 from __future__ import annotations
