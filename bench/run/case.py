@@ -1,4 +1,4 @@
-"""What is sent, to how many, and at which cadence."""
+"""A case: what is sent, to how many, and how often."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class Case:
     Attributes:
         workload: what is sent: a name of `workloads.WORKLOADS`.
         readers: how many receive it.
-        gap_ms: what lies between the return of one send and the call of the next; 0: nothing, and
-            the rate is measured instead of the latency. In the pattern "trace" it is ignored.
+        gap_ms: the time between the return of one send and the call of the next. If it is 0, the
+            rate is measured instead of the latency. The pattern "trace" ignores it.
         pattern: one of PATTERNS.
-        messages: counted messages of a transport in a turn, at most.
-        seconds: what a turn may take: slow transports send fewer messages.
-        warm_up: messages at the start of each turn that do not count, at most.
-        lockstep: a gap begins when all readers have the message and have dropped it.
-        reads: readers sum what has arrived, which is timed by itself.
+        messages: how many messages of a transport count in a turn, at most.
+        seconds: how long a turn may take: slow transports send fewer messages.
+        warm_up: how many messages at the start of each turn do not count, at most.
+        lockstep: whether a gap begins only when all readers have dropped the message.
+        reads: whether readers sum what has arrived; that is timed by itself.
         busy: what the leader of the second host computes after each message, "python" or "torch"
-            (or "idle"); what counts is when its neighbour has the message. "": no such thing.
-        transports: the names of those that take part; none: all that are asked for.
+            (or "idle"); what counts is when its neighbour has the message. Empty: it just receives.
+        transports: the names of those that take part; empty: all that are asked for.
     """
 
     workload: str
@@ -49,11 +49,11 @@ class Case:
 
     @property
     def is_rate(self) -> bool:
-        """Whether messages follow one another without a gap."""
+        """Return whether messages follow one another without a gap."""
         return self.gap_ms == 0 and self.pattern != "trace"
 
     def of(self, names: list[str]) -> list[str]:
-        """Those of `names` that take part."""
+        """Return those of `names` that take part."""
         return [name for name in names if not self.transports or name in self.transports]
 
     def __str__(self) -> str:

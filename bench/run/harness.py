@@ -1,4 +1,4 @@
-"""Runs cases over transports: who has a turn when, and what becomes a row of the results.
+"""Run cases over transports: decide who has a turn when, and make rows of what they did.
 
 Transports take turns in a shuffled order, several each, so that a noisy minute hits all of them.
 """
@@ -23,10 +23,10 @@ from bench.transports.base import Peer, Skipped
 from bench.workloads import catalogue
 
 TURNS = 5
-_PROBE = 10  # messages of the first turn, from which is learned how many a turn can have
+_PROBE = 10  # messages of the first turn, by which the number of messages of a turn is chosen
 _RATE_PROBE = 200
-_GROWTH = 10  # a turn has at most so many times as many messages as the one that foretold it
-_SHORT = 0.1  # of the time that is meant: a probe of less than that foretells little
+_GROWTH = 10  # a probe has at most this many times the messages of the probe before it
+_SHORT = 0.1  # a probe that takes less of the wanted time than this says little
 
 Row = dict[str, Any]
 
@@ -41,16 +41,16 @@ class _Running:
     turn: Turn
     counted: dict[str, float] = field(default_factory=dict)
     done: list[list[Done]] = field(default_factory=list)
-    """Of each turn, of each rank."""
+    """What each rank did in each turn."""
 
 
 class Harness:
-    """Crews, started when a case needs them, and the cases that they run.
+    """Start crews when a case needs them, and run cases with them.
 
     Args:
         peers: the transports that are asked for.
-        turns: of each transport in a case.
-        report_progress: is told before each turn what comes.
+        turns: how many each transport has in a case.
+        report_progress: called before each turn with what comes.
 
     Attributes:
         skipped: why a transport, or a transport in a case, has no rows.
@@ -76,7 +76,7 @@ class Harness:
         self._end_crews()
 
     def run(self, cases: list[Case]) -> Iterator[tuple[Case, list[Row]]]:
-        """Yields each case with its rows, in the order of `peers`, as soon as it is through."""
+        """Yield each case with its rows, in the order of `peers`, as soon as it is through."""
         readers = cases[0].readers if cases else 0
         for case in cases:
             if case.readers != readers:
@@ -105,7 +105,7 @@ class Harness:
 
     @contextlib.contextmanager
     def _skipping(self, name: str, key: str) -> Iterator[None]:
-        """A transport that can't is left out; one whose crew has failed, and all of that crew."""
+        """Leave out a transport that can't run, and all transports of a crew that has failed."""
         try:
             yield
         except Skipped as why:
@@ -119,7 +119,7 @@ class Harness:
                 self._crews.pop(opened).close()
 
     def _begin(self, name: str, case: Case) -> _Running:
-        """Gets a transport ready for a case, and learns how many messages a turn can have."""
+        """Get a transport ready for a case, and find out how many messages a turn can have."""
         self._report_progress(f"{case}: {name}, getting ready")
         peer = self._peers[name]
         crew = self._crew(peer, case.readers)
@@ -131,13 +131,13 @@ class Harness:
             self._open[key] = _memory(crew) - before
         before = _memory(crew)
         crew.ask("expect", name, case.workload)
-        turn = self._foretold(crew, name, case)
+        turn = self._sized(crew, name, case)
         grown = max(0, _memory(crew) - before)
         self._open[key] += grown
         return _Running(name, crew, self._open[key], turn)
 
-    def _foretold(self, crew: Crew, name: str, case: Case) -> Turn:
-        """A turn that takes no longer than the case allows."""
+    def _sized(self, crew: Crew, name: str, case: Case) -> Turn:
+        """Return a turn that takes no longer than the case allows."""
         count = _RATE_PROBE if case.is_rate else min(_PROBE, case.messages)
         while True:
             warm_up = min(case.warm_up, max(1, count // 2))
@@ -183,7 +183,7 @@ class Harness:
 
 
 def _whole(case: Case, count: int) -> int:
-    """In whole bursts, if it sends such."""
+    """Round a count up to whole bursts, if the case sends bursts."""
     return -(-count // BURST) * BURST if case.pattern == "bursts" else count
 
 
@@ -193,7 +193,7 @@ def _memory(crew: Crew) -> int:
 
 
 def row(case: Case, name: str, turns: list[list[Done]], beside: Row) -> Row:
-    """The figures of a case and transport, as they are written to JSON."""
+    """Return the figures of a transport in a case, as they are written to JSON."""
     sources = [source for source, *_ in turns]
     readers = [reader for _, *all_readers in turns for reader in all_readers if reader.messages]
     found: Row = {
@@ -222,7 +222,7 @@ def row(case: Case, name: str, turns: list[list[Done]], beside: Row) -> Row:
 
 @functools.cache
 def _bytes(workload: str) -> int:
-    """A message's pickle's; of a trace, the median."""
+    """Return the size of a message's pickle; of a trace, the median."""
     return int(np.median(catalogue.sizes(catalogue.workload(workload).make())))
 
 
@@ -255,7 +255,7 @@ def _latencies(turns: list[list[Done]]) -> Row:
 
 
 def _rates(turns: list[list[Done]]) -> Row:
-    """Messages per second, from the first call that counts to the last return of a turn."""
+    """Return messages per second, from the first call that counts to the last return of a turn."""
     rates = []
     for source, *readers in turns:
         end = max(reader.ends[-1] for reader in readers)

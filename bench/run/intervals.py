@@ -15,20 +15,20 @@ Values = npt.NDArray[np.float64]
 
 
 def percentile(percent: float) -> Callable[[Values], float]:
-    """What takes that percentile of its values."""
+    """Return a function that returns this percentile of its values."""
     return lambda values: float(np.percentile(values, percent))
 
 
 def interval(turns: Sequence[Values], statistic: Callable[[Values], float]) -> tuple[float, float]:
-    """A bootstrap interval of a statistic over the values of all turns.
+    """Return a bootstrap interval of a statistic over the values of all turns.
 
-    Turns are drawn anew, and then values of each of them: messages of one turn are alike, as they
-    share a minute of the machine, so that drawing among all values would claim too much. (The
+    Draw turns, and then values of each of them: the messages of one turn share a minute of the
+    machine and are alike, so that drawing among all values would claim too much. (The
     two-stage bootstrap of Davison and Hinkley, Bootstrap Methods and their Application, 3.8.)
 
     Args:
         turns: the values of each turn; none is empty.
-        statistic: of the values of several turns together.
+        statistic: a function of the values of several turns together.
 
     Returns:
         The ends of the interval at `CONFIDENCE`.

@@ -1,13 +1,9 @@
-"""A whole job by each transport: the example's tensor-parallel model generates text."""
+"""The suite "job": a whole program by each transport, the example that generates text."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import random
-import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,18 +11,17 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench import transports
+from bench import terminal
 from bench.run import intervals
 from bench.run.crew import Crew, CrewFailed
-from bench.transports.base import Seat, Skipped
+from bench.transports import registry
+from bench.transports.base import Skipped
 
 Row = dict[str, Any]
-EXAMPLES = Path(__file__).parents[2] / "examples"
 
 SUITE = "job"
 WHAT = "examples/tp_generate.py by each transport: tokens per second, time to the first token"
 RANKS = (2, 4)
-MAX_TOKENS = 32
 TRANSPORTS = (
     "shmcast",
     "shmcast spin",
@@ -47,7 +42,7 @@ TRANSPORTS = (
 
 
 def run(console: Console, names: list[str], turns: int) -> tuple[list[Row], dict[str, str]]:
-    """The job by each transport, `turns` passes each, in turns.
+    """Run the job by each transport, in turns, `turns` passes each.
 
     Returns:
         The rows, and why a transport has none.
@@ -69,20 +64,20 @@ def run(console: Console, names: list[str], turns: int) -> tuple[list[Row], dict
                 task = progress.add_task(f"{ranks} ranks", total=(1 + turns) * len(passes))
                 for number in range(1 + turns):
                     for name in order.sample([*passes], len(passes)):
-                        crew = crews[transports.peer(name).crew]
+                        crew = crews[registry.peer(name).crew]
                         done = crew.ask("generate", name, ranks)[0]
                         if number:  # the first one warms up
                             passes[name].append(done)
                         progress.advance(task)
             _check({name: done for name, (done, *_) in passes.items()})
             found = [_row(ranks, name, done) for name, done in passes.items()]
-        console.print(_table(ranks, found))
+        console.print(table(ranks, found))
         rows += found
     return rows, skipped
 
 
 def _open(crews: dict[str, Crew], name: str, ranks: int, stack: contextlib.ExitStack) -> None:
-    peer = transports.peer(name)
+    peer = registry.peer(name)
     if peer.crew not in crews:
         crews[peer.crew] = Crew(peer.launcher, ranks, peer.environment)
         stack.callback(crews[peer.crew].close)
@@ -91,54 +86,12 @@ def _open(crews: dict[str, Crew], name: str, ranks: int, stack: contextlib.ExitS
     crews[peer.crew].ask("expect", name, "16 KB")  # no step of the job is larger
 
 
-def one_pass(
-    seat: Seat, name: str, broadcast: Callable[[Any], Any], ranks: int
-) -> dict[str, Any] | None:
-    """One rank's part of a pass over all prompts; on the source, its figures."""
-    from bench.transports import _group
-
-    _group.join(seat)
-    model, tp, requests = _model(seat.rank, ranks)
-    done = _example().run_pass(name, broadcast, model, tp, requests)
-    if done is None:
-        return None
-    return {
-        "outputs": done.outputs,
-        "tokens_per_s": done.tokens_per_second,
-        "ttft_ms": done.first_token_ms,
-        "broadcast_us": done.broadcast_us,
-        "broadcast_share": done.broadcast_share,
-    }
-
-
-@functools.cache
-def _example() -> Any:
-    """The module tp_generate, and beside it those that it imports."""
-    sys.path.append(str(EXAMPLES))
-    import tp_generate
-
-    return tp_generate
-
-
-@functools.cache
-def _model(rank: int, ranks: int) -> tuple[Any, Any, Any]:
-    import torch
-
-    example = _example()
-    from tiny_gpt import TensorParallel, TinyGPT
-
-    torch.set_grad_enabled(False)
-    tp = TensorParallel(rank, ranks)
-    requests = example.read_requests(example.PROMPTS, MAX_TOKENS, seed=0)
-    return TinyGPT(example.CONFIG, 0, tp), tp, requests
-
-
 def _check(passes: dict[str, Row]) -> None:
-    """Raises ValueError unless all transports made the same tokens."""
+    """Raise ValueError unless all transports made the same tokens."""
     (first, wanted), *others = passes.items()
     for name, done in others:
         if done["outputs"] != wanted["outputs"]:
-            raise ValueError(f"by {name} the tokens are others than by {first}")
+            raise ValueError(f"the tokens made with {name} differ from those made with {first}")
 
 
 def _row(ranks: int, name: str, passes: list[Row]) -> Row:
@@ -161,17 +114,24 @@ def _row(ranks: int, name: str, passes: list[Row]) -> Row:
     }
 
 
-def _table(ranks: int, rows: list[Row]) -> Table:
-    table = Table("transport", title=f"{ranks} ranks")
-    for heading in ("tokens/s", "first token p50", "broadcast p50", "p99", "share of time"):
-        table.add_column(heading, justify="right")
+def table(ranks: int, rows: list[Row]) -> Table:
+    """Return the rows of one number of ranks, for a terminal."""
+    made = terminal.table(
+        "transport",
+        "tokens/s",
+        "first\ntoken p50",
+        "broadcast\np50",
+        "broadcast\np99",
+        "share of\nthe time",
+        title=f"{ranks} ranks",
+    )
     for row in rows:
-        table.add_row(
+        made.add_row(
             row["transport"],
             f"{row['tokens_per_s']:.0f}",
-            f"{row['ttft_p50_ms']:.0f} ms",
+            f"{row['ttft_p50_ms']:,.0f} ms",
             f"{row['broadcast_p50_us']:,.0f} µs",
             f"{row['broadcast_p99_us']:,.0f} µs",
             f"{row['broadcast_share']:.1%}",
         )
-    return table
+    return made

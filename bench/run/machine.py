@@ -1,4 +1,4 @@
-"""What the numbers are measured on."""
+"""The machine on which the numbers are measured."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import shmcast
-from shmcast.waiting import CpuBudget
 
 
 def describe() -> dict[str, Any]:
-    """The machine and its software, as of now."""
-    usable = CpuBudget().usable()
+    """Return the machine and its software, as of now."""
+    usable = usable_cpus()
     cpu = _cpu_model()
     return {
         "name": f"{_short_name(cpu)}-{usable:g}cpu",
@@ -25,7 +24,6 @@ def describe() -> dict[str, Any]:
         "usable_cpus": usable,
         "governor": _governor(),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
-        "idle_hint": shmcast._core.idle_hint(),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "torch": metadata.version("torch"),
@@ -37,13 +35,13 @@ def describe() -> dict[str, Any]:
 
 
 class Steal:
-    """How much of the CPUs' time the hypervisor gave to others, since this was made."""
+    """How much of the CPUs' time the hypervisor has given to others since this was made."""
 
     def __init__(self) -> None:
         self._before = self._read()
 
     def share(self) -> float:
-        """0 to 1, of all CPUs' time."""
+        """Return the share of all CPUs' time, 0 to 1."""
         (stolen, total), (stolen_before, total_before) = self._read(), self._before
         return (stolen - stolen_before) / max(1, total - total_before)
 
@@ -51,6 +49,17 @@ class Steal:
     def _read() -> tuple[int, int]:
         times = [int(x) for x in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
         return times[7], sum(times)
+
+
+def usable_cpus() -> float:
+    """Return how many CPUs this process may use: its affinity, or less by its cgroup's quota."""
+    cpus = float(len(os.sched_getaffinity(0)))
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.exists():
+        limit, period = quota.read_text().split()
+        if limit != "max":
+            return min(cpus, int(limit) / int(period))
+    return cpus
 
 
 def _cpu_model() -> str:
@@ -71,7 +80,7 @@ def _governor() -> str:
 
 
 def _commit() -> str:
-    """What is checked out, and whether anything but results differs from it."""
+    """Return the commit, marked "dirty" if anything but results differs from it."""
     commit = _git("rev-parse", "--short", "HEAD")
     changes = _git("status", "--porcelain", "--", ".", ":(exclude)bench/results")
     return f"{commit}-dirty" if changes else commit

@@ -1,4 +1,4 @@
-"""One transport's turn on one member: sends or receives, and notes when.
+"""One transport's turn on one member: send or receive, and note when.
 
 Times are CLOCK_MONOTONIC nanoseconds, which all processes of a host share.
 """
@@ -22,25 +22,25 @@ BUSY_SECONDS = 0.02
 
 @dataclass
 class Done:
-    """What one member did in one turn; counted messages only, in order."""
+    """What one member did in one turn, with the counted messages only, in order."""
 
     starts: list[int] = field(default_factory=list)
-    """Calls, on the source."""
+    """When the source called."""
     ends: list[int] = field(default_factory=list)
-    """Returns of the calls."""
+    """When the calls returned."""
     reads: list[int] = field(default_factory=list)
-    """How long it took to read what had arrived, in ns; on readers, where a case asks for it."""
+    """How long a reader took to read what had arrived, in ns, where a case asks for it."""
     cpu_ns: int = 0
-    """Of a reader: all threads, the whole turn. Of the source: its calls, and other threads."""
+    """A reader's CPU time of the whole turn; the source's in its calls and its other threads."""
     wall_ns: int = 0
-    """Of the whole turn."""
+    """The duration of the whole turn."""
     messages: int = 0
-    """All of the turn."""
+    """All messages of the turn, those that don't count included."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Messages `number` x `count` and following of a case's workload."""
+    """`count` messages of a case's workload, from message `number` x `count` on."""
 
     case: Case
     number: int
@@ -48,20 +48,20 @@ class Turn:
     warm_up: int
 
     def of(self, messages: list[Any]) -> list[Any]:
-        """The messages of this turn; a workload that has fewer begins anew."""
+        """Return the messages of this turn; a workload that has fewer begins anew."""
         first = self.number * self.count - self.warm_up
         return [messages[i % len(messages)] for i in range(first, first + self.total)]
 
     @property
     def total(self) -> int:
-        """Messages, those that don't count included."""
+        """Return the number of messages, those that don't count included."""
         return self.warm_up + self.count
 
     def gaps_ns(self, own: list[float] | None) -> list[int]:
-        """The gap before each message, the same in every call.
+        """Return the gap before each message, the same in every call.
 
         Args:
-            own: what the workload says itself, in ms, for each of its messages.
+            own: the workload's own gaps in ms, one for each of its messages.
 
         Raises:
             ValueError: the case wants the workload's own timing, and it has none.
@@ -87,13 +87,13 @@ class Turn:
 
 
 def send(
-    way: Transport,
+    transport: Transport,
     messages: list[Any],
     gaps_ns: list[int],
     turn: Turn,
     taken: npt.NDArray[np.int64],
 ) -> Done:
-    """The source's turn; `taken` is how many messages each reader took in it."""
+    """Take the source's turn; `taken` is how many messages each reader has taken in it."""
     starts, ends = [], []
     cpu_ns = 0
     case = turn.case
@@ -101,15 +101,15 @@ def send(
     others_begin = time.process_time_ns() - cpu_clock()
     begin = clock()
     for number, (gap_ns, obj) in enumerate(zip(gaps_ns, messages, strict=True), 1):
-        if way.settle is not None:
-            way.settle(obj)
+        if transport.settle is not None:
+            transport.settle(obj)
         if gap_ns:
-            _schedule(clock() + gap_ns, way.prepare)
-        if way.fill is not None:
-            way.fill(obj)
+            _schedule(clock() + gap_ns, transport.prepare)
+        if transport.fill is not None:
+            transport.fill(obj)
         cpu_start = cpu_clock()
         start = clock()
-        way.broadcast(obj)
+        transport.broadcast(obj)
         ends.append(clock())
         cpu_ns += cpu_clock() - cpu_start
         starts.append(start)
@@ -126,17 +126,17 @@ def send(
     )
 
 
-def receive(way: Transport, turn: Turn, taken: npt.NDArray[np.int64], is_busy: bool) -> Done:
-    """A reader's turn; `taken` is its own count, `is_busy`: it computes after each message."""
+def receive(transport: Transport, turn: Turn, taken: npt.NDArray[np.int64], is_busy: bool) -> Done:
+    """Take a reader's turn; `taken` is its own count, `is_busy`: it computes after each message."""
     ends, reads = [], []
     clock = time.monotonic_ns
     begin, cpu_begin = clock(), time.process_time_ns()
     for number in range(1, turn.total + 1):
-        obj = way.broadcast(None)
+        obj = transport.broadcast(None)
         ends.append(clock())
         if turn.case.reads:
             reads.append(_read(obj))
-        del obj  # not before: to free 256 MiB takes time
+        del obj  # not before: it takes time to free 256 MiB
         taken[0] = number
         if is_busy:
             _compute(turn.case.busy)
@@ -147,9 +147,9 @@ def receive(way: Transport, turn: Turn, taken: npt.NDArray[np.int64], is_busy: b
 
 
 def _schedule(until_ns: int, prepare: Callable[[], None] | None) -> None:
-    """Works as a scheduler does between steps: small dicts and lists come, are sorted, and go.
+    """Work as a scheduler does between steps: small dicts and lists come, are sorted, and go.
 
-    In the last millisecond `prepare` is called every 100 µs, as by a driver that looks now and then
+    In the last millisecond call `prepare` every 100 µs, as a driver does that looks now and then
     whether its GPU is ready.
     """
     queue: dict[int, list[int]] = {}
@@ -164,7 +164,7 @@ def _schedule(until_ns: int, prepare: Callable[[], None] | None) -> None:
 
 
 def _read(obj: Any) -> int:
-    """Sums an array, tensor or bytes once; how long it took, in ns."""
+    """Sum an array, tensor or bytes once; return how long it took, in ns."""
     if isinstance(obj, bytearray):
         plain = np.frombuffer(obj, np.uint8)
     else:
@@ -188,6 +188,6 @@ def _compute(what: str) -> None:
 
 
 def latencies_us(source: Iterable[int], readers: list[list[int]]) -> list[float]:
-    """From each call on the source to the return on the last reader."""
+    """Return the time from each call on the source to the return on the last reader."""
     last = map(max, zip(*readers, strict=True))
     return [(end - start) / 1e3 for start, end in zip(source, last, strict=True)]

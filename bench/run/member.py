@@ -1,8 +1,9 @@
 """One process of a crew: makes its ends of transports and takes turns, as the coordinator says.
 
-    mpiexec -n 2 python -m bench.run.member FOLDER  # by those who start processes themselves
+Launchers that can't call `serve` in a new process run this file:
 
-Imports nothing heavy: a process must be able to move to another host first (see crew.py).
+    mpiexec -n 2 python -m bench.run.member FOLDER
+    python -m bench.run.member FOLDER RANK SIZE
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 APART = 16  # words between the counts of two readers: no cache line is shared
 TAKEN = "taken"  # the file of these counts, in the crew's folder
+CONTROL = "control"  # the socket there on which the coordinator listens
 
 
 class _Seat(Seat):
@@ -44,11 +46,11 @@ class _Seat(Seat):
 
 
 class Member:
-    """What the coordinator may ask of a member: each method, by name."""
+    """The methods that the coordinator may ask for, by name."""
 
     def __init__(self, seat: Seat) -> None:
         self._seat = seat
-        self._ways: dict[str, Transport] = {}
+        self._transports: dict[str, Transport] = {}
         self._peers: dict[str, Peer] = {}
         self._workload = ""
         self._made: list[Any] = []
@@ -57,8 +59,8 @@ class Member:
         self._gaps_ms: list[float] | None = None
 
     def load(self, modules: tuple[str, ...]) -> None:
-        """Imports what transports need; raises Skipped for what is not installed."""
-        # What the harness itself needs comes first: it is not counted as a transport's memory.
+        """Import what transports need; raise Skipped for what is not installed."""
+        # The harness's own modules come first, so that they don't count as a transport's memory.
         for module in ("bench.run.measure", "bench.workloads.catalogue", *modules):
             try:
                 importlib.import_module(module)
@@ -66,12 +68,12 @@ class Member:
                 raise Skipped(f"{module}: {error}") from error
 
     def open(self, peer: Peer) -> None:
-        """Makes this end of a transport. Collective."""
-        self._ways[peer.name] = peer.make(self._seat)
+        """Make this end of a transport. Collective."""
+        self._transports[peer.name] = peer.make(self._seat)
         self._peers[peer.name] = peer
 
     def expect(self, name: str, workload: str) -> None:
-        """Gets ready for a case of this workload; raises Skipped: the transport can't carry it."""
+        """Get ready for a case of this workload; raise Skipped if the transport can't carry it."""
         from bench.workloads import catalogue
 
         chosen = catalogue.workload(workload)
@@ -85,56 +87,56 @@ class Member:
             self._workload = workload
         if self._peers[name].one_object and len(self._made) > 1:
             raise Skipped("it carries messages of one size only")
-        self._messages[name] = self._ways[name].translate(chosen, self._made)
-        # (A trace says by its pickles which is the largest; typed messages follow those.)
-        self._ways[name].expect(self._messages[name][self._largest])
+        self._messages[name] = self._transports[name].translate(chosen, self._made)
+        # (The largest message of a trace is that with the largest pickle, typed or not.)
+        self._transports[name].expect(self._messages[name][self._largest])
 
     def turn(self, name: str, turn: Turn) -> Done:
-        """Sends or receives the messages of a turn. Collective."""
+        """Send or receive the messages of a turn. Collective."""
         from bench.run import measure
 
-        way = self._ways[name]
+        transport = self._transports[name]
         if self._seat.is_source:
             messages = turn.of(self._messages[name])
             gaps_ns = turn.gaps_ns(self._gaps_ms)
             taken = self._taken()[: (self._seat.size - 1) * APART : APART]
             self._seat.meet()
-            return measure.send(way, messages, gaps_ns, turn, taken)
+            return measure.send(transport, messages, gaps_ns, turn, taken)
         mine = self._taken()[(self._seat.rank - 1) * APART :]
         mine[0] = 0
         leader = self._seat.size // 2
         self._seat.meet()
-        if not way.takes_part:
+        if not transport.takes_part:
             mine[0] = turn.total
             return measure.Done()
         is_busy = bool(turn.case.busy) and self._seat.rank == leader
-        done = measure.receive(way, turn, mine, is_busy)
+        done = measure.receive(transport, turn, mine, is_busy)
         if turn.case.busy and self._seat.rank != leader + 1:
-            done.ends = []  # who is asked is the leader's neighbour
+            done.ends = []  # only the leader's neighbour counts
         return done
 
     def generate(self, name: str, ranks: int) -> Any:
-        """One pass of the whole job by a transport; see job.py. Collective."""
-        from bench.run import job
+        """Run one pass of the whole job by a transport; see example.py. Collective."""
+        from bench.run import example
 
-        return job.one_pass(self._seat, name, self._ways[name].broadcast, ranks)
+        return example.one_pass(self._seat, name, self._transports[name].broadcast, ranks)
 
     def figures(self, name: str) -> dict[str, float]:
-        """What a transport has to say beside the times."""
-        return self._ways[name].figures()
+        """Return what a transport says of itself beside the times."""
+        return self._transports[name].figures()
 
     def memory(self) -> int:
-        """Bytes of this process's proportional set size: shared pages count once in a crew."""
+        """Return the bytes of the proportional set size: shared pages count once in a crew."""
         for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024
         raise RuntimeError("/proc/self/smaps_rollup has no Pss")
 
     def close(self) -> None:
-        """Ends all transports. Collective."""
-        for way in self._ways.values():
-            way.close()
-        self._ways.clear()
+        """End all transports. Collective."""
+        for transport in self._transports.values():
+            transport.close()
+        self._transports.clear()
 
     def _taken(self) -> npt.NDArray[np.int64]:
         import numpy as np
@@ -145,20 +147,20 @@ class Member:
 def serve(
     rank: int, size: int, folder: str, settings: dict[str, str], inherited: dict[str, Any]
 ) -> None:
-    """A member's life: does what it is asked for until it is told to leave.
+    """Do what the coordinator asks for until it says that this member may leave.
 
     Args:
-        rank: its own.
-        size: of the crew.
+        rank: the rank of this process.
+        size: the processes of the crew.
         folder: the crew's, where the coordinator listens.
         settings: environment variables to set first.
         inherited: see `Seat`.
     """
     os.environ |= settings
-    # (A coordinator that is killed ends all.)
+    # (If the coordinator is killed, EOFError ends its members.)
     with (
         contextlib.suppress(EOFError),
-        Client(str(Path(folder) / "control"), authkey=_key(folder)) as control,
+        Client(str(Path(folder) / CONTROL)) as control,
     ):
         control.send(rank)
         member = Member(_Seat(control, rank, size, Path(folder), inherited))
@@ -173,10 +175,10 @@ def serve(
             control.send(answer)
 
 
-def _key(folder: str) -> bytes:
-    return (Path(folder) / "key").read_bytes()
+def main(folder: str, rank: str = "", size: str = "") -> None:
+    """Serve as the rank that is given, or as the one that MPI's launcher gives."""
+    serve(int(rank or os.environ["PMI_RANK"]), int(size or os.environ["PMI_SIZE"]), folder, {}, {})
 
 
 if __name__ == "__main__":
-    # Of what MPI starts: its launcher says who is who.
-    serve(int(os.environ["PMI_RANK"]), int(os.environ["PMI_SIZE"]), sys.argv[1], {}, {})
+    main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""What each suite runs: its cases, and who takes part."""
+"""The suites: the cases of each, and the transports that take part."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ RAY = "Ray channel"
 
 
 @dataclass(frozen=True)
-class Plan:
+class Suite:
     """A suite.
 
     Attributes:
-        what: one sentence for the command line and the report.
-        transports: who takes part, unless told otherwise, in the order of tables.
-        cases: made by this; the argument is a factor on how long they may take.
+        what: one sentence for the command line.
+        transports: those that take part, unless told otherwise, in the order of tables.
+        cases: makes the cases; the argument is a factor on how long they may take.
     """
 
     what: str
@@ -50,7 +50,7 @@ class Plan:
 def _peers(scale: float) -> list[Case]:
     def case(workload: str, readers: int, gap_ms: float) -> Case:
         messages = int(scale * (200 if gap_ms <= 1 else 80))
-        # (Those that never block would else queue up what takes longer than the gap.)
+        # (Transports that never block would queue up messages that take longer than the gap.)
         is_large = workload.endswith("MiB")
         return Case(workload, readers, gap_ms, messages=messages, seconds=scale, lockstep=is_large)
 
@@ -125,7 +125,7 @@ ARRAY_SIZES = ("64 KiB", "256 KiB", "1 MiB", "16 MiB", "64 MiB", "256 MiB")
 
 
 def _large(scale: float) -> list[Case]:
-    """Of each size three cases, as loans are many in the time of one copy by a socket."""
+    """Return three cases of each size: loans are far faster than a copy by a socket."""
 
     def case(size: str, readers: int, transports: tuple[str, ...], seconds: float) -> Case:
         return Case(
@@ -144,12 +144,12 @@ def _large(scale: float) -> list[Case]:
         for readers in (1, 4, 8)
         for size in ARRAY_SIZES
         for transports, seconds in ((COPYING, 0.5), (LOANS, 0.2), (REFILLED, 0.2))
-        # (256 MiB to 8 readers in all ways is more memory than 24 GiB.)
+        # (256 MiB to 8 readers by all transports needs more than 24 GiB of memory.)
         if readers == 1 or (size, readers) in (("16 MiB", 4), ("256 MiB", 4), ("16 MiB", 8))
     ]
 
 
-TENSOR_WAYS = (
+TENSOR_TRANSPORTS = (
     "tensors over the device group",
     "tensors in the message",
     "tensors by broadcast_object",
@@ -163,7 +163,7 @@ def _tensors(scale: float) -> list[Case]:
         (1, 8, 64), ("1 KiB", "64 KiB", "4 MiB"), ("flat", "nested")
     ):
         mebibytes = count * {"1 KiB": 2**-10, "64 KiB": 2**-4, "4 MiB": 4}[size]
-        # The last message's readers must be through when the next one is sent.
+        # The readers of one message must be through when the next one is sent.
         gap_ms = 1 + 2 * mebibytes
         workload = f"{count} x {size} tensors, {layout}"
         cases.append(Case(workload, 1, gap_ms, messages=int(40 * scale), seconds=scale))
@@ -176,36 +176,36 @@ BETWEEN_HOSTS = (
     "shmcast between hosts",
     "shmcast within the source's host",
 )
-RELAYS = ("shmcast between hosts", "shmcast between hosts, relay in recv")
+RELAYED = ("shmcast between hosts",)
 
 
 def _nodes(scale: float) -> list[Case]:
-    """Gaps of a decode loop: at 1 ms the messages of 1 MiB queue up."""
+    """Return cases with the gaps of a decode loop: at 1 ms, messages of 1 MiB queue up."""
     cases = [
         Case(size, readers, 10.0, messages=int(60 * scale), seconds=scale, transports=BETWEEN_HOSTS)
         for readers in (3, 7)
         for size in ("0.5 KB", "16 KB", "1 MiB")
     ]
-    trace = Case("trace, fast", 3, pattern="trace", messages=200, seconds=4, transports=RELAYS[:1])
+    trace = Case("trace, fast", 3, pattern="trace", messages=200, seconds=4, transports=RELAYED)
     busy = [
-        Case("49 B", 3, 30.0, "uniform", int(30 * scale), scale, 2, busy=what, transports=RELAYS)
+        Case("49 B", 3, 30.0, "uniform", int(30 * scale), scale, 2, busy=what, transports=RELAYED)
         for what in ("idle", "python", "torch")
     ]
     return [trace, *cases[:3], *busy, *cases[3:]]
 
 
-PLANS = {
-    "peers": Plan(
+SUITES = {
+    "peers": Suite(
         "small and large messages at several cadences, all transports",
         (*POLICIES, MSGSPEC, *PEERS),
         _peers,
     ),
-    "ray": Plan(
-        "Ray's channel; apart from the others, whom its cluster's daemons would disturb",
+    "ray": Suite(
+        "Ray's channel; by itself, as its cluster's daemons would disturb the others",
         ("shmcast", "shmcast spin", RAY),
         _ray,
     ),
-    "steps": Plan(
+    "steps": Suite(
         "what inference engines send: steps of a scheduler, requests, a trace",
         (
             *OURS,
@@ -226,18 +226,16 @@ PLANS = {
         ),
         _steps,
     ),
-    "waiting": Plan(
+    "waiting": Suite(
         "wait policies: latency against CPU time, by cadence and by readers",
         (*POLICIES[:4], "kickmsg polling"),
         _waiting,
     ),
-    "large": Plan(
+    "large": Suite(
         "arrays of 64 KiB to 256 MiB: streamed, in the arena, as loans",
         (*COPYING, *LOANS, *REFILLED),
         _large,
     ),
-    "tensors": Plan("dicts of tensors", TENSOR_WAYS, _tensors),
-    "nodes": Plan(
-        "two hosts (network namespaces; needs root)", (*BETWEEN_HOSTS, RELAYS[1]), _nodes
-    ),
+    "tensors": Suite("dicts of tensors", TENSOR_TRANSPORTS, _tensors),
+    "nodes": Suite("two hosts (network namespaces; needs root)", BETWEEN_HOSTS, _nodes),
 }

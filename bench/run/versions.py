@@ -1,4 +1,4 @@
-"""Which version of each peer runs, and how it is set up."""
+"""The version and the settings of each peer."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import platform
 from importlib import metadata
 
 import shmcast
-from bench import transports
+from bench.transports import registry
 from bench.transports.base import Peer
 
 _DISTRIBUTIONS = {"zmq": ("pyzmq",), "mpi4py": ("mpi4py", "mpich")}
-"""Of modules that are not called like them, or have their work done by others."""
+"""Distributions with another name than their module, or several for one module."""
 
 
 def of(peer: Peer) -> str:
-    """The distributions that a transport needs, with their versions."""
+    """Return the distributions that a transport needs, with their versions."""
     found = []
     packages = [module.partition(".")[0] for module in peer.modules]
     for package in dict.fromkeys(packages):
@@ -29,6 +29,6 @@ def of(peer: Peer) -> str:
 
 
 def described(names: list[str]) -> dict[str, dict[str, str]]:
-    """Settings and versions by name, for the results."""
-    peers = [transports.peer(name) for name in names]
+    """Return settings and versions by name, for the results."""
+    peers = [registry.peer(name) for name in names]
     return {peer.name: {"settings": peer.settings, "version": of(peer)} for peer in peers}

@@ -1,4 +1,4 @@
-"""A crew's torch.distributed group."""
+"""The torch.distributed group of a crew."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.transports.base import Seat
 
 
 def join(seat: Seat) -> None:
-    """Makes this process a rank of the default group, over gloo, if it is not one yet."""
+    """Make this process a rank of the default group, over gloo, if it is not one yet."""
     if dist.is_initialized():
         return
     torch.set_num_threads(1)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-from rich.table import Table
 
 from bench.report import charts, doc_blocks, losses, plots, report, results, summary, tables
 from bench.report.plots import PICTURES
 from support.bench_results import ALL, MACHINE, PEERS, a_rate, a_row, large, nodes, peers
+from support.terminal import rendered
 
 
 @pytest.fixture
@@ -307,13 +305,3 @@ def test_the_report_in_a_terminal_fits_80_columns(folder: Path) -> None:
         for suite, case in summary.CASES:
             if suite in shown.suites:
                 assert sum(line.startswith(f"{case} ") for line in lines) == 1
-
-
-def rendered(table: Table) -> list[str]:
-    """The table as a terminal of 80 columns shows it, nothing left out."""
-    console = Console(width=80, file=io.StringIO(), record=True)
-    console.print(table)
-    lines = console.export_text().splitlines()
-    assert all(len(line) <= 80 for line in lines)
-    assert "…" not in "".join(lines)
-    return lines

@@ -7,6 +7,8 @@ import functools
 import json
 import os
 import pickle
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,13 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import transports
-from bench.run import crew, harness, intervals, measure, smoke, suites
+from bench.run import crew, harness, intervals, launchers, measure, smoke, suites
 from bench.run.case import BURST, PATTERNS, Case
 from bench.run.harness import Harness
 from bench.run.measure import Done, Turn
+from bench.transports import registry
 from bench.transports.base import Peer, Seat, Skipped, Transport
 from bench.workloads import catalogue
-from programs import run_to_its_end
 
 QUICK = Case("49 B", 1, 0.2, messages=8, seconds=0.5, warm_up=2)
 
@@ -166,7 +167,7 @@ def failing(how: str) -> Peer:
 
 
 def peers(*names: str) -> list[Peer]:
-    return [transports.peer(name) for name in names]
+    return [registry.peer(name) for name in names]
 
 
 def test_every_transport_of_a_case_has_a_row_of_all_its_turns() -> None:
@@ -210,7 +211,7 @@ def test_what_goes_wrong_with_one_transport_is_told_and_the_others_are_measured(
 
 
 def test_a_missing_module_is_named() -> None:
-    peer = dataclasses.replace(transports.peer("pipe"), modules=("no_such_module",))
+    peer = dataclasses.replace(registry.peer("pipe"), modules=("no_such_module",))
     with Harness([peer]) as runs:
         ((_, rows),) = runs.run([QUICK])
         assert "no_such_module" in runs.skipped["pipe"]
@@ -228,34 +229,35 @@ def test_a_transport_of_one_size_is_skipped_for_a_trace_and_takes_part_in_other_
 
 def test_a_member_that_hangs_is_named_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew, "ANSWER_SECONDS", 3.0)
-    monkeypatch.setattr(crew, "END_SECONDS", 0.1)
+    monkeypatch.setattr(launchers, "END_SECONDS", 0.1)
     with Harness([failing("hangs"), *peers("pipe")], turns=1) as runs:
         ((_, rows),) = runs.run([QUICK])
         assert "no answer of rank 1 in 3 s" in runs.skipped["hangs"]
     assert [row["transport"] for row in rows] == ["pipe"]
 
 
-# Plans and bounds
+# Suites and bounds
 
 
-@pytest.mark.parametrize("suite", suites.PLANS)
-def test_all_that_a_plan_names_is_there(suite: str) -> None:
-    plan = suites.PLANS[suite]
-    cases = plan.cases(1.0)
+@pytest.mark.parametrize("suite", suites.SUITES)
+def test_everything_that_a_suite_names_is_there(suite: str) -> None:
+    chosen = suites.SUITES[suite]
+    cases = chosen.cases(1.0)
     assert cases
     for case in cases:
         assert catalogue.workload(case.workload).name == case.workload
-        assert set(case.transports) <= set(plan.transports)
-    for name in plan.transports:
-        assert transports.peer(name).settings
+        assert set(case.transports) <= set(chosen.transports)
+    for name in chosen.transports:
+        assert registry.peer(name).settings
 
 
 def test_importing_the_transports_imports_no_peer() -> None:
     program = (
-        "import sys, bench.transports as t; t.peers(); "
+        "import sys; from bench.transports import registry; registry.peers(); "
         "print(*{'torch', 'zmq', 'ray', 'vllm', 'mpi4py', 'kickmsg'} & set(sys.modules))"
     )
-    ran = run_to_its_end(program)
+    command = [sys.executable, "-W", "error", "-c", program]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)  # noqa: S603
     assert (ran.returncode, ran.stdout.strip()) == (0, ""), ran.stderr
 
 
@@ -294,5 +296,5 @@ def test_the_committed_bounds_are_of_transports_that_every_checkout_has() -> Non
     assert bounds
     for bound in bounds:
         for name in (bound.transport, bound.peer):
-            assert set(transports.peer(name).modules) <= {"torch", "msgspec"}
+            assert set(registry.peer(name).modules) <= {"torch", "msgspec"}
         assert bound.at_most > 0

@@ -96,7 +96,7 @@ def pickled(obj: Any) -> bytes:
 
 
 def made_structs(cls: type) -> list[type]:
-    """The Struct of a dataclass, if msgspec is here."""
+    """Return the Struct of a dataclass, if msgspec is here."""
     return [structs.struct_type(cls)] if "msgspec" in sys.modules else []
 
 
