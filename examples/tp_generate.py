@@ -98,9 +98,10 @@ def run_ranks(ranks: int, tell: Tell, *job: Any) -> list[Pass]:
 def listen(receiver: Connection, processes: Sequence[SpawnProcess], tell: Tell) -> list[Pass]:
     """Tell what rank 0 says until it sends the passes."""
     while True:
-        wait([receiver, *(each.sentinel for each in processes if each.exitcode is None)])
+        running = [process.sentinel for process in processes if process.exitcode is None]
         if any(process.exitcode for process in processes):
             raise typer.Exit(1)
+        wait([receiver, *running])
         if receiver.poll():
             try:
                 heard: str | list[Pass] = receiver.recv()

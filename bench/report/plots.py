@@ -195,8 +195,8 @@ def _waiting(results: Results) -> list[Panel]:
         times = _by_policy(own, lambda row: row["p50_us"])
         shares = _by_policy(own, lambda row: 100 * row["reader_cpu"])
         panels += [
-            Panel(f"{what}: latency", times, gap, TO_LAST),
-            Panel(f"{what}: CPU time", shares, gap, "of a reader, % of a core", is_log=False),
+            Panel(f"{what}: latency", times, gap, "median"),
+            Panel(f"{what}: CPU time of a reader", shares, gap, "% of a core", is_log=False),
         ]
     return panels or _none("waiting")
 

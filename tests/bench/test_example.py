@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,17 +11,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 
 import passes
 import prompts
 import rank
+import tp_generate
 from gpt_config import CONFIG
 from passes import Pass
 from scheduler import Request, SamplingParams
+from support.failing_ranks import raises_on_rank_1, rank_0_ends
 from support.terminal import rendered
 from tiny_gpt import TensorParallel, TinyGPT, continue_alone
 
-PROGRAM = Path(passes.__file__).with_name("tp_generate.py")
 GREEDY = Request("greedy", [*b"Once upon a time"], SamplingParams(6))
 SAMPLED = Request("sampled", [*b"Rain"], SamplingParams(6, temperature=0.8, top_k=40, seed=1))
 
@@ -96,15 +99,13 @@ def test_a_prompt_that_is_too_long_is_named(tmp_path: Path) -> None:
         prompts.read_requests(path, 8, seed=0)
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(PROGRAM), "--max-tokens=4", "--repeats=1", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)  # noqa: S603
-
-
 def test_it_says_what_it_does_and_generates_the_same_by_both_transports(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("The sea\nA long road\n")
-    ran = run(f"--prompts={path}")
+    command = [sys.executable, tp_generate.__file__, "--max-tokens=4", "--repeats=1"]
+    ran = subprocess.run(  # noqa: S603
+        [*command, f"--prompts={path}"], capture_output=True, text=True, timeout=50, check=False
+    )
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
     assert lines[:7] == [
@@ -120,9 +121,10 @@ def test_it_says_what_it_does_and_generates_the_same_by_both_transports(tmp_path
     assert all(len(line) <= 80 for line in lines)
 
 
-def test_a_rank_that_fails_ends_all(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.txt"
-    path.write_text("a" * 100 + "\n")
-    ran = run(f"--prompts={path}", "--seed=" + "9" * 30)  # no seed of torch's
-    assert ran.returncode == 1
-    assert "Overflow" in ran.stderr or "RuntimeError" in ran.stderr
+@pytest.mark.parametrize("serve", [raises_on_rank_1, rank_0_ends])
+def test_a_rank_that_fails_ends_all(monkeypatch: pytest.MonkeyPatch, serve: object) -> None:
+    monkeypatch.setattr(tp_generate, "serve_rank", serve)
+    with pytest.raises(typer.Exit) as exited:
+        tp_generate.run_ranks(2, tp_generate.keep_silent)
+    assert exited.value.exit_code == 1
+    assert multiprocessing.active_children() == []
