@@ -14,9 +14,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bench import job, machine, plans, report, smoke, transports, versions
-from bench.case import Case
-from bench.harness import TURNS, Harness, Row
+from bench import terminal
+from bench.report import report
+from bench.report.tables import short
+from bench.run import job, machine, smoke, versions
+from bench.run.case import Case
+from bench.run.harness import TURNS, Harness, Row
+from bench.run.suites import SUITES
+from bench.transports import registry
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 app.command("report")(report.main)
@@ -32,17 +37,18 @@ Gaps = Annotated[list[float] | None, typer.Option(help="ms, repeatable; 0: back 
 
 @app.command("list")
 def list_all() -> None:
-    """Names the suites, the transports and how they are set up."""
+    """Print the suites, the transports, and how they are set up."""
     console = Console()
-    suites = Table("suite", "what", "cases", "transports")
-    for name, plan in plans.PLANS.items():
-        suites.add_row(name, plan.what, str(len(plan.cases(1.0))), ", ".join(plan.transports))
-    suites.add_row(job.SUITE, job.WHAT, str(len(job.RANKS)), ", ".join(job.TRANSPORTS))
-    console.print(suites)
-    ways = Table("transport", "version", "settings")
-    for peer in transports.peers().values():
-        ways.add_row(peer.name, versions.of(peer), peer.settings)
-    console.print(ways)
+    suites = [
+        (name, f"{suite.what} ({len(suite.cases(1.0))} cases): {'; '.join(suite.transports)}")
+        for name, suite in SUITES.items()
+    ]
+    suites.append((job.SUITE, f"{job.WHAT}: {'; '.join(job.TRANSPORTS)}"))
+    console.print(terminal.definitions(suites, "Suites"), "", highlight=False)
+    transports = [
+        (peer.name, f"{versions.of(peer)}: {peer.settings}") for peer in registry.peers().values()
+    ]
+    console.print(terminal.definitions(transports, "Transports"), highlight=False)
 
 
 @app.command("run")
@@ -56,43 +62,42 @@ def run(
     scale: Annotated[float, typer.Option(help="factor on how long a turn may take")] = 1.0,
     folder: Annotated[Path | None, typer.Option(help="for the results")] = None,
 ) -> None:
-    """Measures suites, prints a table a case, and writes a file of results a suite.
+    """Measure suites, print a table for each case, and write a file of results for each suite.
 
     --only, --workloads, --readers and --gaps choose transports and cases of a suite by name and
     number. Without --folder the results go to bench/results/<date>-<machine>, with a report.
     """
     console = Console()
     here = machine.describe()
-    console.print(here)
+    facts = [(name.replace("_", " "), str(fact)) for name, fact in here.items()]
+    console.print(terminal.definitions(facts, "Machine"), highlight=False)
     if folder is None:
         folder = report.RESULTS / f"{time.strftime('%Y-%m-%d')}-{here['name']}"
-    for suite in suites or [*plans.PLANS, job.SUITE]:
-        if suite == job.SUITE:
-            names = [name for name in job.TRANSPORTS if not only or name in only]
+    for name in suites or [*SUITES, job.SUITE]:
+        if name == job.SUITE:
+            names = [transport for transport in job.TRANSPORTS if not only or transport in only]
             measure = functools.partial(job.run, console, names, turns)
-            _write(folder, _measured(console, suite, names, measure))
+            _write(console, folder, _measured(console, name, names, measure))
             continue
-        if suite not in plans.PLANS:
-            raise typer.BadParameter(f"{suite!r} is none of {', '.join(plans.PLANS)}, {job.SUITE}")
-        plan = plans.PLANS[suite]
-        names = only or [*plan.transports]
+        if name not in SUITES:
+            raise typer.BadParameter(f"{name!r} is none of {', '.join(SUITES)}, {job.SUITE}")
+        names = only or [*SUITES[name].transports]
         cases = [
             case
-            for case in plan.cases(scale)
+            for case in SUITES[name].cases(scale)
             if (not workloads or case.workload in workloads)
             and (not readers or case.readers in readers)
             and (not gaps or case.gap_ms in gaps)
         ]
-        measure = functools.partial(run_cases, console, suite, names, cases, turns)
-        _write(folder, _measured(console, suite, names, measure))
-    report.write(folder)
-    console.print(f"{folder / report.REPORT} has it all")
+        measure = functools.partial(run_cases, console, name, names, cases, turns)
+        _write(console, folder, _measured(console, name, names, measure))
+    console.print(f"wrote {report.write(folder)}", soft_wrap=True, highlight=False)
 
 
 def _measured(
     console: Console, suite: str, names: list[str], measure: Callable[[], Measured]
 ) -> dict[str, Any]:
-    """What is to be written of a suite, which `measure` runs."""
+    """Run a suite by `measure`, and return what is to be written of it."""
     here, steal = machine.describe(), machine.Steal()
     rows, skipped = measure()
     for what, why in skipped.items():
@@ -109,7 +114,7 @@ def _measured(
 def run_cases(
     console: Console, suite: str, names: list[str], cases: list[Case], turns: int
 ) -> Measured:
-    """Runs cases and prints a table of each; returns the rows, and why some are missing."""
+    """Run cases and print a table of each; return the rows, and why some are missing."""
     rows: list[Row] = []
     columns = (
         TextColumn("{task.description}"),
@@ -123,37 +128,33 @@ def run_cases(
         def show(what: str) -> None:
             progress.update(task, description=what)
 
-        with Harness([*map(transports.peer, names)], turns, show) as harness:
+        with Harness([*map(registry.peer, names)], turns, show) as harness:
             for case, found in harness.run(cases):
                 rows += found
                 if found:
-                    console.print(_table(case, found))
+                    console.print(table(case, found), "")
                 progress.advance(task)
     return rows, harness.skipped
 
 
-def _table(case: Case, rows: list[Row]) -> Table:
-    table = Table("transport", title=str(case))
-    headings = ("messages/s",) if case.is_rate else ("p50 µs", "95 %", "p99 µs", "send p50 µs")
-    for heading in (*headings, "source CPU µs", "reader CPU µs", "MiB", "messages"):
-        table.add_column(heading, justify="right")
+def table(case: Case, rows: list[Row]) -> Table:
+    """Return the rows of a case, for a terminal; report.md has all figures."""
+    figures = ("messages/s",) if case.is_rate else ("p50 µs", "p99 µs")
+    made = terminal.table("transport", *figures, "95 %", "reader's\nCPU", title=str(case))
     for row in rows:
         if case.is_rate:
-            figures = [f"{row['rate_per_s']:,.0f}"]
+            values = [f"{row['rate_per_s']:,.0f}"]
+            low, high = (f"{row[f'rate_{end}_per_s']:,.0f}" for end in ("low", "high"))
         else:
-            figures = [
-                f"{row['p50_us']:,.1f}",
-                f"{row['p50_low_us']:,.1f} - {row['p50_high_us']:,.1f}",
-                f"{row['p99_us']:,.1f}",
-                f"{row['send_p50_us']:,.1f}",
-            ]
-        figures += [f"{row[key]:,.1f}" for key in ("source_cpu_us", "reader_cpu_us", "memory_mib")]
-        table.add_row(row["transport"], *figures, str(row["messages"]))
-    return table
+            values = [short(row["p50_us"]), short(row["p99_us"])]
+            low, high = (short(row[f"p50_{end}_us"]) for end in ("low", "high"))
+        cpu = f"{row['reader_cpu']:.1%}"
+        made.add_row(row["transport"], *values, f"{low} to {high}", cpu)
+    return made
 
 
-def _write(folder: Path, result: dict[str, Any]) -> None:
+def _write(console: Console, folder: Path, result: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{result['suite']}.json"
     path.write_text(json.dumps(result, indent=None, separators=(",", ":")) + "\n")
-    Console().print(f"written to {path}")
+    console.print(f"wrote {path}", soft_wrap=True, highlight=False)

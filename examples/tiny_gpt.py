@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
+from gpt_config import GPTConfig
 from scheduler import SamplingParams
 
 # Sharding changes the order in which products are summed. In float32 that moves a logit by 1e-6,
@@ -22,22 +23,6 @@ DTYPE = torch.float64
 
 # (layer, query, key, value) -> output; all four tensors are DTYPE [tokens, local heads, head_dim].
 Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class GPTConfig:
-    """The model's sizes."""
-
-    vocab_size: int = 256  # a token is a byte
-    context: int = 256
-    layers: int = 4
-    hidden: int = 288
-    heads: int = 12  # divides among 2, 3 or 4 ranks
-
-    @property
-    def head_dim(self) -> int:
-        """Return the features of one head."""
-        return self.hidden // self.heads
 
 
 @dataclass(frozen=True)
@@ -236,12 +221,24 @@ def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator) -
     return int(top.indices[drawn])
 
 
-def generate_alone(model: TinyGPT, prompt: Sequence[int], params: SamplingParams) -> list[int]:
-    """Return what an unsharded `model` makes of one prompt: no batch, no cache, no scheduler."""
+def continue_alone(
+    model: TinyGPT, prompt: Sequence[int], outputs: Sequence[int], params: SamplingParams
+) -> list[int]:
+    """Return what an unsharded `model` makes of a prompt: no batch, no cache, no scheduler.
+
+    The model sees the prompt and `outputs` in one pass, and answers for each place in them. Up to
+    the first token that differs from `outputs`, that is what it would generate by itself; there the
+    answer ends.
+    """
+    known = torch.tensor([*prompt, *outputs])
+    hidden = model.forward(known, torch.arange(len(known)), causal_attention)
     generator = torch.Generator().manual_seed(params.seed)
-    outputs: list[int] = []
-    while len(outputs) < params.max_tokens and outputs[-1:] != [params.stop_token_id]:
-        token_ids = torch.tensor([*prompt, *outputs])
-        hidden = model.forward(token_ids, torch.arange(len(token_ids)), causal_attention)
-        outputs.append(sample(model.logits(hidden[-1]), params, generator))
-    return outputs
+    made: list[int] = []
+    while len(made) < params.max_tokens and made[-1:] != [params.stop_token_id]:
+        place = len(prompt) + len(made) - 1
+        if place == len(hidden):
+            break
+        made.append(sample(model.logits(hidden[place]), params, generator))
+        if made != [*outputs[: len(made)]]:
+            break
+    return made

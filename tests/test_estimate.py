@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import workloads
+from bench.workloads import catalogue
 from shmcast._nodes.estimate import HISTORY, MISS_BYTES, SizeEstimate, guess, rounded
 
 sizes = st.integers(24, 1 << 40)
@@ -73,7 +73,7 @@ def test_bytes_on_the_wire_stay_within_a_tenth_for_drifting_sizes(size: int) -> 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_decode_loop_fits_99_times_of_100(seed: int) -> None:
     estimate = SizeEstimate()
-    sent(estimate, workloads.sizes(workloads.decode_steps(1000, seed)))
+    sent(estimate, catalogue.sizes(catalogue.decode_steps(1000, seed)))
     assert estimate.misses <= 10
 
 

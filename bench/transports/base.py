@@ -1,4 +1,4 @@
-"""What every transport offers to the harness, and what it is told of its place in a crew."""
+"""The interface of transports, and what a transport is told of its place in a crew."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from bench.workloads import Workload
+    from bench.workloads.catalogue import Workload
 
 
 class Skipped(Exception):
@@ -17,7 +17,7 @@ class Skipped(Exception):
 
 
 def require_array(obj: Any) -> None:
-    """Raises Skipped for messages that are no plain array, of those who carry nothing else."""
+    """Raise Skipped unless a message is a plain array, for transports that carry nothing else."""
     import numpy as np
 
     if not isinstance(obj, np.ndarray):
@@ -31,7 +31,7 @@ class Seat(ABC):
         rank: 0 to `size` - 1.
         size: processes of the crew, the source included.
         folder: a directory of the crew's own, for sockets and the like; removed with the crew.
-        inherited: what the launcher made before the processes, by name (see crew.py).
+        inherited: what the launcher made before the processes, by name (see launchers.py).
     """
 
     rank: int
@@ -45,11 +45,11 @@ class Seat(ABC):
 
     @abstractmethod
     def share(self, obj: Any = None) -> Any:
-        """The source's `obj`, on every rank. Collective."""
+        """Return the source's `obj` on every rank. Collective."""
 
     @abstractmethod
     def meet(self) -> None:
-        """Returns when all ranks have called it."""
+        """Return when all ranks have called it."""
 
 
 class Transport(Protocol):
@@ -59,40 +59,40 @@ class Transport(Protocol):
     """
 
     settle: Callable[[Any], None] | None = None
-    """Called with the object before the gap, to be as before the first message."""
+    """Called with the object before the gap, to undo what the message before it has changed."""
     prepare: Callable[[], None] | None = None
     """Called every 100 µs in the last millisecond of a gap, to make the next call faster."""
     fill: Callable[[Any], None] | None = None
     """Called with the object at the end of the gap, to make what is about to be sent."""
     takes_part: bool = True
-    """Whether this rank receives at all: if not, nobody waits for it."""
+    """Whether this rank receives at all; if not, nobody waits for it."""
 
     def translate(self, _workload: Workload, messages: list[Any]) -> list[Any]:
-        """The messages of a workload as users of this transport would make them.
+        """Return the messages of a workload as users of this transport would make them.
 
-        Called on every rank before a case of a new workload. Collective. Raises Skipped: it has no
-        such messages.
+        Called on every rank before a case of a new workload. Collective. Raises Skipped if it has
+        no such messages.
         """
         return messages
 
     def expect(self, _obj: Any, /) -> None:
-        """Told on every rank, before a case, of an object like those that will travel.
+        """Prepare for a case whose largest message is this object, or one like it.
 
-        It is the largest of them. For those who may know a size or a shape beforehand. Raises
-        Skipped: it can't carry such. Not collective.
+        Called on every rank, for transports that may know a size or a shape beforehand. Not
+        collective. Raises Skipped if it can't carry such a message.
         """
         return
 
     @abstractmethod
     def broadcast(self, obj: Any, /) -> Any:
-        """Sends `obj` on the source, receives and returns it elsewhere (where `obj` is None)."""
+        """Send `obj` on the source; receive and return it elsewhere (where `obj` is None)."""
 
     def figures(self) -> dict[str, float]:
-        """What else the source knows of the case's messages, by name; goes to the results."""
+        """Return what else the source knows of the case's messages, by name, for the results."""
         return {}
 
     def close(self) -> None:
-        """Ends this process's end. Collective."""
+        """Close this process's end. Collective."""
         return
 
 
@@ -108,11 +108,11 @@ class Peer:
         make: makes a process's end; called on every rank, collectively.
         crew: transports with the same crew share its processes.
         settings: how it is set up, for the report: one sentence.
-        modules: what must be importable; imported before memory is looked at.
-        launcher: who starts the crew's processes.
+        modules: what must be importable; imported before memory is measured.
+        launcher: what starts the crew's processes.
         environment: variables that the crew's processes start with. (All peers of a crew have the
             same.)
-        one_object: it carries only objects of one size (as told to `expect`), no trace.
+        one_object: whether it carries only objects of one size (as told to `expect`), no trace.
         install: what to do where a module is missing.
     """
 

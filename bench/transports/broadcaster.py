@@ -7,7 +7,7 @@ from typing import Any
 
 import shmcast
 from bench.transports.base import Peer, Seat, Skipped, Transport
-from bench.workloads import Workload
+from bench.workloads.catalogue import Workload
 
 ARENA_BYTES = 1 << 30
 
@@ -17,17 +17,17 @@ class Broadcaster(Transport):
 
     Args:
         seat: this process's.
-        warm: the source calls `warm()` while it has time.
-        copy: readers own what they get; otherwise arrays are views of the arena.
-        **options: of the `ShmBroadcaster`.
+        warm: whether the source calls `warm()` while it has time.
+        copy: whether readers own what they get; otherwise arrays are views of the arena.
+        **options: the arguments of the `ShmBroadcaster`.
     """
 
     def __init__(
         self, seat: Seat, *, warm: bool = False, copy: bool = True, **options: Any
     ) -> None:
-        from bench.transports import _group
+        from bench.transports import process_group
 
-        _group.join(seat)
+        process_group.join(seat)
         self._warms = warm and seat.is_source
         self._copy = copy
         self._options = options
@@ -45,19 +45,19 @@ class Broadcaster(Transport):
 
 
 class Typed(Broadcaster):
-    """The same with a `MsgspecCodec` for the workload's type: a new one for each workload."""
+    """A `ShmBroadcaster` with a `MsgspecCodec`, made anew for the type of each workload."""
 
     def translate(self, workload: Workload, messages: list[Any]) -> list[Any]:
         if workload.typed is None:
             raise Skipped("this workload has no type for msgspec")
         type_, convert = workload.typed()
-        self._broadcaster.close()
+        self.close()
         self._make(codec=shmcast.MsgspecCodec(type_))
         return [convert(message) for message in messages]
 
 
 class PickledStructs(Broadcaster):
-    """Pickles the objects that `Typed` sends, to tell what comes of the codec alone."""
+    """Pickle the objects that `Typed` sends, to show the effect of the codec alone."""
 
     def translate(self, workload: Workload, messages: list[Any]) -> list[Any]:
         if workload.typed is None:
@@ -67,7 +67,7 @@ class PickledStructs(Broadcaster):
 
 
 class BetweenHosts(Broadcaster):
-    """The same over two hosts, a new one for each case: its estimates remember 512 messages."""
+    """A `ShmBroadcaster` over two hosts, made anew for each case: its estimates remember sizes."""
 
     def translate(self, _workload: Workload, messages: list[Any]) -> list[Any]:
         self.close()
@@ -75,7 +75,7 @@ class BetweenHosts(Broadcaster):
         return messages
 
     def figures(self) -> dict[str, float]:
-        """What the estimates of the next size were worth."""
+        """Return how often the estimate of the next size was right, and the bytes of a message."""
         got = self._broadcaster.statistics()
         relayed = max(1, got.relayed)
         return {
@@ -84,40 +84,15 @@ class BetweenHosts(Broadcaster):
         }
 
 
-class RelayedInRecv(BetweenHosts):
-    """What was tried instead of a leader's thread: `recv` relays, when the leader calls it."""
-
-    def _make(self, **options: Any) -> None:
-        from shmcast._nodes.leader import LeaderRelay
-
-        start = LeaderRelay.start
-        LeaderRelay.start = lambda _: None  # type: ignore[assignment, method-assign]
-        try:
-            super()._make(**options)
-        finally:
-            LeaderRelay.start = start  # type: ignore[method-assign]
-
-    def broadcast(self, obj: Any, /) -> Any:
-        relay = self._broadcaster._relay
-        if relay is not None and obj is None:
-            relay.step()
-        return super().broadcast(obj)
-
-    def close(self) -> None:
-        super().close()
-        if self._broadcaster._relay is not None:
-            self._broadcaster._relay.close()
-
-
 class WithinHost(Transport):
-    """`ShmBroadcaster` over the ranks of the source's host; the others have nothing to do."""
+    """A `ShmBroadcaster` over the ranks of the source's host; the others have nothing to do."""
 
     def __init__(self, seat: Seat) -> None:
         import torch.distributed as dist
 
-        from bench.transports import _group
+        from bench.transports import process_group
 
-        _group.join(seat)
+        process_group.join(seat)
         near = seat.size - seat.size // 2
         group = dist.new_group([*range(near)])
         self.takes_part = seat.rank < near
@@ -182,14 +157,6 @@ PEERS = (
         BetweenHosts,
         "hosts",
         "ShmBroadcaster as it comes, over the ranks of two hosts",
-        ("torch",),
-        "hosts",
-    ),
-    Peer(
-        "shmcast between hosts, relay in recv",
-        RelayedInRecv,
-        "hosts",
-        "an experiment: the leader relays in its own recv instead of a thread",
         ("torch",),
         "hosts",
     ),

@@ -19,9 +19,9 @@ class ObjectList(Transport):
     def __init__(self, seat: Seat) -> None:
         import torch.distributed as dist
 
-        from bench.transports import _group
+        from bench.transports import process_group
 
-        _group.join(seat)
+        process_group.join(seat)
         self._broadcast = dist.broadcast_object_list
 
     def broadcast(self, obj: Any, /) -> Any:
@@ -31,7 +31,7 @@ class ObjectList(Transport):
 
 
 class NcclObjectList(ObjectList):
-    """The same over NCCL: the bytes visit the GPUs."""
+    """`broadcast_object_list` over NCCL: the bytes visit the GPUs."""
 
     def __init__(self, seat: Seat) -> None:
         import torch
@@ -54,9 +54,9 @@ class KnownSize(Transport):
         import torch
         import torch.distributed as dist
 
-        from bench.transports import _group
+        from bench.transports import process_group
 
-        _group.join(seat)
+        process_group.join(seat)
         self._is_source = seat.is_source
         self._broadcast = dist.broadcast
         self._frombuffer = torch.frombuffer
@@ -83,9 +83,9 @@ class KnownShape(Transport):
         import torch
         import torch.distributed as dist
 
-        from bench.transports import _group
+        from bench.transports import process_group
 
-        _group.join(seat)
+        process_group.join(seat)
         self._is_source = seat.is_source
         self._broadcast = dist.broadcast
         self._room = torch.empty(0)

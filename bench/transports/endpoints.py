@@ -20,7 +20,7 @@ class Endpoints(Transport):
     Args:
         seat: this process's.
         arena_bytes: of the writer; 0: arrays are streamed through the ring.
-        copy: readers own what they get; otherwise arrays are views of the arena.
+        copy: whether readers own what they get; otherwise arrays are views of the arena.
     """
 
     def __init__(self, seat: Seat, arena_bytes: int = 0, copy: bool = True) -> None:
@@ -42,19 +42,19 @@ class Endpoints(Transport):
 
 
 class Loan(Endpoints):
-    """What is sent is an array or tensor of the writer's arena, filled with what was asked for.
+    """A message which is an array or tensor in the writer's arena.
 
     Args:
         seat: this process's.
-        tensor: it is a tensor.
-        refill: it is filled anew at the end of each gap, and not only once.
-        warm: the source calls `warm()` between the fill and the send.
+        tensor: whether it is a tensor.
+        refill: whether it is filled at the end of each gap, and not only once.
+        warm: whether the source calls `warm()` between the fill and the send.
     """
 
     def __init__(
         self, seat: Seat, tensor: bool = False, refill: bool = False, warm: bool = False
     ) -> None:
-        # A writer for each way: the readers learn the pace.
+        # A writer of its own, because readers learn its pace.
         super().__init__(seat, LARGEST + MIB, copy=False)
         self._tensor = tensor
         self._warm = warm
@@ -68,7 +68,7 @@ class Loan(Endpoints):
         require_array(obj)
         if isinstance(self._end, shmcast.Reader):
             return
-        self._loan = None  # its room is needed
+        self._loan = None  # frees its memory
         if self._tensor:
             import torch
 
@@ -92,7 +92,7 @@ class Loan(Endpoints):
 
 
 class Memcpy(Transport):
-    """One copy on the source, to memory that it has already. Readers get nothing."""
+    """Copy on the source, to memory that it has already. Readers get nothing."""
 
     def __init__(self, seat: Seat) -> None:
         self._is_source = seat.is_source

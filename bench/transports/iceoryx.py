@@ -47,7 +47,7 @@ class Polling(Transport):
         self._connect(seat)
 
     def _connect(self, seat: Seat) -> None:
-        """Returns when all ends know each other: nobody waits for a reader that never looked."""
+        """Return when all ends know each other, so that no message is lost."""
         seat.meet()
         if seat.is_source:
             self._port.update_connections()

@@ -70,7 +70,7 @@ class Polling(Transport):
         return self._end.try_receive_view()
 
     def close(self, _obj: Any = None) -> None:
-        """Unlinks the region, which all have by now: what is mapped lives on."""
+        """Unlink the region, which all have opened by now: mappings stay valid."""
         import kickmsg
 
         if self._seat.is_source and self._name:

@@ -32,7 +32,7 @@ class Bcast(Transport):
             raise RuntimeError(f"rank {seat.rank} of the crew is rank {self._comm.rank} of MPI")
 
     def _choose(self, seat: Seat) -> None:
-        """Sets what mpich reads when it is initialized."""
+        """Set what mpich reads when it is initialized."""
         table = seat.folder / f"mpich-{seat.rank}.json"
         tree = {"collective=bcast": {"comm_type=intra": {"is_multi_threaded=no": SELECTION}}}
         table.write_text(json.dumps(tree))

@@ -20,9 +20,9 @@ class BroadcastPyobj(Transport):
     def __init__(self, seat: Seat) -> None:
         from sglang.srt.utils import broadcast_pyobj
 
-        from bench.transports import _group
+        from bench.transports import process_group
 
-        _group.join(seat)
+        process_group.join(seat)
         self._broadcast = broadcast_pyobj
         self._rank = seat.rank
 

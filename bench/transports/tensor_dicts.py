@@ -1,4 +1,4 @@
-"""Dicts of tensors: `broadcast_tensor_dict`, and the way engines do it.
+"""Dicts of tensors: `broadcast_tensor_dict`, and what engines do.
 
 The tensors are on the device of `workloads.DEVICE_VARIABLE`: on the CPU, which is then declared to
 be the device and gloo to be its group; or on one GPU a rank, over NCCL.
@@ -23,9 +23,9 @@ def _device_group(seat: Seat) -> dist.ProcessGroup | None:
     import torch
     import torch.distributed as dist
 
-    from bench.transports import _group
+    from bench.transports import process_group
 
-    _group.join(seat)
+    process_group.join(seat)
     if _device() == "cpu":
         return None
     torch.cuda.set_device(seat.rank)
@@ -45,7 +45,7 @@ def _synchronize() -> None:
 
 
 class Plain(Transport):
-    """The engines' way: the metadata by broadcast_object_list, each tensor by a broadcast."""
+    """What engines do: broadcast_object_list of the metadata, then a broadcast for each tensor."""
 
     def __init__(self, seat: Seat) -> None:
         self._group = _device_group(seat)
@@ -103,8 +103,8 @@ class Dicts(Transport):
 
     Args:
         seat: this process's.
-        lane: the tensors take the device group; otherwise they are buffers of the message.
-        is_object: they are sent as any object.
+        lane: whether the tensors take the device group; otherwise they are buffers of the message.
+        is_object: whether they are sent like any other object.
     """
 
     def __init__(self, seat: Seat, lane: bool = False, is_object: bool = False) -> None:
@@ -153,7 +153,7 @@ PEERS = (
         "tensors one by one",
         Plain,
         "torch",
-        "the engines' way: broadcast_object_list of the metadata, dist.broadcast of each tensor",
+        "what engines do: broadcast_object_list of the metadata, dist.broadcast of each tensor",
         ("torch",),
     ),
 )

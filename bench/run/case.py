@@ -1,0 +1,70 @@
+"""A case: what is sent, to how many, and how often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PATTERNS = ("steady", "jitter", "poisson", "uniform", "bursts", "trace")
+"""How gaps vary around their mean: not; uniform within 10 %; exponential; uniform from 0 to twice
+the mean; in bursts of `BURST` messages; as the workload says itself."""
+
+BURST = 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """Messages of one kind, sent at one cadence.
+
+    Attributes:
+        workload: what is sent: a name of `workloads.WORKLOADS`.
+        readers: how many receive it.
+        gap_ms: the time between the return of one send and the call of the next. If it is 0, the
+            rate is measured instead of the latency. The pattern "trace" ignores it.
+        pattern: one of PATTERNS.
+        messages: how many messages of a transport count in a turn, at most.
+        seconds: how long a turn may take: slow transports send fewer messages.
+        warm_up: how many messages at the start of each turn do not count, at most.
+        lockstep: whether a gap begins only when all readers have dropped the message.
+        reads: whether readers sum what has arrived; that is timed by itself.
+        busy: what the leader of the second host computes after each message, "python" or "torch"
+            (or "idle"); what counts is when its neighbour has the message. Empty: it just receives.
+        transports: the names of those that take part; empty: all that are asked for.
+    """
+
+    workload: str
+    readers: int = 1
+    gap_ms: float = 1.0
+    pattern: str = "steady"
+    messages: int = 100
+    seconds: float = 1.0
+    warm_up: int = 20
+    lockstep: bool = False
+    reads: bool = False
+    busy: str = ""
+    transports: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.pattern not in PATTERNS:
+            raise ValueError(f"pattern {self.pattern!r} is none of {', '.join(PATTERNS)}")
+
+    @property
+    def is_rate(self) -> bool:
+        """Return whether messages follow one another without a gap."""
+        return self.gap_ms == 0 and self.pattern != "trace"
+
+    def of(self, names: list[str]) -> list[str]:
+        """Return those of `names` that take part."""
+        return [name for name in names if not self.transports or name in self.transports]
+
+    def __str__(self) -> str:
+        readers = f"{self.readers} reader{'s' if self.readers > 1 else ''}"
+        if self.pattern == "trace":
+            cadence = "its own timing"
+        elif self.is_rate:
+            cadence = "back to back"
+        else:
+            cadence = f"{self.gap_ms:g} ms"
+            if self.pattern != "steady":
+                cadence += f" {self.pattern}"
+        busy = f", leader computes ({self.busy})" if self.busy else ""
+        return f"{self.workload}, {readers}, {cadence}{busy}"

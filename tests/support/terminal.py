@@ -1,0 +1,20 @@
+"""What a terminal of 80 columns shows."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console, RenderableType
+
+WIDTH = 80
+
+
+def rendered(shown: RenderableType) -> list[str]:
+    """Return the lines, of which none is longer than the terminal is wide, nor cut."""
+    console = Console(width=WIDTH, file=io.StringIO())
+    console.print(shown, highlight=False)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert all(len(line) <= WIDTH for line in lines)
+    assert "…" not in "".join(lines)
+    return lines
