@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-import ranks
-from processes import Crew
 from shmcast import WaitPolicy
 from shmcast._host import shared_memory as segment
+from tests.support import ranks
+from tests.support.processes import Crew
 
 
 @pytest.fixture(scope="session")

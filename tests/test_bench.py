@@ -22,7 +22,7 @@ from bench.case import BURST, PATTERNS, Case
 from bench.harness import Harness
 from bench.measure import Done, Turn
 from bench.transports.base import Peer, Seat, Skipped, Transport
-from programs import run_to_its_end
+from tests.support.subprocess_programs import run_to_its_end
 
 QUICK = Case("49 B", 1, 0.2, messages=8, seconds=0.5, warm_up=2)
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent.parent))
 from bench import blocks, losses, plots, report, style, suites, tables
-from measured import ALL, MACHINE, PEERS, a_rate, a_row, large, nodes, peers
+from tests.measured import ALL, MACHINE, PEERS, a_rate, a_row, large, nodes, peers
 
 
 @pytest.fixture

@@ -1,0 +1,424 @@
+"""A member that dies ends the waits of its peers; or, dropped, can be replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shmcast
+from shmcast import PeerDied, Reader, WaitPolicy, Writer
+from shmcast._endpoints import peers as liveness
+from shmcast._endpoints.base import Handle
+from tests.support.processes import Crew, Job, WorkerFailed, results
+from tests.support.subprocess_programs import wait_until
+
+SECONDS = 30.0
+
+
+def receive_all(index: int, handle: Handle, wait: WaitPolicy, rejoin: bool = False) -> Any:
+    """What a reader receives, and the error that ends it, twice."""
+    got = []
+    with Reader(handle, index, wait=wait, rejoin=rejoin) as reader:
+        try:
+            while True:
+                got.append(reader.recv(SECONDS))
+        except shmcast.ShmcastError as error:
+            with pytest.raises(type(error)):
+                reader.recv(SECONDS)
+            return got, type(error).__name__, str(error)
+
+
+def receive_one(index: int, handle: Handle) -> None:
+    """Takes one message and never another one."""
+    with Reader(handle, index) as reader:
+        reader.recv(SECONDS)
+        wait_for_death()
+
+
+def attach_only(index: int, handle: Handle) -> None:
+    with Reader(handle, index):
+        wait_for_death()
+
+
+def leave_in_order(index: int, handle: Handle) -> None:
+    with Reader(handle, index) as reader:
+        reader.recv(SECONDS)
+
+
+def rejoin_and_wait(index: int, handle: Handle) -> None:
+    with Reader(handle, index, rejoin=True) as reader:
+        reader.recv()
+
+
+def wait_for_death() -> None:
+    signal.pause()
+
+
+def write(_index: int, path: Path, readers: int, messages: list[Any], drops: bool = False) -> None:
+    """Sends some messages and stays."""
+    death = "drop" if drops else "raise"
+    with Writer(readers, slots=2, slot_bytes=128, on_reader_death=death) as writer:  # type: ignore[arg-type]
+        draft = path.with_suffix(".draft")
+        draft.write_bytes(pickle.dumps(writer.handle))
+        draft.rename(path)
+        writer.wait_ready(SECONDS)
+        for message in messages:
+            writer.send(message, SECONDS)
+        path.with_suffix(".sent").touch()
+        wait_for_death()
+
+
+def handle_at(path: Path) -> Handle:
+    wait_until(path.exists)
+    handle = pickle.loads(path.read_bytes())  # noqa: S301
+    assert isinstance(handle, Handle)
+    return handle
+
+
+def kill(job: Job) -> int:
+    """Kills the worker of a job, and gets it another process; returns its pid."""
+    pid = job.worker.process.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(WorkerFailed, match="exit code -9"):
+        job.result()
+    return pid
+
+
+def has_received(writer: Writer, index: int, messages: int) -> Callable[[], bool]:
+    return lambda: writer.statistics().readers[index].messages >= messages
+
+
+def fill(writer: Writer, timeout: float = SECONDS) -> None:
+    """Sends until somebody who reads no more is in the way."""
+    for _ in range(1000):
+        writer.send(b"x", timeout)
+    raise AssertionError("the ring never was full")
+
+
+def test_a_killed_reader_ends_the_writers_wait_and_is_named(crew: Crew, wait: WaitPolicy) -> None:
+    with Writer(2, wait=wait, reader_label="rank {}".format) as writer:
+        jobs = crew.start(2, receive_one, writer.handle)
+        writer.wait_ready(SECONDS)
+        writer.send("first")
+        wait_until(has_received(writer, 1, 1))
+        pid = kill(jobs[1])
+        for _ in range(2):
+            with pytest.raises(PeerDied) as caught:
+                fill(writer)
+            error = caught.value
+            assert (error.peer, error.pid, error.how) == ("rank 1", pid, "killed by SIGKILL")
+            assert f"writer: rank 1 (pid {pid}) has died, 64 fragments behind: killed" in str(error)
+            assert isinstance(error, ConnectionError)
+            assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301
+        kill(jobs[0])
+
+
+def test_readers_of_a_killed_writer_get_all_that_it_had_sent(
+    crew: Crew, tmp_path: Path, wait: WaitPolicy
+) -> None:
+    messages = [1, "two", [3] * 100]
+    path = tmp_path / "handle"
+    author = crew.workers[2].start(write, 2, path, 2, messages)
+    jobs = crew.start(2, receive_all, handle_at(path), wait)
+    wait_until(path.with_suffix(".sent").exists)
+    pid = kill(author)
+    for index, (got, kind, error) in enumerate(results(jobs)):
+        assert (got, kind) == (messages, "PeerDied")
+        assert error.startswith(f"reader {index}: writer (pid {pid}) has died: killed by SIGKILL")
+
+
+def test_a_message_whose_writer_died_in_the_middle_of_it_is_not_delivered(
+    crew: Crew, tmp_path: Path, wait: WaitPolicy
+) -> None:
+    path = tmp_path / "handle"
+    author = crew.workers[2].start(write, 2, path, 2, ["whole", bytes(10_000)])
+    handle = handle_at(path)
+    idle = crew.workers[1].start(attach_only, 1, handle)
+    with Reader(handle, 0, wait=wait) as reader:
+        assert reader.recv(SECONDS) == "whole"
+        with pytest.raises(shmcast.Timeout):  # it has begun: the ring holds two fragments of it
+            reader.recv(0)
+        wait_until(lambda: reader.statistics().fragments >= 1)
+        with pytest.raises(shmcast.Timeout):
+            reader.recv(0.01)
+        pid = kill(author)
+        with pytest.raises(PeerDied, match=rf"writer \(pid {pid}\) has died"):
+            reader.recv(SECONDS)
+    kill(idle)
+
+
+def test_a_killed_reader_ends_the_waits_of_the_other_readers(crew: Crew, wait: WaitPolicy) -> None:
+    with Writer(3, wait=wait) as writer:
+        jobs = [
+            *crew.start(2, receive_all, writer.handle, wait),
+            crew.workers[2].start(attach_only, 2, writer.handle),
+        ]
+        writer.wait_ready(SECONDS)
+        writer.send("all")
+        pid = kill(jobs[2])
+        for got, kind, error in results(jobs[:2]):
+            assert (got, kind) == (["all"], "PeerDied")
+            assert f"reader 2 (pid {pid}) has died" in error
+
+
+def test_a_death_ends_wait_ready(crew: Crew, wait: WaitPolicy) -> None:
+    with Writer(2, wait=wait) as writer:
+        job = crew.workers[0].start(attach_only, 0, writer.handle)
+        wait_until(lambda: writer._ring.attached() == 1)
+        kill(job)
+        with pytest.raises(PeerDied, match="reader 0"):
+            writer.wait_ready(SECONDS)
+
+
+def test_a_death_ends_a_loop_of_looks_that_never_wait(crew: Crew, tmp_path: Path) -> None:
+    path = tmp_path / "handle"
+    author = crew.workers[0].start(write, 0, path, 1, ["only"])
+    with Reader(handle_at(path), 0) as reader:
+        wait_until(path.with_suffix(".sent").exists)
+        kill(author)
+
+        def look() -> bool:
+            with contextlib.suppress(shmcast.Timeout):
+                assert reader.recv(0) == "only"
+            return False
+
+        with pytest.raises(PeerDied):
+            wait_until(look)
+
+
+def test_a_stopped_process_is_not_dead(crew: Crew, wait: WaitPolicy) -> None:
+    with Writer(1, wait=wait) as writer:
+        job = crew.workers[0].start(receive_one, 0, writer.handle)
+        writer.wait_ready(SECONDS)
+        pid = job.worker.process.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(shmcast.Timeout):
+            fill(writer, 0.2)
+        os.kill(pid, signal.SIGCONT)
+        kill(job)
+
+
+def test_who_closes_before_it_ends_has_not_died(crew: Crew, wait: WaitPolicy) -> None:
+    with Writer(2, wait=wait, slots=2) as writer:
+        jobs = [
+            crew.workers[0].start(leave_in_order, 0, writer.handle),
+            crew.workers[1].start(receive_all, 1, writer.handle, wait),
+        ]
+        writer.wait_ready(SECONDS)
+        writer.send(0)
+        jobs[0].result()
+        crew.workers[0].restart()
+        for k in range(1, 100):
+            writer.send(k, SECONDS)
+        writer.close()
+        got, kind, _ = jobs[1].result()
+        assert (got, kind) == ([*range(100)], "Closed")
+
+
+def test_dropped_readers_hold_nobody_up_and_can_be_replaced(crew: Crew, wait: WaitPolicy) -> None:
+    with Writer(3, wait=wait, slots=2, slot_bytes=128, on_reader_death="drop") as writer:
+        survivors = crew.start(2, receive_all, writer.handle, wait)
+        job = crew.workers[2].start(receive_one, 2, writer.handle)
+        writer.wait_ready(SECONDS)
+        writer.send(0, SECONDS)
+        wait_until(has_received(writer, 2, 1))
+        sent: list[Any] = [0]
+        for turn in range(3):
+            kill(job)
+            for k in range(10):
+                sent.append(k if k % 3 else [k] * 200)
+                writer.send(sent[-1], SECONDS)
+            job = crew.workers[2].start(receive_all, 2, writer.handle, wait, True)
+            wait_until(lambda: writer._ring.peers()[2].state == "rejoining")
+            sent.append("welcome")
+            writer.send(sent[-1], SECONDS)
+            if turn < 2:
+                wait_until(lambda: writer.statistics().lag[2] == 0)
+        writer.close()
+        got, kind, _ = job.result()
+        assert (got, kind) == (["welcome"], "Closed")
+        assert [got for got, _, _ in results(survivors)] == [sent, sent]
+
+
+def test_a_replacement_need_not_wait_until_the_writer_has_noticed(crew: Crew) -> None:
+    with Writer(1, slots=2, on_reader_death="drop") as writer:
+        job = crew.workers[0].start(attach_only, 0, writer.handle)
+        writer.wait_ready(SECONDS)
+        writer.send("lost")
+        kill(job)
+        job = crew.workers[0].start(rejoin_and_wait, 0, writer.handle)  # and dies, not admitted
+        wait_until(lambda: writer._ring.peers()[0].state == "rejoining")
+        kill(job)
+        with Reader(writer.handle, 0, rejoin=True) as reader:
+            with pytest.raises(shmcast.Timeout):
+                reader.recv(0)
+            for k in range(10):
+                writer.send(k, SECONDS)
+                assert reader.recv(SECONDS) == k
+
+
+def test_a_place_that_is_dropped_while_it_is_looked_at_is_taken(
+    crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Writer(1, slots=2, on_reader_death="drop") as writer:
+        job = crew.workers[0].start(attach_only, 0, writer.handle)
+        writer.wait_ready(SECONDS)
+        kill(job)
+        has_ended = liveness.has_ended
+
+        def drop_first(peer: Any) -> bool:
+            with pytest.raises(PeerDied):
+                fill(writer)
+            return has_ended(peer)
+
+        monkeypatch.setattr(liveness, "has_ended", drop_first)
+        with Reader(writer.handle, 0, rejoin=True) as reader:
+            writer.send("welcome")
+            assert reader.recv(SECONDS) == "welcome"
+
+
+def test_dropping_the_last_reader_is_an_error_until_somebody_rejoins(crew: Crew) -> None:
+    with Writer(1, slots=2, on_reader_death="drop") as writer:
+        job = crew.workers[0].start(attach_only, 0, writer.handle)
+        writer.wait_ready(SECONDS)
+        pid = kill(job)
+        with pytest.raises(PeerDied, match=rf"nobody is left.* reader 0 \(pid {pid}\)"):
+            fill(writer)
+        with pytest.raises(PeerDied):
+            writer.send("nobody")
+        with Reader(writer.handle, 0, rejoin=True) as reader:
+            writer.send("somebody")
+            assert reader.recv(SECONDS) == "somebody"
+        with pytest.raises(shmcast.Closed):
+            writer.send("nobody again")
+
+
+def test_a_replacement_that_leaves_before_it_is_admitted_is_not_waited_for(crew: Crew) -> None:
+    with Writer(2, slots=2, on_reader_death="drop") as writer:
+        job = crew.workers[0].start(attach_only, 0, writer.handle)
+        with Reader(writer.handle, 1) as survivor:
+            writer.wait_ready(SECONDS)
+            kill(job)
+            Reader(writer.handle, 0, rejoin=True).close()
+            for k in range(10):
+                writer.send(k, SECONDS)
+                assert survivor.recv(SECONDS) == k
+        with pytest.raises(shmcast.Closed):
+            writer.send("nobody")
+
+
+def test_the_other_readers_do_not_notice_that_one_was_dropped(
+    crew: Crew, wait: WaitPolicy, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        Writer(2, slots=2, on_reader_death="drop", wait=wait) as writer,
+        Reader(writer.handle, 1, wait=wait) as survivor,
+    ):
+        job = crew.workers[0].start(attach_only, 0, writer.handle)
+        writer.wait_ready(SECONDS)
+        pid = kill(job)
+        with pytest.raises(shmcast.Timeout):
+            survivor.recv(0.1)  # long enough to look after the peers
+        for k in range(10):
+            writer.send(k, SECONDS)
+            assert survivor.recv(SECONDS) == k
+    assert f"reader 0 (pid {pid}) has died, 2 fragments behind: killed by SIGKILL" in caplog.text
+    assert "it is dropped, the others go on" in caplog.text
+
+
+def test_a_place_that_is_not_free_is_not_taken(crew: Crew) -> None:
+    with Writer(2) as writer:
+        job = crew.workers[0].start(attach_only, 0, writer.handle)
+        Reader(writer.handle, 1).close()
+        writer.wait_ready(SECONDS)
+        pid = kill(job)
+        with pytest.raises(
+            shmcast.AlreadyAttached, match=rf'by process {pid}.*on_reader_death="drop"'
+        ):
+            Reader(writer.handle, 0, rejoin=True)
+    with Writer(3, on_reader_death="drop") as writer:
+        job = crew.workers[0].start(attach_only, 0, writer.handle)
+        Reader(writer.handle, 1).close()
+        with Reader(writer.handle, 2, rejoin=True):  # vacant: as without
+            writer.wait_ready(SECONDS)
+            with pytest.raises(shmcast.AlreadyAttached, match="which lives"):
+                Reader(writer.handle, 0, rejoin=True)
+            with pytest.raises(shmcast.AlreadyAttached, match="has left in order"):
+                Reader(writer.handle, 1, rejoin=True)
+        kill(job)
+    with pytest.raises(shmcast.SegmentNotFound):
+        Reader(writer.handle, 0, rejoin=True)
+
+
+def test_on_reader_death_is_one_of_two() -> None:
+    with pytest.raises(shmcast.InvalidArgument, match="on_reader_death='ignore' is neither"):
+        Writer(1, on_reader_death="ignore")  # type: ignore[arg-type]
+
+
+def test_who_cannot_be_watched_is_told_at_set_up(
+    crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(liveness, "pid_namespace", lambda: 7)
+    with Writer(1) as writer:
+        job = crew.workers[0].start(attach_only, 0, writer.handle)
+        with pytest.warns(shmcast.ShmcastWarning, match="can't watch reader 0.*pid namespace"):
+            writer.wait_ready(SECONDS)
+        kill(job)
+        with pytest.raises(shmcast.Timeout):
+            fill(writer, 0.2)
+
+
+def test_watching_leaves_no_descriptor_behind(crew: Crew) -> None:
+    def open_files() -> int:
+        return len([*Path("/proc/self/fd").iterdir()])
+
+    for turn in range(4):
+        if turn == 1:  # the census keeps one, and the crew, of whom this may be the first use
+            before = open_files()
+        with Writer(2) as writer, Reader(writer.handle, 1):
+            job = crew.workers[0].start(leave_in_order, 0, writer.handle)
+            writer.wait_ready(SECONDS)
+            writer.send("end")
+            job.result()
+    assert open_files() == before
+
+
+def test_a_long_wait_is_told_with_what_the_peers_do(
+    crew: Crew, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "shmcast")
+    with Writer(2, slots=2, warn_after=0.05) as writer:
+        job = crew.workers[0].start(attach_only, 0, writer.handle)
+        with pytest.raises(shmcast.Timeout):
+            writer.wait_ready(0.5)
+        assert "writer: wait_ready has waited" in caplog.text
+        assert "reader 1, not attached" in caplog.text
+        with Reader(writer.handle, 1, warn_after=0.05) as reader:
+            caplog.clear()
+            with pytest.raises(shmcast.Timeout):
+                reader.recv(0.5)
+            assert "reader 1: recv has waited" in caplog.text
+            assert f"writer, pid {os.getpid()}: running" in caplog.text
+            caplog.clear()
+            with pytest.raises(shmcast.Timeout):
+                fill(writer, 0.5)
+            pid = job.worker.process.pid
+            assert f"reader 0, pid {pid}, 2 fragments behind: sleeping" in caplog.text
+            assert caplog.text.count("send has waited") < 6  # ever rarer
+        kill(job)
+
+
+@pytest.mark.parametrize("warn_after", [-1, float("nan")])
+def test_a_time_to_warn_after_that_is_none_is_refused(warn_after: float) -> None:
+    with pytest.raises(shmcast.InvalidArgument, match=f"warn_after={warn_after}"):
+        Writer(1, warn_after=warn_after)
