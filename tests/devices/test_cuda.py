@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,12 +62,9 @@ def over_nccl(_index: int, store: str) -> None:
     dist.destroy_process_group()
 
 
-def test_a_group_of_one_over_nccl(tmp_path: Path) -> None:
-    crew = Crew(1)
-    try:
-        crew.run(1, over_nccl, str(tmp_path / "store"))
-    finally:
-        crew.end()
+def test_a_group_of_one_over_nccl(fresh: tuple[Crew, str]) -> None:
+    crew, store = fresh
+    crew.run(1, over_nccl, store)
 
 
 def two_on_one_device(rank: int, store: str, is_staged: bool) -> Any:
@@ -95,12 +91,9 @@ def two_on_one_device(rank: int, store: str, is_staged: bool) -> Any:
 
 
 @pytest.mark.parametrize("is_staged", [True, False], ids=["staged", "gloo"])
-def test_two_processes_on_one_device(tmp_path: Path, is_staged: bool) -> None:
-    crew = Crew(2)
-    try:
-        got = crew.run(2, two_on_one_device, str(tmp_path / "store"), is_staged)
-    finally:
-        crew.end()
+def test_two_processes_on_one_device(fresh: tuple[Crew, str], is_staged: bool) -> None:
+    crew, store = fresh
+    got = crew.run(2, two_on_one_device, store, is_staged)
     assert got[0] == got[1] == describe(everything())
 
 

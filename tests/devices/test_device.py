@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, cast
 from unittest import mock
 
@@ -662,13 +661,10 @@ def killed_between(rank: int, store: str) -> str:
         return str(caught.value)
 
 
-def test_a_rank_that_is_killed_is_named(tmp_path: Path) -> None:
-    crew = Crew(2)
-    try:
-        source, _ = crew.start(2, killed_between, str(tmp_path / "store"))
-        assert "rank 1 (pid" in source.result()
-    finally:
-        crew.end()
+def test_a_rank_that_is_killed_is_named(fresh: tuple[Crew, str]) -> None:
+    crew, store = fresh
+    source, _ = crew.start(2, killed_between, store)
+    assert "rank 1 (pid" in source.result()
 
 
 def wait_until_alarm(work: shmcast.Work) -> None:

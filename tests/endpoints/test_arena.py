@@ -28,7 +28,8 @@ from tests.support import arena_roles
 from tests.support.arena_roles import ARENA, KIB, LARGE, MIB, SECONDS, Array, Held, RawCodec, filled
 from tests.support.objects import DTYPES, describe
 from tests.support.objects import tensor as make_tensor
-from tests.support.processes import Crew, Job, WorkerFailed, results
+from tests.support.processes import Crew, WorkerFailed, results
+from tests.support.shared_memory import needs_root
 from tests.support.subprocess_programs import run_to_its_end, wait_until
 
 PAGE = 4 * KIB
@@ -293,19 +294,14 @@ def test_there_are_256_extents_and_no_more(reader: Reader, writer: Writer) -> No
 
 def in_small_shared_memory(role: Callable[..., Any], *args: Any) -> Any:
     """What a role returns that has a /dev/shm of its own."""
-    crew = Crew(1)
-    try:
-        (result,) = crew.run(1, role, *args)
-    except WorkerFailed as error:
-        if "can't make a mount namespace" in str(error):
-            pytest.skip("this container may not make mount namespaces")
-        raise
-    finally:
-        crew.end()
+    with Crew(1) as crew:
+        try:
+            (result,) = crew.run(1, role, *args)
+        except WorkerFailed as error:
+            if "can't make a mount namespace" in str(error):
+                pytest.skip("this container may not make mount namespaces")
+            raise
     return result
-
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a private /dev/shm needs root")
 
 
 @needs_root
@@ -694,14 +690,6 @@ def has_said(writer: Writer, index: int, times: int = 1) -> Callable[[], bool]:
     return lambda: writer._tensor_sets()[index] >= times
 
 
-def kill(job: Job) -> None:
-    pid = job.worker.process.pid
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    with pytest.raises(WorkerFailed, match="exit code -9"):
-        job.result()
-
-
 @pytest.mark.parametrize("on_death", ["raise", "drop"])
 def test_what_a_killed_reader_held_is_free(crew: Crew, on_death: Any) -> None:
     with (
@@ -717,7 +705,7 @@ def test_what_a_killed_reader_held_is_free(crew: Crew, on_death: Any) -> None:
         wait_until(has_said(writer, 0))
         kept.clear()
         assert not is_free(writer)
-        kill(job)
+        job.kill()
         wait_until(lambda: is_free(writer))
         if on_death == "drop":
             for _ in range(100):
@@ -736,12 +724,12 @@ def test_a_replacement_holds_what_it_receives_and_its_predecessors_views_are_fre
             writer.send(filled(MIB, turn), SECONDS)
             wait_until(has_said(writer, 0, turn + 1))
             assert not is_free(writer)
-            kill(job)
+            job.kill()
             if turn == 1:  # before anybody takes the place, or after
                 wait_until(lambda: is_free(writer))
             job = crew.workers[0].start(arena_roles.hold, 0, writer.handle, 1, True)
             wait_until(lambda: writer._ring.peers()[0].state == "rejoining")
-        kill(job)
+        job.kill()
         with Reader(writer.handle, 0, rejoin=True) as reader:
             writer.send(filled(MIB, 9))
             view = reader.recv(SECONDS, copy=False)
@@ -764,7 +752,7 @@ def test_what_the_dead_held_is_free_even_if_their_replacement_leaves_at_once(cre
         writer.send(filled(MIB))
         other.recv(SECONDS)
         wait_until(has_said(writer, 0))
-        kill(job)
+        job.kill()
         Reader(writer.handle, 0, rejoin=True).close()
         check_whole(writer, other)
 
@@ -775,7 +763,7 @@ def test_a_message_that_is_refused_admits_nobody(crew: Crew) -> None:
         job = crew.workers[0].start(arena_roles.hold_raw, 0, writer.handle)
         writer.send([b"", bytes(MIB)])
         wait_until(has_said(writer, 0))
-        kill(job)
+        job.kill()
         wait_until(lambda: is_free(writer))
         with Reader(writer.handle, 0, rejoin=True, codec=RawCodec()) as reader:
             with (
@@ -794,8 +782,7 @@ def test_a_message_that_is_refused_admits_nobody(crew: Crew) -> None:
 def test_a_stopped_reader_is_not_dead(crew: Crew) -> None:
     with Writer(1, arena_bytes=ARENA) as writer:
         job = crew.workers[0].start(arena_roles.hold_until_told, 0, writer.handle)
-        pid = job.worker.process.pid
-        assert pid is not None
+        pid = job.worker.pid
         writer.send(filled(MIB))
         wait_until(has_said(writer, 0))
         os.kill(pid, signal.SIGSTOP)
@@ -817,7 +804,7 @@ def test_views_outlive_the_death_of_the_writer(crew: Crew, tmp_path: Path) -> No
     with Reader(pickle.loads(path.read_bytes()), 0) as reader:  # noqa: S301
         array, other = reader.recv(SECONDS, copy=False)
         wait_until(lambda: reader._ring.peers()[0].behind == 1)
-        kill(job)
+        job.kill()
         assert np.array_equal(array, filled(MIB, 3))
         assert np.array_equal(other, filled(MIB, 4))
         assert np.array_equal(reader.recv(SECONDS, copy=False), filled(MIB, 5))
@@ -960,7 +947,7 @@ def test_clean_removes_the_arena_of_a_killed_writer(crew: Crew, tmp_path: Path) 
     assert handle.arena is not None
     left = [Path("/dev/shm", name[1:]) for name in (handle.name, handle.arena.name)]
     assert exist(left) == [True, True]
-    kill(job)
+    job.kill()
     # (What it prints is not looked at: another process may be faster.)
     subprocess.run([sys.executable, "-m", "shmcast", "clean"], timeout=50, check=True)
     assert exist(left) == [False, False]

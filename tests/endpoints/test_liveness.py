@@ -17,7 +17,7 @@ import shmcast
 from shmcast import PeerDied, Reader, WaitPolicy, Writer
 from shmcast._endpoints import peers as liveness
 from shmcast._endpoints.base import Handle
-from tests.support.processes import Crew, Job, WorkerFailed, results
+from tests.support.processes import Crew, results
 from tests.support.subprocess_programs import wait_until
 
 SECONDS = 30.0
@@ -83,16 +83,6 @@ def handle_at(path: Path) -> Handle:
     return handle
 
 
-def kill(job: Job) -> int:
-    """Kills the worker of a job, and gets it another process; returns its pid."""
-    pid = job.worker.process.pid
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    with pytest.raises(WorkerFailed, match="exit code -9"):
-        job.result()
-    return pid
-
-
 def has_received(writer: Writer, index: int, messages: int) -> Callable[[], bool]:
     return lambda: writer.statistics().readers[index].messages >= messages
 
@@ -104,13 +94,16 @@ def fill(writer: Writer, timeout: float = SECONDS) -> None:
     raise AssertionError("the ring never was full")
 
 
-def test_a_killed_reader_ends_the_writers_wait_and_is_named(crew: Crew, wait: WaitPolicy) -> None:
+def test_a_killed_reader_ends_the_writers_wait_and_is_named(
+    children: Crew, wait: WaitPolicy
+) -> None:
     with Writer(2, wait=wait, reader_label="rank {}".format) as writer:
-        jobs = crew.start(2, receive_one, writer.handle)
+        jobs = children.start(2, receive_one, writer.handle)
         writer.wait_ready(SECONDS)
         writer.send("first")
         wait_until(has_received(writer, 1, 1))
-        pid = kill(jobs[1])
+        pid = jobs[1].worker.pid
+        os.kill(pid, signal.SIGKILL)  # it stays a zombie, which tells how it ended
         for _ in range(2):
             with pytest.raises(PeerDied) as caught:
                 fill(writer)
@@ -119,21 +112,24 @@ def test_a_killed_reader_ends_the_writers_wait_and_is_named(crew: Crew, wait: Wa
             assert f"writer: rank 1 (pid {pid}) has died, 64 fragments behind: killed" in str(error)
             assert isinstance(error, ConnectionError)
             assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301
-        kill(jobs[0])
+        for job in jobs:
+            job.kill()
 
 
 def test_readers_of_a_killed_writer_get_all_that_it_had_sent(
-    crew: Crew, tmp_path: Path, wait: WaitPolicy
+    children: Crew, tmp_path: Path, wait: WaitPolicy
 ) -> None:
     messages = [1, "two", [3] * 100]
     path = tmp_path / "handle"
-    author = crew.workers[2].start(write, 2, path, 2, messages)
-    jobs = crew.start(2, receive_all, handle_at(path), wait)
+    author = children.workers[2].start(write, 2, path, 2, messages)
+    jobs = children.start(2, receive_all, handle_at(path), wait)
     wait_until(path.with_suffix(".sent").exists)
-    pid = kill(author)
+    pid = author.worker.pid
+    os.kill(pid, signal.SIGKILL)
     for index, (got, kind, error) in enumerate(results(jobs)):
         assert (got, kind) == (messages, "PeerDied")
         assert error.startswith(f"reader {index}: writer (pid {pid}) has died: killed by SIGKILL")
+    author.kill()
 
 
 def test_a_message_whose_writer_died_in_the_middle_of_it_is_not_delivered(
@@ -150,10 +146,10 @@ def test_a_message_whose_writer_died_in_the_middle_of_it_is_not_delivered(
         wait_until(lambda: reader.statistics().fragments >= 1)
         with pytest.raises(shmcast.Timeout):
             reader.recv(0.01)
-        pid = kill(author)
+        pid = author.kill()
         with pytest.raises(PeerDied, match=rf"writer \(pid {pid}\) has died"):
             reader.recv(SECONDS)
-    kill(idle)
+    idle.kill()
 
 
 def test_a_killed_reader_ends_the_waits_of_the_other_readers(crew: Crew, wait: WaitPolicy) -> None:
@@ -164,7 +160,7 @@ def test_a_killed_reader_ends_the_waits_of_the_other_readers(crew: Crew, wait: W
         ]
         writer.wait_ready(SECONDS)
         writer.send("all")
-        pid = kill(jobs[2])
+        pid = jobs[2].kill()
         for got, kind, error in results(jobs[:2]):
             assert (got, kind) == (["all"], "PeerDied")
             assert f"reader 2 (pid {pid}) has died" in error
@@ -174,7 +170,7 @@ def test_a_death_ends_wait_ready(crew: Crew, wait: WaitPolicy) -> None:
     with Writer(2, wait=wait) as writer:
         job = crew.workers[0].start(attach_only, 0, writer.handle)
         wait_until(lambda: writer._ring.attached() == 1)
-        kill(job)
+        job.kill()
         with pytest.raises(PeerDied, match="reader 0"):
             writer.wait_ready(SECONDS)
 
@@ -184,7 +180,7 @@ def test_a_death_ends_a_loop_of_looks_that_never_wait(crew: Crew, tmp_path: Path
     author = crew.workers[0].start(write, 0, path, 1, ["only"])
     with Reader(handle_at(path), 0) as reader:
         wait_until(path.with_suffix(".sent").exists)
-        kill(author)
+        author.kill()
 
         def look() -> bool:
             with contextlib.suppress(shmcast.Timeout):
@@ -199,13 +195,12 @@ def test_a_stopped_process_is_not_dead(crew: Crew, wait: WaitPolicy) -> None:
     with Writer(1, wait=wait) as writer:
         job = crew.workers[0].start(receive_one, 0, writer.handle)
         writer.wait_ready(SECONDS)
-        pid = job.worker.process.pid
-        assert pid is not None
+        pid = job.worker.pid
         os.kill(pid, signal.SIGSTOP)
         with pytest.raises(shmcast.Timeout):
             fill(writer, 0.2)
         os.kill(pid, signal.SIGCONT)
-        kill(job)
+        job.kill()
 
 
 def test_who_closes_before_it_ends_has_not_died(crew: Crew, wait: WaitPolicy) -> None:
@@ -217,7 +212,7 @@ def test_who_closes_before_it_ends_has_not_died(crew: Crew, wait: WaitPolicy) ->
         writer.wait_ready(SECONDS)
         writer.send(0)
         jobs[0].result()
-        crew.workers[0].restart()
+        crew.workers[0].end()
         for k in range(1, 100):
             writer.send(k, SECONDS)
         writer.close()
@@ -234,7 +229,7 @@ def test_dropped_readers_hold_nobody_up_and_can_be_replaced(crew: Crew, wait: Wa
         wait_until(has_received(writer, 2, 1))
         sent: list[Any] = [0]
         for turn in range(3):
-            kill(job)
+            job.kill()
             for k in range(10):
                 sent.append(k if k % 3 else [k] * 200)
                 writer.send(sent[-1], SECONDS)
@@ -255,10 +250,10 @@ def test_a_replacement_need_not_wait_until_the_writer_has_noticed(crew: Crew) ->
         job = crew.workers[0].start(attach_only, 0, writer.handle)
         writer.wait_ready(SECONDS)
         writer.send("lost")
-        kill(job)
+        job.kill()
         job = crew.workers[0].start(rejoin_and_wait, 0, writer.handle)  # and dies, not admitted
         wait_until(lambda: writer._ring.peers()[0].state == "rejoining")
-        kill(job)
+        job.kill()
         with Reader(writer.handle, 0, rejoin=True) as reader:
             with pytest.raises(shmcast.Timeout):
                 reader.recv(0)
@@ -273,7 +268,7 @@ def test_a_place_that_is_dropped_while_it_is_looked_at_is_taken(
     with Writer(1, slots=2, on_reader_death="drop") as writer:
         job = crew.workers[0].start(attach_only, 0, writer.handle)
         writer.wait_ready(SECONDS)
-        kill(job)
+        job.kill()
         has_ended = liveness.has_ended
 
         def drop_first(peer: Any) -> bool:
@@ -291,7 +286,7 @@ def test_dropping_the_last_reader_is_an_error_until_somebody_rejoins(crew: Crew)
     with Writer(1, slots=2, on_reader_death="drop") as writer:
         job = crew.workers[0].start(attach_only, 0, writer.handle)
         writer.wait_ready(SECONDS)
-        pid = kill(job)
+        pid = job.kill()
         with pytest.raises(PeerDied, match=rf"nobody is left.* reader 0 \(pid {pid}\)"):
             fill(writer)
         with pytest.raises(PeerDied):
@@ -308,7 +303,7 @@ def test_a_replacement_that_leaves_before_it_is_admitted_is_not_waited_for(crew:
         job = crew.workers[0].start(attach_only, 0, writer.handle)
         with Reader(writer.handle, 1) as survivor:
             writer.wait_ready(SECONDS)
-            kill(job)
+            job.kill()
             Reader(writer.handle, 0, rejoin=True).close()
             for k in range(10):
                 writer.send(k, SECONDS)
@@ -318,20 +313,22 @@ def test_a_replacement_that_leaves_before_it_is_admitted_is_not_waited_for(crew:
 
 
 def test_the_other_readers_do_not_notice_that_one_was_dropped(
-    crew: Crew, wait: WaitPolicy, caplog: pytest.LogCaptureFixture
+    children: Crew, wait: WaitPolicy, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
         Writer(2, slots=2, on_reader_death="drop", wait=wait) as writer,
         Reader(writer.handle, 1, wait=wait) as survivor,
     ):
-        job = crew.workers[0].start(attach_only, 0, writer.handle)
+        job = children.workers[0].start(attach_only, 0, writer.handle)
         writer.wait_ready(SECONDS)
-        pid = kill(job)
+        pid = job.worker.pid
+        os.kill(pid, signal.SIGKILL)
         with pytest.raises(shmcast.Timeout):
             survivor.recv(0.1)  # long enough to look after the peers
         for k in range(10):
             writer.send(k, SECONDS)
             assert survivor.recv(SECONDS) == k
+    job.kill()
     assert f"reader 0 (pid {pid}) has died, 2 fragments behind: killed by SIGKILL" in caplog.text
     assert "it is dropped, the others go on" in caplog.text
 
@@ -341,7 +338,7 @@ def test_a_place_that_is_not_free_is_not_taken(crew: Crew) -> None:
         job = crew.workers[0].start(attach_only, 0, writer.handle)
         Reader(writer.handle, 1).close()
         writer.wait_ready(SECONDS)
-        pid = kill(job)
+        pid = job.kill()
         with pytest.raises(
             shmcast.AlreadyAttached, match=rf'by process {pid}.*on_reader_death="drop"'
         ):
@@ -355,7 +352,7 @@ def test_a_place_that_is_not_free_is_not_taken(crew: Crew) -> None:
                 Reader(writer.handle, 0, rejoin=True)
             with pytest.raises(shmcast.AlreadyAttached, match="has left in order"):
                 Reader(writer.handle, 1, rejoin=True)
-        kill(job)
+        job.kill()
     with pytest.raises(shmcast.SegmentNotFound):
         Reader(writer.handle, 0, rejoin=True)
 
@@ -373,7 +370,7 @@ def test_who_cannot_be_watched_is_told_at_set_up(
         job = crew.workers[0].start(attach_only, 0, writer.handle)
         with pytest.warns(shmcast.ShmcastWarning, match="can't watch reader 0.*pid namespace"):
             writer.wait_ready(SECONDS)
-        kill(job)
+        job.kill()
         with pytest.raises(shmcast.Timeout):
             fill(writer, 0.2)
 
@@ -412,10 +409,10 @@ def test_a_long_wait_is_told_with_what_the_peers_do(
             caplog.clear()
             with pytest.raises(shmcast.Timeout):
                 fill(writer, 0.5)
-            pid = job.worker.process.pid
+            pid = job.worker.pid
             assert f"reader 0, pid {pid}, 2 fragments behind: sleeping" in caplog.text
             assert caplog.text.count("send has waited") < 6  # ever rarer
-        kill(job)
+        job.kill()
 
 
 @pytest.mark.parametrize("warn_after", [-1, float("nan")])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import re
@@ -21,6 +20,7 @@ import shmcast
 from shmcast import ShmBroadcaster, WaitPolicy
 from tests.support import ranks
 from tests.support.processes import Crew, WorkerFailed
+from tests.support.shared_memory import make_private, needs_root, segments_of
 from tests.support.subprocess_programs import ROOT
 
 OBJECTS: list[Any] = [
@@ -106,10 +106,9 @@ def test_several_broadcasters_at_once_do_not_disturb_each_other(world: Crew) -> 
 
 def alone(rank: int) -> tuple[Any, int]:
     groups = [dist.new_group([r]) for r in range(4)]
-    before = set(Path("/dev/shm").iterdir())
     marker = object()
     with ShmBroadcaster(groups[rank]) as bc:
-        assert set(Path("/dev/shm").iterdir()) == before
+        assert segments_of(os.getpid()) == set()
         assert bc.broadcast_object(marker) is marker
         bc.send(lambda: "need not even be picklable")
         bc.warm()
@@ -253,34 +252,19 @@ def one_is_killed(rank: int, store: str, victim: int) -> str:
 
 
 @pytest.mark.parametrize("victim", [1, 2], ids=["source", "reader"])
-def test_a_rank_that_is_killed_is_named_on_the_others(tmp_path: Path, victim: int) -> None:
-    crew = Crew(3)
-    try:
-        jobs = crew.start(3, one_is_killed, str(tmp_path / "store"), victim)
-        for rank in {0, 1, 2} - {victim}:
-            error = jobs[rank].result()
-            assert error.startswith(f"rank {rank} (rank {rank} of 3 in ")
-            assert f": rank {victim} (pid {jobs[victim].worker.process.pid}) has died" in error
-    finally:
-        crew.end()
-
-
-def move_to_another_node() -> None:
-    """Gives this process a /dev/shm of its own, as a container has."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    private, recursive, new_mounts = 1 << 18, 1 << 14, 0x00020000
-    for done in (
-        libc.unshare(new_mounts),
-        libc.mount(b"none", b"/", None, private | recursive, None),
-        libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, None),
-    ):
-        if done != 0:
-            raise OSError(ctypes.get_errno(), "can't make a mount namespace")
+def test_a_rank_that_is_killed_is_named_on_the_others(fresh: tuple[Crew, str], victim: int) -> None:
+    crew, store = fresh
+    jobs = crew.start(3, one_is_killed, store, victim)
+    pid = jobs[victim].worker.pid
+    for rank in {0, 1, 2} - {victim}:
+        error = jobs[rank].result()
+        assert error.startswith(f"rank {rank} (rank {rank} of 3 in ")
+        assert f": rank {victim} (pid {pid}) has died" in error
 
 
 def on_two_nodes(rank: int, store: str) -> tuple[str, list[tuple[int, ...]]]:
     if rank == 2:
-        move_to_another_node()
+        make_private()
     dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=3)
     with ShmBroadcaster() as bc:
         got = bc.broadcast_object("over the network" if bc.is_src else None, 30)
@@ -289,18 +273,16 @@ def on_two_nodes(rank: int, store: str) -> tuple[str, list[tuple[int, ...]]]:
     return got, nodes
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a private /dev/shm needs root")
-def test_a_container_with_its_own_shm_is_a_node_of_its_own(tmp_path: Path) -> None:
-    crew = Crew(3)
+@needs_root
+def test_a_container_with_its_own_shm_is_a_node_of_its_own(fresh: tuple[Crew, str]) -> None:
+    crew, store = fresh
     try:
-        results = crew.run(3, on_two_nodes, str(tmp_path / "store"))
-        assert results == [("over the network", [(0, 1), (2,)])] * 3
+        results = crew.run(3, on_two_nodes, store)
     except WorkerFailed as error:
         if "can't make a mount namespace" in str(error):
             pytest.skip("this container may not make mount namespaces")
         raise
-    finally:
-        crew.end()
+    assert results == [("over the network", [(0, 1), (2,)])] * 3
 
 
 README = ROOT / "README.md"

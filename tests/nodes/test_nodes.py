@@ -115,12 +115,11 @@ def test_a_host_that_dies_is_named(network: Network) -> None:
     jobs = network.start(until_it_ends, 3)
     network.wait_for_traffic(1, 50_000)
     for worker in network.workers[1:]:
-        assert worker.process.pid is not None
-        os.kill(worker.process.pid, signal.SIGKILL)
+        os.kill(worker.pid, signal.SIGKILL)
     kind, error, _ = jobs[0].result()
     assert kind == "PeerDied"
-    assert f"rank 1 on node 1 (there) (pid {network.workers[1].process.pid})" in error or (
-        f"rank 2 on node 1 (there) (pid {network.workers[2].process.pid})" in error
+    assert f"rank 1 on node 1 (there) (pid {network.workers[1].pid})" in error or (
+        f"rank 2 on node 1 (there) (pid {network.workers[2].pid})" in error
     )
 
 

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from tests.group.test_broadcaster import OBJECTS, fingerprint
 from tests.support import fake_nodes, ranks
 from tests.support.objects import describe
 from tests.support.processes import Crew
+from tests.support.shared_memory import segments_of
 from tests.support.subprocess_programs import ROOT
 
 SECONDS = 30
@@ -55,13 +55,6 @@ def until(condition: Any) -> None:
     """Waits for what happens soon; the test's time-out is the limit."""
     while not condition():
         time.sleep(1e-3)
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[tuple[Crew, str]]:
-    crew = Crew(4)
-    yield crew, str(tmp_path / "store")
-    crew.end()
 
 
 def everything(rank: int, hosts: tuple[str, ...], src: int) -> tuple[list[str], list[str], Any]:
@@ -366,14 +359,12 @@ def test_a_node_that_leaves_costs_the_others_nothing(world: Crew) -> None:
 
 
 def set_up_fails(rank: int, culprit: int) -> tuple[str, str]:
-    before = set(Path("/dev/shm").iterdir())
+    before = segments_of(os.getpid())
     options = {"slots": 48} if rank == culprit else {}
     with pytest.raises(shmcast.ShmcastError) as caught:
         opened(rank, TWO, **options)
     dist.barrier()
-    assert {
-        p for p in set(Path("/dev/shm").iterdir()) - before if f"-{os.getpid()}-" in p.name
-    } == set()
+    assert segments_of(os.getpid()) <= before
     return type(caught.value).__name__, str(caught.value)
 
 
@@ -426,7 +417,7 @@ def one_dies(rank: int, store: str, victim: int, drops: bool) -> tuple[str, str,
 def test_a_dead_rank_is_named_on_every_node(fresh: tuple[Crew, str], victim: int) -> None:
     crew, store = fresh
     jobs = crew.start(4, one_dies, store, victim, False)
-    pid = jobs[victim].worker.process.pid
+    pid = jobs[victim].worker.pid
     for rank in {0, 1, 2, 3} - {victim}:
         kind, error, got, _ = jobs[rank].result()
         assert kind == "PeerDied"

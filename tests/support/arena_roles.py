@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import pickle
 import random
@@ -20,6 +19,7 @@ import numpy.typing as npt
 import shmcast
 from shmcast import Handle, Reader, Writer
 from shmcast._codecs.pickle_codec import Frame, Received
+from tests.support.shared_memory import make_private
 from tests.support.subprocess_programs import wait_until
 
 Array = npt.NDArray[Any]
@@ -52,21 +52,8 @@ class RawCodec:
         return frames
 
 
-def make_small_shared_memory(nbytes: int) -> None:
-    """Gives this process a /dev/shm of its own."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    private, recursive, new_mounts = 1 << 18, 1 << 14, 0x00020000
-    for done in (
-        libc.unshare(new_mounts),
-        libc.mount(b"none", b"/", None, private | recursive, None),
-        libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, f"size={nbytes}".encode()),
-    ):
-        if done != 0:
-            raise OSError(ctypes.get_errno(), "can't make a mount namespace")
-
-
 def fill_shared_memory(_index: int) -> tuple[int, int, int]:
-    make_small_shared_memory(16 * MIB)
+    make_private(16 * MIB)
     with Writer(1, arena_bytes=64 * MIB) as writer, Reader(writer.handle, 0) as reader:
         kept = []
         for k in range(20):
@@ -98,7 +85,7 @@ def pass_large_arrays(_index: int, arena_bytes: int) -> tuple[list[int], int, in
         The sum of each array that arrived, and the most bytes that the arena had, and all of
         shared memory, as looked at after each arrival.
     """
-    make_small_shared_memory(SMALL_SHM)
+    make_private(SMALL_SHM)
     kept: list[Array] = []
     most_arena = most_shm = 0
     with Writer(1, arena_bytes=arena_bytes) as writer, Reader(writer.handle, 0) as reader:
