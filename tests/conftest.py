@@ -12,17 +12,19 @@ import pytest
 
 from shmcast import WaitPolicy
 from tests.support import shared_memory
-from tests.support.processes import Crew, spawning
+from tests.support.processes import ONE_THREAD, Crew, spawning
 from tests.support.ranks import World
 
 _is_alone_in_shm = pytest.StashKey[bool]()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Keep out of the way of other programs of this user, where the machine permits it.
+    """Set up what all tests and their processes share.
 
-    They would remove what tests leave on purpose, and add to what tests count.
+    A /dev/shm of their own, where the machine permits it: other programs of this user would remove
+    what tests leave on purpose, and add to what tests count.
     """
+    os.environ |= ONE_THREAD
     try:
         shared_memory.make_private()
     except shared_memory.NotPermitted:

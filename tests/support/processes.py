@@ -32,15 +32,16 @@ ANSWER_SECONDS = 45.0
 PRELOADED = ["torch", "torch.distributed", "numpy", "shmcast", "msgspec", "pytest", "hypothesis"]
 
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""An environment without pools of threads: they spin for each other, for ever on a busy machine."""
+
+
 @functools.cache
 def forking() -> ForkServerContext:
-    """Return the context whose processes are forked from the preloaded server.
-
-    The server has one thread: OpenBLAS, which would start others on import, is told not to.
-    """
+    """Return the context whose processes are forked from the preloaded server of one thread."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    with mock.patch.dict(os.environ, OPENBLAS_NUM_THREADS="1"):
+    with mock.patch.dict(os.environ, ONE_THREAD):
         forkserver.ensure_running()
     return context
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch.distributed as dist
-
 from tests.support.processes import Crew
 
 
 def join(rank: int, size: int, store: str) -> None:
     """Make this process a rank of a gloo world."""
+    import torch.distributed as dist  # (Here, for a light conftest.py.)
+
     dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=size)
 
 
