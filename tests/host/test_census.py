@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -13,107 +15,115 @@ import shmcast
 from shmcast import Handle, Reader, WaitPolicy, Writer
 from shmcast._endpoints.waiting import CpuBudget, is_crowded
 from shmcast._host import census
-from tests.support.processes import Crew, Worker, results
+from tests.support.processes import Crew, results
 
 
-def members() -> int:
-    count = census.members()
+def members(*threads: int) -> int:
+    """Return how many of these threads are counted; other programs may run at the same time."""
+    found = [thread for thread in census._register.threads() if thread in threads]
+    with mock.patch.object(census._register, "threads", return_value=iter(found)):
+        count = census.members()
     assert count is not None
     return count
 
 
-def test_a_thread_counts_once_however_many_endpoints_it_has() -> None:
-    before = members()
+def endpoints_of_one_thread() -> None:
+    me = threading.get_native_id()
+    assert members(me) == 0
     with Writer(1) as first:
-        assert members() == before + 1
+        assert members(me) == 1
         with Writer(1), Reader(first.handle, 0):
-            assert members() == before + 1
-        assert members() == before + 1
-    assert members() == before
+            assert members(me) == 1
+        assert members(me) == 1
+    assert members(me) == 0
+
+
+def test_a_thread_counts_once_however_many_endpoints_it_has() -> None:
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(endpoints_of_one_thread).result()
 
 
 def test_threads_of_one_process_count_each() -> None:
-    before = members()
-    seats = [census.enter()]
-    thread = threading.Thread(target=lambda: seats.append(census.enter()))
-    thread.start()
-    thread.join()
-    assert members() == before + 2
-    for seat in seats * 2:  # idempotent
-        seat.leave()
-    assert members() == before
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        ids = [thread.submit(threading.get_native_id).result() for thread in (one, other)]
+        seats = [thread.submit(census.enter).result() for thread in (one, other)]
+        assert members(*ids) == 2
+        for seat in seats * 2:  # idempotent
+            seat.leave()
+        assert members(*ids) == 0
 
 
-def enter(_index: int) -> int:
+def enter(_index: int) -> None:
     _kept.append(census.enter())
-    return members()
 
 
-def leave(_index: int) -> int:
+def leave(_index: int) -> None:
     _kept.pop().leave()
-    return members()
 
 
 _kept: list[census.Seat] = []  # in a worker
 
 
 def test_other_processes_are_counted(crew: Crew) -> None:
-    before = members()
-    assert crew.run(1, enter) == [before + 1]
+    pids = [worker.pid for worker in crew.workers[:3]]
+    assert members(*pids) == 0
+    crew.run(1, enter)
+    assert members(*pids) == 1
     crew.run(3, enter)
-    assert members() == before + 3  # worker 0 a second time: the same thread
+    assert members(*pids) == 3  # worker 0 a second time: the same thread
     crew.run(3, leave)
-    assert crew.run(1, leave) == [before]
+    assert members(*pids) == 1
+    crew.run(1, leave)
+    assert members(*pids) == 0
 
 
 def test_a_killed_process_is_counted_no_more() -> None:
-    before = members()
-    worker = Worker("victim")
-    worker.start(enter, 0).result()
-    assert members() == before + 1
-    worker.end()  # SIGKILL
-    assert members() == before
+    with Crew(1) as crew:
+        crew.run(1, enter)
+        pid = crew.workers[0].pid
+        assert members(pid) == 1
+    assert members(pid) == 0  # SIGKILL
 
 
-def pin(_index: int, cpus: set[int]) -> int:
+def pin(index: int, cpus: set[int]) -> None:
     os.sched_setaffinity(0, cpus)
-    return enter(0)
+    enter(index)
+
+
+def is_counted_on(cpu: int, thread: int) -> bool:
+    """Return whether a thread that is pinned to `cpu` counts another one."""
+    os.sched_setaffinity(0, {cpu})
+    return members(thread) == 1
 
 
 def test_who_is_pinned_to_other_cpus_is_not_counted() -> None:
-    cpus = os.sched_getaffinity(0)
+    cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < 2:
         pytest.skip("one CPU only")
-    mine, other = sorted(cpus)[:2]
-    before = members()
-    worker = Worker("pinned")
-    worker.start(pin, 0, {other}).result()
-    assert members() == before + 1
-    try:
-        os.sched_setaffinity(0, {mine})
-        seat = census.enter()
-        assert members() == before + 1  # this thread alone
-        os.sched_setaffinity(0, {other})
-        assert members() == before + 2
-        seat.leave()
-    finally:
-        os.sched_setaffinity(0, cpus)
-        worker.end()
+    with Crew(1) as crew, ThreadPoolExecutor(1) as thread:
+        crew.run(1, pin, {cpus[1]})
+        pid = crew.workers[0].pid
+        assert members(pid) == 1
+        assert not thread.submit(is_counted_on, cpus[0], pid).result()
+        assert thread.submit(is_counted_on, cpus[1], pid).result()
 
 
-def test_a_fork_neither_counts_nor_ends_what_the_parent_is() -> None:
-    before = members()
+def fork_with_a_seat(_index: int) -> None:
     seat = census.enter()
     pid = os.fork()
     if pid == 0:
         seat.leave()
         # The parent's thread is another process's now, and this one has none.
-        os._exit(0 if members() == before + 1 else 1)
+        os._exit(0 if members(os.getppid(), os.getpid()) == 1 else 1)
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
-    assert members() == before + 1
+    assert members(os.getpid()) == 1
     seat.leave()
-    assert members() == before
+    assert members(os.getpid()) == 0
+
+
+def test_a_fork_neither_counts_nor_ends_what_the_parent_is(crew: Crew) -> None:
+    crew.run(1, fork_with_a_seat)
 
 
 def test_the_census_leaves_no_file() -> None:
@@ -124,20 +134,21 @@ def test_the_census_leaves_no_file() -> None:
 
 def test_a_collected_endpoint_leaves_its_seat_even_in_the_middle_of_the_register() -> None:
     """As when the garbage collector runs inside of one of its methods."""
-    before = members()
-    seat = census.enter()
-    with census._register._guard:
-        seat.leave()
-    assert members() == before
+    with ThreadPoolExecutor(1) as thread:
+        me = thread.submit(threading.get_native_id).result()
+        seat = thread.submit(census.enter).result()
+        with census._register._guard:
+            seat.leave()
+        assert members(me) == 0
 
 
 def test_locks_in_our_name_are_many_members_and_no_more() -> None:
     folder = os.open("/dev/shm", os.O_RDONLY)
     everything = (fcntl.F_RDLCK, 0, os.getuid() * census._BYTES_PER_USER, census._BYTES_PER_USER, 0)
     fcntl.fcntl(folder, fcntl.F_OFD_SETLK, census._FLOCK.pack(*everything))
-    assert census._ENOUGH <= members() <= census._ENOUGH + 1
+    assert census._ENOUGH <= (census.members() or 0) <= census._ENOUGH + 1
     os.close(folder)
-    assert members() < census._ENOUGH
+    assert (census.members() or 0) < census._ENOUGH
 
 
 def test_without_locks_the_members_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
