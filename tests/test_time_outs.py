@@ -18,7 +18,7 @@ import pytest
 
 import shmcast
 from shmcast import Reader, WaitPolicy, Writer
-from tests.support.processes import Crew
+from tests.support.processes import Crew, spawning
 
 
 @pytest.mark.timeout(0.5)
@@ -54,9 +54,9 @@ def test_another_thread():
         thread.join()
 
 
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(2)
 def test_another_process():
-    with Crew(1) as crew:
+    with Crew(1, spawning()) as crew:
         crew.workers[0].start(signal.pause).result()
 
 
