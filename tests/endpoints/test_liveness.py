@@ -1,4 +1,4 @@
-"""A member that dies ends the waits of its peers; or, dropped, can be replaced."""
+"""A member that dies ends the waits of its peers; one that is slow is told."""
 
 from __future__ import annotations
 
@@ -7,91 +7,25 @@ import logging
 import os
 import pickle
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import shmcast
 from shmcast import PeerDied, Reader, WaitPolicy, Writer
 from shmcast._endpoints import peers as liveness
-from shmcast._endpoints.base import Handle
 from tests.support.processes import Crew, results
+from tests.support.ring_roles import (
+    SECONDS,
+    attach_only,
+    fill,
+    handle_at,
+    leave_in_order,
+    receive_all,
+    receive_one,
+    write,
+)
 from tests.support.subprocess_programs import wait_until
-
-SECONDS = 30.0
-
-
-def receive_all(index: int, handle: Handle, wait: WaitPolicy, rejoin: bool = False) -> Any:
-    """What a reader receives, and the error that ends it, twice."""
-    got = []
-    with Reader(handle, index, wait=wait, rejoin=rejoin) as reader:
-        try:
-            while True:
-                got.append(reader.recv(SECONDS))
-        except shmcast.ShmcastError as error:
-            with pytest.raises(type(error)):
-                reader.recv(SECONDS)
-            return got, type(error).__name__, str(error)
-
-
-def receive_one(index: int, handle: Handle) -> None:
-    """Takes one message and never another one."""
-    with Reader(handle, index) as reader:
-        reader.recv(SECONDS)
-        wait_for_death()
-
-
-def attach_only(index: int, handle: Handle) -> None:
-    with Reader(handle, index):
-        wait_for_death()
-
-
-def leave_in_order(index: int, handle: Handle) -> None:
-    with Reader(handle, index) as reader:
-        reader.recv(SECONDS)
-
-
-def rejoin_and_wait(index: int, handle: Handle) -> None:
-    with Reader(handle, index, rejoin=True) as reader:
-        reader.recv()
-
-
-def wait_for_death() -> None:
-    signal.pause()
-
-
-def write(_index: int, path: Path, readers: int, messages: list[Any], drops: bool = False) -> None:
-    """Sends some messages and stays."""
-    death = "drop" if drops else "raise"
-    with Writer(readers, slots=2, slot_bytes=128, on_reader_death=death) as writer:  # type: ignore[arg-type]
-        draft = path.with_suffix(".draft")
-        draft.write_bytes(pickle.dumps(writer.handle))
-        draft.rename(path)
-        writer.wait_ready(SECONDS)
-        for message in messages:
-            writer.send(message, SECONDS)
-        path.with_suffix(".sent").touch()
-        wait_for_death()
-
-
-def handle_at(path: Path) -> Handle:
-    wait_until(path.exists)
-    handle = pickle.loads(path.read_bytes())  # noqa: S301
-    assert isinstance(handle, Handle)
-    return handle
-
-
-def has_received(writer: Writer, index: int, messages: int) -> Callable[[], bool]:
-    return lambda: writer.statistics().readers[index].messages >= messages
-
-
-def fill(writer: Writer, timeout: float = SECONDS) -> None:
-    """Sends until somebody who reads no more is in the way."""
-    for _ in range(1000):
-        writer.send(b"x", timeout)
-    raise AssertionError("the ring never was full")
 
 
 def test_a_killed_reader_ends_the_writers_wait_and_is_named(
@@ -218,148 +152,6 @@ def test_who_closes_before_it_ends_has_not_died(crew: Crew, wait: WaitPolicy) ->
         writer.close()
         got, kind, _ = jobs[1].result()
         assert (got, kind) == ([*range(100)], "Closed")
-
-
-def test_dropped_readers_hold_nobody_up_and_can_be_replaced(crew: Crew, wait: WaitPolicy) -> None:
-    with Writer(3, wait=wait, slots=2, slot_bytes=128, on_reader_death="drop") as writer:
-        survivors = crew.start(2, receive_all, writer.handle, wait)
-        job = crew.workers[2].start(receive_one, 2, writer.handle)
-        writer.wait_ready(SECONDS)
-        writer.send(0, SECONDS)
-        wait_until(has_received(writer, 2, 1))
-        sent: list[Any] = [0]
-        for turn in range(3):
-            job.kill()
-            for k in range(10):
-                sent.append(k if k % 3 else [k] * 200)
-                writer.send(sent[-1], SECONDS)
-            job = crew.workers[2].start(receive_all, 2, writer.handle, wait, True)
-            wait_until(lambda: writer._ring.peers()[2].state == "rejoining")
-            sent.append("welcome")
-            writer.send(sent[-1], SECONDS)
-            if turn < 2:
-                wait_until(lambda: writer.statistics().lag[2] == 0)
-        writer.close()
-        got, kind, _ = job.result()
-        assert (got, kind) == (["welcome"], "Closed")
-        assert [got for got, _, _ in results(survivors)] == [sent, sent]
-
-
-def test_a_replacement_need_not_wait_until_the_writer_has_noticed(crew: Crew) -> None:
-    with Writer(1, slots=2, on_reader_death="drop") as writer:
-        job = crew.workers[0].start(attach_only, 0, writer.handle)
-        writer.wait_ready(SECONDS)
-        writer.send("lost")
-        job.kill()
-        job = crew.workers[0].start(rejoin_and_wait, 0, writer.handle)  # and dies, not admitted
-        wait_until(lambda: writer._ring.peers()[0].state == "rejoining")
-        job.kill()
-        with Reader(writer.handle, 0, rejoin=True) as reader:
-            with pytest.raises(shmcast.Timeout):
-                reader.recv(0)
-            for k in range(10):
-                writer.send(k, SECONDS)
-                assert reader.recv(SECONDS) == k
-
-
-def test_a_place_that_is_dropped_while_it_is_looked_at_is_taken(
-    crew: Crew, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with Writer(1, slots=2, on_reader_death="drop") as writer:
-        job = crew.workers[0].start(attach_only, 0, writer.handle)
-        writer.wait_ready(SECONDS)
-        job.kill()
-        has_ended = liveness.has_ended
-
-        def drop_first(peer: Any) -> bool:
-            with pytest.raises(PeerDied):
-                fill(writer)
-            return has_ended(peer)
-
-        monkeypatch.setattr(liveness, "has_ended", drop_first)
-        with Reader(writer.handle, 0, rejoin=True) as reader:
-            writer.send("welcome")
-            assert reader.recv(SECONDS) == "welcome"
-
-
-def test_dropping_the_last_reader_is_an_error_until_somebody_rejoins(crew: Crew) -> None:
-    with Writer(1, slots=2, on_reader_death="drop") as writer:
-        job = crew.workers[0].start(attach_only, 0, writer.handle)
-        writer.wait_ready(SECONDS)
-        pid = job.kill()
-        with pytest.raises(PeerDied, match=rf"nobody is left.* reader 0 \(pid {pid}\)"):
-            fill(writer)
-        with pytest.raises(PeerDied):
-            writer.send("nobody")
-        with Reader(writer.handle, 0, rejoin=True) as reader:
-            writer.send("somebody")
-            assert reader.recv(SECONDS) == "somebody"
-        with pytest.raises(shmcast.Closed):
-            writer.send("nobody again")
-
-
-def test_a_replacement_that_leaves_before_it_is_admitted_is_not_waited_for(crew: Crew) -> None:
-    with Writer(2, slots=2, on_reader_death="drop") as writer:
-        job = crew.workers[0].start(attach_only, 0, writer.handle)
-        with Reader(writer.handle, 1) as survivor:
-            writer.wait_ready(SECONDS)
-            job.kill()
-            Reader(writer.handle, 0, rejoin=True).close()
-            for k in range(10):
-                writer.send(k, SECONDS)
-                assert survivor.recv(SECONDS) == k
-        with pytest.raises(shmcast.Closed):
-            writer.send("nobody")
-
-
-def test_the_other_readers_do_not_notice_that_one_was_dropped(
-    children: Crew, wait: WaitPolicy, caplog: pytest.LogCaptureFixture
-) -> None:
-    with (
-        Writer(2, slots=2, on_reader_death="drop", wait=wait) as writer,
-        Reader(writer.handle, 1, wait=wait) as survivor,
-    ):
-        job = children.workers[0].start(attach_only, 0, writer.handle)
-        writer.wait_ready(SECONDS)
-        pid = job.worker.pid
-        os.kill(pid, signal.SIGKILL)
-        with pytest.raises(shmcast.Timeout):
-            survivor.recv(0.1)  # long enough to look after the peers
-        for k in range(10):
-            writer.send(k, SECONDS)
-            assert survivor.recv(SECONDS) == k
-    job.kill()
-    assert f"reader 0 (pid {pid}) has died, 2 fragments behind: killed by SIGKILL" in caplog.text
-    assert "it is dropped, the others go on" in caplog.text
-
-
-def test_a_place_that_is_not_free_is_not_taken(crew: Crew) -> None:
-    with Writer(2) as writer:
-        job = crew.workers[0].start(attach_only, 0, writer.handle)
-        Reader(writer.handle, 1).close()
-        writer.wait_ready(SECONDS)
-        pid = job.kill()
-        with pytest.raises(
-            shmcast.AlreadyAttached, match=rf'by process {pid}.*on_reader_death="drop"'
-        ):
-            Reader(writer.handle, 0, rejoin=True)
-    with Writer(3, on_reader_death="drop") as writer:
-        job = crew.workers[0].start(attach_only, 0, writer.handle)
-        Reader(writer.handle, 1).close()
-        with Reader(writer.handle, 2, rejoin=True):  # vacant: as without
-            writer.wait_ready(SECONDS)
-            with pytest.raises(shmcast.AlreadyAttached, match="which lives"):
-                Reader(writer.handle, 0, rejoin=True)
-            with pytest.raises(shmcast.AlreadyAttached, match="has left in order"):
-                Reader(writer.handle, 1, rejoin=True)
-        job.kill()
-    with pytest.raises(shmcast.SegmentNotFound):
-        Reader(writer.handle, 0, rejoin=True)
-
-
-def test_on_reader_death_is_one_of_two() -> None:
-    with pytest.raises(shmcast.InvalidArgument, match="on_reader_death='ignore' is neither"):
-        Writer(1, on_reader_death="ignore")  # type: ignore[arg-type]
 
 
 def test_who_cannot_be_watched_is_told_at_set_up(

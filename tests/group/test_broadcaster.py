@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import signal
@@ -11,35 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 import torch.distributed as dist
 
 import shmcast
 from shmcast import ShmBroadcaster, WaitPolicy
 from tests.support import ranks
+from tests.support.objects import OBJECTS, fingerprint
 from tests.support.processes import Crew, WorkerFailed
 from tests.support.shared_memory import make_private, needs_root, segments_of
 from tests.support.subprocess_programs import ROOT
-
-OBJECTS: list[Any] = [
-    None,
-    {"step": 1, "ids": [1, 2, 3]},
-    b"x" * 300_000,
-    [np.arange(100_000), torch.arange(50_000, dtype=torch.bfloat16)],
-]
-
-
-def fingerprint(obj: Any) -> str:
-    """What tells an object from every other one, short enough to be sent back."""
-    if isinstance(obj, torch.Tensor):
-        return f"{obj.dtype} {fingerprint(obj.view(torch.uint8).numpy())}"
-    if isinstance(obj, np.ndarray):
-        return f"{obj.dtype} {obj.shape} {hashlib.sha256(obj.tobytes()).hexdigest()}"
-    if isinstance(obj, list):
-        return " ".join(map(fingerprint, obj))
-    return repr(obj)
 
 
 def broadcast_objects(rank: int, src: int | None, group_src: int, policy: WaitPolicy) -> list[str]:
@@ -286,6 +266,7 @@ def test_a_container_with_its_own_shm_is_a_node_of_its_own(fresh: tuple[Crew, st
 
 
 README = ROOT / "README.md"
+
 
 CHECKS = """
 assert work == {"step": 99, "tokens": [1, 2, 3]}, work

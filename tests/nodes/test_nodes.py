@@ -15,10 +15,9 @@ import torch.distributed as dist
 import shmcast
 from shmcast import ShmBroadcaster
 from shmcast._nodes import control as _control
-from tests.devices.test_device import CPU, MAKERS
-from tests.group.test_broadcaster import OBJECTS, fingerprint
+from tests.support.device_objects import CPU, MAKERS
 from tests.support.hosts import PORT, Network, NotPermitted
-from tests.support.objects import describe
+from tests.support.objects import OBJECTS, describe, fingerprint
 from tests.support.processes import results
 from tests.support.subprocess_programs import ROOT
 

@@ -6,8 +6,11 @@ Only the test of who shares memory is replaced; the rings, the relay and its net
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
+from typing import Any
 
+from shmcast import ShmBroadcaster
 from shmcast._nodes import topology
 
 _reaches = topology.reaches
@@ -23,3 +26,17 @@ def on_host(name: str) -> Iterator[None]:
         yield
     finally:
         topology.reaches, topology.host_name = reaches, host_name
+
+
+TWO = ("a", "a", "b", "b")
+SPREADS = [TWO, ("a", "b", "c", "d"), ("a", "b", "b", "b"), ("a", "b", "a", "c")]
+
+
+def opened(rank: int, hosts: tuple[str, ...], **options: Any) -> ShmBroadcaster:
+    """A broadcaster of ranks that are on these hosts."""
+    with on_host(hosts[rank]):
+        return ShmBroadcaster(**options)
+
+
+def threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name == "shmcast-relay"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shmcast import Handle, MsgspecCodec, Reader
+from shmcast._codecs.pickle_codec import Received
 
 SECONDS = 30.0
 
@@ -54,3 +56,24 @@ def receive_steps(index: int, handle: Handle, count: int, copy: bool) -> int:
             assert got.bitmask.flags.writeable == copy
             right += parts(got) == parts(step(number, 64, 1024))
     return right
+
+
+Array = npt.NDArray[Any]
+MIB = 1 << 20
+
+
+def transfer(obj: Any, message_type: Any) -> tuple[Any, list[int]]:
+    """What arrives, from memory that the sender's is not part of; and the frames' sizes."""
+    frames: list[Received] = [bytearray(frame) for frame in MsgspecCodec(message_type).encode(obj)]
+    sizes = [len(frame) for frame in frames]
+    return MsgspecCodec(message_type).decode(frames), sizes
+
+
+@dataclass
+class Plain:
+    ids: list[int]
+    scale: float = 1.0
+
+
+class Opaque:
+    pass
