@@ -139,9 +139,9 @@ class Undefined(msgspec.Struct):
     [
         (
             Within,
-            r"MsgspecCodec\(Within\): Within\.bad has .*test_msgspec\.Opaque, which msgspec can",
+            r"MsgspecCodec\(Within\): Within\.bad has .*typed_roles\.Opaque, which msgspec can",
         ),
-        (dict[str, Opaque], r"test_msgspec\.Opaque"),
+        (dict[str, Opaque], r"typed_roles\.Opaque"),
         (list[np.float32], r"numpy\.float32"),
         (torch.nn.Parameter, r"torch\.nn\.parameter\.Parameter"),
         (np.ndarray | torch.Tensor, r"numpy\.ndarray \| torch\.Tensor.* not supported"),
