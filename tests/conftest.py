@@ -76,7 +76,7 @@ def wait(request: pytest.FixtureRequest) -> WaitPolicy:
 
 @pytest.fixture(autouse=True)
 def _no_segment_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test leaves /dev/shm as it found it."""
+    """Check that every test leaves /dev/shm as it found it."""
     is_alone = request.config.stash[_is_alone_in_shm]
     before = _segments(is_alone)
     yield
@@ -94,7 +94,7 @@ def _segments(is_alone: bool) -> set[str]:
 
 @pytest.fixture
 def no_gc() -> Iterator[None]:
-    """What must go by itself goes without the garbage collector."""
+    """Keep the garbage collector away from what must go by itself."""
     gc.collect()
     gc.disable()
     yield

@@ -104,7 +104,7 @@ everything = st.builds(
 
 
 def take_apart(whole: Everything) -> tuple[list[Any], list[Array]]:
-    """What can be compared, and the arrays."""
+    """Return what can be compared, and the arrays."""
     *values, array, maybe, named = msgspec.structs.astuple(whole)
     found = [array, *([] if maybe is None else [maybe])]
     for some in named.values():
@@ -291,7 +291,7 @@ def test_threads_do_not_get_each_others_buffers() -> None:
     assert wrong == []
 
 
-# What it practises on
+# What it warms up with
 
 
 class Tree(msgspec.Struct):
@@ -319,7 +319,7 @@ def test_the_sample_has_one_of_everything(message_type: Any, sample: Any) -> Non
 
 
 @pytest.mark.parametrize("message_type", [Step, Everything, list[torch.Tensor], dict[str, Array]])
-def test_a_sample_with_an_array_has_a_buffer_and_can_be_practised_on(message_type: Any) -> None:
+def test_a_sample_with_an_array_has_a_buffer_and_warms_the_codec_up(message_type: Any) -> None:
     codec = MsgspecCodec(message_type)
     practice = Practice.with_sample_of(codec, "writer")
     assert practice is not None
@@ -346,7 +346,7 @@ WIDE = msgspec.defstruct("WIDE", [(f"field_{i}", int) for i in range(200)])
     [Annotated[int, msgspec.Meta(ge=5)], Picky, datetime.datetime, WIDE],
     ids=["constraint", "refused", "no example", "large"],
 )
-def test_without_a_sample_it_does_not_practise_the_codec(message_type: Any) -> None:
+def test_without_a_sample_the_codec_is_not_warmed_up(message_type: Any) -> None:
     codec = MsgspecCodec(message_type)
     assert codec.sample is None
     with Writer(1, codec=codec) as writer:

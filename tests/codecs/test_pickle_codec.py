@@ -32,7 +32,7 @@ Array = npt.NDArray[Any]
 
 
 def transfer(obj: Any, codec: PickleCodec | None = None) -> tuple[Any, list[int]]:
-    """What arrives, from memory that the sender's is not part of; and the frames' sizes."""
+    """Return what arrives, in memory of the receiver's own, and the frames' sizes."""
     codec = codec or PickleCodec()
     frames: list[Received] = [bytearray(frame) for frame in codec.encode(obj)]
     return codec.decode(frames), [len(frame) for frame in frames]

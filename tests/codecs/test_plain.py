@@ -49,7 +49,7 @@ def by_pickle(frame: bytearray) -> Any:
 
 
 def spelled(obj: Any) -> str:
-    """An object with the types of all its parts (1 == True == 1.0)."""
+    """Return an object with the types of all its parts (1 == True == 1.0)."""
     return repr(obj)
 
 

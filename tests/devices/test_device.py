@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimen
 
 
 def broadcast_everything(rank: int, src: int) -> list[Any]:
-    """Twice each, and then what each rank has."""
+    """Broadcast everything twice; return what each rank has got."""
     described = []
     with ShmBroadcaster(device_types=CPU, group_src=src) as bc:
         for make in [*MAKERS.values()] * 2:

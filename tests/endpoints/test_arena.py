@@ -142,13 +142,13 @@ steps = st.lists(
 
 
 def space(array: Array) -> tuple[int, int]:
-    """Where its extent begins and ends."""
+    """Return where its extent begins and ends."""
     begin = address(array)
     return begin, begin + -(-len(array) // PAGE) * PAGE
 
 
 def largest_gap(spaces: list[tuple[int, int]], base: int) -> int:
-    """Checks that they lie in the arena and apart; the most that is free between them."""
+    """Check that they lie in the arena and apart; return the largest gap between them."""
     at, largest = base, 0
     for begin, end in [*sorted(spaces), (base + ARENA, base + ARENA)]:
         assert begin % PAGE == 0
@@ -239,7 +239,7 @@ def test_there_are_256_extents_and_no_more(reader: Reader, writer: Writer) -> No
 
 
 def in_small_shared_memory(role: Callable[..., Any], *args: Any) -> Any:
-    """What a role returns that has a /dev/shm of its own."""
+    """Return what a role returns that has a /dev/shm of its own."""
     with Crew(1) as crew:
         try:
             (result,) = crew.run(1, role, *args)

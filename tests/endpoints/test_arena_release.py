@@ -170,7 +170,7 @@ def test_views_of_a_closed_or_collected_reader_are_still_held(no_gc: None) -> No
 
 
 def give_up_in_mid_message(writer: Writer, value: int) -> None:
-    """A message with an arena frame, and more bytes than the ring holds."""
+    """Give up a message with an arena frame and more bytes than the ring holds."""
     with pytest.raises(shmcast.Timeout):
         writer.send([bytes([value % 256]) * LARGE, bytes(10_000)], 0)
 

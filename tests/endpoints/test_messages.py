@@ -31,7 +31,7 @@ class RawCodec:
 
 
 def receive_digest(index: int, handle: Handle, count: int, wait: WaitPolicy) -> str:
-    """Receives `count` messages; a digest of them all, frame by frame."""
+    """Receive `count` messages; return a digest of them all, frame by frame."""
     digest = hashlib.sha256()
     with Reader(handle, index, wait=wait, codec=RawCodec()) as reader:
         for _ in range(count):
@@ -53,7 +53,7 @@ def send_all(
     slots: int,
     wait: WaitPolicy = DEFAULT_WAIT,
 ) -> None:
-    """Sends the messages and checks that every reader got just them."""
+    """Send the messages and check that every reader got just them."""
     sent = hashlib.sha256()
     with Writer(readers, slots=slots, slot_bytes=SLOT, wait=wait, codec=RawCodec()) as writer:
         jobs = crew.start(readers, receive_digest, writer.handle, len(messages), wait)
@@ -142,13 +142,13 @@ _kept: dict[str, Writer] = {}  # in a worker: the writer between two calls
 
 
 def open_writer(index: int) -> Handle:
-    """Makes a writer in the worker and keeps it there."""
+    """Make a writer in the worker and keep it there."""
     _kept["writer"] = Writer(1, slots=2, wait=WaitPolicy.semaphore())
     return _kept["writer"].handle
 
 
 def ping_pong(index: int, handles: list[Handle], rounds: int) -> tuple[int, int]:
-    """Each side sends only after it has received: both park for almost every message."""
+    """Send only after each receive: both sides park for almost every message."""
     there = _kept.pop("writer")
     back = Reader(handles[1 - index], 0, wait=WaitPolicy.semaphore())
     total = 0

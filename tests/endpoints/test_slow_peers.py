@@ -31,7 +31,7 @@ class Wait:
         self.looks = 0
 
     def until(self, seconds: float, action: str = "send", goal: str = "room") -> None:
-        """The one look that the waiter takes then."""
+        """Take the one look that the waiter takes then."""
         if seconds >= self._due:
             self._due = self.report.look(seconds, self._is_first, action, goal, self.peers)
             self._is_first = False
@@ -40,7 +40,7 @@ class Wait:
 
 @pytest.fixture(autouse=True)
 def _log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of the log is caught, and no py-spy makes it longer."""
+    """Catch all of the log, which no py-spy makes longer."""
     caplog.set_level(logging.DEBUG, "shmcast")
     monkeypatch.setattr(_slowness, "stack_of", lambda _pid, _timeout: "")
 

@@ -33,7 +33,7 @@ def receive(index: int, handle: Handle, wait: WaitPolicy | None, count: int) -> 
 
 
 def send_slowly(crew: Crew, wait: WaitPolicy | None, readers: int) -> list[tuple[int, int]]:
-    """(spins, parks) of each reader, for messages that are all waited for."""
+    """Return (spins, parks) of each reader, for messages that are all waited for."""
     count = 50
     with Writer(readers) as writer:
         jobs = crew.start(readers, receive, writer.handle, wait, count)
@@ -61,7 +61,7 @@ def test_adaptive_never_spins_where_members_outnumber_the_cpus(crew: Crew) -> No
 
 
 def wait_in_vain(wait: WaitPolicy) -> tuple[shmcast.Statistics, float]:
-    """A reader's statistics after it waited for this long for nothing."""
+    """Return a reader's statistics after it waited for so long for nothing."""
     seconds = 0.12
     with Writer(1) as writer, Reader(writer.handle, 0, wait=wait) as reader:
         with pytest.raises(shmcast.Timeout):
@@ -110,7 +110,7 @@ def test_the_writer_sees_what_its_readers_do_and_what_gap_they_learned(crew: Cre
 
 
 class Practised(PickleCodec):
-    """Counts how often it is practised on."""
+    """Counts how often it is warmed up."""
 
     encoded = 0
     decoded = 0
@@ -128,7 +128,7 @@ class Practised(PickleCodec):
         return obj
 
 
-def test_a_spinning_reader_practises_until_the_message_is_there() -> None:
+def test_a_spinning_reader_warms_up_until_the_message_is_there() -> None:
     codec = Practised()
     with (
         Writer(1) as writer,
@@ -145,7 +145,7 @@ def test_a_spinning_reader_practises_until_the_message_is_there() -> None:
         assert reader.statistics().messages == 1
 
 
-def test_a_parked_reader_practises_nothing() -> None:
+def test_a_parked_reader_warms_nothing_up() -> None:
     codec = Practised()
     with (
         Writer(1) as writer,
@@ -157,7 +157,7 @@ def test_a_parked_reader_practises_nothing() -> None:
         assert codec.decoded == 0
 
 
-def test_warm_practises_and_nobody_notices() -> None:
+def test_warm_is_noticed_by_nobody() -> None:
     codec = Practised()
     with Writer(1, codec=codec) as writer, Reader(writer.handle, 0) as reader:
         before = codec.encoded
@@ -173,7 +173,7 @@ def test_warm_practises_and_nobody_notices() -> None:
         writer.warm()
 
 
-def test_a_codec_without_a_sample_is_not_practised_on() -> None:
+def test_a_codec_without_a_sample_is_not_warmed_up() -> None:
     class Plain:
         def encode(self, obj: bytes) -> list[Frame]:
             return [obj]
@@ -197,19 +197,19 @@ def test_a_sample_that_cannot_be_sent_is_refused(sample: Any) -> None:
         Writer(1, codec=Bad())
 
 
-def test_a_practice_that_fails_is_told_and_loses_nothing() -> None:
+def test_a_warmup_that_fails_is_told_and_loses_nothing() -> None:
     class Bad(PickleCodec):
         def decode(self, frames: list[Received], /) -> Any:
             obj = super().decode(frames)
             if obj == self.sample():
-                raise TypeError("cannot practise")
+                raise TypeError("cannot warm up")
             return obj
 
     with (
         Writer(1) as writer,
         Reader(writer.handle, 0, wait=WaitPolicy.spin(), codec=Bad()) as reader,
     ):
-        with pytest.raises(TypeError, match="cannot practise"):
+        with pytest.raises(TypeError, match="cannot warm up"):
             reader.recv(30)
         writer.send("still here")
         assert reader.recv(30) == "still here"

@@ -60,7 +60,7 @@ def test_send_and_recv_are_for_their_ranks_only(world: Crew) -> None:
 
 
 def parallel_groups(rank: int) -> list[str]:
-    """Tensor-parallel pairs, data-parallel pairs and the world at once, as in an engine."""
+    """Broadcast in tensor- and data-parallel pairs and the world at once, as engines do."""
     tp = [dist.new_group([0, 1]), dist.new_group([2, 3])][rank // 2]
     dp = [dist.new_group([0, 2]), dist.new_group([1, 3])][rank % 2]
     got: list[str] = []

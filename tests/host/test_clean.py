@@ -81,7 +81,7 @@ def die_as_reader(point: str, handle: Handle) -> None:
 
 
 def run_until_killed(function: Callable[..., None], *args: object) -> int:
-    """Runs the function in a process of its own, which must die; returns its pid."""
+    """Run the function in a process of its own, which must die; return its pid."""
     process = multiprocessing.get_context("spawn").Process(target=function, args=args)
     process.start()
     process.join()
@@ -143,7 +143,7 @@ def test_a_killed_reader_leaves_nothing_and_costs_no_living_writer_its_segment(p
 
 
 def kill_at_random(_index: int, seed: int, rounds: int) -> list[str]:
-    """Kills processes that make endpoints all the time; returns what can't be cleaned up."""
+    """Kill processes that make endpoints all the time; return what can't be cleaned up."""
     delay = random.Random(seed)  # noqa: S311
     for _ in range(rounds):
         pid = os.fork()
@@ -166,7 +166,7 @@ def test_a_kill_at_any_moment_leaves_nothing_that_clean_does_not_remove(crew: Cr
 
 @pytest.fixture
 def make() -> Iterator[Callable[..., Path]]:
-    """Makes files that are named as if someone's segments were left; removes them in the end."""
+    """Make files that are named as if someone's segments were left; remove them in the end."""
     made = []
 
     def make(
@@ -185,7 +185,7 @@ def make() -> Iterator[Callable[..., Path]]:
 
 
 def verdict_on(path: Path, dry_run: bool = False) -> Verdict | None:
-    """What `clean` says of that file; None if it does not care."""
+    """Return what `clean` says of that file; None if it does not care."""
     verdicts = {found.name: found.verdict for found in segment.clean(dry_run)}
     return verdicts.get(f"/{path.name}")
 

@@ -60,7 +60,7 @@ def hold(pid: int) -> Iterator[Pidfd]:
 
 
 def wait_for_the_end(pidfd: Pidfd) -> None:
-    """Until the process is a zombie at least."""
+    """Wait until the process is a zombie at least."""
     readable, _, _ = select.select([pidfd], [], [], 30)
     assert readable
 
@@ -302,7 +302,7 @@ print(flush=True)
 
 @pytest.fixture
 def py_spy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a program that is taken for py-spy can be put; no other is found."""
+    """Return where a program that is taken for py-spy can be put; no other is found."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     return tmp_path / "py-spy"

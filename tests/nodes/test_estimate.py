@@ -15,7 +15,7 @@ sizes = st.integers(24, 1 << 40)
 
 
 def sent(estimate: SizeEstimate, stream: list[int]) -> int:
-    """The bytes that crossed the network for messages of these sizes."""
+    """Return the bytes that crossed the network for messages of these sizes."""
     total = 0
     for size in stream:
         total += max(estimate.next, size)

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf")
 
 @pytest.fixture
 def network(request: pytest.FixtureRequest) -> Iterator[Network]:
-    """Hosts and ranks as the test's parameter says, or a reason why there are none."""
+    """Make hosts and ranks as the test's parameter says, or skip with the reason why not."""
     names, counts = request.param
     try:
         made = Network(names, counts)
@@ -40,7 +40,7 @@ def network(request: pytest.FixtureRequest) -> Iterator[Network]:
 
 
 def on_hosts(names: str, *counts: int) -> pytest.MarkDecorator:
-    """For `parametrize`: the hosts' names, and how many ranks each has."""
+    """Parametrize with the hosts' names and how many ranks each has."""
     what = (names.split(), counts)
     return pytest.mark.parametrize("network", [what], indirect=True, ids=[names.replace(" ", "-")])
 
@@ -82,7 +82,7 @@ def test_hosts_of_one_name_are_nodes_of_their_own_and_all_get_everything(network
 
 
 def until_it_ends(rank: int, size: int) -> tuple[str, str, int]:
-    """Broadcasts until there is an error."""
+    """Broadcast until there is an error; return it, and how many messages there were."""
     join(rank, size)
     count = 0
     with ShmBroadcaster() as bc:
@@ -165,7 +165,7 @@ def test_the_example_runs_on_two_nodes_by_torchrun(network: Network) -> None:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """Ends a process and what it started."""
+    """End a process and what it started."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     process.communicate()

@@ -162,7 +162,7 @@ def test_device_tensors_go_over_the_device_group_to_all_nodes(
 
 
 def one_stays_away(rank: int, folder: Path) -> str:
-    """Rank 1 takes no part: in gloo's tree 0 sends to it, and it would send to 3."""
+    """Leave rank 1 out: in gloo's tree 0 sends to it, and it would send to 3."""
     with opened(rank, TWO, device_types=CPU) as bc:
         error = ""
         if rank != 1:
@@ -207,7 +207,7 @@ def test_several_groups_across_nodes_do_not_disturb_each_other(world: Crew) -> N
 
 
 def slow_node(rank: int, hosts: tuple[str, ...]) -> tuple[int, str, list[int]]:
-    """The source sends until nothing goes any more; then the others begin to receive."""
+    """Send until nothing goes any more; then the others begin to receive."""
     with opened(rank, hosts, slots=2) as bc:
         sent, error = 0, ""
         if bc.is_src:
@@ -247,7 +247,7 @@ def test_a_full_window_times_out_and_names_the_node(world: Crew) -> None:
 
 
 def strangers(rank: int) -> str:
-    """Somebody who knows no secret connects while the leaders do."""
+    """Connect as somebody who knows no secret while the leaders do."""
     real = _control.connect
     heard = []
 
@@ -279,7 +279,7 @@ def test_acks_come_before_the_window_is_full() -> None:
 
 
 def forked(rank: int) -> list[str]:
-    """A fork's exit and close() must not speak for its parent."""
+    """Close and exit in a fork, which must not speak for its parent."""
     with opened(rank, ("a", "b", "c", "d")) as bc:
         dist.barrier()
         if rank in (0, 1):

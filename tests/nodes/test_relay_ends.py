@@ -78,7 +78,7 @@ def test_a_source_that_all_have_left_is_told(world: Crew, hosts: tuple[str, ...]
 
 
 def near_ones_close(rank: int) -> list[int]:
-    """Those of the source's node leave; the other node goes on."""
+    """Close on the source's node; the other node goes on."""
     with opened(rank, TWO) as bc:
         if rank == 1:
             bc.close()
@@ -93,7 +93,7 @@ def test_the_source_goes_on_for_other_nodes_when_its_own_has_left(world: Crew) -
 
 
 def a_node_leaves(rank: int) -> list[int]:
-    """One node's only rank leaves in the middle; the source regroups and loses nothing."""
+    """Leave in the middle, as one node's only rank; the source regroups and loses nothing."""
     with opened(rank, ("a", "b", "c", "d")) as bc:
         got = []
         for k in range(300):

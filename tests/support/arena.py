@@ -21,7 +21,7 @@ def address(array: Any) -> int:
 
 
 def is_free(writer: Writer) -> bool:
-    """Whether the whole arena is one free extent."""
+    """Return whether the whole arena is one free extent."""
     assert writer.handle.arena is not None
     before = writer.statistics().arena_full
     writer.empty(writer.handle.arena.nbytes, np.uint8)
@@ -29,7 +29,7 @@ def is_free(writer: Writer) -> bool:
 
 
 def check_whole(writer: Writer, *readers: Reader) -> None:
-    """Sends as much as the arena holds."""
+    """Check that the whole arena is free: send as much as it holds."""
     assert writer.handle.arena is not None
     assert is_free(writer)
     before = writer.statistics()
@@ -42,12 +42,12 @@ def check_whole(writer: Writer, *readers: Reader) -> None:
 
 
 def extents(writer: Writer) -> list[int]:
-    """Those that the last message speaks of."""
+    """Return the extents that the last message refers to."""
     return list(writer._ring.sent())
 
 
 def send_uncopied(writer: Writer, obj: Any, frames: int = 1) -> None:
-    """Sends an object and checks that none of its buffers was copied to another extent."""
+    """Send an object and check that none of its buffers was copied to another extent."""
     before = writer.statistics()
     lent = {lent.extent for lent in writer._lender._all()}  # type: ignore[union-attr]
     writer.send(obj, SECONDS)

@@ -79,7 +79,7 @@ LARGE_ARRAYS = (213_000_000, *[20_000_000] * 4, 213_000_000)  # pixel values, gr
 
 
 def pass_large_arrays(_index: int, arena_bytes: int) -> tuple[list[int], int, int]:
-    """Sends arrays that are larger than all shared memory to a reader that keeps what it gets.
+    """Send arrays that are larger than all shared memory to a reader that keeps what it gets.
 
     Returns:
         The sum of each array that arrived, and the most bytes that the arena had, and all of
@@ -108,7 +108,7 @@ def pass_large_arrays(_index: int, arena_bytes: int) -> tuple[list[int], int, in
 
 
 def receive_slowly(index: int, handle: Handle) -> int:
-    """Begins when the ring is full; how many messages there were, all as they were sent."""
+    """Begin when the ring is full; return how many messages there were, all as they were sent."""
     count = 0
     with Reader(handle, index) as reader:
         wait_until(lambda: reader._ring.peers()[index].behind >= 2)
@@ -121,7 +121,7 @@ def receive_slowly(index: int, handle: Handle) -> int:
 
 
 def hold(index: int, handle: Handle, messages: int, rejoin: bool = False) -> None:
-    """Keeps all that it receives, until it is killed."""
+    """Keep all that is received, until killed."""
     with Reader(handle, index, rejoin=rejoin) as reader:
         kept = [reader.recv(SECONDS, copy=False) for _ in range(messages)]
         reader._begin_tensor_set()  # says that it has them
@@ -130,7 +130,7 @@ def hold(index: int, handle: Handle, messages: int, rejoin: bool = False) -> Non
 
 
 def hold_until_told(index: int, handle: Handle) -> None:
-    """Keeps the first message until the second comes."""
+    """Keep the first message until the second comes."""
     with Reader(handle, index) as reader:
         kept = [reader.recv(SECONDS, copy=False)]
         reader._begin_tensor_set()
@@ -160,7 +160,7 @@ def write_and_die(_index: int, path: Path) -> None:
 
 
 def receive_and_keep(index: int, handle: Handle, seed: int) -> int:
-    """Keeps some of the messages for a while; the number of views."""
+    """Keep some of the messages for a while; return the number of views."""
     rng = random.Random(seed + index)  # noqa: S311
     held: list[Held] = []
     expected = views = 0

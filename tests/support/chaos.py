@@ -90,7 +90,7 @@ class Chaos:
         self._idle: list[Member] = []
 
     def close(self) -> None:
-        """Ends all processes."""
+        """End all processes."""
         for member in self._idle:
             member.end()
 
@@ -98,7 +98,7 @@ class Chaos:
         return self._idle.pop() if self._idle else Member()
 
     def round(self, seed: int) -> None:
-        """Plays one round.
+        """Play one round.
 
         Raises:
             RoundFailed: something that must hold did not.
@@ -153,7 +153,7 @@ class _Round:
                 member.end()
 
     def _torment(self) -> bool:
-        """Does things to the members; whether the writer was killed at last."""
+        """Do things to the members; return whether the writer was killed at last."""
         rng = self._rng
         for _ in range(rng.randint(0, 5)):
             time.sleep(rng.choice((0.0, 0.002, 0.02, 0.1)))
@@ -187,7 +187,7 @@ class _Round:
         self._stopped.discard(member)
 
     def _replace(self, index: int) -> None:
-        """Kills a reader; another process takes its place."""
+        """Kill a reader; another process takes its place."""
         if index == 0:
             return  # somebody survives, so that the writer goes on
         death_ns, self._death_ns = self._death_ns, 1
@@ -240,7 +240,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="how many; 0: as many as there is time for")] = 0,
     seed: Annotated[int, typer.Option(help="of the first round")] = 1,
 ) -> None:
-    """Plays rounds, and prints what they have seen. Status 1 at the first failure."""
+    """Play rounds, and print what they have seen. Status 1 at the first failure."""
     before = set(Path("/dev/shm").glob("shmcast-*"))
     chaos, began = Chaos(), time.monotonic()
     try:

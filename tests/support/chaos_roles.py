@@ -27,7 +27,7 @@ LARGE = 300_000
 
 
 def message(seed: int, number: int) -> bytes:
-    """What comes with a number: mostly small, some larger than the ring, some for the arena."""
+    """Return a number's message: mostly small, some larger than the ring, some for the arena."""
     rng = random.Random(seed * 1_000_003 + number)  # noqa: S311 (no secret)
     size = rng.choice((0, 10, 100, 100, 1000, 1000, 5000, 5000, 40_000, LARGE))
     return rng.randbytes(1000) * (size // 1000) if size == LARGE else rng.randbytes(size)
@@ -56,7 +56,7 @@ class Kept:
 
 
 def wait_until_free(writer: Writer) -> bool:
-    """Whether the whole arena is one free extent, once readers have let go of it."""
+    """Return whether the whole arena is one free extent, once readers have let go of it."""
     give_up = time.monotonic() + HANG_SECONDS / 2
     while writer._ring.loan(ARENA_BYTES) is None:
         if time.monotonic() > give_up:
@@ -87,7 +87,7 @@ class Role:
 
 
 def write(connection: Connection, role: Role, readers: int, on_death: Any) -> Report:
-    """Sends until it is told to end, or can't."""
+    """Send until told to end, or until that is impossible."""
     rng = random.Random(role.seed)  # noqa: S311
     report = Report()
     with Writer(
@@ -124,7 +124,7 @@ def write(connection: Connection, role: Role, readers: int, on_death: Any) -> Re
 
 
 def read(connection: Connection, role: Role, handle: Handle, index: int, rejoin: bool) -> Report:
-    """Receives until the end."""
+    """Receive until the end."""
     rng = random.Random(role.seed + index)  # noqa: S311
     report = Report()
     kept = Kept(rng)
@@ -156,7 +156,7 @@ def read(connection: Connection, role: Role, handle: Handle, index: int, rejoin:
 
 
 def serve(connection: Connection) -> None:
-    """A process that plays one role after the other."""
+    """Play one role after the other."""
     roles: dict[str, Callable[..., Report]] = {"write": write, "read": read}
     while True:
         name, args = connection.recv()

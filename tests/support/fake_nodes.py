@@ -18,7 +18,7 @@ _reaches = topology.reaches
 
 @contextlib.contextmanager
 def on_host(name: str) -> Iterator[None]:
-    """This process's /dev/shm is that of the host `name`."""
+    """Take this process's /dev/shm for that of the host `name`."""
     reaches, host_name = topology.reaches, topology.host_name
     topology.reaches = lambda card: card.host == name and _reaches(card)
     topology.host_name = lambda: name
@@ -33,7 +33,7 @@ SPREADS = [TWO, ("a", "b", "c", "d"), ("a", "b", "b", "b"), ("a", "b", "a", "c")
 
 
 def opened(rank: int, hosts: tuple[str, ...], **options: Any) -> ShmBroadcaster:
-    """A broadcaster of ranks that are on these hosts."""
+    """Open a broadcaster of ranks that are on these hosts."""
     with on_host(hosts[rank]):
         return ShmBroadcaster(**options)
 

@@ -86,14 +86,14 @@ class Vandal:
         struct.pack_into("<Q", self.memory, place, word)
 
     def undo(self) -> None:
-        """Puts back what was there, mostly: a segment broken for good is soon dull."""
+        """Put back what was there, mostly: a segment broken for good is soon dull."""
         for place, word in reversed(self.replaced):
             if self.chance.randrange(16):
                 self.memory[place : place + 8] = word
         self.replaced.clear()
 
     def place(self) -> int:
-        """Mostly where it steers an endpoint; now and then astride two words."""
+        """Choose a place: mostly where it steers an endpoint, now and then astride two words."""
         chance = self.chance
         slot = self.slots + chance.randrange(SLOTS) * SLOT_STRIDE
         kind = chance.randrange(16)
@@ -148,7 +148,7 @@ class Run:
         self.outcomes: collections.Counter[str] = collections.Counter()
 
     def attempt(self, timeout: float, call: Callable[..., object], *args: object) -> None:
-        """A call that may fail as the library does, but not later than its time-out."""
+        """Make a call that may fail as the library does, but not later than its time-out."""
         name = "recv" if isinstance(call, functools.partial) else call.__name__
         began = time.monotonic()
         try:
@@ -162,7 +162,7 @@ class Run:
 
 @contextmanager
 def endpoints(run: Run, chance: random.Random) -> Iterator[tuple[Vandal, Writer, list[Reader]]]:
-    """A segment with two readers, or as many as could attach, perhaps with an arena."""
+    """Make a segment with two readers, or as many as could attach, perhaps with an arena."""
     arena_bytes = chance.choice((0, ARENA_BYTES))
     shape: dict[str, Any] = {"codec": Raw(), "wait": WaitPolicy.semaphore()}
     with ExitStack() as stack:
@@ -185,7 +185,7 @@ def endpoints(run: Run, chance: random.Random) -> Iterator[tuple[Vandal, Writer,
 
 
 def make_message(chance: random.Random, most: int) -> list[bytes]:
-    """Up to 4 frames of up to `most` bytes, mostly of few; now and then two for the arena."""
+    """Make up to 4 frames of up to `most` bytes, mostly of few; now and then two for the arena."""
     frames = [
         b"\xa5" * (chance.randrange(most) if chance.randrange(4) == 0 else chance.randrange(40))
         for _ in range(chance.randrange(5))
@@ -194,12 +194,12 @@ def make_message(chance: random.Random, most: int) -> list[bytes]:
 
 
 def receive(reader: Reader, kept: list[Any], copy: bool, timeout: float) -> None:
-    """Receives a message, and keeps it for a while."""
+    """Receive a message, and keep it for a while."""
     kept.append(reader.recv(timeout, copy))
 
 
 def in_turn(run: Run, chance: random.Random) -> None:
-    """Everybody in one thread, mutations between any two calls."""
+    """Use all endpoints in one thread, with mutations between any two calls."""
     with endpoints(run, chance) as (vandal, writer, readers):
         kept: list[Any] = []
         for _ in range(30):
@@ -225,7 +225,7 @@ def receive_and_drop(reader: Reader, timeout: float) -> None:
 
 
 def at_once(run: Run, chance: random.Random) -> None:
-    """A thread for each endpoint, messages larger than the ring, mutations at any moment."""
+    """Use each endpoint in a thread, messages larger than the ring, mutations at any moment."""
     with endpoints(run, chance) as (vandal, writer, readers):
         message = make_message(chance, 50 * SLOT_BYTES)
         done = threading.Event()
@@ -254,13 +254,13 @@ def at_once(run: Run, chance: random.Random) -> None:
 
 
 def peak_bytes() -> int:
-    """The most memory this process has had at a time (getrusage() counts its parent's, too)."""
+    """Return the most memory this process has had (getrusage() counts its parent's, too)."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def main(way: str, first: int, count: int) -> None:
-    """Runs the segments of the seeds; raises what is not allowed to happen."""
+    """Run the segments of the seeds; raise what is not allowed to happen."""
     faulthandler.enable()
     faulthandler.dump_traceback_later(50, exit=True)
     sys.setswitchinterval(0.0001)

@@ -57,7 +57,7 @@ class Host:
         self.address = ""
 
     def run(self, *command: str) -> str:
-        """Runs a command in the host's network; returns what it prints."""
+        """Run a command in the host's network; return what it prints."""
         ran = subprocess.run(  # noqa: S603
             [_tool("nsenter"), "-t", str(self.pid), "--net", *command],
             capture_output=True,
@@ -70,7 +70,7 @@ class Host:
         return ran.stdout
 
     def close(self) -> None:
-        """Ends it; its network goes with its last process."""
+        """End it; its network goes with its last process."""
         self._keeper.communicate()
 
 
@@ -112,11 +112,11 @@ class Network:
         host.run("ip", "link", "set", INTERFACE, "up")
 
     def cut(self, i: int) -> None:
-        """Pulls host `i`'s cable: nobody is told."""
+        """Pull host `i`'s cable: nobody is told."""
         self.switch.run("ip", "link", "set", f"port{i}", "down")
 
     def delay(self, i: int, milliseconds: int, loss_percent: float) -> None:
-        """Makes host `i`'s way out slow and lossy.
+        """Make host `i`'s way out slow and lossy.
 
         Raises:
             NotPermitted: this kernel can't.
@@ -125,17 +125,17 @@ class Network:
         self.hosts[i].run("tc", "qdisc", "add", "dev", INTERFACE, "root", *netem)
 
     def wait_for_traffic(self, i: int, nbytes: int) -> None:
-        """Until host `i` has received so many bytes more."""
+        """Wait until host `i` has received so many bytes more."""
         until = self.received(i) + nbytes
         while self.received(i) < until:
             time.sleep(0.01)
 
     def received(self, i: int, what: str = "bytes") -> int:
-        """Bytes (or "packets") that have come over host `i`'s link, as its other end counts."""
+        """Return the bytes (or "packets") that came over host `i`'s link, counted at the other end."""
         return self._counted(i, "tx", what)
 
     def sent(self, i: int, what: str = "bytes") -> int:
-        """Those that have gone the other way."""
+        """Return those that have gone the other way."""
         return self._counted(i, "rx", what)
 
     def _counted(self, i: int, way: str, what: str) -> int:
@@ -143,7 +143,7 @@ class Network:
         return int(link[0]["stats64"][way][what])
 
     def popen(self, i: int, *command: str) -> subprocess.Popen[str]:
-        """Starts a program on host `i`."""
+        """Start a program on host `i`."""
         spaces = ("--net", "--uts", "--mount", f"--wdns={os.getcwd()}")  # noqa: PTH109
         settings = {"GLOO_SOCKET_IFNAME": INTERFACE, "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(  # noqa: S603
@@ -155,16 +155,16 @@ class Network:
         )
 
     def start(self, function: Callable[..., Any], *args: Any) -> list[Job]:
-        """Runs `function(rank, *args)` on every rank."""
+        """Run `function(rank, *args)` on every rank."""
         return [worker.start(function, i, *args) for i, worker in enumerate(self.workers)]
 
     def close(self) -> None:
-        """Ends all processes and hosts."""
+        """End all processes and hosts."""
         self._undo.close()
 
 
 def enter(host: int, master: str) -> None:
-    """Moves this process, which has one thread yet, to the host that process `host` keeps."""
+    """Move this process, which has one thread yet, to the host that process `host` keeps."""
     libc = ctypes.CDLL(None, use_errno=True)
     folder = os.getcwd()  # noqa: PTH109 (light imports)
     for name, kind in _NAMESPACES.items():

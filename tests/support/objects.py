@@ -51,7 +51,7 @@ def tensor(
     layout: str = "contiguous",
     device: str = "cpu",
 ) -> torch.Tensor:
-    """The same elements in every call."""
+    """Make a tensor, of the same elements in every call."""
     count = torch.Size(shape).numel() * dtype.itemsize
     noise = (torch.arange(count) * 31 % 120).to(torch.uint8)
     if dtype is torch.bool:
@@ -60,7 +60,7 @@ def tensor(
 
 
 def describe(obj: Any) -> Any:
-    """What tells `obj` from every other object, of plain and small parts."""
+    """Return what tells `obj` from every other object, made of plain and small parts."""
     match obj:
         case torch.Tensor():
             what = (type(obj).__name__, obj.dtype, obj.device.type, tuple(obj.shape))
@@ -75,7 +75,7 @@ def describe(obj: Any) -> Any:
 
 
 def digest(obj: torch.Tensor) -> str:
-    """Of a tensor's elements."""
+    """Return a digest of a tensor's elements."""
     plain = obj.detach().resolve_conj().resolve_neg().cpu().contiguous()
     elements = plain.as_strided((plain.numel(),), (1,))  # one element may have any stride
     raw = elements.view(torch.uint8).numpy().tobytes() if plain.numel() else b""
@@ -91,7 +91,7 @@ OBJECTS: list[Any] = [
 
 
 def fingerprint(obj: Any) -> str:
-    """What tells an object from every other one, short enough to be sent back."""
+    """Return what tells an object from every other one, short enough to be sent back."""
     if isinstance(obj, torch.Tensor):
         return f"{obj.dtype} {fingerprint(obj.view(torch.uint8).numpy())}"
     if isinstance(obj, np.ndarray):

@@ -94,7 +94,7 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """The process's; starts one if there is none."""
+        """Return the process's pid; start a process if there is none."""
         self._running()
         assert self._process is not None
         assert self._process.pid is not None
@@ -102,7 +102,7 @@ class Worker:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the process that has run functions before is there to run another one."""
+        """Return whether the process that has run functions before can run another one."""
         return self._is_idle and self._process is not None and self._process.is_alive()
 
     def start(self, function: Callable[..., Any], *args: Any) -> Job:

@@ -19,7 +19,7 @@ SECONDS = 30.0
 
 
 def receive_all(index: int, handle: Handle, wait: WaitPolicy, rejoin: bool = False) -> Any:
-    """What a reader receives, and the error that ends it, twice."""
+    """Receive until there is an error, twice; return what came, and the error."""
     got = []
     with Reader(handle, index, wait=wait, rejoin=rejoin) as reader:
         try:
@@ -32,7 +32,7 @@ def receive_all(index: int, handle: Handle, wait: WaitPolicy, rejoin: bool = Fal
 
 
 def receive_one(index: int, handle: Handle) -> None:
-    """Takes one message and never another one."""
+    """Take one message and never another one."""
     with Reader(handle, index) as reader:
         reader.recv(SECONDS)
         wait_for_death()
@@ -58,7 +58,7 @@ def wait_for_death() -> None:
 
 
 def write(_index: int, path: Path, readers: int, messages: list[Any], drops: bool = False) -> None:
-    """Sends some messages and stays."""
+    """Send some messages and stay."""
     death = "drop" if drops else "raise"
     with Writer(readers, slots=2, slot_bytes=128, on_reader_death=death) as writer:  # type: ignore[arg-type]
         draft = path.with_suffix(".draft")
@@ -83,7 +83,7 @@ def has_received(writer: Writer, index: int, messages: int) -> Callable[[], bool
 
 
 def fill(writer: Writer, timeout: float = SECONDS) -> None:
-    """Sends until somebody who reads no more is in the way."""
+    """Send until somebody who reads no more is in the way."""
     for _ in range(1000):
         writer.send(b"x", timeout)
     raise AssertionError("the ring never was full")

@@ -40,7 +40,7 @@ def _look(messages: int) -> Look:
 
 
 def _message(number: int) -> Any:
-    """Small mostly; now and then an array of its own frame, or larger than a slot."""
+    """Return a message: mostly small; now and then with its own frame, or larger than a slot."""
     if number % 1000 == 0:
         return np.full(number % 30_000, number)
     return {"step": number, "ids": [1, 2, 3], "done": False}
@@ -60,7 +60,7 @@ def _receive(handle: Handle, messages: int, results: Connection) -> None:
 
 
 def run(messages: int) -> dict[str, list[Look]]:
-    """Sends `messages`; what writer and reader looked like on the way."""
+    """Send `messages`; return what writer and reader looked like on the way."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     looks = []
@@ -80,7 +80,7 @@ def run(messages: int) -> dict[str, list[Look]]:
 
 
 def check(looks: dict[str, list[Look]]) -> None:
-    """Raises AssertionError if a process has grown after its first look."""
+    """Raise AssertionError if a process has grown after its first look."""
     for who, seen in looks.items():
         first, last = seen[0], seen[-1]
         grown = max(look.resident_bytes for look in seen) - first.resident_bytes
@@ -91,7 +91,7 @@ def check(looks: dict[str, list[Look]]) -> None:
 def main(
     messages: Annotated[int, typer.Option(help="how many", min=LOOKS)] = 10_000_000,
 ) -> None:
-    """Prints memory and descriptors on the way. Status 1 if they grow."""
+    """Print memory and descriptors on the way. Status 1 if they grow."""
     looks = run(messages)
     for who, seen in looks.items():
         for look in seen:

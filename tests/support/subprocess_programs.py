@@ -20,7 +20,7 @@ SPINS = "while True: pass"
 
 @contextlib.contextmanager
 def running(program: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that runs `program`, with pipes to it; killed at the end."""
+    """Run `program` in a process, with pipes to it; kill it at the end."""
     command = [sys.executable, "-I", "-S", "-c", program]
     with subprocess.Popen(  # noqa: S603
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
@@ -32,7 +32,7 @@ def running(program: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def run_to_its_end(program: str) -> subprocess.CompletedProcess[str]:
-    """Runs `program`, with warnings as errors, and keeps what it prints."""
+    """Run `program`, with warnings as errors, and keep what it prints."""
     return subprocess.run(  # noqa: S603
         [sys.executable, "-W", "error", "-c", program],
         capture_output=True,
@@ -43,25 +43,25 @@ def run_to_its_end(program: str) -> subprocess.CompletedProcess[str]:
 
 
 def tell(process: subprocess.Popen[str], line: str = "") -> None:
-    """Sends the program a line."""
+    """Send the program a line."""
     assert process.stdin is not None
     process.stdin.write(line + "\n")
 
 
 def end_input(process: subprocess.Popen[str]) -> None:
-    """Sends the program the end of its input."""
+    """Send the program the end of its input."""
     assert process.stdin is not None
     process.stdin.close()
 
 
 def hear(process: subprocess.Popen[str]) -> str:
-    """The next line that the program prints."""
+    """Return the next line that the program prints."""
     assert process.stdout is not None
     return process.stdout.readline().strip()
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Looks again and again until the kernel shows what is expected of it."""
+    """Look again and again until `condition` holds."""
     give_up = time.monotonic() + DEADLINE_SECONDS
     while not condition():
         assert time.monotonic() < give_up, "it never came to be"

@@ -30,7 +30,7 @@ class Step(msgspec.Struct, array_like=True, gc=False):
 
 
 def step(number: int, requests: int = 128, words: int = 64) -> Step:
-    """The same in every process."""
+    """Make a step, the same in every process."""
     names = [f"chatcmpl-{number + i:08x}" for i in range(requests)]
     return Step(
         number,
@@ -42,13 +42,13 @@ def step(number: int, requests: int = 128, words: int = 64) -> Step:
 
 
 def parts(of: Step) -> list[Any]:
-    """All that a step is made of, to be compared."""
+    """Return all that a step is made of, to be compared."""
     assert of.bitmask is not None
     return [*msgspec.structs.astuple(of)[:-1], of.bitmask.dtype, of.bitmask.tolist()]
 
 
 def receive_steps(index: int, handle: Handle, count: int, copy: bool) -> int:
-    """How many of the steps were as they were sent, and their arrays owned or views as asked."""
+    """Return how many steps were as they were sent, with arrays owned or views as asked."""
     right = 0
     with Reader(handle, index, codec=MsgspecCodec(Step)) as reader:
         for number in range(count):
@@ -63,7 +63,7 @@ MIB = 1 << 20
 
 
 def transfer(obj: Any, message_type: Any) -> tuple[Any, list[int]]:
-    """What arrives, from memory that the sender's is not part of; and the frames' sizes."""
+    """Return what arrives, in memory of the receiver's own, and the frames' sizes."""
     frames: list[Received] = [bytearray(frame) for frame in MsgspecCodec(message_type).encode(obj)]
     sizes = [len(frame) for frame in frames]
     return MsgspecCodec(message_type).decode(frames), sizes
