@@ -131,7 +131,7 @@ class Network:
             time.sleep(0.01)
 
     def received(self, i: int, what: str = "bytes") -> int:
-        """Return the bytes (or "packets") that came over host `i`'s link, counted at the other end."""
+        """Return the bytes (or "packets") that came over host `i`'s link, seen from outside."""
         return self._counted(i, "tx", what)
 
     def sent(self, i: int, what: str = "bytes") -> int:
