@@ -188,6 +188,7 @@ def test_a_long_wait_is_told_with_what_the_peers_do(
     caplog.set_level(logging.INFO, "shmcast")
     with Writer(2, slots=2, warn_after=0.05) as writer:
         job = crew.workers[0].start(attach_only, 0, writer.handle)
+        wait_until(lambda: writer._ring.attached() == 1)
         with pytest.raises(shmcast.Timeout):
             writer.wait_ready(0.5)
         assert "writer: wait_ready has waited" in caplog.text
