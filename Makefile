@@ -57,10 +57,10 @@ prove: ## model-check the protocols (needs spin)
 	models/check
 
 chaos: $(VENV)/ready ## kill, stop and replace members at random for an hour
-	$(BIN)/python tests/chaos.py --seconds 3600
+	$(BIN)/python -m tests.support.chaos --seconds 3600
 
 soak: $(VENV)/ready ## send ten million messages; memory and descriptors must stay as they are
-	$(BIN)/python tests/soak.py
+	$(BIN)/python -m tests.support.soak
 
 # The targets' names come from the sanitizers and the architecture: build/ring_test-thread.
 define native_test

@@ -6,30 +6,65 @@ import gc
 import multiprocessing
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-import ranks
-from processes import Crew
 from shmcast import WaitPolicy
-from shmcast._host import shared_memory as segment
+from tests.support import shared_memory
+from tests.support.processes import ONE_THREAD, Crew, spawning
+from tests.support.ranks import World
+
+_is_alone_in_shm = pytest.StashKey[bool]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Set up what all tests and their processes share.
+
+    A /dev/shm of their own, where the machine permits it: other programs of this user would remove
+    what tests leave on purpose, and add to what tests count.
+    """
+    os.environ |= ONE_THREAD
+    try:
+        shared_memory.make_private()
+    except shared_memory.NotPermitted:
+        session.config.stash[_is_alone_in_shm] = False
+    else:
+        session.config.stash[_is_alone_in_shm] = True
 
 
 @pytest.fixture(scope="session")
 def crew() -> Iterator[Crew]:
-    """Eight spawned processes without torch."""
-    crew = Crew(8)
-    yield crew
-    crew.end()
+    """Eight processes."""
+    with Crew(8) as crew:
+        yield crew
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
-    """Four spawned processes that are ranks 0 to 3 of a gloo world."""
-    crew = Crew(4)
-    crew.run(4, ranks.join, 4, str(tmp_path_factory.mktemp("world") / "store"))
-    yield crew
-    crew.end()
+def children() -> Iterator[Crew]:
+    """Three spawned processes, of which every kernel tells this one how they ended."""
+    with Crew(3, spawning()) as crew:
+        yield crew
+
+
+@pytest.fixture(scope="session")
+def _world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with World(4, tmp_path_factory.mktemp("world")) as world:
+        yield world
+
+
+@pytest.fixture
+def world(_world: World) -> Crew:
+    """Four processes that are ranks 0 to 3 of a gloo world."""
+    _world.mend()
+    return _world
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[tuple[Crew, str]]:
+    """Four processes for one test alone, and the file of a store by which they can join a world."""
+    with Crew(4) as crew:
+        yield crew, str(tmp_path / "store")
 
 
 @pytest.fixture(params=[WaitPolicy.spin(), WaitPolicy.semaphore(), WaitPolicy.adaptive()], ids=str)
@@ -40,27 +75,26 @@ def wait(request: pytest.FixtureRequest) -> WaitPolicy:
 
 
 @pytest.fixture(autouse=True)
-def _no_segment_is_left() -> Iterator[None]:
-    """Every test leaves /dev/shm as it found it."""
-    before = _segments()
+def _no_segment_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Check that every test leaves /dev/shm as it found it."""
+    is_alone = request.config.stash[_is_alone_in_shm]
+    before = _segments(is_alone)
     yield
-    left = _segments() - before
+    left = _segments(is_alone) - before
     assert not left, f"segments left behind: {left}"
 
 
-def _segments() -> set[str]:
-    """Those of this process, its children and the dead: other programs may run at the same time."""
-    family = {os.getpid(), *(child.pid for child in multiprocessing.active_children())}
-    return {
-        found.name
-        for found in segment.clean(dry_run=True)
-        if found.pid in family or found.verdict is segment.Verdict.DEAD
-    }
+def _segments(is_alone: bool) -> set[str]:
+    """Return all that there are; beside other programs, those of this process and its children."""
+    if is_alone:
+        return shared_memory.segments()
+    family = {os.getpid(), *(child.pid or 0 for child in multiprocessing.active_children())}
+    return shared_memory.segments_of(*family)
 
 
 @pytest.fixture
 def no_gc() -> Iterator[None]:
-    """What must go by itself goes without the garbage collector."""
+    """Keep the garbage collector away from what must go by itself."""
     gc.collect()
     gc.disable()
     yield

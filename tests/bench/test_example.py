@@ -20,8 +20,8 @@ import tp_generate
 from gpt_config import CONFIG
 from passes import Pass
 from scheduler import Request, SamplingParams
-from support.failing_ranks import raises_on_rank_1, rank_0_ends
-from support.terminal import rendered
+from tests.support.failing_ranks import raises_on_rank_1, rank_0_ends
+from tests.support.terminal import rendered
 from tiny_gpt import TensorParallel, TinyGPT, continue_alone
 
 GREEDY = Request("greedy", [*b"Once upon a time"], SamplingParams(6))

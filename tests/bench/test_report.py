@@ -9,8 +9,8 @@ import pytest
 
 from bench.report import charts, doc_blocks, losses, plots, report, results, summary, tables
 from bench.report.plots import PICTURES
-from support.bench_results import ALL, MACHINE, PEERS, a_rate, a_row, large, nodes, peers
-from support.terminal import rendered
+from tests.support.bench_results import ALL, MACHINE, PEERS, a_rate, a_row, large, nodes, peers
+from tests.support.terminal import rendered
 
 
 @pytest.fixture

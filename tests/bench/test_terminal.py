@@ -13,8 +13,8 @@ from bench.run import harness, job, smoke
 from bench.run.case import Case
 from bench.run.suites import SUITES
 from bench.transports import registry
-from support.bench_results import a_rate, a_row
-from support.terminal import rendered
+from tests.support.bench_results import a_rate, a_row
+from tests.support.terminal import rendered
 
 
 @pytest.mark.parametrize("case", [Case("49 B", 8, 10.0), Case("49 B", 1, 0)], ids=str)

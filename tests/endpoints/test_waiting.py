@@ -1,0 +1,271 @@
+"""The wait policies, as data and in action, and the CPUs that they count on."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shmcast
+from shmcast import Handle, PickleCodec, Reader, WaitPolicy, Writer
+from shmcast._codecs.base import Frame, Received
+from shmcast._host.cpus import CpuBudget
+from tests.support.processes import Crew, results
+
+
+@pytest.mark.parametrize("max_spin", [-1, float("nan")])
+def test_a_spin_time_that_is_none_is_refused(max_spin: float) -> None:
+    with pytest.raises(shmcast.InvalidArgument, match=rf"max_spin={max_spin}"):
+        WaitPolicy.adaptive(max_spin)
+
+
+def receive(index: int, handle: Handle, wait: WaitPolicy | None, count: int) -> tuple[int, int]:
+    with Reader(handle, index, wait=wait) as reader:
+        reader.wait_ready(30)
+        ready = reader.statistics()
+        for k in range(count):
+            assert reader.recv(30) == k
+        done = reader.statistics()
+        return done.spins - ready.spins, done.parks - ready.parks
+
+
+def send_slowly(crew: Crew, wait: WaitPolicy | None, readers: int) -> list[tuple[int, int]]:
+    """Return (spins, parks) of each reader, for messages that are all waited for."""
+    count = 50
+    with Writer(readers) as writer:
+        jobs = crew.start(readers, receive, writer.handle, wait, count)
+        writer.wait_ready(30)
+        for k in range(count):
+            while any(writer.statistics().lag):
+                pass  # every reader has the last message: it waits, or will, for this one
+            writer.send(k, 30)
+        return results(jobs)
+
+
+def test_a_spinner_never_parks(crew: Crew) -> None:
+    assert [parks for _, parks in send_slowly(crew, WaitPolicy.spin(), 1)] == [0]
+
+
+def test_a_semaphore_reader_never_spins(crew: Crew) -> None:
+    assert [spins for spins, _ in send_slowly(crew, WaitPolicy.semaphore(), 2)] == [0, 0]
+
+
+def test_adaptive_never_spins_where_members_outnumber_the_cpus(crew: Crew) -> None:
+    readers = 8
+    if CpuBudget().usable() > readers:
+        pytest.skip(f"{CpuBudget().usable():g} CPUs are enough for {readers} readers and a writer")
+    assert [spins for spins, _ in send_slowly(crew, None, readers)] == [0] * readers
+
+
+def wait_in_vain(wait: WaitPolicy) -> tuple[shmcast.Statistics, float]:
+    """Return a reader's statistics after it waited for so long for nothing."""
+    seconds = 0.12
+    with Writer(1) as writer, Reader(writer.handle, 0, wait=wait) as reader:
+        with pytest.raises(shmcast.Timeout):
+            reader.recv(seconds)
+        return reader.statistics(), seconds
+
+
+def test_statistics_tell_how_a_spinner_spent_its_time() -> None:
+    spent, seconds = wait_in_vain(WaitPolicy.spin())
+    assert spent.spun_seconds >= 0.5 * seconds  # (the rest is practice)
+    assert (spent.parks, spent.parked_seconds, spent.wakeups) == (0, 0, 0)
+
+
+def test_statistics_tell_how_a_sleeper_spent_its_time() -> None:
+    spent, seconds = wait_in_vain(WaitPolicy.semaphore())
+    assert spent.parked_seconds >= 0.9 * seconds
+    assert (spent.spins, spent.spun_seconds, spent.wakeups) == (0, 0, 0)
+    assert spent.parks >= 2  # it looks for signals now and then
+
+
+def test_an_adaptive_wait_in_vain_is_mostly_asleep() -> None:
+    spent, seconds = wait_in_vain(WaitPolicy.adaptive())
+    assert spent.parked_seconds > 0.5 * seconds
+
+
+def test_the_writer_sees_what_its_readers_do_and_what_gap_they_learned(crew: Crew) -> None:
+    with Writer(2) as writer:
+        assert [reader.messages for reader in writer.statistics().readers] == [0, 0]
+        assert [reader.gap_seconds for reader in writer.statistics().readers] == [0, 0]
+        jobs = crew.start(2, receive, writer.handle, WaitPolicy.semaphore(), 10)
+        writer.wait_ready(30)
+        for k in range(10):
+            seen = [reader.parks for reader in writer.statistics().readers]
+            while any(
+                now.parks < before + 2
+                for now, before in zip(writer.statistics().readers, seen, strict=True)
+            ):
+                pass  # until both have slept for a whole slice
+            writer.send(k, 30)
+        results(jobs)
+        for reader in writer.statistics().readers:
+            assert reader.messages == 10
+            assert reader.gap_seconds > 0
+            assert 1 <= reader.wakeups <= reader.parks
+        assert writer.statistics().wakes >= 10
+
+
+class Practised(PickleCodec):
+    """Counts how often it is warmed up."""
+
+    encoded = 0
+    decoded = 0
+
+    def sample(self) -> Any:
+        return "sample"
+
+    def encode(self, obj: Any, /) -> list[Frame]:
+        self.encoded += obj == "sample"
+        return super().encode(obj)
+
+    def decode(self, frames: list[Received], /) -> Any:
+        obj = super().decode(frames)
+        self.decoded += obj == "sample"
+        return obj
+
+
+def test_a_spinning_reader_warms_up_until_the_message_is_there() -> None:
+    codec = Practised()
+    with (
+        Writer(1) as writer,
+        Reader(writer.handle, 0, wait=WaitPolicy.spin(), codec=codec) as reader,
+    ):
+        got: list[str] = []
+        thread = threading.Thread(target=lambda: got.append(reader.recv(30)))
+        thread.start()
+        while codec.decoded < 3:
+            pass
+        writer.send("now")
+        thread.join()
+        assert got == ["now"]
+        assert reader.statistics().messages == 1
+
+
+def test_a_parked_reader_warms_nothing_up() -> None:
+    codec = Practised()
+    with (
+        Writer(1) as writer,
+        Reader(writer.handle, 0, wait=WaitPolicy.semaphore(), codec=codec) as reader,
+    ):
+        with pytest.raises(shmcast.Timeout):
+            reader.recv(0.2)
+        assert reader.statistics().parks > 0
+        assert codec.decoded == 0
+
+
+def test_warm_is_noticed_by_nobody() -> None:
+    codec = Practised()
+    with Writer(1, codec=codec) as writer, Reader(writer.handle, 0) as reader:
+        before = codec.encoded
+        for _ in range(100):
+            writer.warm()
+        assert codec.encoded >= before + 100
+        assert writer.statistics().messages == 0
+        with pytest.raises(shmcast.Timeout):
+            reader.recv(0)
+        writer.send("real")
+        assert reader.recv(30) == "real"
+    with pytest.raises(shmcast.Closed, match=r"writer: warm after close\(\)"):
+        writer.warm()
+
+
+def test_a_codec_without_a_sample_is_not_warmed_up() -> None:
+    class Plain:
+        def encode(self, obj: bytes) -> list[Frame]:
+            return [obj]
+
+        def decode(self, frames: list[Received]) -> bytes:
+            return bytes(frames[0])
+
+    with Writer(1, codec=Plain()) as writer, Reader(writer.handle, 0, codec=Plain()) as reader:
+        writer.warm()
+        writer.send(b"x")
+        assert reader.recv(30) == b"x"
+
+
+@pytest.mark.parametrize("sample", [lambda: None, bytes(10_000)], ids=["no pickle", "too large"])
+def test_a_sample_that_cannot_be_sent_is_refused(sample: Any) -> None:
+    class Bad(PickleCodec):
+        def sample(self) -> Any:
+            return sample
+
+    with pytest.raises(shmcast.InvalidArgument, match=r"writer: codec=.*Bad.* sample\(\)"):
+        Writer(1, codec=Bad())
+
+
+def test_a_warmup_that_fails_is_told_and_loses_nothing() -> None:
+    class Bad(PickleCodec):
+        def decode(self, frames: list[Received], /) -> Any:
+            obj = super().decode(frames)
+            if obj == self.sample():
+                raise TypeError("cannot warm up")
+            return obj
+
+    with (
+        Writer(1) as writer,
+        Reader(writer.handle, 0, wait=WaitPolicy.spin(), codec=Bad()) as reader,
+    ):
+        with pytest.raises(TypeError, match="cannot warm up"):
+            reader.recv(30)
+        writer.send("still here")
+        assert reader.recv(30) == "still here"
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    return tmp_path / "proc"
+
+
+@pytest.fixture
+def cgroups(tmp_path: Path) -> Path:
+    return tmp_path / "cgroup"
+
+
+AFFINITY = len(os.sched_getaffinity(0))
+
+
+def test_without_a_quota_the_affinity_counts(proc: Path, cgroups: Path) -> None:
+    assert CpuBudget(proc, cgroups).usable() == AFFINITY
+    write(proc / "cgroup", "0::/a\n")
+    write(cgroups / "a/cpu.max", "max 100000\n")
+    assert CpuBudget(proc, cgroups).usable() == AFFINITY
+
+
+def test_the_smallest_quota_on_the_way_up_counts(proc: Path, cgroups: Path) -> None:
+    write(proc / "cgroup", "0::/pod/container\n")
+    write(cgroups / "pod/container/cpu.max", "80000 100000\n")
+    write(cgroups / "pod/cpu.max", "50000 100000\n")
+    assert CpuBudget(proc, cgroups).usable() == 0.5
+
+
+def test_a_path_of_the_host_is_looked_up_at_the_containers_own_root(
+    proc: Path, cgroups: Path
+) -> None:
+    write(proc / "cgroup", "0::/system.slice/docker-1234.scope\n")
+    write(cgroups / "cpu.max", "25000 100000\n")
+    assert CpuBudget(proc, cgroups).usable() == 0.25
+
+
+@pytest.mark.parametrize("mount", ["cpu,cpuacct", "cpu"])
+def test_cgroup_v1(proc: Path, cgroups: Path, mount: str) -> None:
+    write(proc / "cgroup", "4:memory:/m\n2:cpu,cpuacct:/docker/1\n")
+    write(cgroups / mount / "docker/1/cpu.cfs_quota_us", "75000\n")
+    write(cgroups / mount / "docker/1/cpu.cfs_period_us", "100000\n")
+    write(cgroups / mount / "docker/cpu.cfs_quota_us", "-1\n")
+    write(cgroups / mount / "docker/cpu.cfs_period_us", "100000\n")
+    assert CpuBudget(proc, cgroups).usable() == 0.75
+
+
+def test_an_unreadable_quota_is_no_quota(proc: Path, cgroups: Path) -> None:
+    write(proc / "cgroup", "0::/a\n")
+    write(cgroups / "a/cpu.max", "what?\n")
+    assert CpuBudget(proc, cgroups).usable() == AFFINITY

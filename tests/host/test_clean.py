@@ -1,0 +1,306 @@
+"""What a killed process leaves, the next start or `clean` removes; and nothing else."""
+
+from __future__ import annotations
+
+import mmap
+import multiprocessing
+import os
+import random
+import secrets
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from shmcast import Handle, Reader, Writer
+from shmcast._host import census
+from shmcast._host import shared_memory as segment
+from shmcast._host.shared_memory import Verdict
+from tests.support.processes import Crew
+
+SHM = Path("/dev/shm")
+NAMESPACE = Path("/proc/self/ns/pid").stat().st_ino
+START = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+
+
+def die(*_args: object, **_options: object) -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("outlived SIGKILL")
+
+
+def reserve_a_part(fd: int, size: int) -> None:
+    os.posix_fallocate(fd, 0, size // 2)
+    die()
+
+
+def reserve_and_die(fd: int, size: int) -> None:
+    os.posix_fallocate(fd, 0, size)
+    die()
+
+
+def map_and_die(fd: int, size: int) -> None:
+    mmap.mmap(fd, size)
+    die()
+
+
+# Where a process is killed: what it was about to call, and what it calls instead.
+WRITER_DEATHS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+    "after shm_open": (os, "fchmod", die),
+    "in posix_fallocate": (segment, "_reserve", reserve_a_part),
+    "after posix_fallocate": (segment, "_reserve", reserve_and_die),
+    "before mapping": (segment, "_map", die),
+    "after mapping": (segment, "_map", map_and_die),
+    "when formatted": (census, "enter", die),
+    "before readers attach": (Writer, "wait_ready", die),
+}
+READER_DEATHS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+    "after shm_open": (os, "fstat", die),
+    "after mapping": (segment, "_map", map_and_die),
+    "when seated": (census, "enter", die),
+    "before it removes the name": (segment, "unlink", die),
+}
+
+
+def die_as_writer(point: str) -> None:
+    owner, name, instead = WRITER_DEATHS[point]
+    setattr(owner, name, instead)
+    Writer(2).wait_ready()
+
+
+def die_as_reader(point: str, handle: Handle) -> None:
+    owner, name, instead = READER_DEATHS[point]
+    setattr(owner, name, instead)
+    Reader(handle, 0)
+
+
+def run_until_killed(function: Callable[..., None], *args: object) -> int:
+    """Run the function in a process of its own, which must die; return its pid."""
+    process = multiprocessing.get_context("spawn").Process(target=function, args=args)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert process.pid
+    return process.pid
+
+
+def left_by(pid: int) -> list[str]:
+    return [path.name for path in SHM.glob(f"shmcast-{os.getuid()}-{NAMESPACE}-{pid}-*")]
+
+
+@pytest.mark.parametrize("point", WRITER_DEATHS)
+def test_the_next_start_removes_what_a_writer_killed_in_set_up_has_left(point: str) -> None:
+    pid = run_until_killed(die_as_writer, point)
+    assert len(left_by(pid)) == 1
+    Writer(1).close()
+    assert not left_by(pid)
+
+
+def test_clean_removes_what_was_left_and_says_so() -> None:
+    pid = run_until_killed(die_as_writer, "before readers attach")
+    (name,) = left_by(pid)
+    said = f"/{name}  {(SHM / name).stat().st_size} bytes  pid {pid}"
+    assert f"{said}  would be removed: its owner is dead\n" in run_clean("--dry-run")
+    assert left_by(pid) == [name]
+    assert f"{said}  removed: its owner is dead\n" in run_clean()
+    assert not left_by(pid)
+    assert name not in run_clean()
+
+
+def run_clean(*options: str) -> str:
+    return run_module("clean", *options)
+
+
+def run_module(*arguments: str) -> str:
+    ran = subprocess.run(  # noqa: S603
+        [sys.executable, "-W", "error", "-m", "shmcast", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    return ran.stdout
+
+
+def test_without_a_command_there_is_help() -> None:
+    assert "clean" in run_module()
+
+
+@pytest.mark.parametrize("point", READER_DEATHS)
+def test_a_killed_reader_leaves_nothing_and_costs_no_living_writer_its_segment(point: str) -> None:
+    with Writer(1) as writer:
+        run_until_killed(die_as_reader, point, writer.handle)
+        Writer(1).close()
+        assert (SHM / writer.handle.name[1:]).exists()
+    assert not (SHM / writer.handle.name[1:]).exists()
+
+
+def kill_at_random(_index: int, seed: int, rounds: int) -> list[str]:
+    """Kill processes that make endpoints all the time; return what can't be cleaned up."""
+    delay = random.Random(seed)  # noqa: S311
+    for _ in range(rounds):
+        pid = os.fork()
+        if pid == 0:
+            while True:
+                with Writer(2, slots=2, slot_bytes=128) as writer, Reader(writer.handle, 0):
+                    Reader(writer.handle, 1).close()
+        time.sleep(delay.random() * 0.004)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        segment.clean()
+        if left := left_by(pid):
+            return left
+    return []
+
+
+def test_a_kill_at_any_moment_leaves_nothing_that_clean_does_not_remove(crew: Crew) -> None:
+    assert crew.run(1, kill_at_random, 7, 200) == [[]]
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Path]]:
+    """Make files that are named as if someone's segments were left; remove them in the end."""
+    made = []
+
+    def make(
+        uid: int | None = None, namespace: int = NAMESPACE, pid: int | None = None, start: int = 1
+    ) -> Path:
+        uid = os.getuid() if uid is None else uid
+        pid = os.getpid() if pid is None else pid
+        path = SHM / f"shmcast-{uid}-{namespace}-{pid}-{start}-{secrets.token_hex(8)}"
+        path.write_bytes(b"left")
+        made.append(path)
+        return path
+
+    yield make
+    for path in made:
+        path.unlink(missing_ok=True)
+
+
+def verdict_on(path: Path, dry_run: bool = False) -> Verdict | None:
+    """Return what `clean` says of that file; None if it does not care."""
+    verdicts = {found.name: found.verdict for found in segment.clean(dry_run)}
+    return verdicts.get(f"/{path.name}")
+
+
+def test_a_process_that_has_the_pid_of_a_dead_owner_is_not_the_owner(
+    make: Callable[..., Path],
+) -> None:
+    path = make(start=START - 1)
+    assert verdict_on(path, dry_run=True) is Verdict.DEAD
+    assert path.exists()
+    assert verdict_on(path) is Verdict.DEAD
+    assert not path.exists()
+
+
+def test_a_zombie_is_dead(make: Callable[..., Path]) -> None:
+    with subprocess.Popen(["/bin/true"]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        assert fields[0] == "Z"
+        assert verdict_on(make(pid=process.pid, start=int(fields[19]))) is Verdict.DEAD
+
+
+def test_what_a_living_process_owns_is_kept(make: Callable[..., Path]) -> None:
+    path = make(start=START)
+    assert verdict_on(path) is Verdict.ALIVE
+    with Writer(1) as writer:
+        assert verdict_on(SHM / writer.handle.name[1:]) is Verdict.ALIVE
+        assert f"{writer.handle.name}  " in run_clean()
+        with Reader(writer.handle, 0) as reader:
+            writer.send("in use")
+            assert reader.recv(10) == "in use"
+    assert path.exists()
+
+
+def test_what_another_pid_namespace_owns_is_kept(make: Callable[..., Path]) -> None:
+    path = make(namespace=NAMESPACE + 1)
+    assert verdict_on(path) is Verdict.ELSEWHERE
+    assert f"kept: {Verdict.ELSEWHERE.value}" in run_clean()
+    assert path.exists()
+
+
+ELSEWHERE = """
+import sys
+from shmcast import Writer
+from shmcast._host import shared_memory as segment
+with Writer(1) as writer:
+    verdicts = {found.name: found.verdict.name for found in segment.clean()}
+    print(verdicts[sys.argv[1]], verdicts[writer.handle.name])
+"""
+
+
+@pytest.mark.parametrize("proc", [[], ["--mount-proc"]], ids=["the old /proc", "its own /proc"])
+def test_in_another_pid_namespace_only_its_own_segments_are_judged(proc: list[str]) -> None:
+    unshare = shutil.which("unshare")
+    if unshare is None or subprocess.run([unshare, "--pid", "true"], check=False).returncode:  # noqa: S603
+        pytest.skip("this user can't make a pid namespace")
+    with Writer(1) as writer:
+        ran = subprocess.run(  # noqa: S603
+            [
+                unshare,
+                "--pid",
+                "--fork",
+                *proc,
+                sys.executable,
+                "-c",
+                ELSEWHERE,
+                writer.handle.name,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=False,
+        )
+        assert (ran.stdout, ran.stderr) == ("ELSEWHERE ALIVE\n", "")
+        Reader(writer.handle, 0).close()
+
+
+def test_what_another_user_owns_is_not_touched(make: Callable[..., Path]) -> None:
+    path = make(uid=os.getuid() + 1)
+    assert verdict_on(path) is None
+    assert path.exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
+def test_another_users_file_is_not_touched_whatever_its_name_says(
+    make: Callable[..., Path],
+) -> None:
+    path = make()
+    os.chown(path, 1, -1)
+    assert verdict_on(path) is None
+    assert path.exists()
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFDIR, stat.S_IFIFO])
+def test_what_is_no_file_is_not_touched(make: Callable[..., Path], kind: int) -> None:
+    path = make()
+    path.unlink()
+    if kind == stat.S_IFLNK:
+        path.symlink_to("/nowhere")
+    elif kind == stat.S_IFDIR:
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    assert verdict_on(path) is None
+    assert stat.S_IFMT(path.lstat().st_mode) == kind
+    if kind == stat.S_IFDIR:
+        path.rmdir()
+
+
+@pytest.mark.parametrize("suffix", ["", "-1-2-3", "-1-2-3-4-xyz", "-1-2-3-4-0123456789abcdef.bak"])
+def test_other_files_in_shared_memory_are_not_touched(suffix: str) -> None:
+    path = SHM / f"shmcast-{os.getuid()}{suffix}"
+    path.touch()
+    try:
+        assert verdict_on(path) is None
+        assert path.exists()
+    finally:
+        path.unlink()

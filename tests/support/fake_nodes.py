@@ -1,0 +1,42 @@
+"""Ranks of one host that take themselves for ranks on several: for tests without root.
+
+Only the test of who shares memory is replaced; the rings, the relay and its network are real.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from shmcast import ShmBroadcaster
+from shmcast._nodes import topology
+
+_reaches = topology.reaches
+
+
+@contextlib.contextmanager
+def on_host(name: str) -> Iterator[None]:
+    """Take this process's /dev/shm for that of the host `name`."""
+    reaches, host_name = topology.reaches, topology.host_name
+    topology.reaches = lambda card: card.host == name and _reaches(card)
+    topology.host_name = lambda: name
+    try:
+        yield
+    finally:
+        topology.reaches, topology.host_name = reaches, host_name
+
+
+TWO = ("a", "a", "b", "b")
+SPREADS = [TWO, ("a", "b", "c", "d"), ("a", "b", "b", "b"), ("a", "b", "a", "c")]
+
+
+def opened(rank: int, hosts: tuple[str, ...], **options: Any) -> ShmBroadcaster:
+    """Open a broadcaster of ranks that are on these hosts."""
+    with on_host(hosts[rank]):
+        return ShmBroadcaster(**options)
+
+
+def threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name == "shmcast-relay"]
