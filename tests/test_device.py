@@ -29,7 +29,7 @@ from shmcast import PickleCodec, ShmBroadcaster, Writer
 from shmcast._codecs.base import Received
 from shmcast._devices import lane as device
 from shmcast._devices.codec import Carrier
-from shmcast._devices.collectives import Flight
+from shmcast._devices.collectives import DeviceBroadcast
 from shmcast._devices.manifest import PACK_BYTES, TensorSpec, grouped
 from shmcast._endpoints.frame_reader import FrameReader
 
@@ -620,7 +620,9 @@ def the_source_does_not_take_part(rank: int) -> str:
         with ShmBroadcaster(pair, device_group=device_group, device_types=CPU) as bc:
             if bc.is_src:
                 with (
-                    mock.patch.object(Flight, "__init__", side_effect=RuntimeError("no memory")),
+                    mock.patch.object(
+                        DeviceBroadcast, "__init__", side_effect=RuntimeError("no memory")
+                    ),
                     pytest.raises(shmcast.DeviceError, match="no memory; the other ranks will"),
                 ):
                     bc.send({"t": tensor()})

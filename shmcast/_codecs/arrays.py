@@ -29,11 +29,11 @@ def _reduce_array(array: AnyArray) -> tuple[Any, ...]:
     if array.base is not None:
         loan = _loan_behind(array)
         if loan is not None:
-            _note(loan, array)
+            _remember_view(loan, array)
         has_gaps = not (array.flags.c_contiguous or array.flags.f_contiguous)
         # (What stands between may be anything: a tensor, or what sliding_window_view makes.)
         if has_gaps and array.size and _core.Loan.covers(array.__array_interface__["data"][0]):
-            return _reduce_in_place(array)
+            return _reduce_strided(array)
     order: Literal["C", "F"] = "C"
     if not array.flags.c_contiguous:
         if array.flags.f_contiguous:
@@ -47,7 +47,7 @@ def _reduce_array(array: AnyArray) -> tuple[Any, ...]:
         # (Of a memoryview it would crash CPython's garbage collector, where an exception's cycle
         # has both; which is why _core.view() makes none either.)
         buffer = pickle.PickleBuffer(raw)  # type: ignore[arg-type]
-    return _rebuild_array, (buffer, _spell(dtype) or dtype, array.shape, order)
+    return _rebuild_array, (buffer, _typestr(dtype) or dtype, array.shape, order)
 
 
 def _loan_behind(array: AnyArray) -> _core.Loan | None:
@@ -57,7 +57,7 @@ def _loan_behind(array: AnyArray) -> _core.Loan | None:
     return base if type(base) is _core.Loan else None
 
 
-def _note(loan: _core.Loan, array: AnyArray) -> None:
+def _remember_view(loan: _core.Loan, array: AnyArray) -> None:
     """For the writer, who makes the array read-only if it was sent."""
     views = loan.views
     if len(views) % _VIEWS_PER_SWEEP == 0:
@@ -68,7 +68,7 @@ def _note(loan: _core.Loan, array: AnyArray) -> None:
 _VIEWS_PER_SWEEP = 64
 
 
-def _reduce_in_place(array: AnyArray) -> tuple[Any, ...]:
+def _reduce_strided(array: AnyArray) -> tuple[Any, ...]:
     """Reduces a strided array to the bytes from its first to its last element, gaps included."""
     reach = [(n - 1) * step for n, step in zip(array.shape, array.strides, strict=True)]
     before = -sum(step for step in reach if step < 0)
@@ -76,11 +76,11 @@ def _reduce_in_place(array: AnyArray) -> tuple[Any, ...]:
     address = array.__array_interface__["data"][0]
     buffer = pickle.PickleBuffer(_core.view(address - before, before + after, array))
     dtype = array.dtype
-    return _rebuild_strided, (buffer, _spell(dtype) or dtype, array.shape, array.strides, before)
+    return _rebuild_strided, (buffer, _typestr(dtype) or dtype, array.shape, array.strides, before)
 
 
 @functools.lru_cache(maxsize=256)
-def _spell(dtype: np.dtype[Any]) -> str | None:
+def _typestr(dtype: np.dtype[Any]) -> str | None:
     """The two or three characters that make this dtype; a pickled dtype costs ten times as much."""
     return dtype.str if np.dtype(dtype.str) == dtype and dtype.metadata is None else None
 
@@ -121,8 +121,8 @@ def memory_of(buffer: bytearray | bytes | memoryview) -> Any:
 
 
 @functools.lru_cache(maxsize=256)
-def spell(dtype: str | np.dtype[Any]) -> str:
-    """A dtype, as a reduced array has it, as text that `dtype_of` understands.
+def dtype_name(dtype: str | np.dtype[Any]) -> str:
+    """A dtype, as a reduced array has it, as text that `dtype_from_name` understands.
 
     Raises:
         TypeError, ValueError: there is no such text.
@@ -130,13 +130,13 @@ def spell(dtype: str | np.dtype[Any]) -> str:
     if isinstance(dtype, str):
         return dtype
     text = repr(dtype.descr) if dtype.names is not None else dtype.str
-    if dtype_of(text) != dtype:
+    if dtype_from_name(text) != dtype:
         raise TypeError(f"dtype {dtype} has no description in text")
     return text
 
 
 @functools.lru_cache(maxsize=256)
-def dtype_of(text: str) -> np.dtype[Any]:
+def dtype_from_name(text: str) -> np.dtype[Any]:
     """What was spelled: one dtype, or the fields of a structured one."""
     if text.startswith("["):
         return np.lib.format.descr_to_dtype(ast.literal_eval(text))

@@ -29,41 +29,41 @@ _CODES = {"numpy.ndarray": 96, "torch.Tensor": 97}  # of the extensions
 _MODULES = {96: "shmcast._codecs.arrays", 97: "shmcast._codecs.tensors"}
 
 
-def encoder() -> Encoder:
+def make_encoder() -> Encoder:
     """A new encoder, of any object."""
     buffers: list[memoryview] = []
-    hook = functools.partial(_pack, buffers)
+    hook = functools.partial(_to_extension, buffers)
     return msgspec.msgpack.Encoder(enc_hook=hook).encode, buffers
 
 
-def decoder(message_type: Any) -> Decoder:
+def make_decoder(message_type: Any) -> Decoder:
     """A new decoder of one type.
 
     Raises:
         Exception: msgspec does not know the type; of any class.
     """
     frames: list[Received] = []
-    hook = functools.partial(_unpack, frames)
+    hook = functools.partial(_from_extension, frames)
     return msgspec.msgpack.Decoder(message_type, ext_hook=hook).decode, frames
 
 
 def is_array(cls: type) -> bool:
     """Whether instances of exactly this class travel as buffers."""
-    return _name(cls) in _CODES
+    return _qualified_name(cls) in _CODES
 
 
-def _pack(buffers: list[memoryview], obj: Any) -> Ext:
+def _to_extension(buffers: list[memoryview], obj: Any) -> Ext:
     """The extension for an object that msgspec does not know.
 
     Raises:
         TypeError: it is no array and no tensor, or more than its elements.
     """
     cls = type(obj)
-    code = _known.get(cls) or _code_of(cls)
+    code = _code_by_class.get(cls) or _code_of(cls)
     module = _module(code)
     rebuild, args = module.REDUCERS[cls](obj)[:2]
     if rebuild not in module.REBUILDERS:  # it was reduced in pickle's own way
-        raise TypeError(_why_not(obj))
+        raise TypeError(_unsupported(obj))
     buffer, dtype, *layout = args
     if isinstance(buffer, pickle.PickleBuffer):
         raw = buffer.raw()
@@ -73,10 +73,10 @@ def _pack(buffers: list[memoryview], obj: Any) -> Ext:
             buffers.append(raw)
             buffer = len(buffers)  # the number of its frame; 0 is the message
     which = module.REBUILDERS.index(rebuild)
-    return Ext(code, _encode((which, buffer, module.spell(dtype), *layout)))
+    return Ext(code, _encode((which, buffer, module.dtype_name(dtype), *layout)))
 
 
-def _unpack(frames: list[Received], code: int, data: memoryview) -> Any:
+def _from_extension(frames: list[Received], code: int, data: memoryview) -> Any:
     """The array or tensor of an extension. One that is the user's own is left as it is."""
     if code not in _MODULES:
         return Ext(code, bytes(data))
@@ -84,13 +84,13 @@ def _unpack(frames: list[Received], code: int, data: memoryview) -> Any:
     which, buffer, dtype, *layout = _decode(data)
     if isinstance(buffer, int):
         buffer = frames[buffer]
-    return module.REBUILDERS[which](buffer, module.dtype_of(dtype), *layout)
+    return module.REBUILDERS[which](buffer, module.dtype_from_name(dtype), *layout)
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 
-_known: dict[type, int] = {}
+_code_by_class: dict[type, int] = {}
 
 
 def _code_of(cls: type) -> int:
@@ -99,12 +99,12 @@ def _code_of(cls: type) -> int:
     Raises:
         TypeError: there is none.
     """
-    name = _name(cls)
+    name = _qualified_name(cls)
     if name not in _CODES:
         raise TypeError(
             f"a {name} is nothing that msgspec encodes, and not exactly a {' or '.join(_CODES)}"
         )
-    _known[cls] = _CODES[name]
+    _code_by_class[cls] = _CODES[name]
     return _CODES[name]
 
 
@@ -114,11 +114,11 @@ def _module(code: int) -> ModuleType:
     return importlib.import_module(_MODULES[code])
 
 
-def _name(cls: type) -> str:
+def _qualified_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _why_not(obj: Any) -> str:
+def _unsupported(obj: Any) -> str:
     if hasattr(obj, "layout"):  # numpy arrays have none
         return (
             f"a tensor of {obj.dtype} on {obj.device}, {obj.layout}: only dense ones on the CPU "

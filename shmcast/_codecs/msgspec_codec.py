@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from shmcast._codecs.base import Frame, Received
-from shmcast._codecs.msgspec_errors import describe, spell
+from shmcast._codecs.msgspec_errors import describe_failure, type_name
 from shmcast.errors import InvalidArgument, MissingDependency
 
 if TYPE_CHECKING:
     from shmcast._codecs.msgspec_arrays import Decoder, Encoder
 
-_SAMPLE_BYTES = 1024  # at most: a message that comes while it is practised on has to wait
+_MAX_SAMPLE_BYTES = 1024  # at most: a message that comes while it is practised on has to wait
 
 
 class MsgspecCodec:
@@ -51,23 +51,23 @@ class MsgspecCodec:
             raise MissingDependency(
                 "MsgspecCodec needs msgspec: pip install 'shmcast[msgspec]'"
             ) from error
-        from shmcast._codecs import msgspec_arrays as _packing
-        from shmcast._codecs.msgspec_types import parts_of
+        from shmcast._codecs import msgspec_arrays
+        from shmcast._codecs.msgspec_types import checked_type_info
 
         try:
-            parts = parts_of(type)
+            type_info = checked_type_info(type)
             # For messages without buffers, which are most: it has no state, so one will do.
-            self._decode_alone, _ = _packing.decoder(type)
+            self._decode_single, _ = msgspec_arrays.make_decoder(type)
         except Exception as error:
-            raise InvalidArgument(f"MsgspecCodec({spell(type)}): {error}") from error
+            raise InvalidArgument(f"MsgspecCodec({type_name(type)}): {error}") from error
         self._type = type
-        self._error = msgspec.EncodeError
-        self._make_encoder = _packing.encoder
-        self._make_decoder = _packing.decoder
+        self._encode_error = msgspec.EncodeError
+        self._make_encoder = msgspec_arrays.make_encoder
+        self._make_decoder = msgspec_arrays.make_decoder
         # At rest. One is taken out while it is used, because it knows the message's buffers.
         self._encoders: list[Encoder] = []
         self._decoders: list[Decoder] = []
-        self.sample: Callable[[], Any] | None = self._sample_of(parts)
+        self.sample: Callable[[], Any] | None = self._make_sample(type_info)
         """See `Codec`. None if no object of the type could be made up, or a large one only."""
 
     def encode(self, obj: Any, /) -> list[Frame]:
@@ -84,8 +84,8 @@ class MsgspecCodec:
         try:
             frames: list[Frame] = [encode(obj)]
         except Exception as error:  # the encoder is thrown away
-            what = describe(obj, self._type, self._make_encoder()[0])
-            raise self._error(what or str(error)) from error
+            what = describe_failure(obj, self._type, self._make_encoder()[0])
+            raise self._encode_error(what or str(error)) from error
         if buffers:
             frames += buffers
             buffers.clear()
@@ -100,7 +100,7 @@ class MsgspecCodec:
             msgspec.DecodeError: it is no MessagePack.
         """
         if len(frames) == 1:
-            return self._decode_alone(frames[0])
+            return self._decode_single(frames[0])
         try:
             decoder = self._decoders.pop()
         except IndexError:
@@ -113,13 +113,13 @@ class MsgspecCodec:
             known.clear()
             self._decoders.append(decoder)
 
-    def _sample_of(self, parts: Any) -> Callable[[], Any] | None:
-        from shmcast._codecs.msgspec_sample import Examples
+    def _make_sample(self, type_info: Any) -> Callable[[], Any] | None:
+        from shmcast._codecs.msgspec_sample import SampleBuilder
 
         try:
-            sample = Examples().of(parts)
+            sample = SampleBuilder().build(type_info)
             frames = self.encode(sample)
             self.decode([bytearray(frame) for frame in frames])
         except Exception:  # what the type's own classes or constraints don't take
             return None
-        return (lambda: sample) if len(frames[0]) <= _SAMPLE_BYTES else None
+        return (lambda: sample) if len(frames[0]) <= _MAX_SAMPLE_BYTES else None

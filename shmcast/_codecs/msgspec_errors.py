@@ -20,7 +20,7 @@ class _Part(NamedTuple):
     """Which field of which type it is, if it is one."""
 
 
-def describe(obj: Any, message_type: Any, encode: Callable[[Any], object]) -> str | None:
+def describe_failure(obj: Any, message_type: Any, encode: Callable[[Any], object]) -> str | None:
     """The innermost part of `obj` that can't be encoded, and why.
 
     Args:
@@ -34,7 +34,7 @@ def describe(obj: Any, message_type: Any, encode: Callable[[Any], object]) -> st
     error = _error_of(encode, obj)
     if error is None:
         return None
-    path, declared = "$", f"the message is declared as {spell(message_type)}"
+    path, declared = "$", f"the message is declared as {type_name(message_type)}"
     passed: set[int] = set()
     while id(obj) not in passed:  # else it has no such part, or is part of itself
         passed.add(id(obj))
@@ -47,7 +47,7 @@ def describe(obj: Any, message_type: Any, encode: Callable[[Any], object]) -> st
     return f"{path} = {_brief(obj)} ({declared}): {error}"
 
 
-def spell(hint: Any) -> str:
+def type_name(hint: Any) -> str:
     """A type as one would write it."""
     if isinstance(hint, type) and typing.get_origin(hint) is None:
         return hint.__qualname__
@@ -77,7 +77,7 @@ def _parts(obj: Any) -> Iterator[_Part]:
         hints = _hints_of(type(obj))
         for name in _fields_of(obj):
             if hasattr(obj, name):
-                hint = spell(hints.get(name, Any))
+                hint = type_name(hints.get(name, Any))
                 declared = f"{type(obj).__qualname__}.{name} is declared as {hint}"
                 yield _Part(f".{name}", getattr(obj, name), declared)
 

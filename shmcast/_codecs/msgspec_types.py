@@ -8,10 +8,10 @@ from typing import Any
 from msgspec import inspect
 
 from shmcast._codecs.msgspec_arrays import is_array
-from shmcast._codecs.msgspec_errors import spell
+from shmcast._codecs.msgspec_errors import type_name
 
 
-def parts_of(message_type: Any) -> inspect.Type:
+def checked_type_info(message_type: Any) -> inspect.Type:
     """What the type is made of.
 
     Raises:
@@ -19,11 +19,11 @@ def parts_of(message_type: Any) -> inspect.Type:
         Exception: msgspec does not understand the type; of any class.
     """
     whole = inspect.type_info(message_type)
-    for place, part in _walk(whole, spell(message_type)):
+    for place, part in _walk(whole, type_name(message_type)):
         if isinstance(part, inspect.CustomType) and not is_array(part.cls):
             raise TypeError(
-                f"{place} has {part.cls.__module__}.{spell(part.cls)}, which msgspec can't decode; "
-                "make it a msgspec.Struct or a dataclass, or send what it is made of"
+                f"{place} has {part.cls.__module__}.{type_name(part.cls)}, which msgspec can't "
+                "decode; make it a msgspec.Struct or a dataclass, or send what it is made of"
             )
     return whole
 
@@ -42,6 +42,6 @@ def _walk(whole: inspect.Type, place: str) -> Iterator[tuple[str, inspect.Type]]
             value = getattr(part, name)
             for inner in value if isinstance(value, tuple) else (value,):
                 if isinstance(inner, inspect.Field):
-                    ahead.append((f"{spell(part.cls)}.{inner.name}", inner.type))  # type: ignore[attr-defined]
+                    ahead.append((f"{type_name(part.cls)}.{inner.name}", inner.type))  # type: ignore[attr-defined]
                 elif isinstance(inner, inspect.Type):
                     ahead.append((place, inner))

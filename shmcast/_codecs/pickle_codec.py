@@ -37,7 +37,7 @@ class PickleCodec:
         # taken out while it is used: two threads, or an object whose reduction encodes another
         # one, get two.
         self._idle: list[_Pickler] = []
-        self._has_met_buffers = False  # of their own, as large arrays have
+        self._has_seen_buffers = False  # of their own, as large arrays have
 
     def encode(self, obj: Any, /) -> list[Frame]:
         """The pickle of `obj` and its out-of-band buffers."""
@@ -55,7 +55,7 @@ class PickleCodec:
         clear_memo()  # it would keep obj alive, and know it the next time
         if buffers or len(written) > 1:
             # Past 64 KiB pickle writes in several pieces, large bytes objects by themselves.
-            self._has_met_buffers = True
+            self._has_seen_buffers = True
             frames = [b"".join(written), *buffers]
             buffers.clear()
         else:
@@ -68,7 +68,7 @@ class PickleCodec:
         """The object that `encode` took."""
         if len(frames) == 1:
             return _unpickle_plain(frames[0], _loads)
-        self._has_met_buffers = True
+        self._has_seen_buffers = True
         return _loads(frames[0], buffers=frames[1:])
 
     def _reducers_for(self, _buffers: list[Any]) -> Reducers:
@@ -82,8 +82,8 @@ class PickleCodec:
         """
         sample: dict[str, Any] = {"step": 1, "ids": [1, 2], "done": False, "scale": 0.5}
         # Last, so that both picklers practise: the one for plain objects stops here.
-        sample["request"] = _Request("request-1", [1, 2], 0.5)
-        if self._has_met_buffers and "numpy" in sys.modules:
+        sample["request"] = _SampleRequest("request-1", [1, 2], 0.5)
+        if self._has_seen_buffers and "numpy" in sys.modules:
             import numpy as np
 
             sample["array"] = np.zeros(OUT_OF_BAND_BYTES, np.uint8)
@@ -109,7 +109,7 @@ class PickleCodec:
 
 
 @dataclass
-class _Request:
+class _SampleRequest:
     """In the sample, for all the dataclasses that engines send."""
 
     req_id: str
@@ -140,7 +140,7 @@ class Reducers(dict[type, Callable[[Any], Any]]):
     """
 
     def __missing__(self, cls: type) -> Callable[[Any], Any]:
-        reducer = copyreg.dispatch_table.get(cls) or self._own(cls)
+        reducer = copyreg.dispatch_table.get(cls) or self._shmcast_reducer(cls)
         if reducer is None:
             if issubclass(cls, type):
                 raise KeyError(cls)  # a class of a metaclass: pickle saves it by name
@@ -149,7 +149,7 @@ class Reducers(dict[type, Callable[[Any], Any]]):
         return reducer
 
     @staticmethod
-    def _own(cls: type) -> Callable[[Any], Any] | None:
+    def _shmcast_reducer(cls: type) -> Callable[[Any], Any] | None:
         """Shmcast's reducer. Whoever has an array has imported its library already."""
         library = cls.__module__.partition(".")[0]
         if library == "numpy":

@@ -28,20 +28,20 @@ def reduce_tensor(tensor: torch.Tensor) -> tuple[Any, ...]:
     if not tensor.is_cpu or tensor.layout is not _STRIDED or tensor.is_quantized or tensor.__dict__:
         return cast("tuple[Any, ...]", tensor.__reduce_ex__(pickle.HIGHEST_PROTOCOL))  # type: ignore[no-untyped-call]
     if not tensor.is_contiguous() and _core.Loan.covers(tensor.data_ptr()):
-        has_gaps = not tensor.permute(_order(tensor)).is_contiguous()
+        has_gaps = not tensor.permute(_dims_by_stride(tensor)).is_contiguous()
         if has_gaps and not (tensor.is_conj() or tensor.is_neg()):
-            return _reduce_in_place(tensor)
-    plain, strides = as_it_lies(tensor)
+            return _reduce_strided(tensor)
+    plain, strides = contiguous_elements(tensor)
     raw: bytearray | pickle.PickleBuffer | None = None
     nbytes = plain.nbytes
     if nbytes >= OUT_OF_BAND_BYTES:
         raw = pickle.PickleBuffer(_core.view(plain.data_ptr(), nbytes, plain))
     elif nbytes:
         raw = _core.copy(plain.data_ptr(), nbytes)
-    return rebuild_tensor, (raw, tensor.dtype, tuple(tensor.shape), strides, tensor.requires_grad)
+    return _rebuild_tensor, (raw, tensor.dtype, tuple(tensor.shape), strides, tensor.requires_grad)
 
 
-def _reduce_in_place(tensor: torch.Tensor) -> tuple[Any, ...]:
+def _reduce_strided(tensor: torch.Tensor) -> tuple[Any, ...]:
     """Reduces a strided tensor to the bytes from its first to its last element, gaps included."""
     steps = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     nbytes = (steps + 1) * tensor.element_size() if tensor.numel() else 0
@@ -51,14 +51,14 @@ def _reduce_in_place(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 def _rebuild_strided(buffer: bytearray | bytes | memoryview | None, *kind: Any) -> torch.Tensor:
-    tensor = rebuild_tensor(buffer, *kind)
+    tensor = _rebuild_tensor(buffer, *kind)
     if buffer is None or type(memory_of(buffer)) is _core.Lease:
         return tensor
     # Its own, it has no gaps, and no elements that are one (strides of 0).
     return tensor.detach().contiguous().requires_grad_(tensor.requires_grad)
 
 
-def as_it_lies(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...] | None]:
+def contiguous_elements(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...] | None]:
     """A tensor's elements without gaps, as a contiguous tensor; may want a gradient.
 
     Returns:
@@ -76,20 +76,20 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
-def _order(tensor: torch.Tensor) -> list[int]:
+def _dims_by_stride(tensor: torch.Tensor) -> list[int]:
     """The dimensions as they lie in memory, the outermost first."""
     return sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
 
 
 def _dense(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...] | None]:
     """The elements in memory order as a contiguous tensor, and the strides to see them again."""
-    permuted = tensor.permute(_order(tensor))
+    permuted = tensor.permute(_dims_by_stride(tensor))
     if permuted.is_contiguous():
         return permuted, tensor.stride()
     return tensor.contiguous(), None
 
 
-def rebuild_tensor(
+def _rebuild_tensor(
     buffer: bytearray | bytes | memoryview | None,
     dtype: torch.dtype,
     shape: tuple[int, ...],
@@ -101,7 +101,7 @@ def rebuild_tensor(
     else:
         memory = memory_of(buffer)
         if type(memory) is _core.Lease:
-            memory = _for_tensor(memory)
+            memory = _writable_memory(memory)
         tensor = torch.frombuffer(memory, dtype=dtype)
         if strides is not None:
             tensor = tensor.as_strided(shape, strides)
@@ -110,7 +110,7 @@ def rebuild_tensor(
     return tensor.requires_grad_() if requires_grad else tensor
 
 
-def _for_tensor(lease: _core.Lease) -> _core.CopyOnWrite | _core.View:
+def _writable_memory(lease: _core.Lease) -> _core.CopyOnWrite | _core.View:
     """The memory of a view, for torch, which has no read-only tensors.
 
     What is written to becomes this process's own, page by page. Pinned pages can't be copied so:
@@ -130,13 +130,13 @@ def _rebuild_parameter(data: torch.Tensor, requires_grad: bool) -> torch.nn.Para
 
 
 @functools.lru_cache(maxsize=256)
-def spell(dtype: torch.dtype) -> str:
-    """A dtype as text that `dtype_of` understands."""
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as text that `dtype_from_name` understands."""
     return str(dtype).removeprefix("torch.")
 
 
 @functools.lru_cache(maxsize=256)
-def dtype_of(text: str) -> torch.dtype:
+def dtype_from_name(text: str) -> torch.dtype:
     """What was spelled."""
     return cast("torch.dtype", getattr(torch, text))
 
@@ -146,5 +146,5 @@ REDUCERS: dict[type, Callable[[Any], Any]] = {
     torch.nn.Parameter: _reduce_parameter,
 }
 
-REBUILDERS = (rebuild_tensor, _rebuild_strided)
+REBUILDERS = (_rebuild_tensor, _rebuild_strided)
 """What a reduced tensor is rebuilt by; their first two arguments are a buffer and a dtype."""

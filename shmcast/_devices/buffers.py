@@ -11,17 +11,17 @@ import operator
 import torch
 
 from shmcast._codecs.tensors import as_bytes
-from shmcast._devices.codec import finished
+from shmcast._devices.codec import restore_autograd
 from shmcast._devices.manifest import ALIGNMENT, Manifest, TensorSpec
 
 # torch.cat knows these; others are cut into bytes first, which costs a few µs each.
-_PLAIN = {
+_CAT_DTYPES = {
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int8,
     torch.int16, torch.int32, torch.int64, torch.bool,
 }  # fmt: skip
 
 
-def packed(elements: list[torch.Tensor]) -> torch.Tensor:
+def pack(elements: list[torch.Tensor]) -> torch.Tensor:
     """The bytes of several tensors, each from a multiple of ALIGNMENT on.
 
     Args:
@@ -33,7 +33,7 @@ def packed(elements: list[torch.Tensor]) -> torch.Tensor:
     gap = None
     runs = []
     for dtype, run in itertools.groupby(elements, operator.attrgetter("dtype")):
-        is_plain = dtype in _PLAIN
+        is_plain = dtype in _CAT_DTYPES
         pieces = []
         for tensor in run:
             piece = tensor if tensor.dim() == 1 else tensor.view(-1)
@@ -47,7 +47,7 @@ def packed(elements: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(runs) if len(runs) > 1 else runs[0]
 
 
-class Landing:
+class ReceiveBuffers:
     """Memory for a message's tensors, on the current device of each kind.
 
     Args:
@@ -59,59 +59,62 @@ class Landing:
     def __init__(self, manifest: Manifest, targets: dict[int, torch.Tensor] | None = None) -> None:
         self._manifest = manifest
         self._single: dict[int, torch.Tensor] = {}
-        self.pieces: list[torch.Tensor] = []
+        self.buffers: list[torch.Tensor] = []
         """For each group of the manifest the bytes to receive into, a contiguous tensor."""
         for group in manifest.groups:
             first = manifest.specs[group[0]]
             if len(group) > 1:
-                total = sum(_padded(manifest.specs[i].nbytes) for i in group)
-                piece = torch.empty(total, dtype=torch.uint8, device=first.kind)
+                total = sum(_aligned(manifest.specs[i].nbytes) for i in group)
+                piece = torch.empty(total, dtype=torch.uint8, device=first.device_type)
             else:
                 target = (targets or {}).get(group[0])
-                if target is None or not _lies_as(target, first):
-                    target = empty(first, first.kind)
+                if target is None or not _has_layout(target, first):
+                    target = empty(first, first.device_type)
                 self._single[group[0]] = target
                 piece = as_bytes(target.detach())
-            self.pieces.append(piece)
+            self.buffers.append(piece)
 
     def tensors(self) -> list[torch.Tensor]:
         """The tensors that arrive, now or later. They do not want a gradient yet."""
         specs, found = self._manifest.specs, dict(self._single)
-        for group, piece in zip(self._manifest.groups, self.pieces, strict=True):
+        for group, piece in zip(self._manifest.groups, self.buffers, strict=True):
             if len(group) > 1:
-                unpacked = _unpacked(piece, [specs[i] for i in group])
+                unpacked = _unpack(piece, [specs[i] for i in group])
                 found.update(zip(group, unpacked, strict=True))
-        return [found[i] if i in found else empty(spec, spec.kind) for i, spec in enumerate(specs)]
+        return [
+            found[i] if i in found else empty(spec, spec.device_type)
+            for i, spec in enumerate(specs)
+        ]
 
 
-def empty(spec: TensorSpec, kind: str) -> torch.Tensor:
+def empty(spec: TensorSpec, device_type: str) -> torch.Tensor:
     """A tensor like the source's, on the current device of a kind; "meta": without memory."""
     if spec.strides is None:
-        return torch.empty(spec.shape, dtype=spec.dtype, device=kind)
-    return torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device=kind)
+        return torch.empty(spec.shape, dtype=spec.dtype, device=device_type)
+    return torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device=device_type)
 
 
-def finish(tensors: list[torch.Tensor], specs: list[TensorSpec]) -> list[torch.Tensor]:
+def restore_autograd_of(tensors: list[torch.Tensor], specs: list[TensorSpec]) -> list[torch.Tensor]:
     """The tensors as they were at the source: parameters, or with their gradients wanted."""
     return [
-        finished(tensor, spec.requires_grad, spec.is_parameter)
+        restore_autograd(tensor, spec.requires_grad, spec.is_parameter)
         if spec.requires_grad or spec.is_parameter
         else tensor
         for tensor, spec in zip(tensors, specs, strict=True)
     ]
 
 
-def _padded(nbytes: int) -> int:
+def _aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def _unpacked(memory: torch.Tensor, specs: list[TensorSpec]) -> list[torch.Tensor]:
-    """Each of the tensors in what `packed` has made of them."""
+def _unpack(memory: torch.Tensor, specs: list[TensorSpec]) -> list[torch.Tensor]:
+    """Each of the tensors in what `pack` has made of them."""
     tensors: list[torch.Tensor] = []
     offset = 0
     for _, run in itertools.groupby(specs, id):  # like tensors share their spec
         spec, *others = run
-        count, nbytes = 1 + len(others), _padded(spec.nbytes)
+        count, nbytes = 1 + len(others), _aligned(spec.nbytes)
         itemsize = spec.dtype.itemsize
         strides = spec.strides or _contiguous_strides(spec.shape)
         run_of_tensors = memory.view(spec.dtype).as_strided(
@@ -129,7 +132,7 @@ def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed([*steps])) if shape else ()
 
 
-def _lies_as(tensor: torch.Tensor, spec: TensorSpec) -> bool:
+def _has_layout(tensor: torch.Tensor, spec: TensorSpec) -> bool:
     """Whether the elements of `tensor` lie in memory as the source's do."""
     if tensor.is_conj() or tensor.is_neg():
         return False

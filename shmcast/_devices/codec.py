@@ -14,10 +14,10 @@ from typing import Any, Protocol, cast
 
 import torch
 
-from shmcast._codecs import tensors as _tensors
 from shmcast._codecs.base import Frame, Received
 from shmcast._codecs.pickle_codec import PickleCodec, Reducers
-from shmcast._devices.manifest import Departure, Manifest, TensorSpec, grouped
+from shmcast._codecs.tensors import REDUCERS, contiguous_elements, reduce_tensor
+from shmcast._devices.manifest import Manifest, OutgoingTensors, TensorSpec, grouped
 
 
 class Carrier(enum.Enum):
@@ -37,7 +37,7 @@ class Lane(Protocol):
     carries_cpu: bool
     """Whether host memory is taken for a device."""
 
-    def carrier_of(self, kind: str, /) -> Carrier:
+    def carrier_of(self, device_type: str, /) -> Carrier:
         """How tensors on this type of device travel. Raises TypeError: not at all."""
 
     def next_number(self) -> int:
@@ -54,7 +54,7 @@ class DeviceCodec(PickleCodec):
         super().__init__()
         self._lane = lane
 
-    def pack(self, obj: Any, /) -> tuple[list[Frame], Departure | None]:
+    def encode_with_tensors(self, obj: Any, /) -> tuple[list[Frame], OutgoingTensors | None]:
         """Return the frames of `obj`, and what takes the lane; None: nothing does."""
         frames = super().encode(obj)
         if len(frames) == 1:
@@ -69,12 +69,12 @@ class DeviceCodec(PickleCodec):
         in_host_memory = [buffer for buffer in buffers if type(buffer) is not tuple]
         return (
             [manifest.to_bytes(), pickled, *in_host_memory],
-            Departure(manifest, [elements for _, elements in found]),
+            OutgoingTensors(manifest, [elements for _, elements in found]),
         )
 
     def encode(self, obj: Any, /) -> list[Frame]:
         """Return the frames of `obj` alone: for practice, on objects without device tensors."""
-        return self.pack(obj)[0]
+        return self.encode_with_tensors(obj)[0]
 
     def _reducers_for(self, buffers: list[Any]) -> Reducers:
         return _DeviceReducers(self._lane, buffers)
@@ -82,26 +82,26 @@ class DeviceCodec(PickleCodec):
 
 def unpickle(frames: list[Received], tensors: Iterable[torch.Tensor]) -> Any:
     """Return the object of a message with a manifest, `tensors` in the places of its stubs."""
-    outer = _arriving.tensors  # an object may receive others as it is unpickled
-    _arriving.tensors = iter(tensors)
+    outer = _unpickling.tensors  # an object may receive others as it is unpickled
+    _unpickling.tensors = iter(tensors)
     try:
         return pickle.loads(frames[1], buffers=frames[2:])  # noqa: S301
     finally:
-        _arriving.tensors = outer
+        _unpickling.tensors = outer
 
 
-class _Arriving(threading.local):
+class _Unpickling(threading.local):
     tensors: Iterator[torch.Tensor] | None = None
 
 
-_arriving = _Arriving()
+_unpickling = _Unpickling()
 
 
 def _next_tensor() -> torch.Tensor:
     """What a stub is unpickled by. Stubs are unpickled in the order in which they were pickled."""
-    if _arriving.tensors is None:
+    if _unpickling.tensors is None:
         raise pickle.UnpicklingError("a device tensor's stub outside of its message")
-    return next(_arriving.tensors)
+    return next(_unpickling.tensors)
 
 
 class _DeviceReducers(Reducers):
@@ -137,11 +137,11 @@ def _reduce(
     tensors of the same few kinds over and over, so what is said of a kind is made once.
     """
     if tensor.is_cpu and not carries_cpu:
-        return cast("tuple[Any, ...]", _tensors.REDUCERS[type(tensor)](tensor))
+        return cast("tuple[Any, ...]", REDUCERS[type(tensor)](tensor))
     if tensor.layout is not _STRIDED or tensor.is_quantized:
         name = "quantized" if tensor.is_quantized else str(tensor.layout)
         raise TypeError(f"a {name} tensor on {tensor.device}: only dense ones can be broadcast")
-    plain, strides = _tensors.as_it_lies(tensor)
+    elements, strides = contiguous_elements(tensor)
     key = (
         tensor.device,
         tensor.dtype,
@@ -155,7 +155,7 @@ def _reduce(
         device = tensor.device
         if lane.carrier_of(device.type) is Carrier.STAGING:
             return _reduce_staged(tensor)
-        if len(specs) >= _KINDS_KEPT:
+        if len(specs) >= _MAX_CACHED_SPECS:
             specs.clear()
         spec = specs[key] = TensorSpec(
             device.type,
@@ -163,22 +163,22 @@ def _reduce(
             tensor.dtype,
             tuple(tensor.shape),
             strides,
-            plain.nbytes,
+            elements.nbytes,
             tensor.requires_grad,
             type(tensor) is torch.nn.Parameter,
         )
-    buffers.append((spec, plain.detach() if plain.requires_grad else plain))
+    buffers.append((spec, elements.detach() if elements.requires_grad else elements))
     return _with_attributes(_STUB, tensor) if tensor.__dict__ else _STUB
 
 
 _STRIDED = torch.strided
 _STUB = (_next_tensor, ())
-_KINDS_KEPT = 1024
+_MAX_CACHED_SPECS = 1024
 
 
 def _reduce_staged(tensor: torch.Tensor) -> tuple[Any, ...]:
-    plain = tensor.detach().resolve_conj().resolve_neg()
-    rebuild, parts = _tensors.reduce_tensor(_to_host(plain))
+    elements = tensor.detach().resolve_conj().resolve_neg()
+    rebuild, parts = reduce_tensor(to_host(elements))
     is_parameter = type(tensor) is torch.nn.Parameter
     args = (tensor.device.type, tensor.requires_grad, is_parameter, rebuild, *parts)
     reduced = (_rebuild_staged, args)
@@ -201,7 +201,7 @@ def _reduce_subclass(
     return cast("tuple[Any, ...]", reduce(tensor))
 
 
-def finished(tensor: torch.Tensor, requires_grad: bool, is_parameter: bool) -> torch.Tensor:
+def restore_autograd(tensor: torch.Tensor, requires_grad: bool, is_parameter: bool) -> torch.Tensor:
     """The tensor as it was at the source: a parameter, or with its gradient wanted."""
     if is_parameter:
         return torch.nn.Parameter(tensor, requires_grad)
@@ -212,7 +212,7 @@ def _set_attributes(tensor: torch.Tensor, attributes: dict[str, Any]) -> None:
     tensor.__dict__.update(attributes)
 
 
-def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.device.type != "cuda":
         return tensor.to("cpu")
     # Pinned memory is read at the bus's full rate, and torch keeps it for the next time.
@@ -220,10 +220,10 @@ def _to_host(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _rebuild_staged(
-    kind: str,
+    device_type: str,
     requires_grad: bool,
     is_parameter: bool,
     rebuild: Callable[..., torch.Tensor],
     *parts: Any,
 ) -> torch.Tensor:
-    return finished(rebuild(*parts).to(kind), requires_grad, is_parameter)
+    return restore_autograd(rebuild(*parts).to(device_type), requires_grad, is_parameter)

@@ -19,11 +19,11 @@ from torch.distributed.distributed_c10d import _coalescing_manager
 from shmcast._devices.manifest import Manifest
 from shmcast.errors import DeviceError, DeviceTimeout
 
-LEAST_SECONDS = 1.0
+_MIN_SECONDS = 1.0
 """A shorter time-out counts as this one: a broadcast that was begun can't be taken back."""
 
-_MOST_SECONDS = 30 * 86400.0  # C++ clocks overflow where Python's don't
-_SLICE = timedelta(seconds=0.05)  # waits come back so often, for signals and deaths
+_MAX_SECONDS = 30 * 86400.0  # C++ clocks overflow where Python's don't
+_POLL_INTERVAL = timedelta(seconds=0.05)  # waits come back so often, for signals and deaths
 
 
 class PeerProgress(Protocol):
@@ -67,50 +67,52 @@ class Route:
         ]
 
 
-class Flight:
+class DeviceBroadcast:
     """Begins the broadcasts of one message's device tensors.
 
     Args:
         route: what carries them.
         manifest: of the message.
-        pieces: for each group of the manifest its bytes, a contiguous tensor to be sent or filled.
+        buffers: for each group of the manifest its bytes, a contiguous tensor to be sent or filled.
         timeout: seconds that they may take, None for the group's own time-out.
     """
 
     def __init__(
-        self, route: Route, manifest: Manifest, pieces: list[torch.Tensor], timeout: float | None
+        self, route: Route, manifest: Manifest, buffers: list[torch.Tensor], timeout: float | None
     ) -> None:
         if timeout is not None:
-            timeout = min(max(timeout, LEAST_SECONDS), _MOST_SECONDS)
+            timeout = min(max(timeout, _MIN_SECONDS), _MAX_SECONDS)
         self._route = route
         self._manifest = manifest
-        self._pieces = pieces  # not every backend keeps what it works on
+        self._buffers = buffers  # not every backend keeps what it works on
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         route.progress.announce_start()
-        self._legs = list(self._broadcast())
+        self._collectives = list(self._broadcast())
 
-    def _broadcast(self) -> Iterator[_Leg]:
+    def _broadcast(self) -> Iterator[_Collective]:
         """Enqueues the broadcasts in the manifest's order, one kind of device after the other."""
         route, options = self._route, dist.BroadcastOptions()
         options.rootRank = route.group_src
-        kinds: dict[str, list[tuple[int, torch.Tensor]]] = {}
-        for group, piece in zip(self._manifest.groups, self._pieces, strict=True):
-            kinds.setdefault(self._manifest.specs[group[0]].kind, []).append((group[0], piece))
-        for kind, pieces in kinds.items():
-            is_in_stream = route.backends[kind] == "nccl"
-            if is_in_stream and len(pieces) > 1:
+        by_type: dict[str, list[tuple[int, torch.Tensor]]] = {}
+        for group, buffer in zip(self._manifest.groups, self._buffers, strict=True):
+            by_type.setdefault(self._manifest.specs[group[0]].device_type, []).append(
+                (group[0], buffer)
+            )
+        for device_type, buffers in by_type.items():
+            is_in_stream = route.backends[device_type] == "nccl"
+            if is_in_stream and len(buffers) > 1:
                 # In one launch. Its time-out is the group's: NCCL takes no other.
-                device = pieces[0][1].device
+                device = buffers[0][1].device
                 with _coalescing_manager(route.group, device, async_ops=True) as together:
-                    for _, piece in pieces:
-                        route.group.broadcast([piece], options)
-                yield _Leg(together, pieces[0][0], is_in_stream)
+                    for _, buffer in buffers:
+                        route.group.broadcast([buffer], options)
+                yield _Collective(together, buffers[0][0], is_in_stream)
                 continue
             if self._timeout is not None and not is_in_stream:
                 options.timeout = timedelta(seconds=self._timeout)
-            for first, piece in pieces:
-                yield _Leg(route.group.broadcast([piece], options), first, is_in_stream)
+            for first, buffer in buffers:
+                yield _Collective(route.group.broadcast([buffer], options), first, is_in_stream)
 
     def wait(self) -> None:
         """Until all tensors are there: in stream order with NCCL, else now.
@@ -121,38 +123,38 @@ class Flight:
             PeerDied: a rank has died.
             NodeLost: a node can't be reached any more.
         """
-        for leg in self._legs:
+        for collective in self._collectives:
             try:
-                self._wait(leg)
+                self._wait(collective)
             except TimeoutError as error:
-                raise self._failure(DeviceTimeout, leg, error) from error
+                raise self._failure(DeviceTimeout, collective, error) from error
             except RuntimeError as error:
-                self._await_a_death()
+                self._check_for_death()
                 # Nothing but its text tells a time-out of the group from other failures.
                 is_late = re.search("time(d )?out", str(error), re.IGNORECASE)
                 kind = DeviceTimeout if is_late else DeviceError
-                raise self._failure(kind, leg, error) from error
+                raise self._failure(kind, collective, error) from error
 
-    def _wait(self, leg: _Leg) -> None:
-        if leg.is_in_stream:
+    def _wait(self, collective: _Collective) -> None:
+        if collective.is_in_stream:
             # Once all ranks have enqueued their parts, their devices will do them.
             if self._deadline is not None:
                 self._wait_for_members(self._deadline)
-            leg.work.wait()
+            collective.work.wait()
             return
         while True:
             try:
-                leg.work.wait(_SLICE)
+                collective.work.wait(_POLL_INTERVAL)
                 return
             except RuntimeError:
                 self._route.progress.check_alive()
-                if leg.work.is_completed():
-                    leg.work.wait()  # raises its error, unless it was completed just now
+                if collective.work.is_completed():
+                    collective.work.wait()  # raises its error, unless it was completed just now
                     return
                 if self._deadline is not None and time.monotonic() > self._deadline:
                     raise
 
-    def _await_a_death(self) -> None:
+    def _check_for_death(self) -> None:
         """Raises PeerDied if that is why a broadcast failed: sockets end before their process."""
         for _ in range(100):
             self._route.progress.check_alive()
@@ -167,7 +169,9 @@ class Flight:
             time.sleep(pause)
             pause = min(2 * pause, 1e-3)
 
-    def _failure(self, kind: type[DeviceError], leg: _Leg, error: Exception) -> DeviceError:
+    def _failure(
+        self, kind: type[DeviceError], collective: _Collective, error: Exception
+    ) -> DeviceError:
         specs = self._manifest.specs
         missing = self._route.missing(self._manifest.number)
         if missing:
@@ -180,13 +184,13 @@ class Flight:
             who = "all ranks had begun"
         limit = "" if self._timeout is None else f" within {self._timeout:g} s"
         return kind(
-            f"device tensor {leg.first} of {len(specs)}, {specs[leg.first]}, was not delivered"
-            f"{limit}: {who} ({error})"
+            f"device tensor {collective.first} of {len(specs)}, {specs[collective.first]}, was not "
+            f"delivered{limit}: {who} ({error})"
         )
 
 
 @dataclass(frozen=True)
-class _Leg:
+class _Collective:
     """One collective on its way."""
 
     work: Any  # torch's Work, or what the coalescing manager gives

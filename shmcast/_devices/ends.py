@@ -23,19 +23,19 @@ class DeviceSender(ObjectSender):
     Args:
         sink: where the frames go.
         lane: brings the tensors over.
-        practice: what `warm` practises on.
+        warmup: what `warm` sends to itself.
     """
 
-    def __init__(self, sink: FrameSink, lane: DeviceLane, practice: Practice | None) -> None:
-        super().__init__(sink, lane.codec, practice)
+    def __init__(self, sink: FrameSink, lane: DeviceLane, warmup: Practice | None) -> None:
+        super().__init__(sink, lane.codec, warmup)
         self._lane = lane
-        self._pack = lane.codec.pack
+        self._encode_with_tensors = lane.codec.encode_with_tensors
 
     def begin(self, obj: Any, timeout: float | None) -> Work | None:
         """Send an object and begin to broadcast its device tensors; None: it has none."""
         try:
             try:
-                frames, departure = self._pack(obj)
+                frames, outgoing = self._encode_with_tensors(obj)
             except DeviceError:
                 raise
             except Exception as error:
@@ -44,7 +44,7 @@ class DeviceSender(ObjectSender):
         except BaseException:
             self._sink.forget_views()
             raise
-        return None if departure is None else self._lane.send(departure, obj, timeout)
+        return None if outgoing is None else self._lane.send(outgoing, obj, timeout)
 
     def send(self, obj: Any, timeout: float | None = None) -> None:
         """Send an object; see `ShmBroadcaster.send`."""

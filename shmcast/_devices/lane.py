@@ -18,11 +18,11 @@ import torch.distributed as dist
 
 from shmcast._codecs.base import Received
 from shmcast._codecs.tensors import as_bytes
-from shmcast._devices import buffers as _landing
+from shmcast._devices.buffers import pack
 from shmcast._devices.codec import Carrier, DeviceCodec
-from shmcast._devices.collectives import Flight, PeerProgress, Route
-from shmcast._devices.manifest import Departure, Manifest
-from shmcast._devices.receive import Arrival
+from shmcast._devices.collectives import DeviceBroadcast, PeerProgress, Route
+from shmcast._devices.manifest import Manifest, OutgoingTensors
+from shmcast._devices.receive import IncomingMessage
 from shmcast._devices.work import Work
 from shmcast.errors import DeviceError, InvalidArgument, NodeLost, PeerDied, ShmcastWarning
 
@@ -98,31 +98,33 @@ class DeviceLane:
         """
         self._route = Route(self._group, self._backends, group_src, ranks, progress)
 
-    def carrier_of(self, kind: str) -> Carrier:
+    def carrier_of(self, device_type: str) -> Carrier:
         """How tensors on this type of device travel.
 
         Raises:
             TypeError: not at all.
         """
         types = self._device_types
-        if kind == "cpu" and not self.carries_cpu:
+        if device_type == "cpu" and not self.carries_cpu:
             return Carrier.HOST
-        if kind == "meta":
+        if device_type == "meta":
             raise TypeError("a meta tensor has no elements to send")
-        if types is not None and kind not in types:
-            raise TypeError(f"a tensor on {kind}, which is none of device_types={sorted(types)}")
-        if kind in self._backends:
+        if types is not None and device_type not in types:
+            raise TypeError(
+                f"a tensor on {device_type}, which is none of device_types={sorted(types)}"
+            )
+        if device_type in self._backends:
             return Carrier.GROUP
         if self._is_dedicated:
             raise TypeError(
-                f"a tensor on {kind}, for which device_group has no backend: it has "
+                f"a tensor on {device_type}, for which device_group has no backend: it has "
                 f"{self._backends}"
             )
         if not self._has_warned:
             self._has_warned = True
             warnings.warn(
-                f"{self._label}: the group has no backend of its own for {kind} tensors, so they "
-                "are staged through host memory; pass a device_group that has one (NCCL)",
+                f"{self._label}: the group has no backend of its own for {device_type} tensors, so "
+                "they are staged through host memory; pass a device_group that has one (NCCL)",
                 ShmcastWarning,
                 stacklevel=7,  # the caller of the broadcaster
             )
@@ -141,28 +143,28 @@ class DeviceLane:
             )
         return self._number + 1
 
-    def send(self, departure: Departure, obj: Any, timeout: float | None) -> Work:
+    def send(self, outgoing: OutgoingTensors, obj: Any, timeout: float | None) -> Work:
         """On the source: broadcast the device tensors of a message that is in the ring.
 
         Args:
-            departure: what the codec has found in `obj`.
+            outgoing: what the codec has found in `obj`.
             obj: what the work returns.
             timeout: seconds that it may take, None for the group's own time-out.
 
         Raises:
             DeviceError: the broadcasts could not be begun.
         """
-        manifest, elements = departure
+        manifest, elements = outgoing
 
-        def pieces() -> list[torch.Tensor]:
+        def buffers() -> list[torch.Tensor]:
             return [
-                _landing.packed([elements[i] for i in group])
+                pack([elements[i] for i in group])
                 if len(group) > 1
                 else as_bytes(elements[group[0]])
                 for group in manifest.groups
             ]
 
-        return self._begin(manifest, pieces, timeout, lambda: obj)
+        return self._begin(manifest, buffers, timeout, lambda: obj)
 
     def receive(self, frames: list[Received], out: Any, timeout: float | None) -> Work:
         """Elsewhere: make the object of a message whose device tensors are coming.
@@ -180,9 +182,9 @@ class DeviceLane:
         """
         manifest = Manifest.read(frames[0])
         self._check_in_step(manifest)
-        arrival = Arrival(self._label, manifest, frames, out)
-        work = self._begin(manifest, arrival.prepare, timeout, arrival.obj)
-        arrival.assemble()  # while they are on their way
+        incoming = IncomingMessage(self._label, manifest, frames, out)
+        work = self._begin(manifest, incoming.prepare, timeout, incoming.result)
+        incoming.assemble()  # while they are on their way
         return work
 
     def _check_in_step(self, manifest: Manifest) -> None:
@@ -203,7 +205,7 @@ class DeviceLane:
     ) -> Work:
         assert self._route is not None  # noqa: S101 (connect() comes first)
         try:
-            flight = Flight(self._route, manifest, prepare(), timeout)
+            broadcast = DeviceBroadcast(self._route, manifest, prepare(), timeout)
         except BaseException as error:
             self._broken = f"{type(error).__name__}: {error}"
             if not isinstance(error, Exception):
@@ -216,7 +218,7 @@ class DeviceLane:
 
         def end() -> Any:
             try:
-                flight.wait()
+                broadcast.wait()
             except (NodeLost, PeerDied) as error:
                 self._broken = str(error)
                 raise

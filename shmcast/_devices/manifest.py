@@ -21,15 +21,15 @@ ALIGNMENT = 256
 """Bytes: where a packed tensor may begin, as far as kernels ask for in fresh memory."""
 
 
-_MARK = 0  # a manifest's first byte; a pickle's is 0x80
+_FIRST_BYTE = 0  # a manifest's first byte; a pickle's is 0x80
 
 
 class TensorSpec(NamedTuple):
     """What receivers must know of a device tensor before it comes."""
 
-    kind: str
+    device_type: str
     """Its device's type."""
-    ordinal: int | None
+    device_index: int | None
     """Its device's index at the source."""
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -63,7 +63,7 @@ class Manifest:
         places = {key: i for i, key in enumerate(unique)}
         which = [places[id(spec)] for spec in self.specs]
         plain = (self.number, list(map(tuple, unique.values())), which, self.groups)
-        return bytes((_MARK,)) + pickle.dumps(plain, pickle.HIGHEST_PROTOCOL)
+        return bytes((_FIRST_BYTE,)) + pickle.dumps(plain, pickle.HIGHEST_PROTOCOL)
 
     @classmethod
     def read(cls, frame: Received) -> Manifest:
@@ -77,26 +77,26 @@ def grouped(specs: list[TensorSpec]) -> list[list[int]]:
     """The tensors, by index, that go in one broadcast: the small ones of one kind of device.
 
     Raises:
-        ValueError: tensors are on several devices of one kind.
+        ValueError: tensors are on several devices of one type.
     """
-    ordinals = {spec.kind: spec.ordinal for spec in specs}
+    indices = {spec.device_type: spec.device_index for spec in specs}
     small: dict[str, list[int]] = {}
     large = []
     for i, spec in enumerate(specs):
-        if spec.ordinal != ordinals[spec.kind]:
+        if spec.device_index != indices[spec.device_type]:
             raise ValueError(
-                f"its tensors are on {spec.kind}:{spec.ordinal} and {spec.kind}:"
-                f"{ordinals[spec.kind]}; in a process group each rank has one device: move them "
-                "to one"
+                f"its tensors are on {spec.device_type}:{spec.device_index} and {spec.device_type}:"
+                f"{indices[spec.device_type]}; in a process group each rank has one device: move "
+                "them to one"
             )
         if spec.nbytes >= PACK_BYTES:
             large.append([i])
         elif spec.nbytes:
-            small.setdefault(spec.kind, []).append(i)
+            small.setdefault(spec.device_type, []).append(i)
     return [*small.values(), *large]
 
 
-class Departure(NamedTuple):
+class OutgoingTensors(NamedTuple):
     """What of a message takes the device lane, behind its frames."""
 
     manifest: Manifest
@@ -106,4 +106,4 @@ class Departure(NamedTuple):
 
 def has_manifest(frames: list[Received]) -> bool:
     """Return whether a message's device tensors follow: its first frame is a manifest."""
-    return len(frames) > 1 and frames[0][0] == _MARK
+    return len(frames) > 1 and frames[0][0] == _FIRST_BYTE

@@ -14,13 +14,13 @@ import torch
 from shmcast._devices.work import Work
 from shmcast.errors import InvalidArgument
 
-_NOTHING = object()  # in the place of what only one of the two objects has
+_MISSING = object()  # in the place of what only one of the two objects has
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """A tensor to receive into, and the one of the message that it stands for."""
 
 
-def fit(
+def match_out(
     got: Any, out: Any, arrives_on: Callable[[torch.Tensor], torch.device]
 ) -> tuple[Any, list[Pair]]:
     """Puts the tensors of `out` in the places of those of `got`. Nothing is copied yet.
@@ -40,11 +40,11 @@ def fit(
         InvalidArgument: a tensor has no place in the other object, or one of another shape, dtype
             or device. The message has its path, with `d` for the whole.
     """
-    walk = _Walk(arrives_on)
-    return walk.fit(got, out, "d"), walk.pairs
+    matcher = _Matcher(arrives_on)
+    return matcher.match(got, out, "d"), matcher.pairs
 
 
-def copy_all(pairs: list[Pair]) -> None:
+def copy_pairs(pairs: list[Pair]) -> None:
     """Copies the second tensor of each pair into the first."""
     if pairs:
         into, source = zip(*pairs, strict=True)
@@ -52,34 +52,34 @@ def copy_all(pairs: list[Pair]) -> None:
             torch._foreach_copy_(into, source)
 
 
-class _Walk:
+class _Matcher:
     def __init__(self, arrives_on: Callable[[torch.Tensor], torch.device]) -> None:
         self.pairs: list[Pair] = []
         self._arrives_on = arrives_on
         # By identity: shared parts stay shared, and cycles end. The parts are kept, so that no
         # other takes their identity.
-        self._fitted: dict[tuple[int, int], tuple[Any, Any, Any]] = {}
+        self._matched: dict[tuple[int, int], tuple[Any, Any, Any]] = {}
 
-    def fit(self, got: Any, out: Any, path: str) -> Any:
+    def match(self, got: Any, out: Any, path: str) -> Any:
         if isinstance(got, torch.Tensor) and isinstance(out, torch.Tensor):
             self._check(got, out, path)
             self.pairs.append((out, got))
             return out
-        known = self._fitted.get((id(got), id(out)))
+        known = self._matched.get((id(got), id(out)))
         if known is not None:
             return known[0]
         parts, places = _parts(got), _parts(out)
         if type(got) is type(out) and parts is not None and places is not None:
-            self._fitted[id(got), id(out)] = (got, got, out)
+            self._matched[id(got), id(out)] = (got, got, out)
             both = {
-                key: self.fit(
-                    parts.get(key, _NOTHING), places.get(key, _NOTHING), path + _step(got, key)
+                key: self.match(
+                    parts.get(key, _MISSING), places.get(key, _MISSING), path + _step(got, key)
                 )
                 for key in {**parts, **places}
             }
-            fitted = _replaced(got, {key: both[key] for key in parts})
-            self._fitted[id(got), id(out)] = (fitted, got, out)
-            return fitted
+            matched = _with_parts(got, {key: both[key] for key in parts})
+            self._matched[id(got), id(out)] = (matched, got, out)
+            return matched
         for side, other, where in ((got, out, "the message"), (out, got, "out")):
             inner = _first_tensor(side, "", set())
             if inner is not None:
@@ -126,7 +126,7 @@ def _is_named(obj: Any) -> bool:
     return isinstance(obj, tuple) and hasattr(obj, "_fields")
 
 
-def _replaced(obj: Any, parts: dict[Any, Any]) -> Any:
+def _with_parts(obj: Any, parts: dict[Any, Any]) -> Any:
     """`obj` with other parts; the same object wherever that can be."""
     if isinstance(obj, dict):
         obj.update(parts)
@@ -157,7 +157,7 @@ def _first_tensor(obj: Any, path: str, seen: set[int]) -> str | None:
 
 
 def _describe(obj: Any) -> str:
-    return "not there" if obj is _NOTHING else f"a {type(obj).__qualname__}"
+    return "not there" if obj is _MISSING else f"a {type(obj).__qualname__}"
 
 
 def receive_into(label: str, obj: Any, out: Any) -> Work:
@@ -170,11 +170,11 @@ def receive_into(label: str, obj: Any, out: Any) -> Work:
 
     def place() -> Any:
         try:
-            fitted, pairs = fit(obj, out, lambda tensor: tensor.device)
+            matched, pairs = match_out(obj, out, lambda tensor: tensor.device)
         except Exception as error:
             raise mismatch(label, error) from error
-        copy_all(pairs)
-        return fitted
+        copy_pairs(pairs)
+        return matched
 
     return Work(place)
 

@@ -10,15 +10,14 @@ from typing import Any
 import torch
 
 from shmcast._codecs.base import Received
-from shmcast._devices import buffers as _landing
-from shmcast._devices import out as _into
+from shmcast._devices.buffers import ReceiveBuffers, empty, restore_autograd_of
 from shmcast._devices.codec import unpickle
 from shmcast._devices.manifest import Manifest
-from shmcast._devices.out import mismatch
+from shmcast._devices.out import Pair, copy_pairs, match_out, mismatch
 from shmcast.errors import DecodeError, InvalidArgument, ShmcastError
 
 
-class Arrival:
+class IncomingMessage:
     """A message with device tensors that was received.
 
     What is wrong with its object is kept until the tensors have arrived, so that this rank takes
@@ -38,8 +37,8 @@ class Arrival:
         self._out = out
         self._obj: Any = None
         # What to receive into, what stands there in the message, and its number if on a device.
-        self._places: list[tuple[torch.Tensor, torch.Tensor, int | None]] = []
-        self._copies: list[_into.Pair] = []  # to be made when all has arrived
+        self._matches: list[tuple[torch.Tensor, torch.Tensor, int | None]] = []
+        self._copies: list[Pair] = []  # to be made when all has arrived
         self._error: ShmcastError | None = None
 
     def prepare(self) -> list[torch.Tensor]:
@@ -48,20 +47,20 @@ class Arrival:
         Without `out` the object is not looked at: that can be done while they are on their way.
         """
         targets = None if self._out is None else self._find_targets()
-        self._landing = _landing.Landing(self._manifest, targets)
-        return self._landing.pieces
+        self._buffers = ReceiveBuffers(self._manifest, targets)
+        return self._buffers.buffers
 
     def assemble(self) -> None:
         """Makes the object, before its tensors have arrived or after."""
-        tensors = self._landing.tensors()
+        tensors = self._buffers.tensors()
         if self._out is None:
-            self._obj = self._unpickle(_landing.finish(tensors, self._manifest.specs))
-        for into, got, number in self._places:
+            self._obj = self._unpickle(restore_autograd_of(tensors, self._manifest.specs))
+        for into, got, number in self._matches:
             source = got if number is None else tensors[number]
             if source is not into:
                 self._copies.append((into, source))
 
-    def obj(self) -> Any:
+    def result(self) -> Any:
         """The object, when its tensors have arrived.
 
         Raises:
@@ -70,32 +69,34 @@ class Arrival:
         """
         if self._error is not None:
             raise self._error
-        _into.copy_all(self._copies)
+        copy_pairs(self._copies)
         return self._obj
 
     def _find_targets(self) -> dict[int, torch.Tensor]:
         """Lays the object beside `out`; returns which of its tensors are received into."""
         specs = self._manifest.specs
         # Tensors without memory, to see which one belongs where.
-        stubs = _landing.finish([_landing.empty(spec, "meta") for spec in specs], specs)
+        stubs = restore_autograd_of([empty(spec, "meta") for spec in specs], specs)
         numbers = {id(stub): i for i, stub in enumerate(stubs)}
         obj = self._unpickle(stubs)
         if self._error is None:
-            pairs = self._fit(obj, numbers)
-            self._places = [(into, got, numbers.get(id(got))) for into, got in pairs]
-        return {number: into for into, _, number in self._places if number is not None}
+            pairs = self._match(obj, numbers)
+            self._matches = [(into, got, numbers.get(id(got))) for into, got in pairs]
+        return {number: into for into, _, number in self._matches if number is not None}
 
-    def _fit(self, obj: Any, numbers: dict[int, int]) -> list[_into.Pair]:
+    def _match(self, obj: Any, numbers: dict[int, int]) -> list[Pair]:
         """Lays the object beside `out`; device tensors are stubs, numbered by identity."""
         specs = self._manifest.specs
-        devices = {spec.kind: torch.empty(0, device=spec.kind).device for spec in specs}
+        devices = {
+            spec.device_type: torch.empty(0, device=spec.device_type).device for spec in specs
+        }
 
         def arrives_on(tensor: torch.Tensor) -> torch.device:
             number = numbers.get(id(tensor))
-            return tensor.device if number is None else devices[specs[number].kind]
+            return tensor.device if number is None else devices[specs[number].device_type]
 
         try:
-            self._obj, pairs = _into.fit(obj, self._out, arrives_on)
+            self._obj, pairs = match_out(obj, self._out, arrives_on)
             found = {id(got) for _, got in pairs}
             for stub, number in numbers.items():
                 if stub not in found:
