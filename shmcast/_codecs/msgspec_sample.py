@@ -1,4 +1,4 @@
-"""Codec: a small object of a type, to practise on. Imported once msgspec is in use."""
+"""Codec: make up a small object of a type, for warm-ups. Imported once msgspec is in use."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class NoSample(Exception):
 
 
 class SampleBuilder:
-    """Makes up objects: one of each kind in every list, and one large array in all."""
+    """Makes up one object: one element of each kind in every list, and one large array in all."""
 
     def __init__(self) -> None:
-        self._inside: list[object] = []  # of which classes
+        self._enclosing: list[object] = []  # the classes of the objects that are being built
         self._has_large_array = False
 
     def build(self, part: inspect.Type) -> Any:
-        """An object of this type.
+        """Make up an object of this type.
 
         Raises:
-            NoSample: as it says.
-            Exception: a class of the user's does not take what was made up; of any class.
+            NoSample: there is none that is easily made up.
+            Exception: a class of the user's refuses what was made up; of any class.
         """
         kind = type(part)
         if kind in _PLAIN:
@@ -59,7 +59,10 @@ class SampleBuilder:
         raise NoSample
 
     def _build_each(self, part: inspect.Type) -> list[Any]:
-        """One of each member of a union but None, one of any other type; without the impossible."""
+        """Make up one object of each member of a union but None, or one of any other type.
+
+        Members of which there is no sample are left out.
+        """
         found = []
         for member in part.types if isinstance(part, inspect.UnionType) else (part,):
             if not isinstance(member, inspect.NoneType):
@@ -70,10 +73,10 @@ class SampleBuilder:
         return found
 
     def _build_record(self, cls: Any, fields: Sequence[inspect.Field]) -> Any:
-        if cls in self._inside:
-            raise NoSample  # that has an end
+        if cls in self._enclosing:
+            raise NoSample  # it would have no end
         values = {}
-        self._inside.append(cls)
+        self._enclosing.append(cls)
         try:
             for field in fields:
                 try:
@@ -82,7 +85,7 @@ class SampleBuilder:
                     if field.required:
                         raise
         finally:
-            self._inside.pop()
+            self._enclosing.pop()
         return cls(**values)
 
     def _build_array(self, cls: type) -> Any:

@@ -1,4 +1,4 @@
-"""Codec: whether all that a type is made of can travel. Imported once msgspec is in use."""
+"""Codec: check that every part of a type can travel. Imported once msgspec is in use."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from shmcast._codecs.msgspec_errors import type_name
 
 
 def checked_type_info(message_type: Any) -> inspect.Type:
-    """What the type is made of.
+    """Return msgspec's description of a type, all of whose parts can be decoded.
 
     Raises:
-        TypeError: something in it can't be decoded; the error names the field.
+        TypeError: a part can't be decoded; the error names the field.
         Exception: msgspec does not understand the type; of any class.
     """
     whole = inspect.type_info(message_type)
@@ -29,19 +29,19 @@ def checked_type_info(message_type: Any) -> inspect.Type:
 
 
 def _walk(whole: inspect.Type, place: str) -> Iterator[tuple[str, inspect.Type]]:
-    """Every type in a type, once, and the field where it is."""
-    known = set()  # a type may have itself as a part
-    ahead = [(place, whole)]
-    while ahead:
-        place, part = ahead.pop()
-        if id(part) in known:
+    """Yield every type in a type once, and the field that it is in."""
+    seen = set()  # a type may have itself as a part
+    pending = [(place, whole)]
+    while pending:
+        place, part = pending.pop()
+        if id(part) in seen:
             continue
-        known.add(id(part))
+        seen.add(id(part))
         yield place, part
         for name in part.__struct_fields__:
             value = getattr(part, name)
             for inner in value if isinstance(value, tuple) else (value,):
                 if isinstance(inner, inspect.Field):
-                    ahead.append((f"{type_name(part.cls)}.{inner.name}", inner.type))  # type: ignore[attr-defined]
+                    pending.append((f"{type_name(part.cls)}.{inner.name}", inner.type))  # type: ignore[attr-defined]
                 elif isinstance(inner, inspect.Type):
-                    ahead.append((place, inner))
+                    pending.append((place, inner))
