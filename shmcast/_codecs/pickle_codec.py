@@ -34,7 +34,7 @@ class PickleCodec:
         # Idle picklers: making one costs more than pickling a small message. One is taken out while
         # it is used, so that two threads, or an object whose reduction encodes another, get two.
         self._idle: list[_Pickler] = []
-        self._has_seen_buffers = False  # whether a message had more than one frame
+        self._has_seen_large = False  # a long message, or one of several frames
 
     def encode(self, obj: Any, /) -> list[Frame]:
         """Return the pickle of `obj`, then its out-of-band buffers.
@@ -56,7 +56,7 @@ class PickleCodec:
         clear_memo()  # it would keep obj alive, and take it for known the next time
         if buffers or len(written) > 1:
             # Past 64 KiB pickle writes several pieces, and each large bytes object by itself.
-            self._has_seen_buffers = True
+            self._has_seen_large = True
             frames = [b"".join(written), *buffers]
             buffers.clear()
         else:
@@ -73,7 +73,7 @@ class PickleCodec:
         """
         if len(frames) == 1:
             return unpickle_plain(frames[0], _loads)
-        self._has_seen_buffers = True
+        self._has_seen_large = True
         return _loads(frames[0], buffers=frames[1:])
 
     def _reducers_for(self, _buffers: list[Any]) -> Reducers:
@@ -83,12 +83,12 @@ class PickleCodec:
     def sample(self) -> Any:
         """Return a small message of the kinds of objects that messages are made of.
 
-        It has an array as soon as a message had more than one frame, if numpy is in use.
+        It has an array once a large message was encoded or decoded, if numpy is in use.
         """
         sample: dict[str, Any] = {"step": 1, "ids": [1, 2], "done": False, "scale": 0.5}
         # Last, so that both picklers run: the one for plain objects stops here.
         sample["request"] = _SampleRequest("request-1", [1, 2], 0.5)
-        if self._has_seen_buffers and "numpy" in sys.modules:
+        if self._has_seen_large and "numpy" in sys.modules:
             import numpy as np
 
             sample["array"] = np.zeros(OUT_OF_BAND_BYTES, np.uint8)

@@ -1,6 +1,6 @@
-"""Codec: device tensors are found in an object, listed in a manifest, and put back in their places.
+"""Codec: find the device tensors in an object, list them in a manifest, put them back in place.
 
-Their elements don't pass here: device.py brings them over. Imported once torch is in use.
+Their elements take the lane and don't pass through here. Imported once torch is in use.
 """
 
 from __future__ import annotations
@@ -17,37 +17,51 @@ import torch
 from shmcast._codecs.base import Frame, Received
 from shmcast._codecs.pickle_codec import PickleCodec, Reducers
 from shmcast._codecs.tensors import REDUCERS, contiguous_elements, reduce_tensor
-from shmcast._devices.manifest import Manifest, OutgoingTensors, TensorSpec, grouped
+from shmcast._devices.manifest import (
+    Manifest,
+    OutgoingTensors,
+    TensorSpec,
+    grouped,
+    restore_autograd,
+)
 
 
 class Carrier(enum.Enum):
-    """What brings the tensors of a kind of device over."""
+    """What carries the tensors on a type of device."""
 
     HOST = enum.auto()
     """The message: they are in host memory."""
     GROUP = enum.auto()
-    """Broadcasts of the device group."""
+    """The device group's broadcasts."""
     STAGING = enum.auto()
-    """The message, after a copy to host memory and before one to the receiver's device."""
+    """The message: they are copied to host memory, and from there to the receiver's device."""
 
 
 class Lane(Protocol):
     """What the codec asks of the lane that its tensors take."""
 
     carries_cpu: bool
-    """Whether host memory is taken for a device."""
+    """Whether tensors in host memory take the lane, too."""
 
     def carrier_of(self, device_type: str, /) -> Carrier:
-        """How tensors on this type of device travel. Raises TypeError: not at all."""
+        """Return what carries the tensors on a type of device.
+
+        Raises:
+            TypeError: nothing does.
+        """
 
     def next_number(self) -> int:
-        """The number of the next message with device tensors. Raises DeviceError: none can be."""
+        """Return the number of the next message with device tensors.
+
+        Raises:
+            DeviceError: an earlier one has failed.
+        """
 
 
 class DeviceCodec(PickleCodec):
-    """PickleCodec, but for device tensors: the pickle has a stub in each one's place.
+    """`PickleCodec` with a stub in the place of each device tensor.
 
-    Such a message's first frame is the manifest, which is understood without unpickling.
+    The first frame of a message with stubs is the manifest, which is read without unpickling.
     """
 
     def __init__(self, lane: Lane) -> None:
@@ -55,7 +69,14 @@ class DeviceCodec(PickleCodec):
         self._lane = lane
 
     def encode_with_tensors(self, obj: Any, /) -> tuple[list[Frame], OutgoingTensors | None]:
-        """Return the frames of `obj`, and what takes the lane; None: nothing does."""
+        """Return the frames of `obj` and its device tensors; None: it has none.
+
+        Raises:
+            TypeError: a tensor can't be sent; the error says why.
+            ValueError: its tensors are on several devices of one type.
+            DeviceError: no more device tensors can be sent.
+            Exception: what pickle or a reducer raises; of any class.
+        """
         frames = super().encode(obj)
         if len(frames) == 1:
             return frames, None
@@ -73,7 +94,7 @@ class DeviceCodec(PickleCodec):
         )
 
     def encode(self, obj: Any, /) -> list[Frame]:
-        """Return the frames of `obj` alone: for practice, on objects without device tensors."""
+        """Return the frames of `obj`, for a warm-up: the sample has no device tensors."""
         return self.encode_with_tensors(obj)[0]
 
     def _reducers_for(self, buffers: list[Any]) -> Reducers:
@@ -81,8 +102,16 @@ class DeviceCodec(PickleCodec):
 
 
 def unpickle(frames: list[Received], tensors: Iterable[torch.Tensor]) -> Any:
-    """Return the object of a message with a manifest, `tensors` in the places of its stubs."""
-    outer = _unpickling.tensors  # an object may receive others as it is unpickled
+    """Return the object of a message with a manifest.
+
+    Args:
+        frames: the message's.
+        tensors: what to put in the places of its stubs, in the manifest's order.
+
+    Raises:
+        Exception: what unpickling raises; of any class.
+    """
+    outer = _unpickling.tensors  # unpickling an object may receive others
     _unpickling.tensors = iter(tensors)
     try:
         return pickle.loads(frames[1], buffers=frames[2:])  # noqa: S301
@@ -98,20 +127,20 @@ _unpickling = _Unpickling()
 
 
 def _next_tensor() -> torch.Tensor:
-    """What a stub is unpickled by. Stubs are unpickled in the order in which they were pickled."""
+    """Return what takes a stub's place: stubs are unpickled in the order of their pickling."""
     if _unpickling.tensors is None:
         raise pickle.UnpicklingError("a device tensor's stub outside of its message")
     return next(_unpickling.tensors)
 
 
 class _DeviceReducers(Reducers):
-    """Reduces device tensors to stubs, and lists them among the buffers of the pickle."""
+    """Reduces device tensors to stubs, and adds them to the buffers of the pickle."""
 
     def __init__(self, lane: Lane, buffers: list[Any]) -> None:
         super().__init__()
         self._lane = lane
-        # No methods of this table: in a cycle with it, a pickler that is thrown away in the middle
-        # of an object would keep the object's tensors.
+        # No bound methods: in a cycle with this table, a pickler that is thrown away in mid-object
+        # would keep the object's tensors.
         specs: dict[tuple[Any, ...], TensorSpec] = {}
         reduce = functools.partial(_reduce, lane, lane.carries_cpu, specs, buffers)
         self[torch.Tensor] = reduce
@@ -131,10 +160,10 @@ def _reduce(
     buffers: list[Any],
     tensor: torch.Tensor,
 ) -> tuple[Any, ...]:
-    """Reduces a `torch.Tensor` or `Parameter` (exactly) by the way that it will take.
+    """Reduce a `torch.Tensor` or `Parameter` (exactly) for its carrier.
 
     This runs for each of perhaps many small tensors: every microsecond counts. A decode loop sends
-    tensors of the same few kinds over and over, so what is said of a kind is made once.
+    tensors that differ in their elements only, so that their specs are made once.
     """
     if tensor.is_cpu and not carries_cpu:
         return cast("tuple[Any, ...]", REDUCERS[type(tensor)](tensor))
@@ -201,18 +230,12 @@ def _reduce_subclass(
     return cast("tuple[Any, ...]", reduce(tensor))
 
 
-def restore_autograd(tensor: torch.Tensor, requires_grad: bool, is_parameter: bool) -> torch.Tensor:
-    """The tensor as it was at the source: a parameter, or with its gradient wanted."""
-    if is_parameter:
-        return torch.nn.Parameter(tensor, requires_grad)
-    return tensor.requires_grad_() if requires_grad else tensor
-
-
 def _set_attributes(tensor: torch.Tensor, attributes: dict[str, Any]) -> None:
     tensor.__dict__.update(attributes)
 
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy in host memory: from CUDA, in pinned memory."""
     if tensor.device.type != "cuda":
         return tensor.to("cpu")
     # Pinned memory is read at the bus's full rate, and torch keeps it for the next time.
