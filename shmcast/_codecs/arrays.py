@@ -1,4 +1,4 @@
-"""Codec: how numpy arrays are reduced to a buffer and rebuilt. Imported once numpy is in use."""
+"""Codec: reduce numpy arrays to a buffer and rebuild them. Imported once numpy is in use."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from shmcast import _core
+from shmcast._core import Lease, Loan, view
 
 AnyArray = npt.NDArray[Any]
 
+_VIEWS_PER_SWEEP = 64
+
 
 def _reduce_array(array: AnyArray) -> tuple[Any, ...]:
-    """Reduces an `np.ndarray` (exactly, no subclass) of any shape, layout and dtype.
+    """Reduce an `np.ndarray` (exactly, no subclass) of any shape, layout and dtype.
 
-    numpy's own reduction copies what is not contiguous into the pickle, and keeps the read-only
-    flag. Here such arrays are made C-contiguous and travel out-of-band too.
+    numpy's own reduction copies an array that is not contiguous into the pickle, and keeps the
+    read-only flag. Here such an array is made C-contiguous and travels out-of-band too.
     """
     dtype = array.dtype
     if dtype.hasobject:
@@ -29,11 +31,11 @@ def _reduce_array(array: AnyArray) -> tuple[Any, ...]:
     if array.base is not None:
         loan = _loan_behind(array)
         if loan is not None:
-            _note(loan, array)
+            _remember_view(loan, array)
         has_gaps = not (array.flags.c_contiguous or array.flags.f_contiguous)
-        # (What stands between may be anything: a tensor, or what sliding_window_view makes.)
-        if has_gaps and array.size and _core.Loan.covers(array.__array_interface__["data"][0]):
-            return _reduce_in_place(array)
+        # By address: anything may stand between, a tensor or what sliding_window_view makes.
+        if has_gaps and array.size and Loan.covers(array.__array_interface__["data"][0]):
+            return _reduce_strided(array)
     order: Literal["C", "F"] = "C"
     if not array.flags.c_contiguous:
         if array.flags.f_contiguous:
@@ -44,44 +46,44 @@ def _reduce_array(array: AnyArray) -> tuple[Any, ...]:
     if array.nbytes:
         # As bytes: the buffer protocol has no code for datetimes, bfloat16 and their like.
         raw = array.reshape(-1, order=order).view(np.uint8)
-        # (Of a memoryview it would crash CPython's garbage collector, where an exception's cycle
-        # has both; which is why _core.view() makes none either.)
+        # Not of a memoryview: CPython's garbage collector crashes on an exception's cycle that has
+        # a PickleBuffer and its memoryview. For that reason view() makes none either.
         buffer = pickle.PickleBuffer(raw)  # type: ignore[arg-type]
-    return _rebuild_array, (buffer, _spell(dtype) or dtype, array.shape, order)
+    return _rebuild_array, (buffer, _typestr(dtype) or dtype, array.shape, order)
 
 
-def _loan_behind(array: AnyArray) -> _core.Loan | None:
+def _loan_behind(array: AnyArray) -> Loan | None:
     base: object = array.base
     while type(base) is np.ndarray:
         base = base.base
-    return base if type(base) is _core.Loan else None
+    return base if type(base) is Loan else None
 
 
-def _note(loan: _core.Loan, array: AnyArray) -> None:
-    """For the writer, who makes the array read-only if it was sent."""
+def _remember_view(loan: Loan, array: AnyArray) -> None:
+    """Note the array with its loan: the writer makes it read-only once it is sent."""
     views = loan.views
     if len(views) % _VIEWS_PER_SWEEP == 0:
-        views[:] = [view for view in views if view() is not None]
+        views[:] = [reference for reference in views if reference() is not None]
     views.append(weakref.ref(array))
 
 
-_VIEWS_PER_SWEEP = 64
-
-
-def _reduce_in_place(array: AnyArray) -> tuple[Any, ...]:
-    """Reduces a strided array to the bytes from its first to its last element, gaps included."""
+def _reduce_strided(array: AnyArray) -> tuple[Any, ...]:
+    """Reduce a strided array to the bytes from its first to its last element, gaps included."""
     reach = [(n - 1) * step for n, step in zip(array.shape, array.strides, strict=True)]
     before = -sum(step for step in reach if step < 0)
     after = sum(step for step in reach if step > 0) + array.itemsize
     address = array.__array_interface__["data"][0]
-    buffer = pickle.PickleBuffer(_core.view(address - before, before + after, array))
+    buffer = pickle.PickleBuffer(view(address - before, before + after, array))
     dtype = array.dtype
-    return _rebuild_strided, (buffer, _spell(dtype) or dtype, array.shape, array.strides, before)
+    return _rebuild_strided, (buffer, _typestr(dtype) or dtype, array.shape, array.strides, before)
 
 
 @functools.lru_cache(maxsize=256)
-def _spell(dtype: np.dtype[Any]) -> str | None:
-    """The two or three characters that make this dtype; a pickled dtype costs ten times as much."""
+def _typestr(dtype: np.dtype[Any]) -> str | None:
+    """Return the few characters that make this dtype; a pickled dtype costs ten times as much.
+
+    None: they don't tell all of it.
+    """
     return dtype.str if np.dtype(dtype.str) == dtype and dtype.metadata is None else None
 
 
@@ -105,45 +107,49 @@ def _rebuild_strided(
 ) -> AnyArray:
     memory = memory_of(buffer)
     array = np.ndarray(shape, dtype, memory, offset, strides)
-    # Its own, it has no gaps, and no elements that are one (strides of 0).
-    return array if type(memory) is _core.Lease else array.copy()
+    # A copy has no gaps, and no elements that share memory (strides of 0).
+    return array if type(memory) is Lease else array.copy()
 
 
 def memory_of(buffer: bytearray | bytes | memoryview) -> Any:
-    """The memory of an unpickled buffer: a bytearray, to be written to, or a `_core.Lease`.
+    """Return the memory of an unpickled buffer: a bytearray, to be written to, or a `Lease`.
 
-    Pickle wraps a buffer whose sender had it read-only in a read-only view (out-of-band) or makes
-    it bytes (in-band, small).
+    If the sender's memory was read-only, pickle wraps the buffer in a read-only view (out-of-band)
+    or makes it bytes (in-band).
     """
     if isinstance(buffer, memoryview):
         buffer = buffer.obj  # type: ignore[assignment]
-    return buffer if isinstance(buffer, bytearray | _core.Lease) else bytearray(buffer)
+    return buffer if isinstance(buffer, bytearray | Lease) else bytearray(buffer)
 
 
 @functools.lru_cache(maxsize=256)
-def spell(dtype: str | np.dtype[Any]) -> str:
-    """A dtype, as a reduced array has it, as text that `dtype_of` understands.
+def dtype_name(dtype: str | np.dtype[Any]) -> str:
+    """Return the text that `dtype_from_name` makes this dtype of.
+
+    Args:
+        dtype: of a reduced array, which may have such a text in its place already.
 
     Raises:
-        TypeError, ValueError: there is no such text.
+        TypeError: there is no such text; or ValueError.
     """
     if isinstance(dtype, str):
         return dtype
     text = repr(dtype.descr) if dtype.names is not None else dtype.str
-    if dtype_of(text) != dtype:
+    if dtype_from_name(text) != dtype:
         raise TypeError(f"dtype {dtype} has no description in text")
     return text
 
 
 @functools.lru_cache(maxsize=256)
-def dtype_of(text: str) -> np.dtype[Any]:
-    """What was spelled: one dtype, or the fields of a structured one."""
+def dtype_from_name(text: str) -> np.dtype[Any]:
+    """Return the dtype of a text by `dtype_name`: a type string, or a structured dtype's fields."""
     if text.startswith("["):
         return np.lib.format.descr_to_dtype(ast.literal_eval(text))
     return np.dtype(text)
 
 
 REDUCERS: dict[type, Callable[[Any], Any]] = {np.ndarray: _reduce_array}
+"""How to reduce an object, by its type."""
 
-REBUILDERS = (_rebuild_array, _rebuild_strided)
-"""What a reduced array is rebuilt by; their first two arguments are a buffer and a dtype."""
+REBUILDERS: tuple[Callable[..., Any], ...] = (_rebuild_array, _rebuild_strided)
+"""What rebuilds a reduced array; their first two arguments are a buffer and a dtype."""

@@ -1,17 +1,15 @@
 """Codec: arrays and tensors in a msgpack message. Imported once msgspec is in use.
 
-In an array's place the message has an extension that says how it lies. Its elements are in a buffer
-beside the message, or, if they are few, in the extension.
+An array's place in the message holds an extension, which describes the array. Its elements are in a
+frame beside the message or, if they are few, in the extension.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import pickle
 from collections.abc import Callable
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -25,45 +23,56 @@ Encoder = tuple[Callable[[Any], bytes], "list[memoryview]"]
 Decoder = tuple[Callable[[Received], Any], "list[Received]"]
 """What decodes a message, and the list of frames in which it looks for the buffers."""
 
-_CODES = {"numpy.ndarray": 96, "torch.Tensor": 97}  # of the extensions
-_MODULES = {96: "shmcast._codecs.arrays", 97: "shmcast._codecs.tensors"}
+_NUMPY, _TORCH = 96, 97  # the extensions' codes
+_CODES = {"numpy.ndarray": _NUMPY, "torch.Tensor": _TORCH}
 
 
-def encoder() -> Encoder:
-    """A new encoder, of any object."""
+class _Library(Protocol):
+    """What a module of this room knows of its library's arrays."""
+
+    REDUCERS: dict[type, Callable[[Any], Any]]
+    REBUILDERS: tuple[Callable[..., Any], ...]
+
+    def dtype_name(self, dtype: Any, /) -> str: ...
+
+    def dtype_from_name(self, text: str, /) -> Any: ...
+
+
+def make_encoder() -> Encoder:
+    """Make an encoder of any object."""
     buffers: list[memoryview] = []
-    hook = functools.partial(_pack, buffers)
+    hook = functools.partial(_to_extension, buffers)
     return msgspec.msgpack.Encoder(enc_hook=hook).encode, buffers
 
 
-def decoder(message_type: Any) -> Decoder:
-    """A new decoder of one type.
+def make_decoder(message_type: Any) -> Decoder:
+    """Make a decoder of one type.
 
     Raises:
         Exception: msgspec does not know the type; of any class.
     """
     frames: list[Received] = []
-    hook = functools.partial(_unpack, frames)
+    hook = functools.partial(_from_extension, frames)
     return msgspec.msgpack.Decoder(message_type, ext_hook=hook).decode, frames
 
 
 def is_array(cls: type) -> bool:
-    """Whether instances of exactly this class travel as buffers."""
-    return _name(cls) in _CODES
+    """Return whether instances of exactly this class travel as buffers."""
+    return _qualified_name(cls) in _CODES
 
 
-def _pack(buffers: list[memoryview], obj: Any) -> Ext:
-    """The extension for an object that msgspec does not know.
+def _to_extension(buffers: list[memoryview], obj: Any) -> Ext:
+    """Return the extension for an object that msgspec does not know.
 
     Raises:
-        TypeError: it is no array and no tensor, or more than its elements.
+        TypeError: it is neither an array nor a tensor, or has more than its elements.
     """
     cls = type(obj)
-    code = _known.get(cls) or _code_of(cls)
-    module = _module(code)
-    rebuild, args = module.REDUCERS[cls](obj)[:2]
-    if rebuild not in module.REBUILDERS:  # it was reduced in pickle's own way
-        raise TypeError(_why_not(obj))
+    code = _code_by_class.get(cls) or _code_of(cls)
+    library = _library(code)
+    rebuild, args = library.REDUCERS[cls](obj)[:2]
+    if rebuild not in library.REBUILDERS:  # it was reduced in pickle's own way
+        raise TypeError(_reason_against(obj))
     buffer, dtype, *layout = args
     if isinstance(buffer, pickle.PickleBuffer):
         raw = buffer.raw()
@@ -72,53 +81,59 @@ def _pack(buffers: list[memoryview], obj: Any) -> Ext:
         else:
             buffers.append(raw)
             buffer = len(buffers)  # the number of its frame; 0 is the message
-    which = module.REBUILDERS.index(rebuild)
-    return Ext(code, _encode((which, buffer, module.spell(dtype), *layout)))
+    which = library.REBUILDERS.index(rebuild)
+    return Ext(code, _encode((which, buffer, library.dtype_name(dtype), *layout)))
 
 
-def _unpack(frames: list[Received], code: int, data: memoryview) -> Any:
-    """The array or tensor of an extension. One that is the user's own is left as it is."""
-    if code not in _MODULES:
+def _from_extension(frames: list[Received], code: int, data: memoryview) -> Any:
+    """Return the array or tensor of an extension; leave an extension of the user's as it is."""
+    if code not in (_NUMPY, _TORCH):
         return Ext(code, bytes(data))
-    module = _module(code)
+    library = _library(code)
     which, buffer, dtype, *layout = _decode(data)
     if isinstance(buffer, int):
         buffer = frames[buffer]
-    return module.REBUILDERS[which](buffer, module.dtype_of(dtype), *layout)
+    return library.REBUILDERS[which](buffer, library.dtype_from_name(dtype), *layout)
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 
-_known: dict[type, int] = {}
+_code_by_class: dict[type, int] = {}
 
 
 def _code_of(cls: type) -> int:
-    """The extension of a class.
+    """Return the extension's code for a class, and remember it.
 
     Raises:
         TypeError: there is none.
     """
-    name = _name(cls)
+    name = _qualified_name(cls)
     if name not in _CODES:
         raise TypeError(
             f"a {name} is nothing that msgspec encodes, and not exactly a {' or '.join(_CODES)}"
         )
-    _known[cls] = _CODES[name]
+    _code_by_class[cls] = _CODES[name]
     return _CODES[name]
 
 
 @functools.cache
-def _module(code: int) -> ModuleType:
-    """What takes arrays of an extension apart and makes them, and spells their dtypes."""
-    return importlib.import_module(_MODULES[code])
+def _library(code: int) -> _Library:
+    if code == _NUMPY:
+        from shmcast._codecs import arrays
+
+        return arrays
+    from shmcast._codecs import tensors
+
+    return tensors
 
 
-def _name(cls: type) -> str:
+def _qualified_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _why_not(obj: Any) -> str:
+def _reason_against(obj: Any) -> str:
+    """Say why an array or tensor can't be sent."""
     if hasattr(obj, "layout"):  # numpy arrays have none
         return (
             f"a tensor of {obj.dtype} on {obj.device}, {obj.layout}: only dense ones on the CPU "

@@ -1,6 +1,6 @@
-"""Codec: which part of an object can't be encoded, as msgspec's encoder does not say.
+"""Codec: find the part of an object that can't be encoded, which msgspec's encoder does not name.
 
-It takes its time, for objects that can't be sent only.
+This is slow, and runs only after an object could not be encoded.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any, NamedTuple
 
 class _Part(NamedTuple):
     step: str
-    """The way to it, as in Python."""
+    """How to get to it, in Python's syntax."""
     value: Any
     declared: str | None = None
-    """Which field of which type it is, if it is one."""
+    """If it is a field: which one, and its type."""
 
 
-def describe(obj: Any, message_type: Any, encode: Callable[[Any], object]) -> str | None:
-    """The innermost part of `obj` that can't be encoded, and why.
+def describe_failure(obj: Any, message_type: Any, encode: Callable[[Any], object]) -> str | None:
+    """Name the innermost part of `obj` that can't be encoded, and say why.
 
     Args:
         obj: what could not be encoded.
         message_type: what it should have been.
-        encode: called with its parts; raises for some.
+        encode: encodes a part, or raises.
 
     Returns:
         "$.a[3].b = value (A.b is declared as int): error". None: the object can be encoded now.
@@ -34,7 +34,7 @@ def describe(obj: Any, message_type: Any, encode: Callable[[Any], object]) -> st
     error = _error_of(encode, obj)
     if error is None:
         return None
-    path, declared = "$", f"the message is declared as {spell(message_type)}"
+    path, declared = "$", f"the message is declared as {type_name(message_type)}"
     passed: set[int] = set()
     while id(obj) not in passed:  # else it has no such part, or is part of itself
         passed.add(id(obj))
@@ -47,16 +47,16 @@ def describe(obj: Any, message_type: Any, encode: Callable[[Any], object]) -> st
     return f"{path} = {_brief(obj)} ({declared}): {error}"
 
 
-def spell(hint: Any) -> str:
-    """A type as one would write it."""
+def type_name(hint: Any) -> str:
+    """Return a type as a programmer would write it."""
     if isinstance(hint, type) and typing.get_origin(hint) is None:
         return hint.__qualname__
     return str(hint).replace("typing.", "")
 
 
 def _error_of(encode: Callable[[Any], object], obj: Any) -> str | None:
-    """What is wrong with `obj`."""
-    # Not the exception: it would be part of a cycle with its frames, and keep the object.
+    """Return the message of the error that encoding `obj` raises; None: it raises none."""
+    # Not the exception: it would be in a cycle with its frames, and keep the object.
     try:
         encode(obj)
     except Exception as error:
@@ -65,7 +65,7 @@ def _error_of(encode: Callable[[Any], object], obj: Any) -> str | None:
 
 
 def _parts(obj: Any) -> Iterator[_Part]:
-    """What msgspec encodes one by one."""
+    """Yield the parts that msgspec encodes one by one."""
     if isinstance(obj, dict):
         for key, value in obj.items():
             yield _Part(f".key({reprlib.repr(key)})", key)
@@ -77,13 +77,13 @@ def _parts(obj: Any) -> Iterator[_Part]:
         hints = _hints_of(type(obj))
         for name in _fields_of(obj):
             if hasattr(obj, name):
-                hint = spell(hints.get(name, Any))
+                hint = type_name(hints.get(name, Any))
                 declared = f"{type(obj).__qualname__}.{name} is declared as {hint}"
                 yield _Part(f".{name}", getattr(obj, name), declared)
 
 
 def _fields_of(obj: Any) -> list[str]:
-    """The fields of a Struct, a dataclass, or an object of attrs; others have none."""
+    """Return the names of a Struct's, a dataclass's or an attrs object's fields; else none."""
     if dataclasses.is_dataclass(obj):
         return [field.name for field in dataclasses.fields(obj)]
     attributes = [attribute.name for attribute in getattr(obj, "__attrs_attrs__", ())]
@@ -93,12 +93,12 @@ def _fields_of(obj: Any) -> list[str]:
 def _hints_of(cls: type) -> dict[str, Any]:
     try:
         return typing.get_type_hints(cls, include_extras=True)
-    except Exception:  # of a class that is no part of the codec's type
+    except Exception:  # the class is no part of the codec's type
         return {}
 
 
 def _brief(value: Any) -> str:
-    """Without the elements of arrays, which may be on a device."""
+    """Return a short repr, without the elements of arrays: they may be on a device."""
     cls = type(value)
     if cls.__module__.partition(".")[0] in ("numpy", "torch"):
         return f"<{cls.__module__}.{cls.__qualname__}>"

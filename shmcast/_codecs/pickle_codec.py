@@ -10,41 +10,42 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from shmcast import _core
 from shmcast._codecs.base import OUT_OF_BAND_BYTES, Frame, Received
+from shmcast._core import pickle_plain, unpickle_plain
 
 _PROTOCOL = pickle.HIGHEST_PROTOCOL
-_loads = pickle.loads  # (the writer is trusted)
-_pickle_plain = _core.pickle_plain
-_unpickle_plain = _core.unpickle_plain
+_loads = pickle.loads  # the writer is trusted
 
 
 class PickleCodec:
     """Pickle 5 (PEP 574): frame 0 is the pickle, the others are its out-of-band buffers.
 
-    numpy arrays and CPU tensors of at least `OUT_OF_BAND_BYTES` travel as frames, whatever their
-    dtype and layout, and arrive owned and writable. So does every type that offers its memory as a
+    numpy arrays and CPU tensors of at least 4 KiB travel as frames, whatever their dtype and
+    layout, and arrive owned and writable. So does every type that offers its memory as a
     `pickle.PickleBuffer`. All else is in the pickle. Reducers registered with `copyreg` are used if
     they were registered before the first object of their type is sent.
 
     Small messages of plain objects (dicts, lists, tuples, strings, bytes, numbers, None) are
-    pickled and unpickled in a shorter way than pickle's own, with the same result.
+    pickled and unpickled by a shorter path than pickle's own, with the same result.
     """
 
     def __init__(self) -> None:
         self._reducers = Reducers()
-        # Picklers at rest. Making one costs more than pickling a small message does. A pickler is
-        # taken out while it is used: two threads, or an object whose reduction encodes another
-        # one, get two.
+        # Idle picklers: making one costs more than pickling a small message. One is taken out while
+        # it is used, so that two threads, or an object whose reduction encodes another, get two.
         self._idle: list[_Pickler] = []
-        self._has_met_buffers = False  # of their own, as large arrays have
+        self._has_seen_large = False  # a long message, or one of several frames
 
     def encode(self, obj: Any, /) -> list[Frame]:
-        """The pickle of `obj` and its out-of-band buffers."""
-        plain = _pickle_plain(obj)  # a small dict of numbers, say: pickle's own code is cold, too
+        """Return the pickle of `obj`, then its out-of-band buffers.
+
+        Raises:
+            Exception: what pickle or a reducer raises; of any class.
+        """
+        plain = pickle_plain(obj)  # a small dict of numbers, say: pickle's own code is cold, too
         if plain is not None:
             return [plain]
-        # Few steps and few names: in a decode loop all is cold, and each costs a cache miss.
+        # Few steps and few names: in a decode loop all code is cold, and each costs a cache miss.
         idle = self._idle
         try:
             pickler = idle.pop()
@@ -52,10 +53,10 @@ class PickleCodec:
             pickler = self._make_pickler()
         dump, clear_memo, written, buffers = pickler
         dump(obj)  # if this raises, the pickler in mid-object is thrown away
-        clear_memo()  # it would keep obj alive, and know it the next time
+        clear_memo()  # it would keep obj alive, and take it for known the next time
         if buffers or len(written) > 1:
-            # Past 64 KiB pickle writes in several pieces, large bytes objects by themselves.
-            self._has_met_buffers = True
+            # Past 64 KiB pickle writes several pieces, and each large bytes object by itself.
+            self._has_seen_large = True
             frames = [b"".join(written), *buffers]
             buffers.clear()
         else:
@@ -65,25 +66,29 @@ class PickleCodec:
         return frames
 
     def decode(self, frames: list[Received], /) -> Any:
-        """The object that `encode` took."""
+        """Return the object that `encode` took.
+
+        Raises:
+            Exception: what unpickling raises; of any class.
+        """
         if len(frames) == 1:
-            return _unpickle_plain(frames[0], _loads)
-        self._has_met_buffers = True
+            return unpickle_plain(frames[0], _loads)
+        self._has_seen_large = True
         return _loads(frames[0], buffers=frames[1:])
 
     def _reducers_for(self, _buffers: list[Any]) -> Reducers:
-        """Return the reducers of a pickler; the codec of device tensors has its own."""
+        """Return the reducers of a pickler, which may add to its out-of-band buffers."""
         return self._reducers
 
     def sample(self) -> Any:
-        """A small message, of the kinds of things that messages are made of.
+        """Return a small message of the kinds of objects that messages are made of.
 
-        With an array, once a message had a buffer of its own (and where numpy is in use).
+        It has an array once a large message was encoded or decoded, if numpy is in use.
         """
         sample: dict[str, Any] = {"step": 1, "ids": [1, 2], "done": False, "scale": 0.5}
-        # Last, so that both picklers practise: the one for plain objects stops here.
-        sample["request"] = _Request("request-1", [1, 2], 0.5)
-        if self._has_met_buffers and "numpy" in sys.modules:
+        # Last, so that both picklers run: the one for plain objects stops here.
+        sample["request"] = _SampleRequest("request-1", [1, 2], 0.5)
+        if self._has_seen_large and "numpy" in sys.modules:
             import numpy as np
 
             sample["array"] = np.zeros(OUT_OF_BAND_BYTES, np.uint8)
@@ -96,7 +101,7 @@ class PickleCodec:
         def in_band(buffer: pickle.PickleBuffer) -> bool:
             try:
                 raw = buffer.raw()
-            except BufferError:  # not contiguous: pickle says what it thinks of it
+            except BufferError:  # not contiguous: pickle's own error says so
                 return True
             if raw.nbytes < OUT_OF_BAND_BYTES:
                 return True
@@ -109,21 +114,24 @@ class PickleCodec:
 
 
 @dataclass
-class _Request:
-    """In the sample, for all the dataclasses that engines send."""
+class _SampleRequest:
+    """Stands in the sample for the dataclasses that engines send."""
 
     req_id: str
     block_ids: list[int]
     temperature: float
 
 
-# A C pickler that is used again and again: its dump and clear_memo, and the lists that dump writes
-# to, the pieces of the pickle and the out-of-band buffers.
 _Pickler = tuple[Callable[[Any], None], Callable[[], None], "list[bytes]", "list[Any]"]
+"""A C pickler that is used again and again.
+
+Its `dump` and `clear_memo`, and the lists that `dump` appends to: pieces of the pickle, and
+out-of-band buffers.
+"""
 
 
 class _Sink:
-    """The least that pickle takes for a file."""
+    """The least that pickle accepts as a file."""
 
     __slots__ = ("write",)
 
@@ -134,13 +142,13 @@ class _Sink:
 class Reducers(dict[type, Callable[[Any], Any]]):
     """A pickler's private `dispatch_table`: how to reduce an object, by its type.
 
-    Every type is answered, once it has been met, because a miss costs pickle an exception per
-    object, as much again as pickling a small dataclass: with shmcast's own reducer for arrays and
-    tensors, with what was registered with `copyreg`, else with what pickle would do.
+    It has an entry for every type that it was asked for, because a miss costs pickle an exception
+    for each object, as much again as pickling a small dataclass. The entry is what was registered
+    with `copyreg`, else shmcast's own reducer (of arrays and tensors), else what pickle would do.
     """
 
     def __missing__(self, cls: type) -> Callable[[Any], Any]:
-        reducer = copyreg.dispatch_table.get(cls) or self._own(cls)
+        reducer = copyreg.dispatch_table.get(cls) or self._shmcast_reducer(cls)
         if reducer is None:
             if issubclass(cls, type):
                 raise KeyError(cls)  # a class of a metaclass: pickle saves it by name
@@ -149,17 +157,17 @@ class Reducers(dict[type, Callable[[Any], Any]]):
         return reducer
 
     @staticmethod
-    def _own(cls: type) -> Callable[[Any], Any] | None:
-        """Shmcast's reducer. Whoever has an array has imported its library already."""
+    def _shmcast_reducer(cls: type) -> Callable[[Any], Any] | None:
+        # Whoever has an array has imported its library already.
         library = cls.__module__.partition(".")[0]
         if library == "numpy":
-            from shmcast._codecs import arrays as _arrays
+            from shmcast._codecs import arrays
 
-            return _arrays.REDUCERS.get(cls)
+            return arrays.REDUCERS.get(cls)
         if library == "torch":
-            from shmcast._codecs import tensors as _tensors
+            from shmcast._codecs import tensors
 
-            return _tensors.REDUCERS.get(cls)
+            return tensors.REDUCERS.get(cls)
         return None
 
 

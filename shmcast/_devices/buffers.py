@@ -1,4 +1,4 @@
-"""Device memory of one message's tensors: where they are packed, and where they arrive.
+"""Device memory that the broadcasts of one message send from and receive into.
 
 Imported once torch is in use. Broadcasts carry bytes: no backend knows every dtype.
 """
@@ -11,107 +11,96 @@ import operator
 import torch
 
 from shmcast._codecs.tensors import as_bytes
-from shmcast._devices.codec import finished
-from shmcast._devices.manifest import ALIGNMENT, Manifest, TensorSpec
+from shmcast._devices.manifest import ALIGNMENT, Manifest, OutgoingTensors, TensorSpec
 
 # torch.cat knows these; others are cut into bytes first, which costs a few µs each.
-_PLAIN = {
+_CAT_DTYPES = {
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int8,
     torch.int16, torch.int32, torch.int64, torch.bool,
 }  # fmt: skip
 
 
-def packed(elements: list[torch.Tensor]) -> torch.Tensor:
-    """The bytes of several tensors, each from a multiple of ALIGNMENT on.
+def send_buffers(outgoing: OutgoingTensors) -> list[torch.Tensor]:
+    """Return the bytes to send for each group of the manifest: contiguous tensors."""
+    manifest, elements = outgoing
+    return [
+        _pack([elements[i] for i in group]) if len(group) > 1 else as_bytes(elements[group[0]])
+        for group in manifest.groups
+    ]
+
+
+class ReceiveBuffers:
+    """Memory to receive a message's tensors into, on the current device of each type.
+
+    Args:
+        manifest: the message's.
+        targets: tensors to receive into, by index. They are used for tensors that are not packed
+            and have the same layout; the others are to be copied there.
+    """
+
+    def __init__(self, manifest: Manifest, targets: dict[int, torch.Tensor]) -> None:
+        self._manifest = manifest
+        self._unpacked: dict[int, torch.Tensor] = {}
+        self.by_group: list[torch.Tensor] = []
+        """The bytes to receive into for each group of the manifest: contiguous tensors."""
+        for group in manifest.groups:
+            first = manifest.specs[group[0]]
+            if len(group) > 1:
+                total = sum(_aligned(manifest.specs[i].nbytes) for i in group)
+                buffer = torch.empty(total, dtype=torch.uint8, device=first.device_type)
+            else:
+                target = targets.get(group[0])
+                if target is None or not first.has_layout_of(target):
+                    target = first.empty(first.device_type)
+                self._unpacked[group[0]] = target
+                buffer = as_bytes(target.detach())
+            self.by_group.append(buffer)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return the tensors, before or after their elements arrive. New ones have no grad yet."""
+        specs, tensors = self._manifest.specs, dict(self._unpacked)
+        for group, buffer in zip(self._manifest.groups, self.by_group, strict=True):
+            if len(group) > 1:
+                unpacked = _unpack(buffer, [specs[i] for i in group])
+                tensors.update(zip(group, unpacked, strict=True))
+        return [
+            tensors[i] if i in tensors else spec.empty(spec.device_type)
+            for i, spec in enumerate(specs)
+        ]
+
+
+def _pack(elements: list[torch.Tensor]) -> torch.Tensor:
+    """Return the bytes of several tensors, each at a multiple of ALIGNMENT.
+
+    It takes one launch if all are of one of the common dtypes.
 
     Args:
         elements: contiguous tensors on one device, of any shapes and dtypes, none of them empty.
-
-    Returns:
-        A tensor of bytes. One launch has made it where all are of one of the common dtypes.
     """
-    gap = None
+    padding = None
     runs = []
     for dtype, run in itertools.groupby(elements, operator.attrgetter("dtype")):
-        is_plain = dtype in _PLAIN
+        knows_dtype = dtype in _CAT_DTYPES
         pieces = []
         for tensor in run:
             piece = tensor if tensor.dim() == 1 else tensor.view(-1)
-            pieces.append(piece if is_plain else as_bytes(tensor))
+            pieces.append(piece if knows_dtype else as_bytes(tensor))
             over = tensor.nbytes % ALIGNMENT
             if over:
-                if gap is None:
-                    gap = torch.empty(ALIGNMENT, dtype=torch.uint8, device=tensor.device)
-                pieces.append(gap[over:].view(dtype) if is_plain else gap[over:])
+                if padding is None:
+                    padding = torch.empty(ALIGNMENT, dtype=torch.uint8, device=tensor.device)
+                pieces.append(padding[over:].view(dtype) if knows_dtype else padding[over:])
         runs.append(torch.cat(pieces).view(torch.uint8))
     return torch.cat(runs) if len(runs) > 1 else runs[0]
 
 
-class Landing:
-    """Memory for a message's tensors, on the current device of each kind.
-
-    Args:
-        manifest: of the message.
-        targets: tensors to receive into, by index. Those whose layout is not the message's, and
-            those that come packed, are passed over.
-    """
-
-    def __init__(self, manifest: Manifest, targets: dict[int, torch.Tensor] | None = None) -> None:
-        self._manifest = manifest
-        self._single: dict[int, torch.Tensor] = {}
-        self.pieces: list[torch.Tensor] = []
-        """For each group of the manifest the bytes to receive into, a contiguous tensor."""
-        for group in manifest.groups:
-            first = manifest.specs[group[0]]
-            if len(group) > 1:
-                total = sum(_padded(manifest.specs[i].nbytes) for i in group)
-                piece = torch.empty(total, dtype=torch.uint8, device=first.kind)
-            else:
-                target = (targets or {}).get(group[0])
-                if target is None or not _lies_as(target, first):
-                    target = empty(first, first.kind)
-                self._single[group[0]] = target
-                piece = as_bytes(target.detach())
-            self.pieces.append(piece)
-
-    def tensors(self) -> list[torch.Tensor]:
-        """The tensors that arrive, now or later. They do not want a gradient yet."""
-        specs, found = self._manifest.specs, dict(self._single)
-        for group, piece in zip(self._manifest.groups, self.pieces, strict=True):
-            if len(group) > 1:
-                unpacked = _unpacked(piece, [specs[i] for i in group])
-                found.update(zip(group, unpacked, strict=True))
-        return [found[i] if i in found else empty(spec, spec.kind) for i, spec in enumerate(specs)]
-
-
-def empty(spec: TensorSpec, kind: str) -> torch.Tensor:
-    """A tensor like the source's, on the current device of a kind; "meta": without memory."""
-    if spec.strides is None:
-        return torch.empty(spec.shape, dtype=spec.dtype, device=kind)
-    return torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device=kind)
-
-
-def finish(tensors: list[torch.Tensor], specs: list[TensorSpec]) -> list[torch.Tensor]:
-    """The tensors as they were at the source: parameters, or with their gradients wanted."""
-    return [
-        finished(tensor, spec.requires_grad, spec.is_parameter)
-        if spec.requires_grad or spec.is_parameter
-        else tensor
-        for tensor, spec in zip(tensors, specs, strict=True)
-    ]
-
-
-def _padded(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
-
-
-def _unpacked(memory: torch.Tensor, specs: list[TensorSpec]) -> list[torch.Tensor]:
-    """Each of the tensors in what `packed` has made of them."""
+def _unpack(memory: torch.Tensor, specs: list[TensorSpec]) -> list[torch.Tensor]:
+    """Return the tensors in what `_pack` has made of them."""
     tensors: list[torch.Tensor] = []
     offset = 0
     for _, run in itertools.groupby(specs, id):  # like tensors share their spec
         spec, *others = run
-        count, nbytes = 1 + len(others), _padded(spec.nbytes)
+        count, nbytes = 1 + len(others), _aligned(spec.nbytes)
         itemsize = spec.dtype.itemsize
         strides = spec.strides or _contiguous_strides(spec.shape)
         run_of_tensors = memory.view(spec.dtype).as_strided(
@@ -124,15 +113,10 @@ def _unpacked(memory: torch.Tensor, specs: list[TensorSpec]) -> list[torch.Tenso
     return tensors
 
 
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
 def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     steps = itertools.accumulate(reversed(shape[1:]), operator.mul, initial=1)
     return tuple(reversed([*steps])) if shape else ()
-
-
-def _lies_as(tensor: torch.Tensor, spec: TensorSpec) -> bool:
-    """Whether the elements of `tensor` lie in memory as the source's do."""
-    if tensor.is_conj() or tensor.is_neg():
-        return False
-    if spec.strides is None:
-        return tensor.is_contiguous()
-    return tensor.stride() == spec.strides

@@ -1,6 +1,6 @@
-"""Codec: device tensors are found in an object, listed in a manifest, and put back in their places.
+"""Codec: find the device tensors in an object, list them in a manifest, put them back in place.
 
-Their elements don't pass here: device.py brings them over. Imported once torch is in use.
+Their elements take the lane and don't pass through here. Imported once torch is in use.
 """
 
 from __future__ import annotations
@@ -14,48 +14,69 @@ from typing import Any, Protocol, cast
 
 import torch
 
-from shmcast._codecs import tensors as _tensors
 from shmcast._codecs.base import Frame, Received
 from shmcast._codecs.pickle_codec import PickleCodec, Reducers
-from shmcast._devices.manifest import Departure, Manifest, TensorSpec, grouped
+from shmcast._codecs.tensors import REDUCERS, contiguous_elements, reduce_tensor
+from shmcast._devices.manifest import (
+    Manifest,
+    OutgoingTensors,
+    TensorSpec,
+    grouped,
+    restore_autograd,
+)
 
 
 class Carrier(enum.Enum):
-    """What brings the tensors of a kind of device over."""
+    """What carries the tensors on a type of device."""
 
     HOST = enum.auto()
     """The message: they are in host memory."""
     GROUP = enum.auto()
-    """Broadcasts of the device group."""
+    """The device group's broadcasts."""
     STAGING = enum.auto()
-    """The message, after a copy to host memory and before one to the receiver's device."""
+    """The message: they are copied to host memory, and from there to the receiver's device."""
 
 
 class Lane(Protocol):
     """What the codec asks of the lane that its tensors take."""
 
     carries_cpu: bool
-    """Whether host memory is taken for a device."""
+    """Whether tensors in host memory take the lane, too."""
 
-    def carrier_of(self, kind: str, /) -> Carrier:
-        """How tensors on this type of device travel. Raises TypeError: not at all."""
+    def carrier_of(self, device_type: str, /) -> Carrier:
+        """Return what carries the tensors on a type of device.
+
+        Raises:
+            TypeError: nothing does.
+        """
 
     def next_number(self) -> int:
-        """The number of the next message with device tensors. Raises DeviceError: none can be."""
+        """Return the number of the next message with device tensors.
+
+        Raises:
+            DeviceError: an earlier one has failed.
+        """
 
 
 class DeviceCodec(PickleCodec):
-    """PickleCodec, but for device tensors: the pickle has a stub in each one's place.
+    """`PickleCodec` with a stub in the place of each device tensor.
 
-    Such a message's first frame is the manifest, which is understood without unpickling.
+    The first frame of a message with stubs is the manifest, which is read without unpickling.
     """
 
     def __init__(self, lane: Lane) -> None:
         super().__init__()
         self._lane = lane
 
-    def pack(self, obj: Any, /) -> tuple[list[Frame], Departure | None]:
-        """Return the frames of `obj`, and what takes the lane; None: nothing does."""
+    def encode_with_tensors(self, obj: Any, /) -> tuple[list[Frame], OutgoingTensors | None]:
+        """Return the frames of `obj` and its device tensors; None: it has none.
+
+        Raises:
+            TypeError: a tensor can't be sent; the error says why.
+            ValueError: its tensors are on several devices of one type.
+            DeviceError: no more device tensors can be sent.
+            Exception: what pickle or a reducer raises; of any class.
+        """
         frames = super().encode(obj)
         if len(frames) == 1:
             return frames, None
@@ -69,49 +90,57 @@ class DeviceCodec(PickleCodec):
         in_host_memory = [buffer for buffer in buffers if type(buffer) is not tuple]
         return (
             [manifest.to_bytes(), pickled, *in_host_memory],
-            Departure(manifest, [elements for _, elements in found]),
+            OutgoingTensors(manifest, [elements for _, elements in found]),
         )
 
     def encode(self, obj: Any, /) -> list[Frame]:
-        """Return the frames of `obj` alone: for practice, on objects without device tensors."""
-        return self.pack(obj)[0]
+        """Return the frames of `obj`, for a warm-up: the sample has no device tensors."""
+        return self.encode_with_tensors(obj)[0]
 
     def _reducers_for(self, buffers: list[Any]) -> Reducers:
         return _DeviceReducers(self._lane, buffers)
 
 
 def unpickle(frames: list[Received], tensors: Iterable[torch.Tensor]) -> Any:
-    """Return the object of a message with a manifest, `tensors` in the places of its stubs."""
-    outer = _arriving.tensors  # an object may receive others as it is unpickled
-    _arriving.tensors = iter(tensors)
+    """Return the object of a message with a manifest.
+
+    Args:
+        frames: the message's.
+        tensors: what to put in the places of its stubs, in the manifest's order.
+
+    Raises:
+        Exception: what unpickling raises; of any class.
+    """
+    outer = _unpickling.tensors  # unpickling an object may receive others
+    _unpickling.tensors = iter(tensors)
     try:
         return pickle.loads(frames[1], buffers=frames[2:])  # noqa: S301
     finally:
-        _arriving.tensors = outer
+        _unpickling.tensors = outer
 
 
-class _Arriving(threading.local):
+class _Unpickling(threading.local):
     tensors: Iterator[torch.Tensor] | None = None
 
 
-_arriving = _Arriving()
+_unpickling = _Unpickling()
 
 
 def _next_tensor() -> torch.Tensor:
-    """What a stub is unpickled by. Stubs are unpickled in the order in which they were pickled."""
-    if _arriving.tensors is None:
+    """Return what takes a stub's place: stubs are unpickled in the order of their pickling."""
+    if _unpickling.tensors is None:
         raise pickle.UnpicklingError("a device tensor's stub outside of its message")
-    return next(_arriving.tensors)
+    return next(_unpickling.tensors)
 
 
 class _DeviceReducers(Reducers):
-    """Reduces device tensors to stubs, and lists them among the buffers of the pickle."""
+    """Reduces device tensors to stubs, and adds them to the buffers of the pickle."""
 
     def __init__(self, lane: Lane, buffers: list[Any]) -> None:
         super().__init__()
         self._lane = lane
-        # No methods of this table: in a cycle with it, a pickler that is thrown away in the middle
-        # of an object would keep the object's tensors.
+        # No bound methods: in a cycle with this table, a pickler that is thrown away in mid-object
+        # would keep the object's tensors.
         specs: dict[tuple[Any, ...], TensorSpec] = {}
         reduce = functools.partial(_reduce, lane, lane.carries_cpu, specs, buffers)
         self[torch.Tensor] = reduce
@@ -131,17 +160,17 @@ def _reduce(
     buffers: list[Any],
     tensor: torch.Tensor,
 ) -> tuple[Any, ...]:
-    """Reduces a `torch.Tensor` or `Parameter` (exactly) by the way that it will take.
+    """Reduce a `torch.Tensor` or `Parameter` (exactly) for its carrier.
 
     This runs for each of perhaps many small tensors: every microsecond counts. A decode loop sends
-    tensors of the same few kinds over and over, so what is said of a kind is made once.
+    tensors that differ in their elements only, so that their specs are made once.
     """
     if tensor.is_cpu and not carries_cpu:
-        return cast("tuple[Any, ...]", _tensors.REDUCERS[type(tensor)](tensor))
+        return cast("tuple[Any, ...]", REDUCERS[type(tensor)](tensor))
     if tensor.layout is not _STRIDED or tensor.is_quantized:
         name = "quantized" if tensor.is_quantized else str(tensor.layout)
         raise TypeError(f"a {name} tensor on {tensor.device}: only dense ones can be broadcast")
-    plain, strides = _tensors.as_it_lies(tensor)
+    elements, strides = contiguous_elements(tensor)
     key = (
         tensor.device,
         tensor.dtype,
@@ -155,7 +184,7 @@ def _reduce(
         device = tensor.device
         if lane.carrier_of(device.type) is Carrier.STAGING:
             return _reduce_staged(tensor)
-        if len(specs) >= _KINDS_KEPT:
+        if len(specs) >= _MAX_CACHED_SPECS:
             specs.clear()
         spec = specs[key] = TensorSpec(
             device.type,
@@ -163,22 +192,22 @@ def _reduce(
             tensor.dtype,
             tuple(tensor.shape),
             strides,
-            plain.nbytes,
+            elements.nbytes,
             tensor.requires_grad,
             type(tensor) is torch.nn.Parameter,
         )
-    buffers.append((spec, plain.detach() if plain.requires_grad else plain))
+    buffers.append((spec, elements.detach() if elements.requires_grad else elements))
     return _with_attributes(_STUB, tensor) if tensor.__dict__ else _STUB
 
 
 _STRIDED = torch.strided
 _STUB = (_next_tensor, ())
-_KINDS_KEPT = 1024
+_MAX_CACHED_SPECS = 1024
 
 
 def _reduce_staged(tensor: torch.Tensor) -> tuple[Any, ...]:
-    plain = tensor.detach().resolve_conj().resolve_neg()
-    rebuild, parts = _tensors.reduce_tensor(_to_host(plain))
+    elements = tensor.detach().resolve_conj().resolve_neg()
+    rebuild, parts = reduce_tensor(to_host(elements))
     is_parameter = type(tensor) is torch.nn.Parameter
     args = (tensor.device.type, tensor.requires_grad, is_parameter, rebuild, *parts)
     reduced = (_rebuild_staged, args)
@@ -201,18 +230,12 @@ def _reduce_subclass(
     return cast("tuple[Any, ...]", reduce(tensor))
 
 
-def finished(tensor: torch.Tensor, requires_grad: bool, is_parameter: bool) -> torch.Tensor:
-    """The tensor as it was at the source: a parameter, or with its gradient wanted."""
-    if is_parameter:
-        return torch.nn.Parameter(tensor, requires_grad)
-    return tensor.requires_grad_() if requires_grad else tensor
-
-
 def _set_attributes(tensor: torch.Tensor, attributes: dict[str, Any]) -> None:
     tensor.__dict__.update(attributes)
 
 
-def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy in host memory: from CUDA, in pinned memory."""
     if tensor.device.type != "cuda":
         return tensor.to("cpu")
     # Pinned memory is read at the bus's full rate, and torch keeps it for the next time.
@@ -220,10 +243,10 @@ def _to_host(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _rebuild_staged(
-    kind: str,
+    device_type: str,
     requires_grad: bool,
     is_parameter: bool,
     rebuild: Callable[..., torch.Tensor],
     *parts: Any,
 ) -> torch.Tensor:
-    return finished(rebuild(*parts).to(kind), requires_grad, is_parameter)
+    return restore_autograd(rebuild(*parts).to(device_type), requires_grad, is_parameter)

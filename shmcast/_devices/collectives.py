@@ -1,4 +1,4 @@
-"""One message's device tensors on their way: its collectives are begun, waited for, and may fail.
+"""The broadcasts of one message's device tensors: begin them, wait for them, explain a failure.
 
 Imported once torch is in use.
 """
@@ -19,23 +19,21 @@ from torch.distributed.distributed_c10d import _coalescing_manager
 from shmcast._devices.manifest import Manifest
 from shmcast.errors import DeviceError, DeviceTimeout
 
-LEAST_SECONDS = 1.0
-"""A shorter time-out counts as this one: a broadcast that was begun can't be taken back."""
-
-_MOST_SECONDS = 30 * 86400.0  # C++ clocks overflow where Python's don't
-_SLICE = timedelta(seconds=0.05)  # waits come back so often, for signals and deaths
+_MIN_SECONDS = 1.0  # of a time-out: a broadcast that has begun can't be taken back
+_MAX_SECONDS = 30 * 86400.0  # of a time-out: C++ clocks overflow where Python's don't
+_POLL_INTERVAL = timedelta(seconds=0.05)  # a wait looks this often for signals and deaths
 
 
 class PeerProgress(Protocol):
-    """How far the other ranks are with the device tensors of messages, and who lives."""
+    """How far the ranks are with the device tensors of messages, and whether they live."""
 
     def announce_start(self) -> None:
-        """Tell all ranks that this one begins with the next message's device tensors."""
+        """Tell all ranks that this one starts the next message's device tensors."""
 
     def started(self) -> list[int | None]:
-        """Return with how many messages each rank has begun; None for ranks of other nodes.
+        """Return for how many messages each rank of the group has started the device tensors.
 
-        By rank in the group.
+        In the group's order; None for ranks of other nodes.
         """
 
     def check_alive(self) -> None:
@@ -48,112 +46,114 @@ class Route:
 
     group: dist.ProcessGroup
     backends: dict[str, str]
-    """The group's backend for each type of device that it carries."""
+    """The group's backend for each type of device, such as {"cuda": "nccl"}."""
     group_src: int
     ranks: list[int]
     """The group's global ranks."""
     progress: PeerProgress
-    """How far the ranks are."""
 
     def missing(self, number: int) -> list[int]:
-        """The global ranks of this node that have not begun with message `number`."""
-        counts = zip(self.ranks, self.progress.started(), strict=True)
-        return [rank for rank, n in counts if n is not None and n < number]
+        """Return the global ranks of this node that have not started message `number`."""
+        return [rank for rank, n in self._started() if n is not None and n < number]
 
     def unseen(self) -> list[int]:
-        """The global ranks on other nodes, of which nothing is known here."""
-        return [
-            rank for rank, n in zip(self.ranks, self.progress.started(), strict=True) if n is None
-        ]
+        """Return the global ranks on other nodes, whose progress is not known here."""
+        return [rank for rank, n in self._started() if n is None]
+
+    def _started(self) -> Iterator[tuple[int, int | None]]:
+        return zip(self.ranks, self.progress.started(), strict=True)
 
 
-class Flight:
-    """Begins the broadcasts of one message's device tensors.
+class DeviceBroadcast:
+    """The broadcasts of one message's device tensors; making it begins them.
 
     Args:
         route: what carries them.
-        manifest: of the message.
-        pieces: for each group of the manifest its bytes, a contiguous tensor to be sent or filled.
-        timeout: seconds that they may take, None for the group's own time-out.
+        manifest: the message's.
+        buffers: the bytes to send or to receive into for each group of the manifest: contiguous
+            tensors.
+        timeout: seconds that they may take, where less than 1 counts as 1; None: the group's own
+            time-out.
     """
 
     def __init__(
-        self, route: Route, manifest: Manifest, pieces: list[torch.Tensor], timeout: float | None
+        self, route: Route, manifest: Manifest, buffers: list[torch.Tensor], timeout: float | None
     ) -> None:
         if timeout is not None:
-            timeout = min(max(timeout, LEAST_SECONDS), _MOST_SECONDS)
+            timeout = min(max(timeout, _MIN_SECONDS), _MAX_SECONDS)
         self._route = route
         self._manifest = manifest
-        self._pieces = pieces  # not every backend keeps what it works on
+        self._buffers = buffers  # not every backend keeps what it works on
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         route.progress.announce_start()
-        self._legs = list(self._broadcast())
+        self._collectives = list(self._broadcast())
 
-    def _broadcast(self) -> Iterator[_Leg]:
-        """Enqueues the broadcasts in the manifest's order, one kind of device after the other."""
-        route, options = self._route, dist.BroadcastOptions()
+    def _broadcast(self) -> Iterator[_Collective]:
+        """Enqueue the broadcasts in the manifest's order, one type of device after the other."""
+        route, specs = self._route, self._manifest.specs
+        options = dist.BroadcastOptions()
         options.rootRank = route.group_src
-        kinds: dict[str, list[tuple[int, torch.Tensor]]] = {}
-        for group, piece in zip(self._manifest.groups, self._pieces, strict=True):
-            kinds.setdefault(self._manifest.specs[group[0]].kind, []).append((group[0], piece))
-        for kind, pieces in kinds.items():
-            is_in_stream = route.backends[kind] == "nccl"
-            if is_in_stream and len(pieces) > 1:
-                # In one launch. Its time-out is the group's: NCCL takes no other.
-                device = pieces[0][1].device
+        by_type: dict[str, list[tuple[int, torch.Tensor]]] = {}
+        for (first, *_), buffer in zip(self._manifest.groups, self._buffers, strict=True):
+            by_type.setdefault(specs[first].device_type, []).append((first, buffer))
+        for device_type, buffers in by_type.items():
+            is_in_stream = route.backends[device_type] == "nccl"
+            if is_in_stream and len(buffers) > 1:
+                # In one launch, with the group's time-out: NCCL takes no other.
+                device = buffers[0][1].device
                 with _coalescing_manager(route.group, device, async_ops=True) as together:
-                    for _, piece in pieces:
-                        route.group.broadcast([piece], options)
-                yield _Leg(together, pieces[0][0], is_in_stream)
+                    for _, buffer in buffers:
+                        route.group.broadcast([buffer], options)
+                yield _Collective(together, buffers[0][0], is_in_stream)
                 continue
             if self._timeout is not None and not is_in_stream:
                 options.timeout = timedelta(seconds=self._timeout)
-            for first, piece in pieces:
-                yield _Leg(route.group.broadcast([piece], options), first, is_in_stream)
+            for first, buffer in buffers:
+                yield _Collective(route.group.broadcast([buffer], options), first, is_in_stream)
 
     def wait(self) -> None:
-        """Until all tensors are there: in stream order with NCCL, else now.
+        """Wait until all tensors have arrived; with NCCL, make the current stream wait.
 
         Raises:
-            DeviceTimeout: they are not, in time.
+            DeviceTimeout: they have not arrived in time.
             DeviceError: the group failed.
             PeerDied: a rank has died.
             NodeLost: a node can't be reached any more.
         """
-        for leg in self._legs:
+        for collective in self._collectives:
             try:
-                self._wait(leg)
+                self._wait(collective)
             except TimeoutError as error:
-                raise self._failure(DeviceTimeout, leg, error) from error
+                raise self._failure(DeviceTimeout, collective, error) from error
             except RuntimeError as error:
-                self._await_a_death()
-                # Nothing but its text tells a time-out of the group from other failures.
+                self._check_for_death()
+                # Only the text tells a time-out of the group from its other failures.
                 is_late = re.search("time(d )?out", str(error), re.IGNORECASE)
                 kind = DeviceTimeout if is_late else DeviceError
-                raise self._failure(kind, leg, error) from error
+                raise self._failure(kind, collective, error) from error
 
-    def _wait(self, leg: _Leg) -> None:
-        if leg.is_in_stream:
-            # Once all ranks have enqueued their parts, their devices will do them.
+    def _wait(self, collective: _Collective) -> None:
+        if collective.is_in_stream:
+            # When all ranks have enqueued their parts, their devices will run them.
             if self._deadline is not None:
                 self._wait_for_members(self._deadline)
-            leg.work.wait()
+            collective.work.wait()
             return
         while True:
             try:
-                leg.work.wait(_SLICE)
+                collective.work.wait(_POLL_INTERVAL)
                 return
             except RuntimeError:
                 self._route.progress.check_alive()
-                if leg.work.is_completed():
-                    leg.work.wait()  # raises its error, unless it was completed just now
+                if collective.work.is_completed():
+                    collective.work.wait()  # raises its error, unless it was completed just now
                     return
                 if self._deadline is not None and time.monotonic() > self._deadline:
                     raise
 
-    def _await_a_death(self) -> None:
-        """Raises PeerDied if that is why a broadcast failed: sockets end before their process."""
+    def _check_for_death(self) -> None:
+        """Raise PeerDied if a death explains a failure: sockets end before their process does."""
         for _ in range(100):
             self._route.progress.check_alive()
             time.sleep(1e-3)
@@ -167,7 +167,9 @@ class Flight:
             time.sleep(pause)
             pause = min(2 * pause, 1e-3)
 
-    def _failure(self, kind: type[DeviceError], leg: _Leg, error: Exception) -> DeviceError:
+    def _failure(
+        self, kind: type[DeviceError], collective: _Collective, error: Exception
+    ) -> DeviceError:
         specs = self._manifest.specs
         missing = self._route.missing(self._manifest.number)
         if missing:
@@ -180,15 +182,15 @@ class Flight:
             who = "all ranks had begun"
         limit = "" if self._timeout is None else f" within {self._timeout:g} s"
         return kind(
-            f"device tensor {leg.first} of {len(specs)}, {specs[leg.first]}, was not delivered"
-            f"{limit}: {who} ({error})"
+            f"device tensor {collective.first} of {len(specs)}, {specs[collective.first]}, was not "
+            f"delivered{limit}: {who} ({error})"
         )
 
 
 @dataclass(frozen=True)
-class _Leg:
-    """One collective on its way."""
+class _Collective:
+    """One collective that has begun."""
 
-    work: Any  # torch's Work, or what the coalescing manager gives
-    first: int  # the index of the first tensor that it brings
-    is_in_stream: bool  # its wait() makes the stream wait, not the host
+    work: Any  # torch's Work, or what the coalescing manager yields
+    first: int  # the index of its first tensor
+    is_in_stream: bool  # whether its wait() makes the stream wait, not the host

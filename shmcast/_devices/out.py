@@ -1,4 +1,4 @@
-"""Receiving into given tensors: an object that has arrived, laid beside the one to receive into.
+"""Match an object that has arrived with `out`, the object whose tensors to receive into.
 
 Imported once torch is in use.
 """
@@ -11,81 +11,85 @@ from typing import Any
 
 import torch
 
-from shmcast._devices.work import Work
 from shmcast.errors import InvalidArgument
 
-_NOTHING = object()  # in the place of what only one of the two objects has
+_MISSING = object()  # stands for a part that only the other object has
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-"""A tensor to receive into, and the one of the message that it stands for."""
+"""A tensor of `out` to receive into, and the tensor in its place in the message."""
 
 
-def fit(
+def match_out(
     got: Any, out: Any, arrives_on: Callable[[torch.Tensor], torch.device]
 ) -> tuple[Any, list[Pair]]:
-    """Puts the tensors of `out` in the places of those of `got`. Nothing is copied yet.
+    """Put the tensors of `out` in the places of those of `got`; copy no elements yet.
 
-    Dicts, lists, tuples, NamedTuples and dataclasses are looked into. What has no tensors need not
-    match and is taken from `got`.
+    This looks into dicts, lists, tuples, NamedTuples and dataclasses. Parts without tensors need
+    not match, and are taken from `got`.
 
     Args:
         got: what has arrived. Its dicts, lists and dataclasses are changed in place.
         out: an object with tensors in the same places.
-        arrives_on: the device that a tensor of `got` is for.
+        arrives_on: returns the device that a tensor of `got` is for.
 
     Returns:
-        The object, and its tensors with those that they stand for.
+        The object, and a pair for each of its tensors.
 
     Raises:
-        InvalidArgument: a tensor has no place in the other object, or one of another shape, dtype
-            or device. The message has its path, with `d` for the whole.
+        InvalidArgument: a tensor has no tensor in its place in the other object, or one of another
+            shape, dtype or device. The error names its path, with `d` for the whole.
     """
-    walk = _Walk(arrives_on)
-    return walk.fit(got, out, "d"), walk.pairs
+    matcher = _Matcher(arrives_on)
+    return matcher.match(got, out, "d"), matcher.pairs
 
 
-def copy_all(pairs: list[Pair]) -> None:
-    """Copies the second tensor of each pair into the first."""
+def copy_pairs(pairs: list[Pair]) -> None:
+    """Copy the second tensor of each pair into the first."""
     if pairs:
-        into, source = zip(*pairs, strict=True)
+        targets, sources = zip(*pairs, strict=True)
         with torch.no_grad():
-            torch._foreach_copy_(into, source)
+            torch._foreach_copy_(targets, sources)
 
 
-class _Walk:
+class _Matcher:
     def __init__(self, arrives_on: Callable[[torch.Tensor], torch.device]) -> None:
         self.pairs: list[Pair] = []
         self._arrives_on = arrives_on
-        # By identity: shared parts stay shared, and cycles end. The parts are kept, so that no
-        # other takes their identity.
-        self._fitted: dict[tuple[int, int], tuple[Any, Any, Any]] = {}
+        # By the identities of both parts, so that shared parts stay shared and cycles end: the
+        # match, and the parts, which are kept so that no others get their identities.
+        self._matched: dict[tuple[int, int], tuple[Any, Any, Any]] = {}
 
-    def fit(self, got: Any, out: Any, path: str) -> Any:
+    def match(self, got: Any, out: Any, path: str) -> Any:
         if isinstance(got, torch.Tensor) and isinstance(out, torch.Tensor):
             self._check(got, out, path)
             self.pairs.append((out, got))
             return out
-        known = self._fitted.get((id(got), id(out)))
+        known = self._matched.get((id(got), id(out)))
         if known is not None:
             return known[0]
-        parts, places = _parts(got), _parts(out)
-        if type(got) is type(out) and parts is not None and places is not None:
-            self._fitted[id(got), id(out)] = (got, got, out)
-            both = {
-                key: self.fit(
-                    parts.get(key, _NOTHING), places.get(key, _NOTHING), path + _step(got, key)
+        got_parts, out_parts = _parts(got), _parts(out)
+        if type(got) is type(out) and got_parts is not None and out_parts is not None:
+            self._matched[id(got), id(out)] = (got, got, out)
+            matches = {
+                key: self.match(
+                    got_parts.get(key, _MISSING),
+                    out_parts.get(key, _MISSING),
+                    path + _step(got, key),
                 )
-                for key in {**parts, **places}
+                for key in {**got_parts, **out_parts}
             }
-            fitted = _replaced(got, {key: both[key] for key in parts})
-            self._fitted[id(got), id(out)] = (fitted, got, out)
-            return fitted
-        for side, other, where in ((got, out, "the message"), (out, got, "out")):
-            inner = _first_tensor(side, "", set())
+            matched = _with_parts(got, {key: matches[key] for key in got_parts})
+            self._matched[id(got), id(out)] = (matched, got, out)
+            return matched
+        for this, that, here, there in (
+            (got, out, "the message", "out"),
+            (out, got, "out", "the message"),
+        ):
+            inner = _first_tensor(this, "", set())
             if inner is not None:
                 raise InvalidArgument(
-                    f"{path}{inner} is a tensor in {where} only; in "
-                    f"{'out' if where != 'out' else 'the message'} {path} is {_describe(other)}"
+                    f"{path}{inner} is a tensor in {here} only; in {there} {path} is "
+                    f"{_describe(that)}"
                 )
         return got
 
@@ -102,7 +106,7 @@ class _Walk:
 
 
 def _parts(obj: Any) -> dict[Any, Any] | None:
-    """What `obj` is made of, by key, index or name. None: it is not looked into."""
+    """Return the parts of `obj` by key, index or name. None: its type is not looked into."""
     if isinstance(obj, dict):
         return dict(obj)
     if _is_named(obj):
@@ -116,7 +120,7 @@ def _parts(obj: Any) -> dict[Any, Any] | None:
 
 
 def _step(obj: Any, key: Any) -> str:
-    """How one gets from `obj` to its part."""
+    """Return how to get from `obj` to one of its parts, in Python's syntax."""
     if isinstance(obj, (dict, list, tuple)) and not _is_named(obj):
         return f'["{key}"]' if isinstance(key, str) else f"[{key!r}]"
     return f".{key}"
@@ -126,8 +130,8 @@ def _is_named(obj: Any) -> bool:
     return isinstance(obj, tuple) and hasattr(obj, "_fields")
 
 
-def _replaced(obj: Any, parts: dict[Any, Any]) -> Any:
-    """`obj` with other parts; the same object wherever that can be."""
+def _with_parts(obj: Any, parts: dict[Any, Any]) -> Any:
+    """Return `obj` with other parts; the same object wherever possible."""
     if isinstance(obj, dict):
         obj.update(parts)
     elif isinstance(obj, list):
@@ -143,7 +147,7 @@ def _replaced(obj: Any, parts: dict[Any, Any]) -> Any:
 
 
 def _first_tensor(obj: Any, path: str, seen: set[int]) -> str | None:
-    """The path from `obj` to its first tensor."""
+    """Return the path from `obj` to its first tensor."""
     if isinstance(obj, torch.Tensor):
         return path
     if id(obj) in seen:
@@ -157,31 +161,4 @@ def _first_tensor(obj: Any, path: str, seen: set[int]) -> str | None:
 
 
 def _describe(obj: Any) -> str:
-    return "not there" if obj is _NOTHING else f"a {type(obj).__qualname__}"
-
-
-def receive_into(label: str, obj: Any, out: Any) -> Work:
-    """Return the work that receives an object without device tensors into `out`; None: as it is.
-
-    Its `wait` raises InvalidArgument if the object does not match `out`.
-    """
-    if out is None:
-        return Work.done(obj)
-
-    def place() -> Any:
-        try:
-            fitted, pairs = fit(obj, out, lambda tensor: tensor.device)
-        except Exception as error:
-            raise mismatch(label, error) from error
-        copy_all(pairs)
-        return fitted
-
-    return Work(place)
-
-
-def mismatch(label: str, error: Exception) -> InvalidArgument:
-    """What to tell when a message does not fit into `out`."""
-    return InvalidArgument(
-        f"{label}: the message does not match out: {error}; the message is consumed, out is as it "
-        "was"
-    )
+    return "not there" if obj is _MISSING else f"a {type(obj).__qualname__}"

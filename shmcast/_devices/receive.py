@@ -1,4 +1,4 @@
-"""An object whose device tensors are coming: it gets its place first, then they do.
+"""Receiving an object: into `out`, and with device tensors whose elements arrive after it.
 
 Imported once torch is in use.
 """
@@ -10,19 +10,38 @@ from typing import Any
 import torch
 
 from shmcast._codecs.base import Received
-from shmcast._devices import buffers as _landing
-from shmcast._devices import out as _into
+from shmcast._devices.buffers import ReceiveBuffers
 from shmcast._devices.codec import unpickle
-from shmcast._devices.manifest import Manifest
-from shmcast._devices.out import mismatch
+from shmcast._devices.manifest import Manifest, TensorSpec, restore_autograd
+from shmcast._devices.out import Pair, copy_pairs, match_out
+from shmcast._devices.work import Work
 from shmcast.errors import DecodeError, InvalidArgument, ShmcastError
 
 
-class Arrival:
-    """A message with device tensors that was received.
+def receive_into(label: str, obj: Any, out: Any) -> Work:
+    """Return the work that receives an object without device tensors into `out`; None: as it is.
 
-    What is wrong with its object is kept until the tensors have arrived, so that this rank takes
-    part in their broadcast and the others don't notice.
+    Its `wait` raises InvalidArgument if the object does not match `out`.
+    """
+    if out is None:
+        return Work.done(obj)
+
+    def copy() -> Any:
+        try:
+            matched, pairs = match_out(obj, out, lambda tensor: tensor.device)
+        except Exception as error:
+            raise _mismatch(label, error) from error
+        copy_pairs(pairs)
+        return matched
+
+    return Work(copy)
+
+
+class IncomingMessage:
+    """A message with device tensors, which was received while they have yet to arrive.
+
+    An error of its object is kept until the tensors have arrived, so that this rank takes part in
+    their broadcast and the others don't notice.
 
     Args:
         label: how errors name this rank.
@@ -37,32 +56,32 @@ class Arrival:
         self._frames = frames
         self._out = out
         self._obj: Any = None
-        # What to receive into, what stands there in the message, and its number if on a device.
-        self._places: list[tuple[torch.Tensor, torch.Tensor, int | None]] = []
-        self._copies: list[_into.Pair] = []  # to be made when all has arrived
+        # A tensor of out, the message's in its place, and the latter's index if on a device.
+        self._matches: list[tuple[torch.Tensor, torch.Tensor, int | None]] = []
+        self._copies: list[Pair] = []  # to be made when all has arrived
         self._error: ShmcastError | None = None
 
     def prepare(self) -> list[torch.Tensor]:
-        """The memory that the tensors are to be received in.
+        """Return the bytes to receive into for each group of the manifest: contiguous tensors.
 
-        Without `out` the object is not looked at: that can be done while they are on their way.
+        Without `out` this does not unpickle the object, which `assemble` does meanwhile.
         """
-        targets = None if self._out is None else self._find_targets()
-        self._landing = _landing.Landing(self._manifest, targets)
-        return self._landing.pieces
+        targets = {} if self._out is None else self._find_targets()
+        self._buffers = ReceiveBuffers(self._manifest, targets)
+        return self._buffers.by_group
 
     def assemble(self) -> None:
-        """Makes the object, before its tensors have arrived or after."""
-        tensors = self._landing.tensors()
+        """Make the object, before its tensors have arrived or after."""
+        tensors = self._buffers.tensors()
         if self._out is None:
-            self._obj = self._unpickle(_landing.finish(tensors, self._manifest.specs))
-        for into, got, number in self._places:
-            source = got if number is None else tensors[number]
-            if source is not into:
-                self._copies.append((into, source))
+            self._obj = self._unpickle(_restored(tensors, self._manifest.specs))
+        for target, stand_in, index in self._matches:
+            source = stand_in if index is None else tensors[index]
+            if source is not target:
+                self._copies.append((target, source))
 
-    def obj(self) -> Any:
-        """The object, when its tensors have arrived.
+    def result(self) -> Any:
+        """Return the object, when its tensors have arrived.
 
         Raises:
             DecodeError: it can't be unpickled.
@@ -70,42 +89,43 @@ class Arrival:
         """
         if self._error is not None:
             raise self._error
-        _into.copy_all(self._copies)
+        copy_pairs(self._copies)
         return self._obj
 
     def _find_targets(self) -> dict[int, torch.Tensor]:
-        """Lays the object beside `out`; returns which of its tensors are received into."""
+        """Match the object with `out`; return the tensors to receive into, by index."""
         specs = self._manifest.specs
-        # Tensors without memory, to see which one belongs where.
-        stubs = _landing.finish([_landing.empty(spec, "meta") for spec in specs], specs)
-        numbers = {id(stub): i for i, stub in enumerate(stubs)}
+        # Tensors without memory show which one belongs where.
+        stubs = _restored([spec.empty("meta") for spec in specs], specs)
+        indices = {id(stub): i for i, stub in enumerate(stubs)}
         obj = self._unpickle(stubs)
         if self._error is None:
-            pairs = self._fit(obj, numbers)
-            self._places = [(into, got, numbers.get(id(got))) for into, got in pairs]
-        return {number: into for into, _, number in self._places if number is not None}
+            pairs = self._match(obj, indices)
+            self._matches = [(target, got, indices.get(id(got))) for target, got in pairs]
+        return {index: target for target, _, index in self._matches if index is not None}
 
-    def _fit(self, obj: Any, numbers: dict[int, int]) -> list[_into.Pair]:
-        """Lays the object beside `out`; device tensors are stubs, numbered by identity."""
+    def _match(self, obj: Any, indices: dict[int, int]) -> list[Pair]:
+        """Match the object with `out`; its device tensors are stubs, whose `id` tells the index."""
         specs = self._manifest.specs
-        devices = {spec.kind: torch.empty(0, device=spec.kind).device for spec in specs}
+        types = {spec.device_type for spec in specs}
+        devices = {each: torch.empty(0, device=each).device for each in types}
 
         def arrives_on(tensor: torch.Tensor) -> torch.device:
-            number = numbers.get(id(tensor))
-            return tensor.device if number is None else devices[specs[number].kind]
+            index = indices.get(id(tensor))
+            return tensor.device if index is None else devices[specs[index].device_type]
 
         try:
-            self._obj, pairs = _into.fit(obj, self._out, arrives_on)
+            self._obj, pairs = match_out(obj, self._out, arrives_on)
             found = {id(got) for _, got in pairs}
-            for stub, number in numbers.items():
+            for stub, index in indices.items():
                 if stub not in found:
                     raise InvalidArgument(
-                        f"device tensor {number}, {specs[number]}, is inside of an object that is "
+                        f"device tensor {index}, {specs[index]}, is inside of an object that is "
                         "no dict, list, tuple, NamedTuple or dataclass"
                     )
         except Exception as error:
             self._obj = None
-            self._error = mismatch(self._label, error)
+            self._error = _mismatch(self._label, error)
             return []
         return pairs
 
@@ -120,3 +140,19 @@ class Arrival:
             )
             self._error.__cause__ = error
             return None
+
+
+def _restored(tensors: list[torch.Tensor], specs: list[TensorSpec]) -> list[torch.Tensor]:
+    return [
+        restore_autograd(tensor, spec.requires_grad, spec.is_parameter)
+        if spec.requires_grad or spec.is_parameter
+        else tensor
+        for tensor, spec in zip(tensors, specs, strict=True)
+    ]
+
+
+def _mismatch(label: str, error: Exception) -> InvalidArgument:
+    return InvalidArgument(
+        f"{label}: the message does not match out: {error}; the message is consumed, out is as it "
+        "was"
+    )

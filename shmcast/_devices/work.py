@@ -1,4 +1,4 @@
-"""`Work`: a broadcast that is on its way, as `async_op=True` returns it."""
+"""`Work`: a broadcast that has begun, as `async_op=True` returns it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from shmcast.errors import ShmcastError
 
 
 class Work:
-    """A broadcast on its way; `wait` ends it. Made by `ShmBroadcaster`, used by one thread.
+    """A broadcast that has begun; `wait` ends it. `ShmBroadcaster` makes it, for one thread.
 
-    Until then neither the source's tensors nor those given as `out` may be written to or read, but
-    for work on the device that comes before or after in the stream that was current at the call.
+    Until then, neither read nor write the source's tensors or those given as `out`, except by work
+    on the device that is enqueued before or after the call, in the stream that was current there.
     """
 
     def __init__(self, finish: Callable[[], Any]) -> None:
@@ -22,24 +22,26 @@ class Work:
 
     @classmethod
     def done(cls, result: Any) -> Work:
-        """A broadcast that is over."""
+        """Return a broadcast that has ended, with its object."""
         work = cls(lambda: result)
         work.wait()
         return work
 
     def wait(self) -> Any:
-        """Ends the broadcast and returns its object; the same object, or error, in later calls.
+        """End the broadcast and return its object; later calls return or raise the same.
 
-        With NCCL it returns in stream order: what is enqueued on the current stream from now on
-        sees the tensors. With gloo it returns when they are there. The time-out is the one of the
-        call that made this.
+        With NCCL this returns in stream order: work that is enqueued on the current stream from now
+        on sees the tensors. With gloo it returns when they have arrived. The time-out is that of
+        the call that made this.
 
         Returns:
-            The object; on the source the one that was sent.
+            The object; on the source, the one that was sent.
 
         Raises:
             DeviceTimeout: a rank has not taken part in time.
             DeviceError: the device group failed.
+            PeerDied: a rank has died.
+            NodeLost: a node can't be reached any more.
             DecodeError: the codec can't decode this message.
             InvalidArgument: `out` does not match the message.
         """
@@ -48,7 +50,7 @@ class Work:
                 self._result = self._finish()
             except ShmcastError as error:
                 self._error = error
-            self._finish = None  # and the buffers that it holds; after Ctrl-C they are kept
+            self._finish = None  # frees its buffers, unless Ctrl-C has ended the wait
         if self._error is not None:
             raise self._error
         return self._result

@@ -383,6 +383,6 @@ def _begin_plain(
     obj = recv(timeout, copy)
     if out is None:
         return Work.done(obj)
-    from shmcast._devices.out import receive_into  # (imports torch)
+    from shmcast._devices.receive import receive_into  # (imports torch)
 
     return receive_into(label, obj, out)

@@ -1,4 +1,4 @@
-"""Objects with device tensors over an end of frames: the message first, then its tensors.
+"""Objects with device tensors, over an end of frames: the message first, then its tensors.
 
 Imported once torch is in use.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 from shmcast._devices.lane import DeviceLane
 from shmcast._devices.manifest import has_manifest
-from shmcast._devices.out import receive_into
+from shmcast._devices.receive import receive_into
 from shmcast._devices.work import Work
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.objects import FrameSink, ObjectReceiver, ObjectSender
@@ -22,20 +22,34 @@ class DeviceSender(ObjectSender):
 
     Args:
         sink: where the frames go.
-        lane: brings the tensors over.
-        warmup: what `warm` practises on.
+        lane: broadcasts the tensors.
+        warmup: what `warm` runs; None: nothing but what the sink does.
     """
 
     def __init__(self, sink: FrameSink, lane: DeviceLane, warmup: Warmup | None) -> None:
         super().__init__(sink, lane.codec, warmup)
         self._lane = lane
-        self._pack = lane.codec.pack
+        self._encode_with_tensors = lane.codec.encode_with_tensors
 
     def begin(self, obj: Any, timeout: float | None) -> Work | None:
-        """Send an object and begin to broadcast its device tensors; None: it has none."""
+        """Send an object and begin to broadcast its device tensors.
+
+        Args:
+            obj: anything that pickle takes.
+            timeout: seconds, for the message and again for its tensors. None: no end for the
+                message, the group's own for its tensors.
+
+        Returns:
+            The broadcast, to be waited for; None: the object has no device tensors.
+
+        Raises:
+            EncodeError: the object can't be encoded; nothing was sent.
+            DeviceError: an earlier broadcast failed and nothing was sent, or this one can't begin.
+            ShmcastError: what the sink raises.
+        """
         try:
             try:
-                frames, departure = self._pack(obj)
+                frames, outgoing = self._encode_with_tensors(obj)
             except DeviceError:
                 raise
             except Exception as error:
@@ -44,7 +58,7 @@ class DeviceSender(ObjectSender):
         except BaseException:
             self._sink.forget_views()
             raise
-        return None if departure is None else self._lane.send(departure, obj, timeout)
+        return None if outgoing is None else self._lane.send(outgoing, obj, timeout)
 
     def send(self, obj: Any, timeout: float | None = None) -> None:
         """Send an object; see `ShmBroadcaster.send`."""
@@ -54,11 +68,11 @@ class DeviceSender(ObjectSender):
 
 
 class DeviceReceiver(ObjectReceiver):
-    """Makes objects of the frames that an end receives, and of the tensors that a lane brings.
+    """Makes objects of the frames that an end receives, and of tensors that a lane receives.
 
     Args:
         source: where the frames come from.
-        lane: brings the tensors.
+        lane: receives the tensors.
     """
 
     def __init__(self, source: FrameReader, lane: DeviceLane) -> None:
@@ -82,9 +96,18 @@ class DeviceReceiver(ObjectReceiver):
         """Receive the next message and begin to receive its device tensors.
 
         Args:
-            timeout: see `recv`.
-            copy: see `recv`.
+            timeout: seconds, for the message and again for its tensors. None: no end for the
+                message, the group's own for its tensors.
+            copy: see `Reader.recv`.
             out: an object whose tensors to receive into; None: into new ones.
+
+        Returns:
+            The work, whose `wait` returns the object.
+
+        Raises:
+            DecodeError: the object can't be decoded, and has no device tensors.
+            DeviceError: its device tensors can't be received.
+            ShmcastError: what `Reader.recv` raises.
         """
         frames = self._source.consume(timeout, copy)
         if has_manifest(frames):

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 import shmcast
 from shmcast import Reader, ShmBroadcaster, Writer
-from shmcast._devices.codec import _to_host
+from shmcast._devices.codec import to_host
 from shmcast._devices.lane import DeviceLane
 from shmcast._devices.manifest import PACK_BYTES
 from tests.support import ranks
@@ -56,7 +56,7 @@ def over_nccl(_index: int, store: str) -> None:
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     for timeout in (None, SECONDS):
         sent = everything()
-        _, departure = lane.codec.pack(sent)
+        _, departure = lane.codec.encode_with_tensors(sent)
         assert departure is not None
         assert lane.send(departure, sent, timeout).wait() is sent
         assert describe(sent) == describe(everything())
@@ -65,7 +65,7 @@ def over_nccl(_index: int, store: str) -> None:
             for _ in range(10):
                 busy = busy @ busy / 2000
             late = [torch.full((PACK_BYTES,), 7, device="cuda")]
-            _, departure = lane.codec.pack(late)
+            _, departure = lane.codec.encode_with_tensors(late)
             assert departure is not None
             lane.send(departure, late, timeout).wait()
             late[0].add_(1)
@@ -111,7 +111,7 @@ def test_two_processes_on_one_device(fresh: tuple[Crew, str], is_staged: bool) -
 
 def test_staging_copies_through_pinned_memory() -> None:
     source = tensor(device="cuda")
-    host = _to_host(source)
+    host = to_host(source)
     assert host.is_pinned()
     assert digest(host) == digest(source)
 

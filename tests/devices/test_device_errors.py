@@ -15,7 +15,7 @@ import torch.distributed as dist
 import shmcast
 from shmcast import PickleCodec, ShmBroadcaster
 from shmcast._codecs.base import Received
-from shmcast._devices.collectives import Flight
+from shmcast._devices.collectives import DeviceBroadcast
 from shmcast._endpoints.frame_reader import FrameReader
 from tests.support import ranks
 from tests.support.device_objects import CPU, LARGE, SECONDS
@@ -105,7 +105,9 @@ def the_source_does_not_take_part(rank: int) -> str:
         with ShmBroadcaster(pair, device_group=device_group, device_types=CPU) as bc:
             if bc.is_src:
                 with (
-                    mock.patch.object(Flight, "__init__", side_effect=RuntimeError("no memory")),
+                    mock.patch.object(
+                        DeviceBroadcast, "__init__", side_effect=RuntimeError("no memory")
+                    ),
                     pytest.raises(shmcast.DeviceError, match="no memory; the other ranks will"),
                 ):
                     bc.send({"t": tensor()})
