@@ -30,9 +30,10 @@ demo: $(VENV)/ready ## generate text with a tensor-parallel model, driven throug
 test: $(VENV)/ready ## run the tests
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/ready ## check style, formatting and types
+lint: $(VENV)/ready ## check style, formatting, types, and that imports run down
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/clang-format --dry-run --Werror $(CORE) $(NATIVE)
 	for header in $(SELF_CONTAINED); do \
 	  $(CXX) $(CXXFLAGS_TEST) -I$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))') \

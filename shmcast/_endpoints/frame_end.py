@@ -97,11 +97,11 @@ class FrameEnd:
         def alarm() -> None:
             end = me()
             if end is not None:
-                end._on_peer_exit()
+                end.on_peer_exit()
 
         return alarm
 
-    def _on_peer_exit(self) -> None:
+    def on_peer_exit(self) -> None:
         """Wake this end's wait, in the thread of the watch: a peer's process has ended."""
         self._ring.alarm()
 

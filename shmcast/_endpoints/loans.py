@@ -252,4 +252,4 @@ _QUANTIZED = {f"torch.{name}" for name in ("qint8", "qint32", "quint8", "quint4x
 
 def _version(tensor: Any) -> int | None:
     """Return how often autograd has seen a write to the tensor; None: it does not count."""
-    return None if tensor.is_inference() else int(tensor._version)
+    return None if tensor.is_inference() else int(tensor._version)  # noqa: SLF001

@@ -114,10 +114,11 @@ def chosen_policy(wait: WaitPolicy | None, label: str) -> WaitPolicy:
 
 def core_policy(policy: WaitPolicy) -> _core.WaitPolicy:
     """Return the core's policy of the same meaning."""
-    match policy._mode:
+    match policy._mode:  # noqa: SLF001 (of this module)
         case _Mode.SPIN:
             return _core.WaitPolicy.spin()
         case _Mode.SEMAPHORE:
             return _core.WaitPolicy.park()
         case _Mode.ADAPTIVE:
-            return _core.WaitPolicy.adaptive(int(min(policy._max_spin * 1e9, _FOREVER_NS)))
+            max_spin_ns = int(min(policy._max_spin * 1e9, _FOREVER_NS))  # noqa: SLF001
+            return _core.WaitPolicy.adaptive(max_spin_ns)

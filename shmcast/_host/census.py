@@ -36,19 +36,19 @@ class Seat:
     """One endpoint's claim that its thread is a member. Made by `enter`."""
 
     def __init__(self, thread: int) -> None:
-        self._thread = thread
+        self.thread = thread
         self._pid = os.getpid()
 
     def leave(self) -> None:
         """Give the claim up; idempotent, and without effect in a fork of the process."""
         if self._pid == os.getpid():
-            _register.remove(self, self._thread)
+            _register.remove(self, self.thread)
 
 
 def enter() -> Seat:
     """List the calling thread until the seat is left or the process ends."""
     seat = Seat(threading.get_native_id())
-    _register.add(seat, seat._thread)
+    _register.add(seat, seat.thread)
     return seat
 
 

@@ -22,8 +22,9 @@ class NodeWriter(FrameWriter):
     on_death: Callable[[], None] | None = None
     """Called in another thread when a reader's process has ended."""
 
-    def _on_peer_exit(self) -> None:
-        super()._on_peer_exit()
+    def on_peer_exit(self) -> None:
+        """Wake this writer's wait, and call `on_death`."""
+        super().on_peer_exit()
         on_death = self.on_death
         if on_death is not None:
             on_death()

@@ -40,14 +40,14 @@ def _links(html: str) -> _Links:
 
 
 def _anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as the forge makes them."""
+    """Return the anchors of a page's headings, as the forge makes them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.fixture(scope="module")
 def rendered() -> str:
-    """The README as a package index shows it."""
+    """Return the README as a package index shows it."""
     ran = subprocess.run(  # noqa: S603
         [sys.executable, "-m", "hatch_fancy_pypi_readme", str(ROOT / "pyproject.toml")],
         cwd=ROOT,
