@@ -60,9 +60,11 @@ def hear(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Look again and again until `condition` holds."""
+def wait_until(
+    condition: Callable[[], bool], what: Callable[[], str] = lambda: "it never came to be"
+) -> None:
+    """Look again and again until `condition` holds; `what` says what is wrong if it never does."""
     give_up = time.monotonic() + DEADLINE_SECONDS
     while not condition():
-        assert time.monotonic() < give_up, "it never came to be"
+        assert time.monotonic() < give_up, what()
         time.sleep(0.001)
