@@ -9,11 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from shmcast import WaitPolicy
 from tests.support import shared_memory
 from tests.support.processes import ONE_THREAD, Crew, spawning
 from tests.support.ranks import World
+
+settings.register_profile("tests", deadline=None)  # examples take longer on a busy machine
+settings.load_profile("tests")
 
 _is_alone_in_shm = pytest.StashKey[bool]()
 
