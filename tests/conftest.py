@@ -15,6 +15,7 @@ from shmcast import WaitPolicy
 from tests.support import shared_memory
 from tests.support.processes import ONE_THREAD, Crew, spawning
 from tests.support.ranks import World
+from tests.support.subprocess_programs import TorchPrograms
 
 settings.register_profile("tests", deadline=None)  # examples take longer on a busy machine
 settings.load_profile("tests")
@@ -69,6 +70,14 @@ def fresh(tmp_path: Path) -> Iterator[tuple[Crew, str]]:
     """Four processes for one test alone, and the file of a store by which they can join a world."""
     with Crew(4) as crew:
         yield crew, str(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def torch_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchPrograms]:
+    """Run programs whose interpreters have imported torch already."""
+    programs = TorchPrograms(tmp_path_factory.mktemp("programs"))
+    yield programs
+    programs.close()
 
 
 @pytest.fixture(params=[WaitPolicy.spin(), WaitPolicy.semaphore(), WaitPolicy.adaptive()], ids=str)
