@@ -105,8 +105,15 @@ def _segments(is_alone: bool) -> set[str]:
     return shared_memory.segments_of(*family)
 
 
+@pytest.fixture(scope="session")
+def _frozen() -> None:
+    """Spare later collections all that the imports have made."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
-def no_gc() -> Iterator[None]:
+def no_gc(_frozen: None) -> Iterator[None]:
     """Keep the garbage collector away from what must go by itself."""
     gc.collect()
     gc.disable()
