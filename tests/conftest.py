@@ -9,11 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from shmcast import WaitPolicy
 from tests.support import shared_memory
 from tests.support.processes import ONE_THREAD, Crew, spawning
 from tests.support.ranks import World
+from tests.support.subprocess_programs import TorchPrograms
+
+settings.register_profile("tests", deadline=None)  # examples take longer on a busy machine
+settings.load_profile("tests")
 
 _is_alone_in_shm = pytest.StashKey[bool]()
 
@@ -67,6 +72,14 @@ def fresh(tmp_path: Path) -> Iterator[tuple[Crew, str]]:
         yield crew, str(tmp_path / "store")
 
 
+@pytest.fixture(scope="session")
+def torch_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchPrograms]:
+    """Run programs whose interpreters have imported torch already."""
+    programs = TorchPrograms(tmp_path_factory.mktemp("programs"))
+    yield programs
+    programs.close()
+
+
 @pytest.fixture(params=[WaitPolicy.spin(), WaitPolicy.semaphore(), WaitPolicy.adaptive()], ids=str)
 def wait(request: pytest.FixtureRequest) -> WaitPolicy:
     """Each wait policy in turn."""
@@ -92,8 +105,15 @@ def _segments(is_alone: bool) -> set[str]:
     return shared_memory.segments_of(*family)
 
 
+@pytest.fixture(scope="session")
+def _frozen() -> None:
+    """Spare later collections all that the imports have made."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
-def no_gc() -> Iterator[None]:
+def no_gc(_frozen: None) -> Iterator[None]:
     """Keep the garbage collector away from what must go by itself."""
     gc.collect()
     gc.disable()

@@ -112,7 +112,7 @@ def take_apart(whole: Everything) -> tuple[list[Any], list[Array]]:
     return [*values, maybe is None, {name: len(some) for name, some in named.items()}], found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(everything)
 def test_objects_of_many_fields_arrive_equal(sent: Everything) -> None:
     (values, found), (got_values, got_found) = map(

@@ -45,7 +45,7 @@ class Step:
     parent: Any = None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -74,7 +74,7 @@ dtypes = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_arrays_of_every_dtype_and_layout_arrive_owned_and_writable(data: st.DataObject) -> None:
     dtype = data.draw(dtypes)

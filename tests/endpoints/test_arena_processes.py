@@ -24,7 +24,7 @@ from tests.support import arena_roles
 from tests.support.arena import address, check_whole, is_free
 from tests.support.arena_roles import ARENA, LARGE, MIB, SECONDS, RawCodec, filled
 from tests.support.processes import Crew, results
-from tests.support.subprocess_programs import run_to_its_end, wait_until
+from tests.support.subprocess_programs import TorchPrograms, wait_until
 
 
 def has_said(writer: Writer, index: int, times: int = 1) -> Callable[[], bool]:
@@ -229,8 +229,8 @@ EXIT_AFTER_CLOSE = EXIT.replace("print(", "reader.close(); writer.close(); del w
         pytest.param(EXIT_AFTER_CLOSE, id="exit with views of closed endpoints is clean"),
     ],
 )
-def test_program(program: str) -> None:
-    ran = run_to_its_end(program)
+def test_program(torch_programs: TorchPrograms, program: str) -> None:
+    ran = torch_programs.run_to_its_end(program)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "done\n", "")
 
 

@@ -190,18 +190,18 @@ def test_a_long_wait_is_told_with_what_the_peers_do(
         job = crew.workers[0].start(attach_only, 0, writer.handle)
         wait_until(lambda: writer._end._ring.attached() == 1)
         with pytest.raises(shmcast.Timeout):
-            writer.wait_ready(0.5)
+            writer.wait_ready(0.2)
         assert "writer: wait_ready has waited" in caplog.text
         assert "reader 1, not attached" in caplog.text
         with Reader(writer.handle, 1, warn_after=0.05) as reader:
             caplog.clear()
             with pytest.raises(shmcast.Timeout):
-                reader.recv(0.5)
+                reader.recv(0.2)
             assert "reader 1: recv has waited" in caplog.text
             assert f"writer, pid {os.getpid()}: running" in caplog.text
             caplog.clear()
             with pytest.raises(shmcast.Timeout):
-                fill(writer, 0.5)
+                fill(writer, 0.2)
             pid = job.worker.pid
             assert f"reader 0, pid {pid}, 2 fragments behind: sleeping" in caplog.text
             assert caplog.text.count("send has waited") < 6  # ever rarer
