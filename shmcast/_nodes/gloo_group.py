@@ -69,35 +69,35 @@ class RelayGroup:
             work.wait()  # raises its error, unless it was completed just now
         return True
 
-    def bury(self) -> None:
+    def retire(self) -> None:
         """Ends the group as far as possible: gloo can't be told to stop waiting.
 
         As long as one of its collectives is not over, the group is kept, because its end would wait
         for it; also when the interpreter exits.
         """
-        with _digging:
-            _graves.append(self)
-        sweep()
+        with _retired_lock:
+            _retired.append(self)
+        collect_finished()
 
     def _is_over(self) -> bool:
         return all(work.is_completed() for work in self._pending)
 
 
-_graves: list[RelayGroup] = []
-_digging = threading.Lock()
+_retired: list[RelayGroup] = []
+_retired_lock = threading.Lock()
 
 
-def sweep() -> None:
+def collect_finished() -> None:
     """Lets go of the groups that have nothing to do any more."""
-    with _digging:
-        over = [grave for grave in _graves if grave._is_over()]
-        _graves[:] = [grave for grave in _graves if grave not in over]
+    with _retired_lock:
+        over = [group for group in _retired if group._is_over()]
+        _retired[:] = [group for group in _retired if group not in over]
     over.clear()  # (their threads end; not under the lock)
 
 
 @atexit.register
-def keep_for_ever() -> None:
+def leak_at_exit() -> None:
     """The interpreter exits: it must not wait for the groups that can't end."""
-    sweep()
-    for grave in _graves:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(grave))
+    collect_finished()
+    for group in _retired:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))

@@ -24,8 +24,8 @@ from shmcast._nodes import envelope as _envelope
 from shmcast._nodes.addresses import Address
 from shmcast._nodes.control import Link
 from shmcast._nodes.estimate import SizeEstimate
-from shmcast._nodes.failure import LastWords, Verdict
-from shmcast._nodes.gloo_group import RelayGroup, keep_for_ever
+from shmcast._nodes.failure import Failure, FailurePage
+from shmcast._nodes.gloo_group import RelayGroup, leak_at_exit
 from shmcast._nodes.node_ring import NodeWriter
 from shmcast._nodes.topology import Node, Topology
 from shmcast.errors import Closed, PeerDied, ShmcastError
@@ -43,7 +43,7 @@ class LeaderRelay:
 
     Args:
         writer: of the node's ring.
-        words: what its readers look at when the ring is closed.
+        page: what its readers look at when the ring is closed.
         topology: the group's.
         src: the source's global rank.
         rank: this one's.
@@ -55,7 +55,7 @@ class LeaderRelay:
     def __init__(
         self,
         writer: NodeWriter,
-        words: LastWords,
+        page: FailurePage,
         topology: Topology,
         src: int,
         rank: int,
@@ -64,7 +64,7 @@ class LeaderRelay:
         key: str,
     ) -> None:
         self._writer = writer
-        self._words = words
+        self._page = page
         self._source = topology.name(src)
         self._source_node: Node = topology.node_of(src)
         self._source_pid = source_pid
@@ -110,7 +110,7 @@ class LeaderRelay:
 
     def close(self) -> None:
         """Ends it at once, for the whole node."""
-        self._end(Verdict("Closed", f"{self._name}, which relays to this node, has ended"), False)
+        self._end(Failure("Closed", f"{self._name}, which relays to this node, has ended"), False)
         self._clean_up()
 
     def reader_closed(self) -> None:
@@ -153,7 +153,7 @@ class LeaderRelay:
                 self._take(*whole)
         except Exception as error:
             if not self._over:
-                self._end(self._failure(error), True)
+                self._end(self._failure_of(error), True)
         return True
 
     def _receive(self) -> tuple[int, list[memoryview], int, int] | None:
@@ -237,7 +237,7 @@ class LeaderRelay:
             known = self._news.wait_for(self._has_news, seconds)
         if not known:
             text = f"{self._source_node} can't be reached through gloo any more: {error}"
-            self._end(Verdict("NodeLost", text, node=self._source_node.index), True)
+            self._end(Failure("NodeLost", text, node=self._source_node.index), True)
 
     def _regroup(self) -> None:
         """The source goes on with fewer nodes, in a new group."""
@@ -254,21 +254,21 @@ class LeaderRelay:
     def _clean_up(self) -> None:
         group, self._group = self._group, None
         if group is not None:
-            group.bury()
+            group.retire()
 
     # What ends it, in whichever thread.
 
-    def _failure(self, error: Exception) -> Verdict:
+    def _failure_of(self, error: Exception) -> Failure:
         if isinstance(error, ShmcastError):
-            return Verdict.of(error, self._label)
-        return Verdict("Closed", f"{self._name} can't relay any more: {error!r}")
+            return Failure.of(error, self._label)
+        return Failure("Closed", f"{self._name} can't relay any more: {error!r}")
 
     def _look(self) -> None:
         """Somebody of this node has died (called by the sentry)."""
         try:
             self._writer.check_peers()
         except PeerDied as error:
-            self._end(Verdict.of(error, self._label), True)
+            self._end(Failure.of(error, self._label), True)
 
     def _leave(self) -> None:
         """All readers of this node have closed."""
@@ -279,16 +279,16 @@ class LeaderRelay:
         self._tell({"left": True})
         self._finish()
 
-    def _end(self, verdict: Verdict, tell: bool) -> None:
+    def _end(self, failure: Failure, tell: bool) -> None:
         with self._news:
             if self._over:
                 return
             self._over = True
             self._news.notify_all()
-        self._words.write(verdict)
+        self._page.write(failure)
         self._writer.close()
         if tell:
-            self._tell({"verdict": verdict.plain()})
+            self._tell({"failure": failure.plain()})
         self._finish()
 
     def _finish(self) -> None:
@@ -302,8 +302,8 @@ class LeaderRelay:
     # What the control connection says.
 
     def _hear(self, message: dict[str, Any]) -> None:
-        if "verdict" in message:
-            self._end(Verdict(**message["verdict"]), False)
+        if "failure" in message:
+            self._end(Failure(**message["failure"]), False)
         elif "ask" in message:
             self._tell({"ack": self._taken, "answer": message["ask"]})
         elif "regroup" in message:
@@ -316,18 +316,18 @@ class LeaderRelay:
             return
         if error is None:
             who = f"{self._source} (pid {self._source_pid}), the source"
-            verdict = Verdict(
+            failure = Failure(
                 "PeerDied", f"{who}, has died, or ended without close()", self._source,
                 self._source_pid,
             )  # fmt: skip
         else:
-            verdict = Verdict(
+            failure = Failure(
                 "NodeLost",
                 f"{self._source_node}, with the source {self._source}, can't be reached from "
                 f"{self._name} any more: {error}",
                 node=self._source_node.index,
             )
-        self._end(verdict, False)
+        self._end(failure, False)
 
     def leave_at_exit(self) -> None:
         """The interpreter exits: who still receives from this process is told.
@@ -340,7 +340,7 @@ class LeaderRelay:
             cut_off = len(self._writer.present_readers())
             self._tell({"left": True, "cut_off": cut_off})
             ended = f"{self._name}, which relays to this node, has ended before the source"
-            self._end(Verdict("Closed", ended), False)
+            self._end(Failure("Closed", ended), False)
         if self.thread is not None:
             self.thread.join(_EXIT_SECONDS)
 
@@ -352,4 +352,4 @@ _registered: list[Callable[[], object]] = []
 def _leave_all() -> None:
     for relay in [*_open]:
         relay.leave_at_exit()
-    keep_for_ever()
+    leak_at_exit()

@@ -12,7 +12,7 @@ from typing import Any
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._endpoints.handle import Handle
-from shmcast._nodes.failure import LastWords
+from shmcast._nodes.failure import FailurePage
 from shmcast.errors import ShmcastError
 
 
@@ -35,27 +35,27 @@ class NodeReader(FrameReader):
     Args:
         handle: see `FrameReader`; so for what is not named here.
         index: see `FrameReader`.
-        words: why the ring is closed, if it is.
+        page: why the ring is closed, if it is.
         waits_for: on whom `consume` waits, for its time-out's message.
     """
 
     def __init__(
-        self, handle: Handle, index: int, words: LastWords, waits_for: str, **options: Any
+        self, handle: Handle, index: int, page: FailurePage, waits_for: str, **options: Any
     ) -> None:
         super().__init__(handle, index, **options)
-        self._words = words
+        self._page = page
         self._waits_for = waits_for
 
     def check_peers(self) -> None:
         """Look whether a peer has died, or another node has ended this one's ring."""
         super().check_peers()
-        verdict = self._words.read()
-        if verdict is not None:
-            raise verdict.error(self.label)
+        failure = self._page.read()
+        if failure is not None:
+            raise failure.error(self.label)
 
     def _end_error(self, what: str) -> ShmcastError:
-        verdict = self._words.read()
-        return verdict.error(what) if verdict is not None else super()._end_error(what)
+        failure = self._page.read()
+        return failure.error(what) if failure is not None else super()._end_error(what)
 
     def _blocked_on(self) -> str:
         return f": nothing came from {self._waits_for}"

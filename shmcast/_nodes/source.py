@@ -33,8 +33,8 @@ from shmcast._nodes import control as _control
 from shmcast._nodes import envelope as _envelope
 from shmcast._nodes.control import Link
 from shmcast._nodes.estimate import SizeEstimate
-from shmcast._nodes.failure import LastWords, Verdict
-from shmcast._nodes.gloo_group import RelayGroup, keep_for_ever
+from shmcast._nodes.failure import Failure, FailurePage
+from shmcast._nodes.gloo_group import RelayGroup, leak_at_exit
 from shmcast._nodes.node_ring import NodeWriter
 from shmcast._nodes.outbox import Sent, Window
 from shmcast._nodes.topology import Node, Topology
@@ -80,7 +80,7 @@ class SourceRelay:
 
     Args:
         near: writes to the ring of the source's own node; None: it has no other rank.
-        words: what that ring's readers look at when it is closed; None: there is none.
+        page: what that ring's readers look at when it is closed; None: there is none.
         topology: the group's.
         src: the source's global rank.
         label: how errors name this rank.
@@ -92,7 +92,7 @@ class SourceRelay:
     def __init__(
         self,
         near: NodeWriter | None,
-        words: LastWords | None,
+        page: FailurePage | None,
         topology: Topology,
         src: int,
         label: str,
@@ -101,7 +101,7 @@ class SourceRelay:
         warn_after: float | None,
     ) -> None:
         self._near = near
-        self._words = words
+        self._page = page
         self._lends: NodeWriter | OrdinaryMemory = near or OrdinaryMemory()
         self.label: str = label
         """How errors name this end."""
@@ -131,7 +131,7 @@ class SourceRelay:
         self._attention = False  # something happened that the next send must see to
         self._must_regroup = False
         self._broken: tuple[float, str] | None = None  # since when gloo fails, and how
-        self._verdict: Verdict | None = None
+        self._failure: Failure | None = None
         self._pid = os.getpid()
         self._closed = False
         self._has_said_so = False  # the leaders will hear of the end, behind all messages
@@ -243,13 +243,13 @@ class SourceRelay:
             self._attention = True
             self._tell_news()
         self._listener.close()
-        if self._verdict is not None and self._words is not None:
-            self._words.write(self._verdict)  # (who has come to it may be on the way here)
+        if self._failure is not None and self._page is not None:
+            self._page.write(self._failure)  # (who has come to it may be on the way here)
         self._close_near()
         # (Not for ever: a signal's handler may have come between a send and its end.)
         is_mine = self._turn.acquire(timeout=CLOSE_SECONDS)
         try:
-            if self._group is not None and self._verdict is None and is_mine:
+            if self._group is not None and self._failure is None and is_mine:
                 if self._must_regroup:
                     self._regroup(time.monotonic() + CLOSE_SECONDS, CLOSE_SECONDS)
                 if self._group is not None:
@@ -264,7 +264,7 @@ class SourceRelay:
             if is_mine:
                 self._turn.release()
             self._finish_if_done()
-        self._finish(self._verdict or Verdict("Closed", "the source has closed"))
+        self._finish(self._failure or Failure("Closed", "the source has closed"))
 
     def begin_tensor_set(self) -> None:
         """See `FrameEnd.begin_tensor_set`."""
@@ -272,7 +272,7 @@ class SourceRelay:
             try:
                 self._near.begin_tensor_set()
             except Closed:
-                self._raise_verdict()
+                self._raise_failure()
                 raise
 
     def tensor_sets(self) -> list[int]:
@@ -281,7 +281,7 @@ class SourceRelay:
 
     def check_peers(self) -> None:
         """See `FrameEnd.check_peers`."""
-        self._raise_verdict()
+        self._raise_failure()
         if self._near is not None:
             self._near.check_peers()
 
@@ -300,9 +300,9 @@ class SourceRelay:
             self._near.publish(frames, timeout)
             return
         except (Closed, PeerDied) as error:
-            self._raise_verdict()
+            self._raise_failure()
             if isinstance(error, PeerDied) and not self._drops:
-                self._fail(Verdict.of(error, self.label))
+                self._fail(Failure.of(error, self.label))
                 raise
             if self._closed or self._group is None:
                 raise
@@ -322,7 +322,7 @@ class SourceRelay:
             return
         if self._near.statistics().messages != self._messages:
             text = f"send was interrupted by {type(error).__name__} when one node had the message"
-            self._fail(Verdict("Closed", f"{text} and the others had not"))
+            self._fail(Failure("Closed", f"{text} and the others had not"))
 
     def _put(self, frames: Sequence[Frame], kind: int = _envelope.MESSAGE) -> None:
         """Begins the broadcast of a message."""
@@ -372,7 +372,7 @@ class SourceRelay:
         self._ask_at = begin + ASK_SECONDS / 4
         while True:
             seen = self._news
-            self._raise_verdict()
+            self._raise_failure()
             if self._closed:
                 raise Closed(f"{self.label}: send after close(); make a new endpoint")
             if self._must_regroup:
@@ -445,7 +445,7 @@ class SourceRelay:
             self._wait(seen, deadline, timeout)
             return
         nodes = ", ".join(str(remote) for remote in self._remotes if remote.is_live)
-        self._fail(Verdict("NodeLost", f"gloo can't reach {nodes} any more: {why}"))
+        self._fail(Failure("NodeLost", f"gloo can't reach {nodes} any more: {why}"))
 
     def _regroup(self, deadline: float, timeout: float | None) -> None:
         """Goes on with those nodes that are left, in a new group.
@@ -461,7 +461,7 @@ class SourceRelay:
             self._window.forget_works()
         group, self._group = self._group, None
         if group is not None:
-            group.bury()
+            group.retire()
         for rank, remote in enumerate(live, 1):
             if remote.link is not None:
                 about = {"regroup": self._epoch, "rank": rank, "size": 1 + len(live)}
@@ -469,7 +469,7 @@ class SourceRelay:
         try:
             while True:
                 seen = self._news
-                self._raise_verdict()
+                self._raise_failure()
                 if self._must_regroup:
                     return  # one more is lost: again
                 if all(remote.epoch == self._epoch for remote in live):
@@ -522,8 +522,8 @@ class SourceRelay:
                     )  # fmt: skip
                 self._go_on_without(remote)
             self._tell_news()
-        if "verdict" in message:
-            self._fail(Verdict(**message["verdict"]))
+        if "failure" in message:
+            self._fail(Failure(**message["failure"]))
         self._finish_if_done()
 
     def _let_go(self) -> None:
@@ -543,17 +543,17 @@ class SourceRelay:
         """A control connection has ended."""
         if remote.has_closed or not remote.is_live:
             return
-        if self._verdict is not None or self._is_finished:
+        if self._failure is not None or self._is_finished:
             return
         name = f"rank {remote.node.leader} on {remote.node}"
         if error is None:
             text = f"{name} (pid {remote.pid}), the leader of its node, has died"
-            verdict = Verdict("PeerDied", text, name, remote.pid)
+            failure = Failure("PeerDied", text, name, remote.pid)
         else:
             text = f"{remote} can't be reached any more: {error}"
-            verdict = Verdict("NodeLost", text, node=remote.node.index)
+            failure = Failure("NodeLost", text, node=remote.node.index)
         if not self._drops:
-            self._fail(verdict)
+            self._fail(failure)
             return
         _log.warning("%s: %s; it is dropped, the others go on", self.label, text)
         with self._changed:
@@ -567,33 +567,33 @@ class SourceRelay:
             if self._near is not None:
                 self._near.check_peers()
         except PeerDied as error:
-            self._fail(Verdict.of(error, self.label))
+            self._fail(Failure.of(error, self.label))
 
-    def _fail(self, verdict: Verdict) -> None:
+    def _fail(self, failure: Failure) -> None:
         """Ends everything, on all nodes."""
         with self._changed:
-            if self._verdict is not None or self._is_finished:
+            if self._failure is not None or self._is_finished:
                 return
-            self._verdict = verdict
+            self._failure = failure
             self._attention = True
             self._tell_news()
-        if self._words is not None:
-            self._words.write(verdict)
+        if self._page is not None:
+            self._page.write(failure)
         if self._near is not None:
             self._near.close()
-        self._finish(verdict)
+        self._finish(failure)
 
-    def _raise_verdict(self) -> None:
-        if self._verdict is not None:
-            raise self._verdict.error(self.label)
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure.error(self.label)
 
     def _finish_if_done(self) -> None:
         """After `close`: when everybody has taken everything."""
         if self._has_said_so and not self._window.sent:
             self._finish(None)
 
-    def _finish(self, verdict: Verdict | None) -> None:
-        """Ends the connections; who has not closed by itself is told the verdict."""
+    def _finish(self, failure: Failure | None) -> None:
+        """Ends the connections; who has not closed by itself is told the failure."""
         with self._changed:
             if self._is_finished:
                 return
@@ -602,11 +602,11 @@ class SourceRelay:
             group, self._group = self._group, None
         for remote in self._remotes:
             if remote.link is not None:
-                if verdict is not None:
-                    remote.link.send({"verdict": verdict.plain()})
+                if failure is not None:
+                    remote.link.send({"failure": failure.plain()})
                 remote.link.finish()
         if group is not None:
-            group.bury()
+            group.retire()
             del group
         if self._near is not None:
             self._near.on_death = None  # (in a cycle, its memory would wait for the collector)
@@ -640,4 +640,4 @@ def _linger() -> None:
                     LINGER_SECONDS,
                     relay._slowest(),
                 )
-    keep_for_ever()
+    leak_at_exit()
