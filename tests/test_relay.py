@@ -26,11 +26,12 @@ import shmcast
 from objects import describe
 from processes import Crew
 from shmcast import ShmBroadcaster
-from shmcast._nodes import addresses as _addresses
 from shmcast._nodes import control as _control
+from shmcast._nodes import envelope
 from shmcast._nodes import leader as _relay_leader
 from shmcast._nodes import outbox as _window
 from shmcast._nodes import source as _relay_source
+from shmcast._nodes.addresses import Address
 from test_broadcaster import OBJECTS, fingerprint
 from test_device import CPU, MAKERS
 
@@ -134,7 +135,7 @@ def interrupted_between_nodes(rank: int, hosts: tuple[str, ...]) -> list[Any]:
             def interrupt(*_args: Any) -> None:
                 raise KeyboardInterrupt
 
-            patch.setattr("shmcast._nodes.envelope.pack", interrupt)
+            patch.setattr("shmcast._nodes.outbox.pack", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 bc.send(1)
         try:
@@ -313,6 +314,28 @@ def test_closed_in_any_order_the_others_get_all_that_was_sent(world: Crew, first
         assert got == ([] if first in (0, rank) else [*range(100)])
 
 
+def all_leave_during_close(rank: int) -> bool:
+    """The leaders' farewells come between the source's look at them and its last message."""
+    with opened(rank, ("a", "b", "c", "d")) as bc, pytest.MonkeyPatch.context() as patch:
+        if isinstance(bc._end, _relay_source.SourceRelay):
+            leaders = bc._end._remote._leaders
+            pack = envelope.pack
+
+            def pack_late(*args: Any) -> envelope.Envelope:
+                until(lambda: not leaders.live())
+                return pack(*args)
+
+            patch.setattr("shmcast._nodes.outbox.pack", pack_late)
+        bc.close()
+        until(lambda: not _relay_source._open)
+    dist.barrier()
+    return True
+
+
+def test_a_source_that_all_leave_while_it_closes_ends(world: Crew) -> None:
+    assert world.run(4, all_leave_during_close) == [True] * 4
+
+
 def all_but_the_source_close(rank: int, hosts: tuple[str, ...]) -> str:
     with opened(rank, hosts) as bc:
         bc.broadcast_object("one" if bc.is_src else None, SECONDS)
@@ -385,20 +408,17 @@ def test_whoever_fails_in_set_up_is_named_everywhere(world: Crew, culprit: int) 
         assert f"rank {culprit}" in error
 
 
-def nowhere(port: int) -> list[_addresses.Address]:
+def nowhere(port: int) -> list[Address]:
     assert port > 0
     return [("127.0.0.1", 9)]
 
 
 def is_unreachable(rank: int) -> str:
-    if rank == 0:
-        real, _addresses.addresses = _addresses.addresses, nowhere
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 0:
+            patch.setattr("shmcast._nodes.leaders.local_addresses", nowhere)
         with pytest.raises((shmcast.SegmentError, ConnectionError)) as caught:
             opened(rank, TWO)
-    finally:
-        if rank == 0:
-            _addresses.addresses = real
     return str(caught.value)
 
 

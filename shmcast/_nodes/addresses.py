@@ -13,7 +13,7 @@ _SIOCGIFADDR = 0x8915
 Address = tuple[str, int]
 
 
-def addresses(port: int) -> list[Address]:
+def local_addresses(port: int) -> list[Address]:
     """Where this process may be reached on `port`, the likeliest first."""
     found: list[str] = []
     interface = os.environ.get("GLOO_SOCKET_IFNAME", "").partition(",")[0]

@@ -24,6 +24,7 @@ from shmcast._nodes.addresses import Address
 
 _LONGEST_LINE = 64 * 1024
 _CONNECT_SECONDS = 5.0
+_WELCOME = b"welcome\n"
 
 _log = logging.getLogger("shmcast")
 
@@ -110,13 +111,12 @@ class Link:
         connection: socket.socket,
         on_message: Callable[[dict[str, Any]], None],
         on_end: Callable[[OSError | None], None],
-        received: bytes = b"",
     ) -> None:
         connection.setblocking(False)
         self._socket = connection
         self._on_message = on_message
         self._on_end = on_end
-        self._received = received
+        self._received = b""
         self._unsent = b""
         self._lock = threading.RLock()
         self._open = True
@@ -201,7 +201,7 @@ class Listener:
         on_link: called with a leader's rank and its connection, in the control thread.
     """
 
-    def __init__(self, secret: str, on_link: Callable[[int, socket.socket, bytes], None]) -> None:
+    def __init__(self, secret: str, on_link: Callable[[int, socket.socket], None]) -> None:
         if socket.has_dualstack_ipv6():
             self._socket = socket.create_server(
                 ("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024
@@ -224,6 +224,7 @@ class Listener:
             _reactor().remove(fd)
             guest.close()
         self._guests.clear()
+        self._on_link = _refuse  # whose owner may have this listener
 
     def _accept(self, _events: int) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -249,18 +250,23 @@ class Listener:
         _reactor().remove(fd)
         line, _, rest = heard.partition(b"\n")
         rank, _, proof = line.decode(errors="replace").partition(" ")
-        if not rank.isdecimal() or not hmac.compare_digest(proof.encode(), self._secret.encode()):
+        known = rank.isdecimal() and hmac.compare_digest(proof.encode(), self._secret.encode())
+        if rest or not known:  # (a leader says no more until it is welcome)
             guest.close()
             return
         KEEPALIVE.apply(guest)
         # Before it is told that it is welcome: it goes on then, and so may the source.
-        self._on_link(int(rank), guest, rest)
+        self._on_link(int(rank), guest)
         with contextlib.suppress(OSError):  # (it has room for that: it does not block)
-            guest.send(b"welcome\n")
+            guest.send(_WELCOME)
 
 
-def connect(addresses: Iterable[Address], secret: str, rank: int) -> tuple[socket.socket, bytes]:
-    """A leader's connection to the source, and what it has said beyond its welcome.
+def _refuse(_rank: int, connection: socket.socket) -> None:
+    connection.close()
+
+
+def connect(addresses: Iterable[Address], secret: str, rank: int) -> socket.socket:
+    """Connect a leader to the source.
 
     Raises:
         ConnectionError: none of the addresses led there.
@@ -276,19 +282,18 @@ def connect(addresses: Iterable[Address], secret: str, rank: int) -> tuple[socke
             KEEPALIVE.apply(connection)
             connection.sendall(f"{rank} {secret}\n".encode())
             heard = b""
-            while b"\n" not in heard:
-                chunk = connection.recv(1024)
+            while len(heard) < len(_WELCOME):
+                chunk = connection.recv(len(_WELCOME) - len(heard))
                 if not chunk:
-                    raise ConnectionError("somebody else is there")
+                    break
                 heard += chunk
-            line, _, rest = heard.partition(b"\n")
-            if line != b"welcome":
+            if heard != _WELCOME:
                 raise ConnectionError("somebody else is there")
         except OSError as error:
             connection.close()
             tried.append(f"{address[0]} port {address[1]}: {error}")
             continue
-        return connection, rest
+        return connection
     raise ConnectionError(
         f"can't connect to the source: {'; '.join(tried)}; let GLOO_SOCKET_IFNAME on the source "
         "name the interface that the other nodes reach"

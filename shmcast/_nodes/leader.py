@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from shmcast._endpoints.statistics import Statistics
-from shmcast._nodes import control as _control
-from shmcast._nodes import envelope as _envelope
+from shmcast._nodes import control
 from shmcast._nodes.addresses import Address
 from shmcast._nodes.control import Link
+from shmcast._nodes.envelope import CLOSE, read_header, unpack
 from shmcast._nodes.estimate import SizeEstimate
 from shmcast._nodes.failure import Failure, FailurePage
 from shmcast._nodes.gloo_group import RelayGroup, leak_at_exit
@@ -89,8 +89,8 @@ class LeaderRelay:
 
     def connect(self, addresses: list[Address], secret: str, rank: int) -> None:
         """Makes the control connection. Raises ConnectionError if it can't."""
-        connection, rest = _control.connect(addresses, secret, rank)
-        self._link = Link(connection, self._hear, self._lost_source, rest)
+        connection = control.connect(addresses, secret, rank)
+        self._link = Link(connection, self._hear, self._lost_source)
 
     def join(self, rank: int, size: int) -> None:
         """Makes the gloo group, with the source and the other leaders."""
@@ -162,20 +162,20 @@ class LeaderRelay:
         self._provide(first)
         if not self._fill(0, first):
             return None
-        kind, count, seq, total = _envelope.read_header(self._memory.data)
+        kind, count, seq, total = read_header(self._memory.data)
         if total > first:
             self._provide(total, keep=first)
             if not self._fill(first, total):
                 return None
         self._estimate.add(total)
         self._bytes += max(first, total)
-        frames = _envelope.unpack(self._memory.data, count, total)
+        frames = unpack(self._memory.data, count, total)
         return kind, frames, seq, total
 
     def _take(self, kind: int, frames: list[memoryview], seq: int, total: int) -> None:
         if seq <= self._taken:
             return  # sent again, because another leader had not got it
-        if kind == _envelope.CLOSE:
+        if kind == CLOSE:
             with self._news:  # before the source is told so: it ends the connection then
                 self._over = True
             self._writer.close()
@@ -232,7 +232,7 @@ class LeaderRelay:
 
     def _await_news(self, error: RuntimeError) -> None:
         """Gloo has failed: the control connection soon tells why."""
-        seconds = _control.KEEPALIVE.seconds + 2
+        seconds = control.KEEPALIVE.seconds + 2
         with self._news:
             known = self._news.wait_for(self._has_news, seconds)
         if not known:
