@@ -17,7 +17,12 @@ from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.loans import OrdinaryMemory
 from shmcast._nodes.failure import FailurePage
-from shmcast.errors import Forked, ShmcastError
+from shmcast.errors import Forked, MessageTooLarge, ShmcastError
+
+# A ring's limits, as in the core's layout.
+_MAX_FRAMES = 2**23 - 1
+_MAX_BYTES = 2**40 - 1
+_ENTRY_BYTES = 8
 
 
 class NodeWriter(FrameWriter):
@@ -48,14 +53,21 @@ class NoRing(OrdinaryMemory):
         """How errors name this end."""
         self._pid = os.getpid()
 
-    def publish(self, _frames: Sequence[Frame], timeout: float | None = None) -> None:
+    def publish(self, frames: Sequence[Frame], timeout: float | None = None) -> None:
         """Check what a ring would check, and do nothing.
 
         Raises:
             InvalidArgument: `timeout` is neither None nor a number of seconds.
+            MessageTooLarge: the rings of other nodes would refuse it, with nobody there to tell.
             Forked: this process was forked from the source's.
         """
         check_timeout(timeout, self.label)
+        nbytes = _ENTRY_BYTES * len(frames) + sum(memoryview(frame).nbytes for frame in frames)
+        if len(frames) > _MAX_FRAMES or nbytes > _MAX_BYTES:
+            raise MessageTooLarge(
+                f"{self.label}: a message of {len(frames)} frames and {nbytes} bytes is over the "
+                f"limit of {_MAX_FRAMES} frames and {_MAX_BYTES} bytes; send it in parts"
+            )
         if os.getpid() != self._pid:
             raise Forked(
                 f"{self.label}: send in a process forked from the one that made this endpoint; "

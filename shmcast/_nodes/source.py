@@ -139,6 +139,7 @@ class SourceRelay:
 
         Raises:
             TypeError, BufferError: `frames` is no sequence of contiguous buffers.
+            MessageTooLarge: more than 1 TiB, or more than 8 388 607 frames.
             Timeout: some node has not taken enough.
             Closed: this end is closed, or every rank has closed.
             PeerDied: a rank has died.
@@ -158,10 +159,12 @@ class SourceRelay:
                 raise Closed(
                     f"{self.label}: send: every rank has closed, nobody is left to receive"
                 )
+            # What can be wrong with the frames is found before any node has the message.
+            views = flat_views(frames)
             try:
                 self._publish_here(frames, timeout)
                 if self._remote.is_connected:
-                    self._remote.send(flat_views(frames))
+                    self._remote.send(views)
             except BaseException as error:
                 if not isinstance(error, ShmcastError):  # (of those, the message is nowhere)
                     self._fail_if_uneven(error)
