@@ -372,6 +372,30 @@ def test_a_source_that_all_leave_while_it_closes_ends(world: Crew) -> None:
     assert world.run(4, all_leave_during_close) == [True] * 4
 
 
+def one_leaves_after_close(rank: int) -> list[int]:
+    """Rank 1 leaves with the source closed: in gloo's tree, rank 3 got everything through it."""
+    got: list[int] = []
+    with opened(rank, ("a", "b", "c", "d"), slots=2) as bc:
+        if bc.is_src:
+            for k in range(40):
+                bc.send(k, SECONDS)
+            bc.close()
+        dist.barrier()
+        if rank == 1:
+            bc.close()
+        dist.barrier()
+        if rank > 1:
+            with pytest.raises(shmcast.Closed):  # noqa: PT012 (until then)
+                while True:
+                    got.append(bc.recv(SECONDS))
+        until(lambda: not _relay_source._open)
+    return got
+
+
+def test_what_was_sent_arrives_though_a_node_leaves_after_close(world: Crew) -> None:
+    assert world.run(4, one_leaves_after_close) == [[], [], [*range(40)], [*range(40)]]
+
+
 def all_but_the_source_close(rank: int, hosts: tuple[str, ...]) -> str:
     with opened(rank, hosts) as bc:
         bc.broadcast_object("one" if bc.is_src else None, SECONDS)
@@ -422,6 +446,27 @@ def test_a_node_that_leaves_costs_the_others_nothing(world: Crew) -> None:
     lengths = {0: 300, 1: 300, 2: 100, 3: 300}
     for rank, got in enumerate(world.run(4, a_node_leaves)):
         assert got == [*range(lengths[rank])]
+
+
+def another_leaves_when_asked_to_regroup(rank: int) -> list[int]:
+    with opened(rank, ("a", "b", "c", "d")) as bc, pytest.MonkeyPatch.context() as patch:
+        if rank == 2:
+            relay = _relay_leader.LeaderRelay
+            patch.setattr(relay, "_make_ready", relay._leave)
+        got = []
+        try:
+            for k in range(300):
+                if rank == 1 and k == 100:
+                    break
+                got.append(bc.broadcast_object(k if bc.is_src else None, SECONDS))
+        except shmcast.Closed:
+            assert rank == 2
+    return got
+
+
+def test_nobody_waits_for_a_node_that_leaves_while_the_others_regroup(world: Crew) -> None:
+    source, _, _, other = world.run(4, another_leaves_when_asked_to_regroup)
+    assert source == other == [*range(300)]
 
 
 def set_up_fails(rank: int, culprit: int) -> tuple[str, str]:

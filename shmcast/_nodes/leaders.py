@@ -31,13 +31,11 @@ class Leader:
     taken: int = 0
     """Sequence number of the last message that is in its node's ring."""
     epoch: int = 0
-    """Of the group that it is in, or ready to join."""
+    """Of the group that it is in, or ready for."""
     answered: int = 0
     """The last question that it has answered."""
     is_live: bool = True
-    """It has neither left nor been lost."""
-    has_closed: bool = False
-    """It has received the source's CLOSE, and ends its connection."""
+    """It has neither left, nor been lost, nor received everything up to the source's CLOSE."""
 
     def __str__(self) -> str:
         others = ", ".join(map(str, self.node.ranks))
@@ -90,7 +88,7 @@ class Leaders:
             leader.pid = pids[leader.node.leader]
 
     def live(self) -> list[Leader]:
-        """Return those that have neither left nor been lost. From any thread."""
+        """Return those that still receive. From any thread."""
         return [leader for leader in self._leaders if leader.is_live]
 
     def least_taken(self, default: int) -> int:
@@ -116,9 +114,14 @@ class Leaders:
             _tell(leader, {"ask": self._asked})
 
     def regroup(self, live: Sequence[Leader], epoch: int) -> None:
-        """Tell these leaders to form the group of `epoch`. In the sending thread."""
+        """Tell these leaders to get ready for the group of `epoch`. In the sending thread."""
         for rank, leader in enumerate(live, 1):
             _tell(leader, {"regroup": epoch, "rank": rank, "size": 1 + len(live)})
+
+    def connect(self, live: Sequence[Leader], epoch: int) -> None:
+        """Tell these leaders, which all are ready, to make that group. In the sending thread."""
+        for leader in live:
+            _tell(leader, {"connect": epoch})
 
     def drop(self, leader: Leader) -> None:
         """Go on without a leader. Under the source's lock."""
@@ -157,7 +160,8 @@ class Leaders:
             leader.taken = message["ack"]
             leader.epoch = message.get("at", leader.epoch)
             leader.answered = message.get("answer", leader.answered)
-            leader.has_closed = message.get("closed", leader.has_closed)
+            if message.get("closed"):
+                leader.is_live = False  # it ends its connection
             callbacks.on_progress()
         if "left" in message:
             if message.get("cut_off"):
@@ -171,7 +175,7 @@ class Leaders:
 
     def _on_end(self, leader: Leader, error: OSError | None) -> None:
         callbacks = self._callbacks
-        if callbacks is None or leader.has_closed or not leader.is_live:
+        if callbacks is None or not leader.is_live:
             return
         name = f"rank {leader.node.leader} on {leader.node}"
         if error is None:

@@ -55,6 +55,7 @@ class RemoteNodes:
         key: of the relay's groups; also what a leader must know.
         drops: go on without nodes that are lost.
         warn_after: seconds of a wait until the log says who is slow; None: never.
+        turn: held by the thread that sends.
         on_failure: called once, in any thread, when all nodes must end, before they are told.
         on_finish: called once, in any thread, when the connections have ended.
     """
@@ -66,12 +67,14 @@ class RemoteNodes:
         key: str,
         drops: bool,
         warn_after: float | None,
+        turn: threading.Lock,
         on_failure: Callable[[Failure], None],
         on_finish: Callable[[], None],
     ) -> None:
         self._label = label
         self._drops = drops
         self._warn_after = math.inf if warn_after is None else warn_after
+        self._turn = turn
         self._on_failure = on_failure
         self._on_finish = on_finish
         self._outbox = Outbox(key)
@@ -209,12 +212,16 @@ class RemoteNodes:
             while True:
                 seen = self._changes
                 self.raise_failure()
-                if self._outbox.must_regroup:
+                if self._outbox.must_regroup or self._is_finished:
+                    return
+                if not all(leader.is_live for leader in live):
+                    self._outbox.must_regroup = True  # some had all messages, and need no group
                     return
                 if all(leader.epoch == self._epoch for leader in live):
                     break
                 self._wait(seen, deadline)
             if live:  # (not under the lock: it waits for the leaders)
+                self._leaders.connect(live, self._epoch)
                 self._outbox.reconnect(self._epoch, 1 + len(live))
         except BaseException:
             self._outbox.must_regroup = True
@@ -247,13 +254,12 @@ class RemoteNodes:
             may_send: False if another thread is sending: the nodes then end at once.
         """
         try:
-            if may_send and self.failure is None and self._send_close():
-                return
+            if not may_send or self.failure is not None or not self._send_close():
+                self._finish(self.failure or Failure("Closed", "the source has closed"))
         except (ShmcastError, RuntimeError) as error:
-            _log.warning("%s: closed before all nodes had what was sent: %s", self._label, error)
+            self._give_up(error)
         finally:
             self._finish_if_done()
-        self._finish(self.failure or Failure("Closed", "the source has closed"))
 
     def _send_close(self) -> bool:
         """Send the last message; return whether there is any node to acknowledge it."""
@@ -267,9 +273,21 @@ class RemoteNodes:
         self._regroup_while_needed()  # somebody may have left just now
         return True
 
+    def _regroup_after_close(self) -> None:
+        """Send again what some leader lacks, in a thread of its own: there is no next send."""
+        with self._turn:
+            try:
+                self._regroup_while_needed()
+            except (ShmcastError, RuntimeError) as error:
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        _log.warning("%s: closed before all nodes had what was sent: %s", self._label, error)
+        self._finish(self.failure or Failure("Closed", "the source has closed"))
+
     def _regroup_while_needed(self) -> None:
         deadline = _Deadline.after(CLOSE_SECONDS)
-        while self._outbox.must_regroup:
+        while self._outbox.must_regroup and not self._is_finished:
             self._regroup(deadline)
 
     def wait_finished(self, timeout: float) -> bool:
@@ -337,6 +355,9 @@ class RemoteNodes:
             self._let_go()
             self._notify()
         self._finish_if_done()
+        if self._has_sent_close and not self._is_finished:  # (this thread must not wait)
+            name, target = "shmcast-regroup", self._regroup_after_close
+            threading.Thread(target=target, name=name, daemon=True).start()
 
     def _let_go(self) -> None:
         """Forget the messages that every leader has taken; without any leader, all."""

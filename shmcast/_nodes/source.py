@@ -68,6 +68,7 @@ class SourceRelay:
         self._ring: NodeWriter | NoRing = ring or NoRing(label)
         self._page = page
         self._drops = drops
+        self._turn = threading.Lock()  # one thread sends at a time
         here = topology.node_of(src)
         self._remote = RemoteNodes(
             [node for node in topology.nodes if node != here],
@@ -75,13 +76,13 @@ class SourceRelay:
             key,
             drops,
             warn_after,
+            self._turn,
             self._on_failure,
             self._on_finish,
         )
         self.addresses: list[Address] = self._remote.addresses
         """Where leaders find this one."""
         self._pid = os.getpid()
-        self._turn = threading.Lock()  # one thread sends at a time
 
     def join(self, pids: dict[int, int]) -> None:
         """Make the gloo group, with all leaders.
