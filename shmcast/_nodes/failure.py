@@ -13,7 +13,7 @@ import struct
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from shmcast._host import shared_memory as segment
+from shmcast._host import shared_memory
 from shmcast.errors import Closed, NodeLost, PeerDied, ShmcastError
 
 _PAGE = 4096
@@ -33,7 +33,7 @@ class Failure:
     node: int = -1
 
     def error(self, label: str) -> ShmcastError:
-        """The error, as `label` raises it."""
+        """Make the error that `label` raises."""
         text = f"{label}: {self.text}"
         match self.kind:
             case "PeerDied":
@@ -44,7 +44,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: ShmcastError, label: str) -> Failure:
-        """What `error` says, raised by `label`."""
+        """Take what an error says that `label` has raised."""
         text = str(error).removeprefix(f"{label}: ")
         if isinstance(error, PeerDied):
             return cls("PeerDied", text, error.peer, error.pid, error.how)
@@ -53,7 +53,7 @@ class Failure:
         return cls("Closed", text)
 
     def plain(self) -> dict[str, Any]:
-        """For JSON; `Failure(**plain)` is the way back."""
+        """Return it as a dict for JSON; `Failure(**plain)` is the way back."""
         return asdict(self)
 
 
@@ -72,14 +72,14 @@ class FailurePage:
         self._memory: mmap.mmap
         self._is_mine = name is None
         if name is None:
-            name, self._memory, fd = segment.create(_PAGE)
+            name, self._memory, fd = shared_memory.create(_PAGE)
             os.close(fd)
         else:
-            self._memory = segment.attach(name, _PAGE)
+            self._memory = shared_memory.attach(name, _PAGE)
         self.name: str = name
 
     def write(self, failure: Failure) -> None:
-        """Before the ring is closed; the first failure stands."""
+        """Write a failure, before the ring is closed. The first one stands."""
         if self.read() is not None:
             return
         text = failure.text[: _PAGE // 4]  # four bytes a character, at most
@@ -91,13 +91,13 @@ class FailurePage:
         self._memory[: _LENGTH.size] = _LENGTH.pack(len(line))
 
     def read(self) -> Failure | None:
-        """The failure, if there is one."""
+        """Return the failure; None: there is none."""
         (length,) = _LENGTH.unpack(self._memory[: _LENGTH.size])
         if not 0 < length <= _PAGE - _LENGTH.size:
             return None
         return Failure(**json.loads(self._memory[_LENGTH.size : _LENGTH.size + length]))
 
     def unlink(self) -> None:
-        """Removes the name, if it was made here; once all have attached."""
+        """Remove the name once all have attached; only its maker does."""
         if self._is_mine:
-            segment.unlink(self.name)
+            shared_memory.unlink(self.name)

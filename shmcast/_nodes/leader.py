@@ -226,8 +226,8 @@ class LeaderRelay:
             with self._changed:  # before the source is told so: it ends the connection then
                 self._is_over = True
             self._writer.close()
-            self._tell({"ack": seq, "closed": True})
-            self._finish()
+            self._send({"ack": seq, "closed": True})
+            self._send_eof()
             return
         if seq != self._taken + 1:
             raise RuntimeError(f"message {seq} has come, {self._taken + 1} is missing")
@@ -246,7 +246,7 @@ class LeaderRelay:
 
     def _acknowledge(self, **more: Any) -> None:
         self._acknowledged, self._unacknowledged_bytes = self._taken, 0
-        self._tell({"ack": self._taken, **more})
+        self._send({"ack": self._taken, **more})
 
     def _is_interrupted(self) -> bool:
         return self._is_over or self._place.epoch != self._epoch
@@ -311,8 +311,8 @@ class LeaderRelay:
             self._is_over = True
             self._changed.notify_all()
         self._writer.close()
-        self._tell({"left": True})
-        self._finish()
+        self._send({"left": True})
+        self._send_eof()
 
     def _fail(self, failure: Failure, tell_source: bool) -> None:
         """End the node's ring, and tell its readers why."""
@@ -324,14 +324,14 @@ class LeaderRelay:
         self._page.write(failure)
         self._writer.close()
         if tell_source:
-            self._tell({"failure": failure.plain()})
-        self._finish()
+            self._send({"failure": failure.plain()})
+        self._send_eof()
 
-    def _finish(self) -> None:
+    def _send_eof(self) -> None:
         if self._link is not None:
-            self._link.finish()
+            self._link.send_eof()
 
-    def _tell(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any]) -> None:
         if self._link is not None:
             self._link.send(message)
 
@@ -341,7 +341,7 @@ class LeaderRelay:
         if "failure" in message:
             self._fail(Failure(**message["failure"]), tell_source=False)
         elif "ask" in message:
-            self._tell({"ack": self._taken, "answer": message["ask"]})
+            self._send({"ack": self._taken, "answer": message["ask"]})
         elif "regroup" in message:
             with self._changed:
                 self._place = _Place(message["regroup"], message["rank"], message["size"])
@@ -376,7 +376,7 @@ class LeaderRelay:
             return  # a fork's: all of it is its parent's
         if not self._is_over:
             cut_off = len(self._writer.present_readers())
-            self._tell({"left": True, "cut_off": cut_off})
+            self._send({"left": True, "cut_off": cut_off})
             ended = f"{self._name}, which relays to this node, has ended before the source"
             self._fail(Failure("Closed", ended), tell_source=False)
         if self.thread is not None:

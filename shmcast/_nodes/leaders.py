@@ -1,6 +1,6 @@
 """The leaders of the other nodes, as the source knows them: how far each is, who is slow or lost.
 
-What they say over their control connections is noted here and reported to the source, which decides
+What they say over their control connections is noted here and reported upwards, where it is decided
 what it means for the group. All of it happens in the control thread, unless said otherwise.
 """
 
@@ -37,6 +37,16 @@ class Leader:
     is_live: bool = True
     """It has neither left, nor been lost, nor received everything up to the source's CLOSE."""
 
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a message to it, if it is connected."""
+        if self.link is not None:
+            self.link.send(message)
+
+    def send_eof(self) -> None:
+        """Send no further message to it."""
+        if self.link is not None:
+            self.link.send_eof()
+
     def __str__(self) -> str:
         others = ", ".join(map(str, self.node.ranks))
         return f"{self.node} (leader rank {self.node.leader} of ranks {others})"
@@ -62,7 +72,7 @@ class Leaders:
         nodes: all but the source's own.
         label: how the log names the source.
         key: what a leader must know to be connected.
-        callbacks: called without any lock held, until `finish`.
+        callbacks: called without any lock held, until `disconnect`.
     """
 
     def __init__(self, nodes: Iterable[Node], label: str, key: str, callbacks: Callbacks) -> None:
@@ -111,25 +121,24 @@ class Leaders:
         """Ask the leaders how far they are, to learn who answers. In the sending thread."""
         self._asked += 1
         for leader in self.live():
-            _tell(leader, {"ask": self._asked})
+            leader.send({"ask": self._asked})
 
     def regroup(self, live: Sequence[Leader], epoch: int) -> None:
         """Tell these leaders to get ready for the group of `epoch`. In the sending thread."""
         for rank, leader in enumerate(live, 1):
-            _tell(leader, {"regroup": epoch, "rank": rank, "size": 1 + len(live)})
+            leader.send({"regroup": epoch, "rank": rank, "size": 1 + len(live)})
 
     def connect(self, live: Sequence[Leader], epoch: int) -> None:
         """Tell these leaders, which all are ready, to make that group. In the sending thread."""
         for leader in live:
-            _tell(leader, {"connect": epoch})
+            leader.send({"connect": epoch})
 
     def drop(self, leader: Leader) -> None:
-        """Go on without a leader. Under the source's lock."""
+        """Go on without a leader. Under the caller's lock."""
         leader.is_live = False
-        if leader.link is not None:
-            leader.link.finish()
+        leader.send_eof()
 
-    def finish(self, failure: Failure | None) -> None:
+    def disconnect(self, failure: Failure | None) -> None:
         """End the connections, and report no more. From any thread.
 
         Args:
@@ -139,9 +148,8 @@ class Leaders:
         self._callbacks = None  # (in a cycle, the source's memory would wait for the collector)
         for leader in self._leaders:
             if failure is not None:
-                _tell(leader, {"failure": failure.plain()})
-            if leader.link is not None:
-                leader.link.finish()
+                leader.send({"failure": failure.plain()})
+            leader.send_eof()
 
     def _on_link(self, rank: int, connection: socket.socket) -> None:
         for leader in self._leaders:
@@ -185,8 +193,3 @@ class Leaders:
             text = f"{leader} can't be reached any more: {error}"
             failure = Failure("NodeLost", text, node=leader.node.index)
         callbacks.on_lost(leader, failure)
-
-
-def _tell(leader: Leader, message: dict[str, Any]) -> None:
-    if leader.link is not None:
-        leader.link.send(message)

@@ -121,7 +121,7 @@ class Outbox:
         try:
             self.connect(epoch, size)
         except RuntimeError as error:
-            self._note(error)
+            self._record(error)
             return
         self._estimate.restart()
         with self._lock:
@@ -181,7 +181,7 @@ class Outbox:
                 if work.is_completed():
                     work.wait()
             except RuntimeError as error:
-                self._note(error)
+                self._record(error)
 
     def _begin(self, sent: _Sent) -> None:
         envelope, first, group = sent.envelope, self._estimate.next, self._group
@@ -199,11 +199,11 @@ class Outbox:
             if envelope.total > first:
                 sent.works.append(group.broadcast(tensor[first : envelope.total]))
         except RuntimeError as error:
-            self._note(error)
+            self._record(error)
         except BaseException:  # a signal: the leaders may have less than they wait for
             self.must_regroup = True
             raise
         self._estimate.add(envelope.total)
 
-    def _note(self, error: RuntimeError) -> None:
+    def _record(self, error: RuntimeError) -> None:
         self.error = self.error or GlooError(time.monotonic(), str(error))

@@ -205,7 +205,7 @@ class RemoteNodes:
             self._outbox.must_regroup = False
             self._epoch += 1
             live = self._leaders.live()
-            self._let_go()
+            self._forget_acknowledged()
         self._outbox.disconnect()
         self._leaders.regroup(live, self._epoch)
         try:
@@ -322,7 +322,7 @@ class RemoteNodes:
             if self._is_finished:
                 return
             self._is_finished = True
-        self._leaders.finish(failure)
+        self._leaders.disconnect(failure)
         self._outbox.close()
         self._on_finish()
         with self._changed:
@@ -335,7 +335,7 @@ class RemoteNodes:
 
     def _on_progress(self) -> None:
         with self._changed:
-            self._let_go()
+            self._forget_acknowledged()
             self._notify()
         self._finish_if_done()
 
@@ -352,14 +352,14 @@ class RemoteNodes:
         with self._changed:
             self._leaders.drop(leader)
             self._outbox.must_regroup = True
-            self._let_go()
+            self._forget_acknowledged()
             self._notify()
         self._finish_if_done()
         if self._has_sent_close and not self._is_finished:  # (this thread must not wait)
             name, target = "shmcast-regroup", self._regroup_after_close
             threading.Thread(target=target, name=name, daemon=True).start()
 
-    def _let_go(self) -> None:
+    def _forget_acknowledged(self) -> None:
         """Forget the messages that every leader has taken; without any leader, all."""
         self._outbox.acknowledge(self._leaders.least_taken(default=self._outbox.seq))
 
