@@ -15,17 +15,14 @@ from collections.abc import Callable
 from multiprocessing.util import Finalize
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-
 from shmcast._endpoints.statistics import Statistics
 from shmcast._nodes import control
 from shmcast._nodes.addresses import Address
 from shmcast._nodes.control import Link
-from shmcast._nodes.envelope import CLOSE, read_header, unpack
-from shmcast._nodes.estimate import SizeEstimate
+from shmcast._nodes.envelope import CLOSE
 from shmcast._nodes.failure import Failure, FailurePage
-from shmcast._nodes.gloo_group import RelayGroup, leak_at_exit
+from shmcast._nodes.gloo_group import leak_at_exit
+from shmcast._nodes.inbox import Inbox, Message
 from shmcast._nodes.node_ring import NodeWriter
 from shmcast._nodes.topology import Node, Topology
 from shmcast.errors import Closed, PeerDied, ShmcastError
@@ -34,7 +31,6 @@ ACK_MESSAGES = 16
 ACK_BYTES = 16 * 1024 * 1024
 """Acknowledge after this many messages or bytes."""
 
-_FIRST_BUFFER = 64 * 1024
 _EXIT_SECONDS = 5.0
 
 
@@ -78,15 +74,11 @@ class LeaderRelay:
         self._source_pid = source_pid
         self._name = topology.name(rank)
         self._label = label
-        self._key = key
+        self._inbox = Inbox(key)
         self._link: Link | None = None
-        self._group: RelayGroup | None = None
-        self._estimate = SizeEstimate()
-        self._memory = np.empty(_FIRST_BUFFER, np.uint8)
-        self._tensor = torch.from_numpy(self._memory)
         self._taken = self._acknowledged = 0  # sequence numbers
         self._unacknowledged_bytes = 0
-        self._bytes = self._messages = 0
+        self._messages = 0
         self._epoch = 0  # of the group that is in use, or the next to be
         self._place = _Place(0, 0, 0)  # as the source has said last
         self._connect_epoch = 0  # all leaders are ready for the group of this epoch
@@ -111,7 +103,7 @@ class LeaderRelay:
         Raises:
             RuntimeError: gloo could not connect them all.
         """
-        self._group = RelayGroup(f"{self._key}/0", rank, size)
+        self._inbox.connect(self._epoch, rank, size)
 
     def start(self) -> None:
         """Begin to relay."""
@@ -129,7 +121,7 @@ class LeaderRelay:
         """End the relay at once, for the whole node."""
         failure = Failure("Closed", f"{self._name}, which relays to this node, has ended")
         self._fail(failure, tell_source=False)
-        self._leave_group()
+        self._inbox.disconnect()
 
     def reader_closed(self) -> None:
         """Note that the leader's own reader has closed; end the relay if it was the last."""
@@ -139,13 +131,7 @@ class LeaderRelay:
 
     def statistics(self, base: Statistics) -> Statistics:
         """Return `base` with the relay's figures."""
-        return dataclasses.replace(
-            base,
-            relayed=self._messages,
-            relayed_bytes=self._bytes,
-            estimate_hits=self._estimate.hits,
-            estimate_misses=self._estimate.misses,
-        )
+        return dataclasses.replace(self._inbox.statistics(base), relayed=self._messages)
 
     # In the relay's thread.
 
@@ -160,69 +146,36 @@ class LeaderRelay:
     def step(self) -> bool:
         """Relay one message, or see to something else; return False when the relay is over."""
         if self._is_over:
-            self._leave_group()
+            self._inbox.disconnect()
             return False
         if self._place.epoch != self._epoch:
             self._make_ready()
             return True
-        if self._group is None:
+        if not self._inbox.is_connected:
             self._rejoin()
             return True
         try:
-            whole = self._receive()
-            if whole is not None:
-                self._deliver(*whole)
+            message = self._receive()
+            if message is not None:
+                self._deliver(message)
         except Exception as error:
             if not self._is_over:
                 self._fail(self._failure_of(error), tell_source=True)
         return True
 
-    def _receive(self) -> tuple[int, list[memoryview], int, int] | None:
-        """Receive a message: kind, frames, number, bytes. None: something else has come up."""
-        first = self._estimate.next
-        self._reserve(first)
-        if not self._receive_part(0, first):
-            return None
-        kind, count, seq, total = read_header(self._memory.data)
-        if total > first:
-            self._reserve(total, keep=first)
-            if not self._receive_part(first, total):
-                return None
-        self._estimate.add(total)
-        self._bytes += max(first, total)
-        return kind, unpack(self._memory.data, count, total), seq, total
-
-    def _reserve(self, size: int, keep: int = 0) -> None:
-        """Make the buffer large enough; it keeps its first `keep` bytes."""
-        if self._memory.nbytes < size:
-            old = self._memory
-            self._memory = np.empty(max(size, 2 * old.nbytes), np.uint8)
-            self._memory[:keep] = old[:keep]
-            self._tensor = torch.from_numpy(self._memory)
-
-    def _receive_part(self, start: int, end: int) -> bool:
-        """Receive into a part of the buffer; return False if something else has come up."""
-        group = self._group
-        assert group is not None  # noqa: S101 (step() has looked)
+    def _receive(self) -> Message | None:
+        """Receive a message; None: something else has come up."""
         try:
-            work = group.broadcast(self._tensor[start:end])
-            while not group.wait(work):
-                if self._is_interrupted():
-                    # gloo may still write there: it keeps the memory, this relay gets another.
-                    self._leave_group()
-                    self._memory = np.empty(_FIRST_BUFFER, np.uint8)
-                    self._tensor = torch.from_numpy(self._memory)
-                    return False
+            return self._inbox.receive(self._is_interrupted)
         except RuntimeError as error:
-            self._leave_group()
             self._wait_for_cause(error)
-            return False
-        return True
+            return None
 
-    def _deliver(self, kind: int, frames: list[memoryview], seq: int, total: int) -> None:
+    def _deliver(self, message: Message) -> None:
+        seq = message.seq
         if seq <= self._taken:
             return  # sent again, because another leader had not got it
-        if kind == CLOSE:
+        if message.kind == CLOSE:
             with self._changed:  # before the source is told so: it ends the connection then
                 self._is_over = True
             self._writer.close()
@@ -232,14 +185,14 @@ class LeaderRelay:
         if seq != self._taken + 1:
             raise RuntimeError(f"message {seq} has come, {self._taken + 1} is missing")
         try:
-            self._writer.publish(frames)
+            self._writer.publish(message.frames)
         except Closed:
             if not self._is_over:
                 self._leave()
             return
         self._taken = seq
         self._messages += 1
-        self._unacknowledged_bytes += total
+        self._unacknowledged_bytes += message.nbytes
         is_much = self._unacknowledged_bytes >= ACK_BYTES
         if is_much or seq - self._acknowledged >= ACK_MESSAGES:
             self._acknowledge()
@@ -264,9 +217,8 @@ class LeaderRelay:
     def _make_ready(self) -> None:
         """Leave the group for the next one: the source goes on with fewer nodes."""
         epoch = self._place.epoch
-        self._leave_group()
+        self._inbox.disconnect()
         self._epoch = epoch
-        self._estimate.restart()
         self._acknowledge(at=epoch)
 
     def _rejoin(self) -> None:
@@ -282,14 +234,9 @@ class LeaderRelay:
         if self._is_interrupted():
             return
         try:
-            self._group = RelayGroup(f"{self._key}/{place.epoch}", place.rank, place.size)
+            self._inbox.connect(*place)
         except RuntimeError as error:
             self._wait_for_cause(error)
-
-    def _leave_group(self) -> None:
-        group, self._group = self._group, None
-        if group is not None:
-            group.retire()
 
     # What ends it, in whichever thread.
 
