@@ -17,7 +17,7 @@ from shmcast._endpoints.handle import Handle
 from shmcast._group.options import Options
 from shmcast._group.rendezvous import Rendezvous
 from shmcast._nodes.addresses import Address
-from shmcast._nodes.failure import LastWords
+from shmcast._nodes.failure import FailurePage
 from shmcast._nodes.leader import LeaderRelay
 from shmcast._nodes.node_ring import NodeReader, NodeWriter
 from shmcast._nodes.source import SourceRelay
@@ -30,7 +30,7 @@ class _Offer:
 
     pid: int
     handle: Handle | None
-    words: str
+    failure_page: str
     drops: bool
     key: str = ""
     addresses: tuple[Address, ...] = ()
@@ -67,7 +67,7 @@ class Members:
         self._node = topology.node_of(self.rank)
         self.readers: list[int] = [rank for rank in self._node.ranks if rank != self._src]
         """Global ranks of this node's readers, by index."""
-        self._words: LastWords | None = None
+        self._page: FailurePage | None = None
         self._writer: NodeWriter | None = None
         self.end: SourceRelay | NodeReader
         """What this rank sends or receives with."""
@@ -77,8 +77,8 @@ class Members:
             undo.callback(self._undo)
             self._set_up()
             undo.pop_all()
-        if self._words is not None:
-            self._words.unlink()
+        if self._page is not None:
+            self._page.unlink()
         if self.relay is not None:
             self.relay.start()
 
@@ -109,7 +109,7 @@ class Members:
         drops = self._options.on_reader_death == "drop"
         self.end = SourceRelay(
             self._writer,
-            self._words,
+            self._page,
             self._topology,
             self._src,
             self._meeting.label,
@@ -117,21 +117,21 @@ class Members:
             drops,
             self._options.warn_after,
         )
-        words = "" if self._words is None else self._words.name
+        page = "" if self._page is None else self._page.name
         handle = None if self._writer is None else self._writer.handle
         addresses = tuple(self.end.addresses)
-        return _Offer(os.getpid(), handle, words, drops, key, addresses)
+        return _Offer(os.getpid(), handle, page, drops, key, addresses)
 
     def _offer_as_leader(self) -> _Offer:
         if self.rank != self._node.leader:
             return _Offer(os.getpid(), None, "", drops=False)
         self._make_ring()
-        assert self._words is not None and self._writer is not None  # noqa: S101, PT018
-        return _Offer(os.getpid(), self._writer.handle, self._words.name, drops=False)
+        assert self._page is not None and self._writer is not None  # noqa: S101, PT018
+        return _Offer(os.getpid(), self._writer.handle, self._page.name, drops=False)
 
     def _make_ring(self) -> None:
         topology, leader, options = self._topology, self.rank, self._options
-        self._words = LastWords()
+        self._page = FailurePage()
         relays = ""
         if leader != self._src:
             relays = ", which relays to it"
@@ -150,7 +150,7 @@ class Members:
         node, topology = self._node, self._topology
         own, source = offers[node.leader], offers[self._src]
         assert own.handle is not None  # noqa: S101 (a leader with readers has a ring)
-        words = LastWords(own.words)
+        page = FailurePage(own.failure_page)
         waits_for = topology.name(self._src)
         names = [topology.name(rank) for rank in self.readers]
         if node.leader == self._src:
@@ -161,7 +161,7 @@ class Members:
         self.end = NodeReader(
             own.handle,
             self.readers.index(self.rank),
-            words,
+            page,
             waits_for,
             label=self._meeting.label,
             peer_label=names.__getitem__,
@@ -169,10 +169,10 @@ class Members:
             **self._options.for_reader(),
         )
         if self.rank == node.leader:
-            assert self._words is not None and self._writer is not None  # noqa: S101, PT018
+            assert self._page is not None and self._writer is not None  # noqa: S101, PT018
             self.relay = LeaderRelay(
                 self._writer,
-                self._words,
+                self._page,
                 topology,
                 self._src,
                 self.rank,
@@ -195,8 +195,8 @@ class Members:
             self.end.close()
         if self._writer is not None:
             self._writer.close()
-        if self._words is not None:
-            self._words.unlink()
+        if self._page is not None:
+            self._page.unlink()
 
 
 def _attempt(do: Any) -> tuple[Any, Exception | None]:

@@ -1,7 +1,7 @@
 """Who shares a node with whom, by test: ranks that can reach one another's shared memory.
 
-Host names are not asked: two hosts may have one name, and containers of one host with a /dev/shm
-of their own are nodes of their own.
+Host names don't count: two hosts may have the same name, and a container with a /dev/shm of its own
+is a node of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shmcast._host import shared_memory as segment
+from shmcast._host import shared_memory
 from shmcast.errors import SegmentError
 
 _NONCE_BYTES = 16
@@ -41,7 +41,7 @@ class Topology:
     nodes: tuple[Node, ...]
 
     def node_of(self, rank: int) -> Node:
-        """The node of a global rank.
+        """Return the node of a global rank.
 
         Raises:
             KeyError: it is not in the group.
@@ -52,14 +52,14 @@ class Topology:
         raise KeyError(rank)
 
     def name(self, rank: int) -> str:
-        """How errors name a global rank."""
+        """Return how errors name a global rank."""
         return f"rank {rank} on {self.node_of(rank)}"
 
     @classmethod
     def of(
         cls, ranks: Sequence[int], firsts: Sequence[int], hosts: Sequence[str], group_src: int
     ) -> Topology:
-        """From what `first_reached` has found on every rank.
+        """Make a topology of what `first_reached` has found on every rank.
 
         Args:
             ranks: the group's global ranks.
@@ -81,7 +81,7 @@ class Topology:
 
 @dataclass(frozen=True)
 class Card:
-    """By what other ranks find this one's probe."""
+    """Lets other ranks find this one's probe."""
 
     name: str
     nonce: bytes
@@ -96,7 +96,7 @@ class Probe:
     """
 
     def __init__(self) -> None:
-        name, memory, fd = segment.create(_NONCE_BYTES)
+        name, memory, fd = shared_memory.create(_NONCE_BYTES)
         os.close(fd)
         self._memory = memory
         self.card = Card(name, os.urandom(_NONCE_BYTES), host_name())
@@ -104,25 +104,25 @@ class Probe:
         memory[:] = self.card.nonce
 
     def close(self) -> None:
-        """Removes it. Once all ranks have looked."""
+        """Remove it, once all ranks have looked."""
         self._memory.close()
-        segment.unlink(self.card.name)
+        shared_memory.unlink(self.card.name)
 
 
 def host_name() -> str:
-    """This host's, as people know it."""
+    """Return this host's name, as people know it."""
     return os.uname().nodename
 
 
 def first_reached(cards: Sequence[Card], me: int) -> int:
-    """The lowest rank in the group whose probe can be reached from here; at the latest `me`."""
+    """Return the lowest rank in the group whose probe can be reached from here; at most `me`."""
     return next((rank for rank in range(me) if reaches(cards[rank])), me)
 
 
 def reaches(card: Card) -> bool:
-    """Whether this process can attach the probe, and it is the one that is meant."""
+    """Return whether this process can attach the probe, and it is the one that is meant."""
     with contextlib.suppress(SegmentError):
-        memory = segment.attach(card.name, _NONCE_BYTES)
+        memory = shared_memory.attach(card.name, _NONCE_BYTES)
         with contextlib.closing(memory):
             return memory[:] == card.nonce
     return False

@@ -21,6 +21,7 @@ from shmcast._nodes import control as _control
 from shmcast._nodes import gloo_group
 from shmcast._nodes import leader as _relay_leader
 from shmcast._nodes import outbox as _window
+from shmcast._nodes.node_ring import NoRing
 from tests.support import ranks
 from tests.support.device_objects import CPU, MAKERS
 from tests.support.fake_nodes import SPREADS, TWO, opened, threads
@@ -91,7 +92,7 @@ def opened_and_closed(rank: int, hosts: tuple[str, ...], rounds: int) -> None:
             first = first or descriptors()
 
         def is_all_closed() -> bool:
-            gloo_group.sweep()  # a group whose last broadcast was not over yet, as at a next close
+            gloo_group.collect_finished()  # (a last broadcast may end after its group was closed)
             return len(descriptors()) <= len(first)
 
         wait_until(is_all_closed, lambda: f"{Counter(descriptors()) - Counter(first)} are left")
@@ -113,7 +114,7 @@ def interrupted_between_nodes(rank: int, hosts: tuple[str, ...]) -> list[Any]:
             def interrupt(*_args: Any) -> None:
                 raise KeyboardInterrupt
 
-            patch.setattr("shmcast._nodes.envelope.pack", interrupt)
+            patch.setattr("shmcast._nodes.outbox.pack", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 bc.send(1)
         try:
@@ -131,6 +132,41 @@ def test_a_send_that_is_interrupted_between_two_nodes_is_told_to_all(world: Crew
     assert near[0] == 1
     for got in (source, near, *far):
         assert "interrupted by KeyboardInterrupt when one node had the message" in got[-1]
+
+
+class Frames:
+    """A codec whose objects are lists of frames."""
+
+    def encode(self, frames: list[Any], /) -> list[Any]:
+        return frames
+
+    def decode(self, frames: list[Any], /) -> list[bytes]:
+        return [bytes(frame) for frame in frames]
+
+
+def odd_frames(rank: int, hosts: tuple[str, ...]) -> Any:
+    frames = [np.empty((0, 3)).data, np.ones(2, complex).data, b"end"]
+    with opened(rank, hosts, codec=Frames()) as bc:
+        if bc.is_src:
+            for wrong in (np.ones(8)[::2].data, 5):
+                with pytest.raises(shmcast.EncodeError, match="nothing was sent"):
+                    bc.send([b"good", wrong])
+        got = bc.broadcast_object(frames if bc.is_src else None, SECONDS)
+        dist.barrier()
+    return [bytes(frame) for frame in got]
+
+
+@pytest.mark.parametrize("hosts", [TWO, ("a", "b", "b", "b")], ids="".join)
+def test_any_contiguous_frame_goes_to_all_nodes_and_any_other_to_none(
+    world: Crew, hosts: tuple[str, ...]
+) -> None:
+    expected = [b"", np.ones(2, complex).tobytes(), b"end"]
+    assert world.run(4, odd_frames, hosts) == [expected] * 4
+
+
+def test_a_message_too_large_for_other_nodes_is_refused_where_there_is_no_ring() -> None:
+    with pytest.raises(shmcast.MessageTooLarge, match=r"source: .* 8388608 frames .* in parts"):
+        NoRing("source").publish([b""] * 2**23)
 
 
 def with_arenas(rank: int, hosts: tuple[str, ...]) -> tuple[int, bool, list[bool]]:
