@@ -81,6 +81,7 @@ class RelayGroup:
         collect_finished()
 
     def is_over(self) -> bool:
+        """Return whether all collectives that were begun have ended."""
         return all(work.is_completed() for work in self._pending)
 
 
