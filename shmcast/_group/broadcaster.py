@@ -41,36 +41,36 @@ class ShmBroadcaster:
     """Broadcasts Python objects from one rank of a process group to all others.
 
     Making one is a collective: every rank of the group makes it, at the same point of its program
-    and with the same source, as for `torch.distributed.new_group`. From then on the group is not
-    used any more, unless for device tensors, and calls of several broadcasters don't disturb each
-    other. In a group of one rank there is no segment and nothing is copied.
+    and with the same source, as for `torch.distributed.new_group`. From then on the group is used
+    only for device tensors, and several broadcasters don't disturb each other. In a group of one
+    rank there is no segment and nothing is copied.
 
     Ranks of one node share memory. Where the group spans nodes, each other node gets every message
     once, over a gloo group of the source and one leader for each node (see docs/nodes.md).
 
     Device tensors, wherever they are in an object, are broadcast over a process group. They arrive
-    on each rank's current device, as they were: shape, strides (of dense layouts), dtype,
-    requires_grad, and one tensor that was there twice is one again. Small ones of one message
-    share their storage.
+    on each rank's current device with the same shape, strides (of dense layouts), dtype and
+    requires_grad; a tensor that occurs twice is one tensor again. Small ones of one message share
+    their storage.
 
     Args:
         group: a process group of any backend; None is the default group.
         src: the source as a global rank; None to give it by `group_src`.
         group_src: the source as a rank in the group.
         wait: see `Writer` and `Reader`; may differ from rank to rank.
-        codec: see `Writer` and `Reader`; must be the like on every rank. Only with `PickleCodec`
-            device tensors can be broadcast.
+        codec: see `Writer` and `Reader`; the same kind on every rank. Device tensors can be
+            broadcast only with `PickleCodec`.
         device_group: a process group that carries device tensors (NCCL), with the same ranks in
             the same order as `group`. None: `group` itself, where it has a backend of its own for
-            the device; else they are staged through host memory, with a `ShmcastWarning`. Other
-            collectives on it must not come in between in another order on some ranks.
+            the device; else they are staged through host memory, with a `ShmcastWarning`. All
+            ranks must issue its other collectives in the same order between broadcasts.
         device_types: types of devices whose tensors are broadcast so, as in `torch.device`; None:
-            all but "cpu". With {"cpu"} gloo carries tensors in host memory: to try things out.
-        on_reader_death: see `Writer`. Only the source's value counts.
+            all but "cpu". With {"cpu"} gloo carries tensors in host memory, for trying things out.
+        on_reader_death: see `Writer`. Counts on the source, and on each other node's leader.
         warn_after: see `Writer`; may differ from rank to rank.
-        slots: see `Writer`. Only the source's value counts.
-        slot_bytes: see `Writer`. Only the source's value counts.
-        arena_bytes: see `Writer`. Only the source's value counts.
+        slots: see `Writer`. Counts on the source, and on each other node's leader.
+        slot_bytes: see `Writer`. Counts on the source, and on each other node's leader.
+        arena_bytes: see `Writer`. Counts on the source, and on each other node's leader.
         pin: see `Writer` and `Reader`; may differ from rank to rank.
 
     Raises:
@@ -154,14 +154,14 @@ class ShmBroadcaster:
             readers = [ranks[r] for r in meeting.readers]
             self._end = end = connect_one_node(meeting, options, warm_receive, error)
         else:
-            from shmcast._group.many_nodes import Members
+            from shmcast._group.many_nodes import connect_many_nodes
 
-            members = Members(meeting, self.topology, options, warm_receive, error)
-            self._end = end = members.end
-            self._relay = members.relay
-            readers = members.readers
+            member = connect_many_nodes(meeting, self.topology, options, warm_receive, error)
+            self._end = end = member.end
+            self._relay = member.relay
+            readers = member.readers
             # (A relay serves other nodes, too: nobody but its owner can end it.)
-            weakref.finalize(self, members.end.close)
+            weakref.finalize(self, member.end.close)
         if self._lane is not None:
             here = self.topology.node_of(ranks[meeting.rank]).ranks
             self._lane.connect(self.group_src, ranks, RankProgress(end, ranks, here, readers))
@@ -194,7 +194,7 @@ class ShmBroadcaster:
     def broadcast_object(
         self, obj: Any = None, timeout: float | None = None, copy: bool = True
     ) -> Any:
-        """Sends `obj` on the source, receives it on every other rank; returns it on all.
+        """Send `obj` on the source and receive it on every other rank; return it on all.
 
         On the source it returns when the object is in shared memory, and returns `obj` itself.
 
@@ -205,8 +205,8 @@ class ShmBroadcaster:
         Args:
             obj: on the source, anything that the codec can encode; ignored elsewhere.
             timeout: seconds, None for ever: for room in the ring on the source, for the object
-                elsewhere. After that so many again for device tensors, at least one second; None:
-                what the process group grants.
+                elsewhere. Device tensors then have as many seconds again, at least one; with None,
+                the process group's own time-out.
             copy: see `Reader.recv`; ignored on the source.
 
         Raises:
@@ -230,14 +230,14 @@ class ShmBroadcaster:
         async_op: bool = False,
         copy: bool = True,
     ) -> Any:
-        """`broadcast_object` for dicts, which can receive into given tensors and need not wait.
+        """Broadcast a dict: `broadcast_object` that can receive into tensors and need not wait.
 
         Args:
             d: on the source, a dict of anything; ignored elsewhere.
             out: on the other ranks, an object with tensors in the same places, of the same shapes
                 and dtypes, in dicts, lists, tuples, NamedTuples and dataclasses at any depth.
                 They are received into, device or not, and keep their addresses, as CUDA graphs
-                need it. What is no tensor need not match. Device tensors of 256 KiB and more whose
+                need it. Anything else need not match. Device tensors of 256 KiB and more whose
                 strides match arrive in place, others are copied there.
             timeout: as for `broadcast_object`.
             async_op: return as soon as the work on device tensors is enqueued.
@@ -269,10 +269,11 @@ class ShmBroadcaster:
         return work if async_op else work.wait()
 
     def send(self, obj: Any, timeout: float | None = None) -> None:
-        """`broadcast_object` for code that runs on the source only.
+        """Send `obj`: `broadcast_object` for code that runs on the source only.
 
         Raises:
-            WrongRole: on another rank. And what `broadcast_object` raises.
+            WrongRole: this is another rank.
+            ShmcastError: what `broadcast_object` raises.
         """
         if not self.is_src:
             raise WrongRole(
@@ -283,10 +284,11 @@ class ShmBroadcaster:
             work.wait()
 
     def recv(self, timeout: float | None = None, copy: bool = True) -> Any:
-        """`broadcast_object` for code that runs on the other ranks only.
+        """Receive an object: `broadcast_object` for code that runs on the other ranks only.
 
         Raises:
-            WrongRole: on the source. And what `broadcast_object` raises.
+            WrongRole: this is the source.
+            ShmcastError: what `broadcast_object` raises.
         """
         if self.is_src:
             raise WrongRole(
@@ -295,15 +297,16 @@ class ShmBroadcaster:
         return self._recv(timeout, copy)
 
     def empty(self, shape: Shape, dtype: npt.DTypeLike = float) -> npt.NDArray[Any]:
-        """An array in the arena, to fill and send without a copy: see `Writer.empty`.
+        """Lend an array in the arena, to fill and send without a copy; see `Writer.empty`.
 
         Raises:
-            WrongRole: on another rank than the source. And what `Writer.empty` raises.
+            WrongRole: this is not the source.
+            ShmcastError: what `Writer.empty` raises.
         """
         return self._lender("empty").empty(shape, dtype)
 
     def empty_tensor(self, shape: Shape, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """`empty` as a tensor on the CPU: see `Writer.empty_tensor`.
+        """Lend a tensor on the CPU; see `Writer.empty_tensor`.
 
         Raises:
             ShmcastError: what `empty` raises.
@@ -311,7 +314,7 @@ class ShmBroadcaster:
         return self._lender("empty_tensor").empty_tensor(shape, dtype)
 
     def thaw(self, array: npt.NDArray[Any] | torch.Tensor) -> bool:
-        """Whether every rank is done with a loan that was sent: see `Writer.thaw`.
+        """Return whether every rank is done with a loan that was sent; see `Writer.thaw`.
 
         Raises:
             ShmcastError: what `empty` raises.
@@ -319,7 +322,7 @@ class ShmBroadcaster:
         return self._lender("thaw").thaw(array)
 
     def record_stream(self, view: npt.NDArray[Any] | torch.Tensor, stream: torch.Stream) -> None:
-        """Tells of work on a stream that reads a pinned view or loan: see `Writer`."""
+        """Note work on a stream that reads a pinned view or loan; see `Writer.record_stream`."""
         self._end.record_stream(view, stream)
 
     def _lender(self, action: str) -> FrameWriter | SourceRelay | SingleRank:
@@ -331,7 +334,7 @@ class ShmBroadcaster:
         return self._end
 
     def warm(self) -> None:
-        """Makes the next `send` faster; see `Writer.warm`. Does nothing on the other ranks.
+        """Make the next `send` faster; see `Writer.warm`. Does nothing on the other ranks.
 
         Raises:
             ShmcastError: what `Writer.warm` raises.
@@ -343,23 +346,24 @@ class ShmBroadcaster:
     def handle(self) -> Handle | None:
         """Where another process finds the segment, to take the place of a rank that has died.
 
-        `Reader(handle, index, rejoin=True)`, if the source drops such ranks; the index counts the
-        ranks in the group without the source. None in a group of one.
+        That process makes `Reader(handle, index, rejoin=True)`, if the source drops such ranks; the
+        index counts the node's ranks without the source. None where there is no segment.
         """
         return self._end.handle
 
     def statistics(self) -> Statistics:
-        """What this rank has sent or received so far; on a leader also what it has relayed."""
+        """Return what this rank has sent or received so far; on a leader also what it relayed."""
         base = self._end.statistics()
         return base if self._relay is None else self._relay.statistics(base)
 
     def close(self) -> None:
-        """Ends this rank's part; idempotent, not a collective.
+        """End this rank's part; idempotent, not a collective.
 
-        Closed on the source, the other ranks receive what was sent and then raise `Closed`. Closed
-        elsewhere, the source goes on with the others; a leader relays to its node's other ranks
-        as long as its process lives. Does not wait; where there are other nodes, the source's
-        process waits when it exits, for at most 10 s, until they have taken what was sent.
+        After `close` on the source, the other ranks receive what was sent and then raise `Closed`.
+        After `close` elsewhere, the source goes on with the others, and a leader relays to its
+        node's other ranks as long as its process lives. Does not wait, but where there are other
+        nodes the source's process waits when it exits, for at most 10 s, until they have taken
+        what was sent.
         """
         self._end.close()
         if self._relay is not None:

@@ -23,7 +23,18 @@ def choose_lane(
     meeting: Rendezvous,
     codec: Codec | None,
 ) -> DeviceLane | None:
-    """What brings device tensors over; None: nothing, because the codec is the user's own."""
+    """Return what carries device tensors; None: nothing, because the codec is the user's own.
+
+    Args:
+        group: see `ShmBroadcaster`; so for the next two.
+        device_group: may be None.
+        device_types: may be None.
+        meeting: of the group.
+        codec: the user's; None: `PickleCodec`.
+
+    Raises:
+        InvalidArgument: see `ShmBroadcaster`.
+    """
     label = meeting.label
     if codec is not None and type(codec) is not PickleCodec:
         if device_group is not None or device_types is not None:

@@ -21,7 +21,7 @@ class Options:
     pin: bool
 
     def for_writer(self) -> dict[str, Any]:
-        """The arguments of a `Writer` that are the user's."""
+        """Return the arguments of a writer that are the user's."""
         return {
             **self.for_reader(),
             "on_reader_death": self.on_reader_death,
@@ -31,7 +31,7 @@ class Options:
         }
 
     def for_reader(self) -> dict[str, Any]:
-        """The arguments of a `Reader` that are the user's."""
+        """Return the arguments of a reader that are the user's."""
         return {
             "wait": self.wait,
             "pin": self.pin,

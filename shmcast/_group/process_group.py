@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
 
 def members(group: ProcessGroup | None, name: str = "the group") -> tuple[list[int], int]:
-    """The group's global ranks, in the order of the group, and this process's rank in it.
+    """Return a group's global ranks, in the order of the group, and this process's rank in it.
+
+    Args:
+        group: None is the default group.
+        name: how errors name it.
 
     Raises:
-        InvalidArgument: it has none; or there are no groups yet.
+        InvalidArgument: this process is not in the group, or there are no groups yet.
     """
     if not dist.is_available() or not dist.is_initialized():
         raise InvalidArgument(
@@ -41,7 +45,16 @@ def members(group: ProcessGroup | None, name: str = "the group") -> tuple[list[i
 
 
 def source_rank(ranks: list[int], src: int | None, group_src: int) -> int:
-    """The source as a rank in the group."""
+    """Return the source as a rank in the group.
+
+    Args:
+        ranks: the group's global ranks.
+        src: the source as a global rank; None: `group_src` says it.
+        group_src: the source as a rank in the group.
+
+    Raises:
+        InvalidArgument: there is no such rank, or the two name different ones.
+    """
     if src is not None:
         if src not in ranks:
             raise InvalidArgument(f"src={src!r} is not one of the group's global ranks {ranks}")
@@ -60,5 +73,6 @@ def source_rank(ranks: list[int], src: int | None, group_src: int) -> int:
 
 
 def group_label(group: ProcessGroup | None) -> str:
+    """Return how errors name a group."""
     description = getattr(dist.group.WORLD if group is None else group, "group_desc", "")
     return f"group {description!r}" if description else "the group"

@@ -1,13 +1,14 @@
 """How the ranks of a process group come together: it knows groups and ranks, not bytes.
 
-Set-up is a collective. What goes wrong on one rank is carried to the others: none of them must be
-left in it. Imported once torch is in use.
+Set-up is a collective. What goes wrong on one rank is carried to the others, so that none of them
+is left waiting. Imported once torch is in use.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch.distributed as dist
 
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
 
     from shmcast._devices.lane import Terms
 
+_T = TypeVar("_T")
+
 
 class Rendezvous:
-    """The ranks of a process group that set up a broadcaster, seen by one of them.
+    """The ranks of a process group that set up a broadcaster, as one of them sees it.
 
     Args:
         group: the process group; None is the default group.
@@ -54,7 +57,7 @@ class Rendezvous:
         """How errors name this rank."""
 
     def agree(self, terms: Terms | None, error: Exception | None) -> Topology:
-        """Finds out whether all ranks want the same, and who shares memory with whom.
+        """Find out whether all ranks want the same, and who shares memory with whom.
 
         Args:
             terms: what this rank has for device tensors.
@@ -62,7 +65,7 @@ class Rendezvous:
 
         Raises:
             InvalidArgument: the ranks don't fit together.
-            And `error`, if there is one and no disagreement explains it.
+            Exception: `error`, if there is one and no disagreement explains it.
         """
         probe: topology.Probe | None = None
         if error is None:
@@ -101,17 +104,23 @@ class Rendezvous:
                 "device_group and device_types alike on every rank"
             )
 
-    def share(self, mine: Any, error: Exception | None) -> list[Any]:
-        """Everybody's part of the set-up, by rank in the group.
+    def share(self, make: Callable[[], _T], error: Exception | None) -> list[_T]:
+        """Make this rank's part of the set-up and gather everybody's, by rank in the group.
 
         Args:
-            mine: this rank's.
-            error: why it has none.
+            make: makes it.
+            error: why this rank can't; `make` is then not called.
 
         Raises:
-            SegmentError: another rank could not set up.
-            And `error`, if there is one.
+            SegmentError: another rank could not make its part.
+            Exception: `error`, or what `make` has raised here.
         """
+        mine: _T | None = None
+        if error is None:
+            try:
+                mine = make()
+            except Exception as caught:
+                error = caught
         parts: list[_Part] = self._all_gather(_Part(mine, str(error) if error else ""))
         if error is not None:
             raise error
@@ -125,16 +134,21 @@ class Rendezvous:
             raise SegmentError(f"{self.label}: {said}")
         return [part.thing for part in parts]
 
-    def confirm(self, error: Exception | None) -> None:
-        """Raises on every rank if any rank could not take part.
+    def confirm(self, step: Callable[[], object]) -> None:
+        """Take a step of the set-up; raise on every rank if it failed on any.
 
         Args:
-            error: why this rank could not.
+            step: this rank's part of it.
 
         Raises:
-            SegmentError: another rank could not.
-            And `error`, if there is one.
+            SegmentError: it failed on another rank.
+            Exception: what `step` has raised here.
         """
+        error: Exception | None = None
+        try:
+            step()
+        except Exception as caught:
+            error = caught
         outcomes: list[_Outcome] = self._all_gather(
             _Outcome(topology.host_name(), str(error or ""))
         )
@@ -162,12 +176,12 @@ class _Offer:
     error: str
     terms: Terms | None
     card: topology.Card | None
-    """By what the others find out whether they share memory with it; None: there is an error."""
+    """Lets other ranks test whether they share memory with this one; None: there is an error."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What a rank tells all others, or why it can't."""
+    """What a rank has made for all others, or why it could not."""
 
     thing: Any
     error: str
@@ -175,7 +189,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """How a step of the set-up ended on a rank; no error: well."""
+    """How a step of the set-up ended on a rank."""
 
     host: str
     error: str
