@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -83,3 +84,9 @@ def test_rooms_of_the_core_include_lower_floors_only() -> None:
         for included in re.findall(r'#include "(.+)"', (CORE / path).read_text()):
             other = included.split("/")[0]
             assert other == room or CORE_FLOORS[other] < CORE_FLOORS[room], f"{path}: {included}"
+
+
+def test_help_tells_what_each_field_means() -> None:
+    for cls in (shmcast.Handle, shmcast.Node, shmcast.Statistics, shmcast.Topology):
+        documented = re.findall(r"^        (\w+): ", cls.__doc__ or "", re.MULTILINE)
+        assert documented == [field.name for field in dataclasses.fields(cls)]

@@ -25,9 +25,7 @@ class Endpoint:
     def __init__(self, frames: FrameEnd) -> None:
         self._end = frames
         self.handle: Handle = frames.handle
-        """Where readers find the writer's segment."""
         self.wait_policy: WaitPolicy = frames.wait_policy
-        """What this endpoint does while it waits, the operator's choice before the program's."""
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until every reader has attached. Sending and receiving need not wait for it.

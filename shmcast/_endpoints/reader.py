@@ -34,6 +34,11 @@ class Reader(ObjectReceiver, Endpoint):
         label: how errors name this endpoint; "reader `index`" by default.
         peer_label: how errors name the members; "reader `i`" and "writer" by default.
 
+    Attributes:
+        handle: where readers find the writer's segment.
+        wait_policy: what this endpoint does while it waits, the operator's choice before the
+            program's.
+
     Raises:
         InvalidArgument: the index is out of range, or another argument of the wrong kind.
         AlreadyAttached: the index is taken, or was.

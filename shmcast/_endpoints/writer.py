@@ -46,6 +46,11 @@ class Writer(ObjectSender, Endpoint):
         label: how errors name this endpoint.
         reader_label: how errors name the reader of an index; "reader `index`" by default.
 
+    Attributes:
+        handle: where readers find the writer's segment.
+        wait_policy: what this endpoint does while it waits, the operator's choice before the
+            program's.
+
     Raises:
         InvalidArgument: an argument out of range or of the wrong kind.
         SharedMemoryFull: no room for the segment, about `slots * slot_bytes`.

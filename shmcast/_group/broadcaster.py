@@ -73,6 +73,14 @@ class ShmBroadcaster:
         arena_bytes: see `Writer`. Counts on the source, and on each other node's leader.
         pin: see `Writer` and `Reader`; may differ from rank to rank.
 
+    Attributes:
+        group_rank: this process's rank in the group.
+        group_size: number of ranks in the group.
+        group_src: the source's rank in the group.
+        src: the source's global rank.
+        is_src: whether this process is the source.
+        topology: which ranks share a node, and who leads it; the same on every rank.
+
     Raises:
         InvalidArgument: no such rank in the group, this process is not in the group, or the ranks
             name different sources or device groups. Of the device group: it has other ranks, or no
@@ -107,17 +115,11 @@ class ShmBroadcaster:
 
         meeting = Rendezvous(group, src, group_src)
         self.group_rank: int = meeting.rank
-        """This process's rank in the group."""
         self.group_size: int = len(meeting.ranks)
-        """Number of ranks in the group."""
         self.group_src: int = meeting.group_src
-        """The source's rank in the group."""
         self.src: int = meeting.ranks[meeting.group_src]
-        """The source's global rank."""
         self.is_src: bool = meeting.rank == meeting.group_src
-        """Whether this process is the source."""
         self.topology: Topology
-        """Which ranks share a node, and who leads it; the same on every rank."""
         self._label = meeting.label
         self._end: FrameWriter | FrameReader | SourceRelay | SingleRank
         self._relay: LeaderRelay | None = None

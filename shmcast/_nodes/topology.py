@@ -19,16 +19,20 @@ _NONCE_BYTES = 16
 
 @dataclass(frozen=True)
 class Node:
-    """Ranks that share memory."""
+    """Ranks that share memory.
+
+    Attributes:
+        index: its place in `Topology.nodes`.
+        host: its leader's host name: for people to read, nothing depends on it.
+        leader: the global rank that gets the messages for this node; on the source's node, the
+            source.
+        ranks: global ranks, in the order of the group.
+    """
 
     index: int
-    """Its place in `Topology.nodes`."""
     host: str
-    """Its leader's host name: for people to read, nothing depends on it."""
     leader: int
-    """The global rank that gets the messages for this node; on the source's node, the source."""
     ranks: tuple[int, ...]
-    """Global ranks, in the order of the group."""
 
     def __str__(self) -> str:
         return f"node {self.index} ({self.host})"
@@ -36,7 +40,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Topology:
-    """The nodes of a process group, in the order of their first ranks; the same on every rank."""
+    """Which ranks of a process group share memory; the same on every rank.
+
+    Attributes:
+        nodes: in the order of their first ranks.
+    """
 
     nodes: tuple[Node, ...]
 
