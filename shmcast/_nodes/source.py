@@ -107,9 +107,9 @@ class SourceRelay:
         """Where readers find the ring of the source's own node; None: it has none."""
         return self._ring.handle
 
-    def warm(self, rehearse: Callable[[], None] | None = None) -> None:
+    def warm(self, warmup: Callable[[], None] | None = None) -> None:
         """See `FrameWriter.warm`."""
-        self._ring.warm(rehearse)
+        self._ring.warm(warmup)
 
     def empty(self, shape: Shape, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """See `Writer.empty`; without a ring, return ordinary memory."""
