@@ -48,8 +48,8 @@ def connect_many_nodes(
     Args:
         meeting: of the group.
         topology: of several nodes.
-        options: the user's. The source's `on_reader_death` counts for all nodes; `slots`,
-            `slot_bytes` and `arena_bytes` are each leader's own.
+        options: the user's. Those of a ring count on the rank that makes it: the source, or a
+            leader.
         warmup: see `FrameReader`.
         error: why this rank can't take part, which the others are told.
     """
