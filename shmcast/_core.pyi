@@ -224,8 +224,9 @@ class Watch(Protocol):
 class Endpoint:
     """What the two ends of a ring share.
 
-    An adaptive endpoint that waits calls `is_crowded` about once a second, with the number of
-    readers attached so far, and does not spin while the answer is true. What may be called from any
+    An adaptive endpoint does not spin while the ring's members outnumber the CPUs that they may run
+    on. It looks about once a second; `cpu_quota` returns how many CPUs a quota leaves (inf: there
+    is none), is called every ten seconds or so, and should not raise. What may be called from any
     thread also works after close().
     """
 
@@ -261,7 +262,7 @@ class RingWriter(Endpoint):
         geometry: Geometry,
         nonce: bytes,
         wait: WaitPolicy,
-        is_crowded: Callable[[int], bool],
+        cpu_quota: Callable[[], float],
         watch: Watch | None,
         who: Identity,
         arena: Mapping | None,
@@ -315,7 +316,7 @@ class RingReader(Endpoint):
         nonce: bytes,
         index: int,
         wait: WaitPolicy,
-        is_crowded: Callable[[int], bool],
+        cpu_quota: Callable[[], float],
         warmup: Callable[[], object] | None,
         watch: Watch | None,
         who: Identity,

@@ -48,8 +48,8 @@ struct Watch {
 // Owns the mapping's buffer and decides who may use it now.
 class Endpoint {
  public:
-  Endpoint(nb::handle memory, nb::object is_crowded, nb::object watch)
-      : is_crowded_(std::move(is_crowded)), watch_(std::move(watch)) {
+  Endpoint(nb::handle memory, nb::object cpu_quota, nb::object watch)
+      : cpu_quota_(std::move(cpu_quota)), watch_(std::move(watch)) {
     if (PyObject_GetBuffer(memory.ptr(), &view_, PyBUF_WRITABLE) != 0) throw nb::python_error();
   }
   Endpoint(const Endpoint&) = delete;
@@ -122,6 +122,7 @@ class Endpoint {
   Outcome wait(std::int64_t timeout, Step step) {
     const std::int64_t deadline = deadline_after(timeout);
     LongWait long_wait{monotonic_ns(), watch_.patience_ns};
+    const EndOfWait end(waiter());
     for (;;) {
       if (waiter().review_is_due()) review();
       Outcome outcome;
@@ -174,6 +175,18 @@ class Endpoint {
   }
 
  private:
+  // Ends the waiter's wait, however the call ends.
+  class EndOfWait {
+   public:
+    explicit EndOfWait(Waiter& waiter) : waiter_(waiter) {}
+    EndOfWait(const EndOfWait&) = delete;
+    EndOfWait& operator=(const EndOfWait&) = delete;
+    ~EndOfWait() { waiter_.done(); }
+
+   private:
+    Waiter& waiter_;
+  };
+
   // A wait that the watch is told about if it lasts too long.
   struct LongWait {
     std::int64_t began_ns;
@@ -242,8 +255,22 @@ class Endpoint {
     return std::nullopt;
   }
 
-  void review() { waiter().set_crowded(nb::cast<bool>(is_crowded_(attached()))); }
+  // Look whether the members outnumber the CPUs. Looks at this segment, and now and then at files
+  // of the kernel: at nothing that another process could lock or withhold.
+  void review() {
+    const std::int64_t now = monotonic_ns();
+    if (now >= quota_due_ns_) {
+      const std::int64_t members = segment().geometry().readers + 1;
+      // Not all members at the same time, right after a message.
+      quota_due_ns_ = now + kQuotaNs + kQuotaNs / 4 * place() / members;
+      quota_ = nb::cast<double>(cpu_quota_());
+    }
+    waiter().set_crowded(is_crowded(segment(), place(), quota_));
+  }
+  static constexpr std::int64_t kQuotaNs = 10'000 * kMillisecond;
+
   virtual const Segment& segment() const = 0;
+  virtual std::uint32_t place() const = 0;  // among the members: a reader's index, or their number
   virtual void drop(std::uint32_t, std::uint64_t) {}
   virtual void warm_up() {}  // called about every 100 us of spinning
   virtual Waiter& waiter() = 0;
@@ -262,7 +289,9 @@ class Endpoint {
   }
 
   Py_buffer view_{};  // held to the end, so that observers need no turn
-  nb::object is_crowded_;
+  nb::object cpu_quota_;
+  double quota_ = 0;
+  std::int64_t quota_due_ns_ = 0;
   Watch watch_;
   const unsigned generation_ = fork_generation.load(std::memory_order_relaxed);
   std::atomic<bool> busy_{false};

@@ -193,7 +193,7 @@ void bind_endpoints(nb::module_& m) {
   nb::class_<PyRingWriter, Endpoint>(m, "RingWriter")
       .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, const WaitPolicy&, nb::object,
                     nb::object, const Identity&, nb::object>(),
-           "memory"_a, "geometry"_a, "nonce"_a, "wait"_a, "is_crowded"_a, "watch"_a.none(), "who"_a,
+           "memory"_a, "geometry"_a, "nonce"_a, "wait"_a, "cpu_quota"_a, "watch"_a.none(), "who"_a,
            "arena"_a.none())
       .def("loan", &PyRingWriter::loan, "nbytes"_a)
       .def("is_done", &PyRingWriter::is_done, "extent"_a, "look"_a)
@@ -208,7 +208,7 @@ void bind_endpoints(nb::module_& m) {
       .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, std::uint32_t, const WaitPolicy&,
                     nb::object, nb::object, nb::object, const Identity&, std::uint64_t,
                     nb::object>(),
-           "memory"_a, "geometry"_a, "nonce"_a, "index"_a, "wait"_a, "is_crowded"_a,
+           "memory"_a, "geometry"_a, "nonce"_a, "index"_a, "wait"_a, "cpu_quota"_a,
            "warmup"_a.none(), "watch"_a.none(), "who"_a, "found"_a, "arena"_a.none())
       .def("consume", &PyRingReader::consume, "timeout"_a = nb::none(), "copy"_a = true);
 }

@@ -32,10 +32,10 @@ namespace nb = nanobind;
 class PyRingReader final : public Endpoint {
  public:
   PyRingReader(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce,
-               std::uint32_t index, const WaitPolicy& policy, nb::object is_crowded,
+               std::uint32_t index, const WaitPolicy& policy, nb::object cpu_quota,
                nb::object warmup, nb::object watch, const Identity& who, std::uint64_t found,
                nb::object arena)
-      : Endpoint(memory, std::move(is_crowded), std::move(watch)),
+      : Endpoint(memory, std::move(cpu_quota), std::move(watch)),
         warmup_(std::move(warmup)),
         mapping_(std::move(arena)),
         index_(index),
@@ -259,6 +259,7 @@ class PyRingReader final : public Endpoint {
     ring_.leave();
   }
   const Segment& segment() const override { return segment_; }
+  std::uint32_t place() const override { return index_; }
 
   nb::object warmup_;
   nb::object mapping_;

@@ -33,9 +33,9 @@ namespace nb = nanobind;
 class PyRingWriter final : public Endpoint {
  public:
   PyRingWriter(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce,
-               const WaitPolicy& policy, nb::object is_crowded, nb::object watch,
+               const WaitPolicy& policy, nb::object cpu_quota, nb::object watch,
                const Identity& who, nb::object arena)
-      : Endpoint(memory, std::move(is_crowded), std::move(watch)),
+      : Endpoint(memory, std::move(cpu_quota), std::move(watch)),
         segment_(Segment::format(checked(geometry), geometry, nonce_of(nonce), who)),
         ring_(segment_, policy),
         mapping_(std::move(arena)) {
@@ -245,6 +245,7 @@ class PyRingWriter final : public Endpoint {
   void interrupt() override { ring_.interrupt(); }
   void leave() override { ring_.close(); }
   const Segment& segment() const override { return segment_; }
+  std::uint32_t place() const override { return segment_.geometry().readers; }
   void drop(std::uint32_t index, std::uint64_t seat) override {
     ring_.drop(index, seat);
     if (arena_ != nullptr) arena_->mark_dead(index);

@@ -15,6 +15,7 @@
 #include "layout.hpp"
 #include "ring/members.hpp"
 #include "ring/message.hpp"
+#include "wait/cpus.hpp"
 #include "wait/gate.hpp"
 #include "wait/waiter.hpp"
 
@@ -71,7 +72,11 @@ class RingReader {
         segment_(segment),
         figures_(segment.reader_figures(index)),
         index_(index),
-        next_(found == kVacant ? 0 : kNotAdmitted) {}
+        cpu_(segment.member(index).cpu),
+        next_(found == kVacant ? 0 : kNotAdmitted) {
+    Affinity::of_this_thread().publish(segment.cpus(index));
+    waiter.set_peer_cpu(segment.writer_seat().cpu);
+  }
 
   Waiter waiter;
 
@@ -251,6 +256,7 @@ class RingReader {
   Outcome wait_readable(std::int64_t deadline_ns, Stop stop, Beat beat) {
     if (readable()) return Outcome::ready;
     check_lap();
+    cpu_.note();
     return waiter.wait(
         Gate(segment_.lobby().gate), deadline_ns, segment_.slot_of(next_).seq, beat,
         [this] { return readable(); }, [&] { return writer_closed() || stop(); });
@@ -270,6 +276,7 @@ class RingReader {
   void release_slot() {
     ++next_;
     cursor_ = 0;
+    if (next_ % LastCpu::kMessages == 0) cpu_.note();
     add(figures_.fragments, 1);
     // seq_cst: its release half pairs with RingWriter::refresh_consumed_by_all(), before the slot
     // is reused. Against a lost wake-up of the writer, store consumed / load wake_at here pairs
@@ -290,6 +297,7 @@ class RingReader {
   Segment segment_;
   Figures& figures_;
   std::uint32_t index_;
+  LastCpu cpu_;
   std::uint64_t next_;        // the fragment to consume next
   std::uint64_t cursor_ = 0;  // bytes of its payload already copied out
 

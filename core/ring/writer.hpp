@@ -17,6 +17,7 @@
 #include "layout.hpp"
 #include "ring/members.hpp"
 #include "ring/message.hpp"
+#include "wait/cpus.hpp"
 #include "wait/gate.hpp"
 #include "wait/waiter.hpp"
 
@@ -28,7 +29,10 @@ class RingWriter {
       : waiter(policy, segment.writer_figures()),
         segment_(segment),
         figures_(segment.writer_figures()),
-        is_dropped_(segment.geometry().readers) {}
+        cpu_(segment.writer_seat().cpu),
+        is_dropped_(segment.geometry().readers) {
+    Affinity::of_this_thread().publish(segment.cpus(segment.geometry().readers));
+  }
 
   Waiter waiter;
 
@@ -247,6 +251,7 @@ class RingWriter {
   template <class Stop>
   Outcome wait_for_credit(std::int64_t deadline_ns, Stop stop) {
     WriterSeat& seat = segment_.writer_seat();
+    waiter.set_peer_cpu(segment_.member(slowest_).cpu);
     const auto wake_at = std::atomic_ref(seat.wake_at);
     // seq_cst: announces the wait; pairs with RingReader::release_slot().
     wake_at.store(next_ - slots() / 2, std::memory_order_seq_cst);
@@ -279,6 +284,7 @@ class RingWriter {
     }
     slot.descriptor = is_start ? descriptor_ : 0;
     if (is_start) slot.sent_ns = monotonic_ns();
+    if (next_ % LastCpu::kMessages == 0) cpu_.note();
     ++next_;
     add(figures_.fragments, 1);
     // seq_cst: its release half pairs with RingReader::readable(). The total order with the gate's
@@ -288,11 +294,13 @@ class RingWriter {
   }
 
   void wake_readers() {
-    if (Gate(segment_.lobby().gate).wake()) add(figures_.wakes, 1);
+    // A reader that preempts this writer when it is woken shall know on whose CPU it is.
+    if (Gate(segment_.lobby().gate).wake([this] { cpu_.note(); })) add(figures_.wakes, 1);
   }
 
   Segment segment_;
   Figures& figures_;
+  LastCpu cpu_;
   std::uint64_t next_ = 0;             // the fragment to publish next
   std::uint64_t consumed_by_all_ = 0;  // a lower bound, refreshed when the ring looks full
   std::uint32_t slowest_ = 0;          // the reader that was furthest behind then

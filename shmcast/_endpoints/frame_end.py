@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -12,7 +11,7 @@ from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.loans import address_of
 from shmcast._endpoints.peers import Watch
 from shmcast._endpoints.waiting import WaitPolicy, chosen_policy
-from shmcast._host.cpus import CpuBudget, is_crowded
+from shmcast._host.cpus import CpuQuota
 from shmcast.errors import (
     Closed,
     ConcurrentUse,
@@ -38,7 +37,6 @@ class FrameEnd:
     """One end of a ring, which carries frames: life cycle, peers, translated errors.
 
     Args:
-        members: how many endpoints share the ring, this one included.
         wait: what to do while waiting; None is `WaitPolicy.adaptive()`.
         label: how errors name this end.
         warn_after: seconds of a wait until the log says who is slow; None: never.
@@ -54,9 +52,7 @@ class FrameEnd:
     handle: Handle
     """Where readers find the writer's segment."""
 
-    def __init__(
-        self, members: int, wait: WaitPolicy | None, label: str, warn_after: float | None
-    ) -> None:
+    def __init__(self, wait: WaitPolicy | None, label: str, warn_after: float | None) -> None:
         if warn_after is not None and not warn_after >= 0:
             raise InvalidArgument(
                 f"{label}: warn_after={warn_after!r} is no number of seconds >= 0"
@@ -68,7 +64,7 @@ class FrameEnd:
         self._closed = False
         self._pinned: PinnedArena | None = None
         # (Not bound to self: the core would keep it alive, and it the core.)
-        self._is_crowded = functools.partial(is_crowded, CpuBudget(), members)
+        self._cpu_quota = CpuQuota().read
 
     def _pin(self, pin: bool, mapping: _core.Mapping, nbytes: int, is_writer: bool) -> None:
         if pin:

@@ -16,7 +16,7 @@ from shmcast._endpoints.handle import ArenaHandle, Handle, geometry_of
 from shmcast._endpoints.peers import LIVING, Watch, has_ended, identity
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy, core_policy
-from shmcast._host import census, shared_memory
+from shmcast._host import shared_memory
 from shmcast.errors import AlreadyAttached, DecodeError, InvalidArgument, SegmentMismatch
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class FrameReader(FrameEnd):
             raise InvalidArgument(f"{label}: handle={handle!r} is not a Handle; pass writer.handle")
         check_shape(handle.readers, handle.slots, handle.slot_bytes, label)
         check_int("index", index, 0, handle.readers - 1, label)
-        super().__init__(handle.readers + 1, wait, label, warn_after)
+        super().__init__(wait, label, warn_after)
         self.handle = handle
         if peer_label is None:
             peer_label = functools.partial(_default_label, handle.readers)
@@ -79,7 +79,7 @@ class FrameReader(FrameEnd):
             handle.nonce,
             index,
             core_policy(self.wait_policy),
-            self._is_crowded,
+            self._cpu_quota,
             warmup,
             self._watch,
             identity(),
@@ -107,9 +107,7 @@ class FrameReader(FrameEnd):
         if self._pinned is not None:
             self.ring_consume = functools.partial(_consume_pinned, self._pinned, self._ring)
         # Closed in time also when the interpreter exits: the writer then waits for us no longer.
-        self._finalizer = weakref.finalize(
-            self, _end_reader, self._ring, self._watch, census.enter()
-        )
+        self._finalizer = weakref.finalize(self, _end_reader, self._ring, self._watch)
         self.watch_peers()
         if self._ring.attached() == handle.readers:
             shared_memory.unlink(handle.name)  # everybody is in: nothing can leak any more
@@ -214,7 +212,6 @@ def _default_label(readers: int, index: int) -> str:
     return f"reader {index}" if index < readers else "writer"
 
 
-def _end_reader(ring: _core.RingReader, watch: Watch, seat: census.Seat) -> None:
+def _end_reader(ring: _core.RingReader, watch: Watch) -> None:
     ring.close()
     watch.close()
-    seat.leave()

@@ -17,7 +17,7 @@ from shmcast._endpoints.loans import Lender, Shape
 from shmcast._endpoints.peers import Watch, identity
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy, core_policy
-from shmcast._host import census, shared_memory
+from shmcast._host import shared_memory
 from shmcast.errors import Closed, InvalidArgument, PeerDied, ShmcastError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class FrameWriter(FrameEnd):
             raise InvalidArgument(
                 f'{label}: on_reader_death={on_reader_death!r} is neither "raise" nor "drop"'
             )
-        super().__init__(readers + 1, wait, label, warn_after)
+        super().__init__(wait, label, warn_after)
         self._reader_label = reader_label
         drops = on_reader_death == "drop"
         self._watch = Watch(
@@ -95,7 +95,7 @@ class FrameWriter(FrameEnd):
             geometry,
             nonce,
             core_policy(self.wait_policy),
-            self._is_crowded,
+            self._cpu_quota,
             self._watch,
             identity(),
             mapping,
@@ -103,9 +103,7 @@ class FrameWriter(FrameEnd):
         self._lender: Lender | None = None  # there is one from the first loan on
         # Bound once: in a decode loop every look-up on the way is a cache miss.
         self._ring_publish = self._ring.publish
-        self._finalizer = weakref.finalize(
-            self, _end_writer, self._ring, self._watch, self.handle, census.enter()
-        )
+        self._finalizer = weakref.finalize(self, _end_writer, self._ring, self._watch, self.handle)
 
     def publish(self, frames: Sequence[Frame], timeout: float | None = None) -> None:
         """Publish one message: to all readers or, if this raises, to none.
@@ -214,7 +212,7 @@ class FrameWriter(FrameEnd):
         )
 
 
-def _end_writer(ring: _core.RingWriter, watch: Watch, handle: Handle, seat: census.Seat) -> None:
+def _end_writer(ring: _core.RingWriter, watch: Watch, handle: Handle) -> None:
     """Close a writer and remove its segments' names, unless in a fork of its process."""
     pid, fd = handle.holder
     if os.getpid() == pid:
@@ -225,4 +223,3 @@ def _end_writer(ring: _core.RingWriter, watch: Watch, handle: Handle, seat: cens
             shared_memory.unlink(handle.arena.name)
             os.close(handle.arena.fd)
         watch.close()
-        seat.leave()

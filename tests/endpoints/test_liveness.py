@@ -172,7 +172,7 @@ def test_watching_leaves_no_descriptor_behind(crew: Crew) -> None:
         return len([*Path("/proc/self/fd").iterdir()])
 
     for turn in range(4):
-        if turn == 1:  # the census keeps one, and the crew, of whom this may be the first use
+        if turn == 1:  # the watch and the crew, of which this may be the first use, keep some
             before = open_files()
         with Writer(2) as writer, Reader(writer.handle, 1):
             job = crew.workers[0].start(leave_in_order, 0, writer.handle)
