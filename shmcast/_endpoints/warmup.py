@@ -8,6 +8,7 @@ GPU, sends itself a sample now and then.
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 
 from shmcast import _core
@@ -33,8 +34,8 @@ class Warmup:
         nonce = bytes(16)
         ring = (memory, geometry, nonce)
         park, who = _core.WaitPolicy.park(), _core.Identity(0, 0)
-        self._writer = _core.RingWriter(*ring, park, _never, None, who, None)
-        self._reader = _core.RingReader(*ring, 0, park, _never, None, None, who, _core.VACANT, None)
+        self._writer = _core.RingWriter(*ring, park, _no_quota, None, who, None)
+        self._reader = _core.RingReader(*ring, 0, park, _no_quota, None, None, who, _core.VACANT, None)
 
     def _take(self, sample: object) -> None:
         frames = [bytes(frame) for frame in self._encode(sample)]
@@ -84,5 +85,5 @@ class Warmup:
         self._count_round()
 
 
-def _never(_attached: int) -> bool:
-    return False
+def _no_quota() -> float:
+    return math.inf
