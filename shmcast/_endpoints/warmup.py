@@ -35,7 +35,9 @@ class Warmup:
         ring = (memory, geometry, nonce)
         park, who = _core.WaitPolicy.park(), _core.Identity(0, 0)
         self._writer = _core.RingWriter(*ring, park, _no_quota, None, who, None)
-        self._reader = _core.RingReader(*ring, 0, park, _no_quota, None, None, who, _core.VACANT, None)
+        self._reader = _core.RingReader(
+            *ring, 0, park, _no_quota, None, None, who, _core.VACANT, None
+        )
 
     def _take(self, sample: object) -> None:
         frames = [bytes(frame) for frame in self._encode(sample)]
