@@ -257,6 +257,7 @@ def test_both_names_are_gone_when_all_have_attached() -> None:
 
 
 @pytest.mark.parametrize("end", ["close", "collect"])
+@pytest.mark.usefixtures("no_gc")  # which closes what other tests have left
 def test_both_names_are_gone_when_the_writer_is(end: str) -> None:
     writer = Writer(2, arena_bytes=ARENA)
     paths = names(writer)
@@ -269,6 +270,7 @@ def test_both_names_are_gone_when_the_writer_is(end: str) -> None:
     assert len([*Path("/proc/self/fd").iterdir()]) < files
 
 
+@pytest.mark.usefixtures("no_gc")  # which closes what other tests have left
 def test_a_writer_that_cannot_be_made_leaves_no_arena(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_size: int) -> NoReturn:
         raise shmcast.SharedMemoryFull("full")

@@ -167,6 +167,7 @@ def test_who_cannot_be_watched_is_told_at_set_up(
             fill(writer, 0.2)
 
 
+@pytest.mark.usefixtures("no_gc")  # which closes what other tests have left
 def test_watching_leaves_no_descriptor_behind(crew: Crew) -> None:
     def open_files() -> int:
         return len([*Path("/proc/self/fd").iterdir()])
