@@ -26,7 +26,7 @@ class Statistics:
     wakes: int = 0
     """System calls made to wake others."""
     preemptions: int = 0
-    """Spins given up because the core was taken away (adaptive only)."""
+    """Times that the core was taken away from a spinner (adaptive only)."""
     spun_seconds: float = 0.0
     """Time spent spinning."""
     parked_seconds: float = 0.0

@@ -205,7 +205,7 @@ class ShmBroadcaster:
         Args:
             obj: on the source, anything that the codec can encode; ignored elsewhere.
             timeout: seconds, None for ever: for room in the ring on the source, for the object
-                elsewhere. After that so many again for device tensors, at least one second; None:
+                elsewhere. What is left of it is for device tensors, at least one second; None:
                 what the process group grants.
             copy: see `Reader.recv`; ignored on the source.
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from shmcast._codecs.base import Frame
-from shmcast._endpoints.arguments import check_timeout
+from shmcast._endpoints.arguments import check_seconds, check_timeout
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.loans import OrdinaryMemory, Shape
 from shmcast._endpoints.statistics import Statistics
@@ -107,6 +107,7 @@ class SourceRelay:
         """How errors name this end."""
         self._key = key
         self._drops = drops
+        warn_after = check_seconds("warn_after", warn_after, label)
         self._warn_after = math.inf if warn_after is None else warn_after
         here = topology.node_of(src)
         self._remotes = [_Remote(node, 0) for node in topology.nodes if node != here]
@@ -365,7 +366,7 @@ class SourceRelay:
             Timeout: some node has not taken enough.
             PeerDied, NodeLost, Closed: no message can be sent any more.
         """
-        check_timeout(timeout, self.label)
+        timeout = check_timeout(timeout, self.label)
         begin = time.monotonic()
         deadline = math.inf if timeout is None else begin + timeout
         warn_at = begin + self._warn_after
