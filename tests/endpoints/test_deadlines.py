@@ -84,6 +84,8 @@ class Abandoning:
                 self._writer.send(bytes(400_000), timeout=0)
             except shmcast.Timeout:
                 continue
+            except shmcast.Closed:
+                break
 
     def end(self) -> None:
         self._is_over = True
