@@ -118,7 +118,7 @@ struct alignas(kLinePair) Figures {
   std::uint64_t parks;        // times that the thread went to sleep
   std::uint64_t wakeups;      // sleeps after which the awaited change was there
   std::uint64_t wakes;        // system calls made to wake others
-  std::uint64_t preemptions;  // spins given up because the core was taken away
+  std::uint64_t preemptions;  // times that the core was taken away from a spinner
   std::uint64_t spun_ns;
   std::uint64_t parked_ns;
   std::uint64_t gap_ns;        // the median gap learned so far; 0: none yet

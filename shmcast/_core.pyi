@@ -289,10 +289,12 @@ class RingWriter(Endpoint):
         """Return the extents that the last published message refers to."""
     def arena_reserved(self) -> int:
         """Return how many bytes of the arena have memory."""
-    def fetch_ahead(self) -> None:
-        """Prefetch what the next publish() will touch into this CPU's cache.
+    def warm(self, warmup: Callable[[], object] | None) -> None:
+        """Call `warmup`, then prefetch what the next publish() will touch into this CPU's cache.
 
-        Raises: EndpointClosed, ConcurrentUse, Forked.
+        No other thread can use the endpoint meanwhile, nor can `warmup`.
+
+        Raises: EndpointClosed, ConcurrentUse, Forked, and what `warmup` raises.
         """
     def lags(self) -> list[int]:
         """Return the fragments published and not yet consumed, by reader. From any thread."""

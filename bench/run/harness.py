@@ -19,6 +19,7 @@ from bench.run import intervals, measure
 from bench.run.case import BURST, Case
 from bench.run.crew import Crew, CrewFailed
 from bench.run.measure import Done, Turn
+from bench.run.neighbours import beside
 from bench.transports.base import Peer, Skipped
 from bench.workloads import catalogue
 
@@ -82,7 +83,9 @@ class Harness:
             if case.readers != readers:
                 self._end_crews()  # no more processes at a time than one case needs
                 readers = case.readers
-            yield case, self._run(case)
+            with beside(case.beside):
+                rows = self._run(case)
+            yield case, rows
 
     def _run(self, case: Case) -> list[Row]:
         running = []
@@ -214,6 +217,8 @@ def row(case: Case, name: str, turns: list[list[Done]], beside: Row) -> Row:
     }
     if case.busy:
         found["busy"] = case.busy
+    if case.beside:
+        found["beside"] = case.beside
     reads = [ns / 1e3 for reader in readers for ns in reader.reads]
     if reads:
         found["read_p50_us"] = _rounded(np.median(reads))

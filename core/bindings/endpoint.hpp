@@ -74,7 +74,8 @@ class Endpoint {
 
   void wait_ready(nb::handle timeout) {
     const Use use(*this);
-    wait(timeout_ns(timeout), [this](std::int64_t deadline) { return wait_attached(deadline); });
+    Deadline end(timeout_ns(timeout));
+    wait(end, [this](std::int64_t deadline) { return wait_attached(deadline); });
   }
 
   void begin_tensor_set() {
@@ -116,11 +117,12 @@ class Endpoint {
     Endpoint& endpoint_;
   };
 
-  // Run step(deadline_ns) without the GIL until it is done. Between two steps, with the GIL: handle
-  // signals, review how crowded the machine is, warm up while spinning, observe the peers.
+  // Run step(deadline_ns) without the GIL until it is done, at most until the call's deadline.
+  // Between two steps, with the GIL: handle signals, review how crowded the machine is, warm up
+  // while spinning, observe the peers.
   template <class Step>
-  Outcome wait(std::int64_t timeout, Step step) {
-    const std::int64_t deadline = deadline_after(timeout);
+  Outcome wait(Deadline& call, Step step) {
+    const std::int64_t deadline = call.ns();
     LongWait long_wait{monotonic_ns(), watch_.patience_ns};
     const EndOfWait end(waiter());
     for (;;) {
@@ -163,6 +165,12 @@ class Endpoint {
     return [this] {
       return is_closing() || (alarmed_.load(std::memory_order_seq_cst) && !is_draining_);
     };
+  }
+  // To be called between two waits of a call that may go on without end. Throws what signal
+  // handlers throw, and EndpointClosed.
+  void check_between_waits() const {
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    if (is_closing()) throw EndpointClosed("closed");
   }
   nb::object memory_owner() const { return nb::borrow(nb::handle(view_.obj)); }
   // Ask the watch for the readers whose processes have exited, whether or not they left before.

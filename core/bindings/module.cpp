@@ -200,7 +200,7 @@ void bind_endpoints(nb::module_& m) {
       .def("sent", &PyRingWriter::sent)
       .def("arena_reserved", &PyRingWriter::arena_reserved)
       .def("publish", &PyRingWriter::publish, "frames"_a, "timeout"_a = nb::none())
-      .def("fetch_ahead", &PyRingWriter::fetch_ahead)
+      .def("warm", &PyRingWriter::warm, "warmup"_a.none())
       .def("lags", &PyRingWriter::lags)
       .def("reader_figures", &PyRingWriter::reader_figures);
 

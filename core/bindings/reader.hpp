@@ -47,22 +47,23 @@ class PyRingReader final : public Endpoint {
   // place: the next call resumes it.
   nb::object consume(nb::handle timeout, bool copy) {
     const Use use(*this);
-    const std::int64_t patience = timeout_ns(timeout);
+    Deadline end_of_call(timeout_ns(timeout));
     for (;;) {
       switch (phase_) {
         case Phase::idle:
           // Where a foreign process writes to the segment, begin() may not find what has_message()
           // has found.
           if (!ring_.has_message() || ring_.begin(0, stop()) != Outcome::ready) {
-            wait(patience, [this](std::int64_t deadline) { return ring_.begin(deadline, stop()); });
+            wait(end_of_call,
+                 [this](std::int64_t deadline) { return ring_.begin(deadline, stop()); });
           }
           begin_table();
           break;
         case Phase::table:
-          if (fetch(patience)) go_on_with_table();
+          if (fetch(end_of_call)) go_on_with_table();
           break;
         case Phase::frames:
-          if (fetch(patience)) return end(copy);
+          if (fetch(end_of_call)) return end(copy);
           break;
       }
     }
@@ -86,17 +87,20 @@ class PyRingReader final : public Endpoint {
     return segment;
   }
 
-  // Fill all pieces. Returns false if the writer has abandoned the message.
-  bool fetch(std::int64_t patience) {
+  // Fill all pieces. Returns false if the writer has abandoned the message and there is time for
+  // the next one.
+  bool fetch(Deadline& end_of_call) {
     Outcome outcome;
     if (ring_.is_immediate()) {
       outcome = ring_.fetch(0, stop());
     } else {
-      outcome =
-          wait(patience, [this](std::int64_t deadline) { return ring_.fetch(deadline, stop()); });
+      outcome = wait(end_of_call,
+                     [this](std::int64_t deadline) { return ring_.fetch(deadline, stop()); });
     }
     if (outcome == Outcome::ready) return true;
     reset();
+    check_between_waits();
+    if (ring_.is_late(end_of_call.ns())) throw TimedOut("timed out");
     return false;
   }
 

@@ -47,10 +47,13 @@ class PyRingWriter final : public Endpoint {
 
   void publish(nb::handle frames, nb::handle timeout) {
     const Use use(*this);
-    const std::int64_t patience = timeout_ns(timeout);
+    Deadline end(timeout_ns(timeout));
     const Buffers buffers(*this, frames);
     const Settling settling(*this);
-    if (arena_ != nullptr && pieces_.size() > 1) put_in_arena();
+    if (arena_ != nullptr && pieces_.size() > 1) {
+      end.ns();  // before the copies, which may take long
+      put_in_arena();
+    }
     ring_.begin(pieces_, entries_);
     for (const std::uint32_t reader : ring_.admitted()) {
       if (arena_ != nullptr) arena_->mark_alive(reader);
@@ -59,7 +62,7 @@ class PyRingWriter final : public Endpoint {
       if (ring_.advance(0, stop()) != Outcome::ready) throw EndpointClosed("closed");
     } else {
       try {
-        wait(patience, [this](std::int64_t deadline) { return ring_.advance(deadline, stop()); });
+        wait(end, [this](std::int64_t deadline) { return ring_.advance(deadline, stop()); });
       } catch (...) {
         ring_.abandon();
         settle();  // all of it may be published, if something threw after the wait
@@ -96,8 +99,11 @@ class PyRingWriter final : public Endpoint {
     return mapping_.is_none() ? 0 : nb::cast<ArenaMapping&>(mapping_).reserved();
   }
 
-  void fetch_ahead() {
+  // Run `warmup`, unless it is None, and prefetch what the next publish() will touch. This is one
+  // thread's turn as a whole: what is practised on is no more for two threads than the ring is.
+  void warm(nb::handle warmup) {
     const Use use(*this);
+    if (!warmup.is_none()) warmup();
     ring_.fetch_ahead();
   }
 

@@ -108,7 +108,20 @@ class RingReader {
         return Outcome::ready;
       }
       release_slot();  // the rest of a message given up by drop()
+      if (is_long_way() && is_late(deadline_ns)) return Outcome::timed_out;
     }
+  }
+
+  // Return whether the call that ends at `deadline_ns` should end now, although fragments go on
+  // coming: its time is over, and all that was published by then has been looked at.
+  bool is_late(std::int64_t deadline_ns) {
+    if (deadline_ns <= 0 || deadline_ns == kForever) return false;  // 0: look at all that is there
+    if (late_since_ != deadline_ns) {
+      if (monotonic_ns() < deadline_ns) return false;
+      late_since_ = deadline_ns;
+      published_then_ = peek(segment_.writer_figures().fragments);
+    }
+    return next_ >= published_then_;
   }
 
   std::uint64_t frame_count() const { return frames_; }
@@ -148,6 +161,7 @@ class RingReader {
       }
       if (cursor_ == capacity()) release_slot();
       if (cursor_ == 0 && next_ != first_) {
+        if (is_long_way() && is_late(deadline_ns)) return Outcome::timed_out;
         const Outcome outcome = wait_readable(deadline_ns, stop, Beat::no);
         if (outcome != Outcome::ready) return outcome;
         waiter.done();
@@ -219,6 +233,10 @@ class RingReader {
 
  private:
   std::uint64_t capacity() const { return segment_.geometry().slot_capacity; }
+
+  // Return whether to look at the clock although fragments are there: now and then.
+  bool is_long_way() const { return next_ % kFragmentsPerLook == 0; }
+  static constexpr std::uint64_t kFragmentsPerLook = 16;
 
   bool readable() const {
     // seq_cst: its acquire half pairs with the store of seq in RingWriter::publish_fragment(). It
@@ -308,6 +326,9 @@ class RingReader {
   std::vector<MutablePiece> pieces_;
   std::size_t piece_ = 0;
   std::size_t offset_ = 0;
+
+  std::int64_t late_since_ = 0;  // the deadline that has passed last
+  std::uint64_t published_then_ = 0;
 };
 
 }  // namespace shmcast

@@ -110,4 +110,19 @@ inline std::int64_t deadline_after(std::int64_t timeout_ns) {
   return timeout_ns > kForever - now ? kForever : now + timeout_ns;
 }
 
+// The end of one call, of however many waits it consists. Set when it is first asked for: a call
+// that finds everything there reads no clock.
+class Deadline {
+ public:
+  explicit Deadline(std::int64_t timeout_ns) : timeout_ns_(timeout_ns) {}
+  std::int64_t ns() {
+    if (ns_ == 0) ns_ = deadline_after(timeout_ns_);
+    return ns_;
+  }
+
+ private:
+  std::int64_t timeout_ns_;
+  std::int64_t ns_ = 0;
+};
+
 }  // namespace shmcast

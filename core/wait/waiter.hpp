@@ -169,7 +169,7 @@ class Waiter {
   }
 
   void spin_until(std::int64_t now, std::int64_t end) {
-    enter(Stage::spin, std::min(end, now + spin_left_ns_));
+    enter(Stage::spin, end - now > spin_left_ns_ ? now + spin_left_ns_ : end);
   }
 
   // Publish the gap for observers. Not while a message is there: the median takes a tenth of a

@@ -24,7 +24,9 @@ class Codec(Protocol):
     A codec may also have a method `sample()`, which returns a small object like those that will
     travel. It is encoded and decoded again and again, to keep the code for it in the core's caches:
     about every 100 µs by a reader that spins, and by `Writer.warm`. That must have no side effects.
-    Now and then `sample()` is called again, because the codec may have learned what travels.
+    Now and then `sample()` is called again, because the codec may have learned what travels. What
+    these calls raise comes out of the `recv` or `warm` that made them; one larger than 8 KiB is not
+    taken.
     """
 
     def encode(self, obj: Any, /) -> Sequence[Frame]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from shmcast import _core
+from shmcast._endpoints.arguments import check_seconds
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.loans import address_of
 from shmcast._endpoints.peers import Watch
@@ -53,10 +54,8 @@ class FrameEnd:
     """Where readers find the writer's segment."""
 
     def __init__(self, wait: WaitPolicy | None, label: str, warn_after: float | None) -> None:
-        if warn_after is not None and not warn_after >= 0:
-            raise InvalidArgument(
-                f"{label}: warn_after={warn_after!r} is no number of seconds >= 0"
-            )
+        self.warn_after: float | None = check_seconds("warn_after", warn_after, label)
+        """Seconds of a wait until the log says who is slow; None: never."""
         self.wait_policy: WaitPolicy = chosen_policy(wait, label)
         """What this end does while it waits, the operator's choice before the program's."""
         self.label: str = label

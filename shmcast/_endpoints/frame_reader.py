@@ -58,7 +58,7 @@ class FrameReader(FrameEnd):
         if peer_label is None:
             peer_label = functools.partial(_default_label, handle.readers)
         self._watch = Watch(
-            index, label, peer_label, handle.readers, handle.drops_dead, warn_after,
+            index, label, peer_label, handle.readers, handle.drops_dead, self.warn_after,
             self._make_alarm(),
         )  # fmt: skip
         geometry = geometry_of(handle)

@@ -69,7 +69,7 @@ class FrameWriter(FrameEnd):
         self._reader_label = reader_label
         drops = on_reader_death == "drop"
         self._watch = Watch(
-            readers, label, reader_label, readers, drops, warn_after, self._make_alarm()
+            readers, label, reader_label, readers, drops, self.warn_after, self._make_alarm()
         )
         with contextlib.ExitStack() as undo:  # what is made before something fails
             arena, mapping = None, None
@@ -168,9 +168,7 @@ class FrameWriter(FrameEnd):
             warmup: practises what comes before `publish`; None: nothing.
         """
         try:
-            if warmup is not None:
-                warmup()
-            self._ring.fetch_ahead()
+            self._ring.warm(warmup)
         except Exception as error:
             self._raise(error, "warm", None)
 

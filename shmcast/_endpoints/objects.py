@@ -64,7 +64,7 @@ class ObjectSender:
 
         Args:
             obj: anything that the codec can encode.
-            timeout: seconds to wait for room in the ring, None for ever.
+            timeout: seconds to wait for room in the ring, None for ever. Copying is not counted.
 
         Raises:
             EncodeError: the codec can't encode `obj`; nothing was sent.
@@ -102,6 +102,7 @@ class ObjectSender:
             Closed: this writer is closed.
             ConcurrentUse: another thread is inside this writer.
             Forked: this process was forked from the writer's.
+            Exception: what the codec raises on its own `sample()`.
         """
         self._sink.warm(None if self._warmup is None else self._warmup.send)
 
@@ -124,7 +125,7 @@ class ObjectReceiver:
         """Receive the next object.
 
         Args:
-            timeout: seconds to wait for it, None for ever, 0 to look only.
+            timeout: seconds to wait for all of it, None for ever, 0 to look only.
             copy: False: numpy arrays and CPU tensors that lie in the writer's arena are views of
                 it, not copies. Their memory is used again when the last view of it is gone, in
                 every reader; until then it is not there for later messages. They outlive `close`.

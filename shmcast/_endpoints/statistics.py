@@ -19,7 +19,7 @@ class Statistics:
             message.
         wakeups: sleeps that ended because what it waited for was there.
         wakes: system calls made to wake others.
-        preemptions: spins given up because the core was taken away (adaptive only).
+        preemptions: times that the core was taken away from a spinner (adaptive only).
         spun_seconds: time spent spinning.
         parked_seconds: time spent asleep.
         gap_seconds: the median of the last gaps between messages, 0 until some are known. Bursts

@@ -207,8 +207,8 @@ class ShmBroadcaster:
         Args:
             obj: on the source, anything that the codec can encode; ignored elsewhere.
             timeout: seconds, None for ever: for room in the ring on the source, for the object
-                elsewhere. Device tensors then have as many seconds again, at least one; with None,
-                the process group's own time-out.
+                elsewhere. What is left of it is for device tensors, at least one second; None:
+                what the process group grants.
             copy: see `Reader.recv`; ignored on the source.
 
         Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from shmcast._endpoints.arguments import check_timeout
 from shmcast._endpoints.loans import OrdinaryMemory
 from shmcast._endpoints.statistics import Statistics
 from shmcast.errors import Closed
@@ -23,8 +24,9 @@ class SingleRank(OrdinaryMemory):
         self._messages = 0
         self._closed = False
 
-    def send(self, _obj: Any, _timeout: float | None) -> None:
+    def send(self, _obj: Any, timeout: float | None) -> None:
         """Count a message, whatever it is."""
+        check_timeout(timeout, self._label)
         if self._closed:
             raise Closed(f"{self._label}: used after close(); make a new broadcaster")
         self._messages += 1

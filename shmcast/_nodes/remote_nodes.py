@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from shmcast._endpoints.arguments import check_timeout
+from shmcast._endpoints.arguments import check_seconds, check_timeout
 from shmcast._endpoints.statistics import Statistics
 from shmcast._nodes import control
 from shmcast._nodes.addresses import Address
@@ -73,6 +73,7 @@ class RemoteNodes:
     ) -> None:
         self._label = label
         self._drops = drops
+        warn_after = check_seconds("warn_after", warn_after, label)
         self._warn_after = math.inf if warn_after is None else warn_after
         self._turn = turn
         self._on_failure = on_failure
@@ -145,7 +146,7 @@ class RemoteNodes:
             Timeout: some node has not taken enough.
             PeerDied, NodeLost, Closed: no message can be sent any more.
         """
-        check_timeout(timeout, self._label)
+        timeout = check_timeout(timeout, self._label)
         deadline = _Deadline.after(timeout)
         begin = time.monotonic()
         warn_at = begin + self._warn_after
