@@ -58,8 +58,8 @@ def members() -> int | None:
     Threads that are pinned to other CPUs take nothing from the caller. None where the kernel offers
     no such locks.
     """
-    mine = os.sched_getaffinity(0)
     try:
+        mine = os.sched_getaffinity(0)
         return sum(not mine.isdisjoint(_affinity(thread)) for thread in _register.threads())
     except OSError:
         return None

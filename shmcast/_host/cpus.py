@@ -30,8 +30,14 @@ class CpuBudget:
 
     def usable(self) -> float:
         """Return the number of CPUs as of now."""
-        affinity = len(os.sched_getaffinity(0))
-        return min([affinity, *(read(folder) for read, folder in self._quotas)])
+        return min([_affinity(), *(read(folder) for read, folder in self._quotas)])
+
+
+def _affinity() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except OSError:  # a seccomp filter refuses it
+        return os.cpu_count() or 1
 
 
 def is_crowded(budget: CpuBudget, members: int, attached: int) -> bool:

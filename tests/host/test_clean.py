@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import pytest
 
 from shmcast import Handle, Reader, Writer
-from shmcast._host import census
+from shmcast._endpoints.frame_end import FrameEnd
 from shmcast._host import shared_memory as segment
 from shmcast._host.shared_memory import Verdict
 from tests.support.processes import Crew
@@ -57,13 +57,13 @@ WRITER_DEATHS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "after posix_fallocate": (segment, "_reserve", reserve_and_die),
     "before mapping": (segment, "_map", die),
     "after mapping": (segment, "_map", map_and_die),
-    "when formatted": (census, "enter", die),
+    "when formatted": (FrameEnd, "_end_when_collected", die),
     "before readers attach": (Writer, "wait_ready", die),
 }
 READER_DEATHS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "after shm_open": (os, "fstat", die),
     "after mapping": (segment, "_map", map_and_die),
-    "when seated": (census, "enter", die),
+    "when seated": (FrameEnd, "_end_when_collected", die),
     "before it removes the name": (segment, "unlink", die),
 }
 
