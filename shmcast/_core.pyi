@@ -98,12 +98,31 @@ class Claim:
     """Keeps memory of an arena from being reused for as long as it exists."""
 
 class Mapping:
-    """A shared-memory file mapped into this process. The descriptor stays the caller's.
+    """A shared-memory file mapped into this process (buffer protocol).
+
+    Args:
+        fd: stays the caller's; a duplicate is never one of 0 to 2, and not closed in a fork.
+        nbytes: the file's size.
+        writable: it may be written to, in place.
+        dump: have the memory in core dumps, and private copies of it.
+        populate: take all page faults at once.
+        keep_fd: keep a duplicate of `fd`, without which no memory can be reserved.
+        room: returns how many bytes of memory may be taken now; None: no limit.
 
     Raises: OSError.
     """
 
-    def __init__(self, fd: int, nbytes: int, writable: bool) -> None: ...
+    def __init__(
+        self,
+        fd: int,
+        nbytes: int,
+        writable: bool,
+        dump: bool = False,
+        populate: bool = False,
+        keep_fd: bool = True,
+        room: Callable[[], int | None] | None = None,
+    ) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
     @property
     def address(self) -> int: ...
     @property
@@ -112,7 +131,10 @@ class Mapping:
     @keeper.setter
     def keeper(self, keeper: Callable[[Claim, int, int], None] | None) -> None: ...
     def reserve(self, nbytes: int) -> bool:
-        """Reserve memory for the first `nbytes` bytes. Return False if there is not enough."""
+        """Reserve memory for the first `nbytes` bytes.
+
+        Return False if there is not enough, in shared memory or by `room`.
+        """
 
 class Lease:
     """A received buffer in the arena, read-only (buffer protocol), valid while this exists."""
@@ -127,7 +149,9 @@ class Lease:
     def copy_on_write(self) -> CopyOnWrite:
         """Return a private, writable copy, which takes memory only where it is written to.
 
-        Raises: OSError.
+        Beyond some thousands of these at once, all of it is copied.
+
+        Raises: MemoryError.
         """
     def __buffer__(self, flags: int, /) -> memoryview: ...
 

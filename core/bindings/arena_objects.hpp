@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -27,7 +28,19 @@ namespace nb = nanobind;
 // Python object over it is gone. A `keeper` then takes over the claim on that memory.
 struct ArenaMapping : Mapping {
   using Mapping::Mapping;
+  bool is_read_only() const { return access() == Access::read; }
+  std::byte* data() const { return bytes().data(); }
+  std::size_t size() const { return bytes().size(); }
+
   nb::object keeper = nb::none();
+  nb::object room = nb::none();
+
+  // Return how many bytes of memory may be taken now, by the mapping's `room`. With the GIL.
+  std::uint64_t room_bytes() const {
+    const nb::object bytes = room.is_none() ? nb::none() : room();
+    return bytes.is_none() ? std::numeric_limits<std::uint64_t>::max()
+                           : nb::cast<std::uint64_t>(bytes);
+  }
 };
 
 // Keeps memory of the arena from being reused for as long as it exists.
@@ -80,7 +93,7 @@ class Hold {
 // A received frame in place in the arena, read-only.
 class Lease {
  public:
-  static constexpr bool kIsReadOnly = true;
+  static constexpr bool is_read_only() { return true; }
 
   Lease(Hold hold, nb::object mapping, std::uint64_t offset, std::size_t size)
       : hold_(std::move(hold)), mapping_(std::move(mapping)), offset_(offset), size_(size) {}
@@ -105,29 +118,30 @@ class Lease {
   std::size_t size_;
 };
 
-// A private copy of a lease's memory: each page is copied when it is first written to.
+// A private copy of a lease's memory: each page is copied when it is first written to, or all of
+// them at once where there can be no more mappings.
 class CopyOnWrite {
  public:
-  static constexpr bool kIsReadOnly = false;
+  static constexpr bool is_read_only() { return false; }
 
   CopyOnWrite(nb::object lease, const Lease& what)
-      : pages_(what.mapping().fd(), what.offset(), what.size()),
-        lease_(std::move(lease)),
+      : copy_(what.mapping(), what.offset(), what.size()),
+        lease_(copy_.is_mapped() ? std::move(lease) : nb::object()),
         size_(what.size()) {}
 
-  std::byte* data() const { return pages_.data(); }
+  std::byte* data() const { return copy_.data(); }
   std::size_t size() const { return size_; }
 
  private:
-  PrivatePages pages_;
-  nb::object lease_;
+  PrivateCopy copy_;
+  nb::object lease_;  // null: a copy needs the arena's memory no longer
   std::size_t size_;
 };
 
 // Memory of the arena for the writer's program to fill.
 class Loan {
  public:
-  static constexpr bool kIsReadOnly = false;
+  static constexpr bool is_read_only() { return false; }
 
   Loan(std::shared_ptr<Arena> arena, nb::object mapping, std::uint32_t id, std::size_t size)
       : arena_(std::move(arena)), mapping_(std::move(mapping)), id_(id), size_(size) {
@@ -182,7 +196,7 @@ class Loan {
 // Memory that belongs to another object, which it keeps alive.
 class View {
  public:
-  static constexpr bool kIsReadOnly = false;
+  static constexpr bool is_read_only() { return false; }
 
   View(std::byte* data, std::size_t size, nb::object owner)
       : owner_(std::move(owner)), data_(data), size_(size) {}
@@ -200,7 +214,7 @@ template <class Exporter>
 int get_buffer(PyObject* self, Py_buffer* view, int flags) {
   const Exporter& memory = *nb::inst_ptr<Exporter>(self);
   return PyBuffer_FillInfo(view, self, memory.data(), static_cast<Py_ssize_t>(memory.size()),
-                           Exporter::kIsReadOnly, flags);
+                           memory.is_read_only(), flags);
 }
 
 // Return the slots of the buffer protocol, for nb::type_slots().

@@ -206,6 +206,7 @@ class Endpoint {
   // Let the watch observe whoever has arrived, and report a wait that lasts long.
   void observe_peers(LongWait& long_wait) {
     const std::int64_t now = monotonic_ns();
+    rest(now);
     if (now < watch_.look_ns || watch_.callee.is_none()) return;
     watch_.look_ns = now + Watch::kLookNs;
     const std::uint32_t arrivals = arrivals_so_far(segment());
@@ -280,7 +281,8 @@ class Endpoint {
   virtual const Segment& segment() const = 0;
   virtual std::uint32_t place() const = 0;  // among the members: a reader's index, or their number
   virtual void drop(std::uint32_t, std::uint64_t) {}
-  virtual void warm_up() {}  // called about every 100 us of spinning
+  virtual void warm_up() {}                   // called about every 100 us of spinning
+  virtual void rest(std::int64_t /*now*/) {}  // called again and again while there is no message
   virtual Waiter& waiter() = 0;
   virtual const Figures& own_figures() const = 0;
   virtual void count_tensor_set() = 0;

@@ -14,6 +14,7 @@
 #include <memory>
 #include <span>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "arena/arena.hpp"
@@ -109,13 +110,18 @@ void bind_memory(nb::module_& m) {
 void bind_arena(nb::module_& m) {
   m.attr("EXTENTS") = Arena::kExtents;
   nb::class_<Claim>(m, "Claim");
-  nb::class_<ArenaMapping>(m, "Mapping", nb::is_weak_referenceable())
+  nb::class_<ArenaMapping>(m, "Mapping", nb::is_weak_referenceable(),
+                           nb::type_slots(buffer_slots<ArenaMapping>()))
       .def(
           "__init__",
-          [](ArenaMapping* self, int fd, std::size_t nbytes, bool writable) {
-            new (self) ArenaMapping(fd, nbytes, writable ? Access::write : Access::read);
+          [](ArenaMapping* self, int fd, std::size_t nbytes, bool writable, bool dump,
+             bool populate, bool keep_fd, nb::object room) {
+            new (self) ArenaMapping(fd, nbytes, writable ? Access::write : Access::read,
+                                    MappingOptions{dump, populate, keep_fd});
+            self->room = std::move(room);
           },
-          "fd"_a, "nbytes"_a, "writable"_a)
+          "fd"_a, "nbytes"_a, "writable"_a, "dump"_a = false, "populate"_a = false,
+          "keep_fd"_a = true, "room"_a = nb::none())
       .def_prop_ro("address",
                    [](const ArenaMapping& mapping) {
                      return reinterpret_cast<std::uintptr_t>(mapping.bytes().data());
@@ -124,8 +130,9 @@ void bind_arena(nb::module_& m) {
       .def(
           "reserve",
           [](ArenaMapping& mapping, std::uint64_t nbytes) {
+            const std::uint64_t room = mapping.room_bytes();
             const nb::gil_scoped_release release;
-            return mapping.reserve(nbytes);
+            return mapping.reserve(nbytes, room);
           },
           "nbytes"_a);
   nb::class_<Lease>(m, "Lease", nb::type_slots(buffer_slots<Lease>()))

@@ -260,8 +260,10 @@ class PyRingReader final : public Endpoint {
   void interrupt() override { ring_.interrupt(); }
   void leave() override {
     reset();  // release what it holds of an unfinished message
+    pool_.clear();
     ring_.leave();
   }
+  void rest(std::int64_t now) override { pool_.rest(now); }
   const Segment& segment() const override { return segment_; }
   std::uint32_t place() const override { return index_; }
 

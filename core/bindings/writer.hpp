@@ -216,8 +216,9 @@ class PyRingWriter final : public Endpoint {
   std::optional<std::uint32_t> allocate(std::size_t size) {
     const auto reserve = [this](std::uint64_t bytes) {
       auto& mapping = nb::cast<ArenaMapping&>(mapping_);
+      const std::uint64_t room = mapping.room_bytes();
       const nb::gil_scoped_release release;
-      return mapping.reserve(bytes);
+      return mapping.reserve(bytes, room);
     };
     auto id = arena_->allocate(size, reserve);
     if (!id && mark_exited_dead()) id = arena_->allocate(size, reserve);

@@ -60,7 +60,8 @@ class Endpoint:
     def close(self) -> None:
         """End this endpoint; idempotent. A call that waits in another thread raises `Closed`.
 
-        Of a writer's messages, readers receive those that were sent, and then `Closed`.
+        Of a writer's messages, readers receive those that were sent, and then `Closed`; those who
+        have yet to attach find nothing any more, see `linger` of `Writer`.
         """
         self._end.close()
 

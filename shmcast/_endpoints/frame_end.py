@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from shmcast import _core
 from shmcast._endpoints.arguments import check_seconds
+from shmcast._endpoints.ending import Ending
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.loans import address_of
 from shmcast._endpoints.peers import Watch
@@ -48,7 +49,6 @@ class FrameEnd:
 
     _ring: _core.RingWriter | _core.RingReader
     _watch: Watch
-    _finalizer: Callable[[], object]
 
     handle: Handle
     """Where readers find the writer's segment."""
@@ -61,6 +61,7 @@ class FrameEnd:
         self.label: str = label
         """How errors name this end."""
         self._closed = False
+        self._ending = Ending()
         self._pinned: PinnedArena | None = None
         # (Not bound to self: the core would keep it alive, and it the core.)
         self._cpu_quota = CpuQuota().read
@@ -142,10 +143,14 @@ class FrameEnd:
         """Whether `close` was called on this end."""
         return self._closed
 
+    def _end_when_collected(self) -> None:
+        """Take the steps of the ending also when this end is collected, or the program ends."""
+        weakref.finalize(self, self._ending)
+
     def close(self) -> None:
         """End this end; idempotent. A call that waits in another thread raises `Closed`."""
         self._closed = True
-        self._finalizer()
+        self._ending()
 
     def _raise(self, error: Exception, action: str, timeout: float | None) -> NoReturn:
         """Say what an error of the core means here, and what to do. Others pass unchanged."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from shmcast import _core
 from shmcast._codecs.base import Received
 from shmcast._endpoints.arguments import check_int, check_shape
+from shmcast._endpoints.ending import setting_up
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER, FrameEnd
 from shmcast._endpoints.handle import ArenaHandle, Handle, geometry_of
 from shmcast._endpoints.peers import LIVING, Watch, has_ended, identity
@@ -57,20 +57,39 @@ class FrameReader(FrameEnd):
         self.handle = handle
         if peer_label is None:
             peer_label = functools.partial(_default_label, handle.readers)
-        self._watch = Watch(
-            index, label, peer_label, handle.readers, handle.drops_dead, self.warn_after,
-            self._make_alarm(),
-        )  # fmt: skip
+        with setting_up(label, self._ending):
+            self._watch = Watch(
+                index, label, peer_label, handle.readers, handle.drops_dead, self.warn_after,
+                self._make_alarm(),
+            )  # fmt: skip
+            self._set_up(handle, index, rejoin, pin, warmup)
+        self.ring_consume: Callable[[float | None, bool], list[Received]] = self._ring.consume
+        """The core's own `consume`, for a hot path that gives its errors to `fail`."""
+        if self._pinned is not None:
+            self.ring_consume = functools.partial(_consume_pinned, self._pinned, self._ring)
+
+    def _set_up(
+        self,
+        handle: Handle,
+        index: int,
+        rejoin: bool,
+        pin: bool,
+        warmup: Callable[[], object] | None,
+    ) -> None:
+        """Find the segments and take the seat; whatever there is to end is in `_ending` at once."""
+        self._ending.add(self._watch.close)
         geometry = geometry_of(handle)
-        holder = handle.holder if rejoin else None
-        memory = shared_memory.attach(handle.name, geometry.segment_bytes, holder)
+        segment = shared_memory.attach(
+            handle.name, geometry.segment_bytes, handle.holder, rejoin=rejoin
+        )
+        memory = segment.mapping
         mapping = None
         if handle.arena is not None:
-            mapping = _map_arena(handle.arena, handle.holder[0] if rejoin else None)
+            mapping = _map_arena(handle.arena, handle.holder[0], rejoin)
             self._pin(pin, mapping, handle.arena.nbytes, is_writer=False)
         elif pin:
             raise InvalidArgument(
-                f"{label}: pin=True, but the writer has no arena; make it with arena_bytes="
+                f"{self.label}: pin=True, but the writer has no arena; make it with arena_bytes="
             )
         attach = functools.partial(
             _core.RingReader,
@@ -92,22 +111,19 @@ class FrameReader(FrameEnd):
                 self._ring = attach(_core.VACANT, mapping)
         except _core.LayoutMismatch as error:
             raise SegmentMismatch(
-                f"{label}: {handle.name}: {error}; make the handle and both endpoints with one "
-                "version of shmcast"
+                f"{self.label}: {handle.name}: {error}; make the handle and both endpoints with "
+                "one version of shmcast"
             ) from None
         except _core.SeatTaken as error:
             raise AlreadyAttached(
-                f"{label}: index {index} of {handle.name} {error}; each of the "
+                f"{self.label}: index {index} of {handle.name} {error}; each of the "
                 f"{handle.readers} readers needs an index of its own"
             ) from None
         except _core.SegmentCorrupted as error:
             self._raise(error, "set-up", None)
-        self.ring_consume: Callable[[float | None, bool], list[Received]] = self._ring.consume
-        """The core's own `consume`, for a hot path that gives its errors to `fail`."""
-        if self._pinned is not None:
-            self.ring_consume = functools.partial(_consume_pinned, self._pinned, self._ring)
-        # Closed in time also when the interpreter exits: the writer then waits for us no longer.
-        self._finalizer = weakref.finalize(self, _end_reader, self._ring, self._watch)
+        # Also when the interpreter exits: the writer then waits for us no longer.
+        self._ending.begin_with(self._ring.close)
+        self._end_when_collected()
         self.watch_peers()
         if self._ring.attached() == handle.readers:
             shared_memory.unlink(handle.name)  # everybody is in: nothing can leak any more
@@ -190,12 +206,10 @@ class FrameReader(FrameEnd):
         return Statistics(**self._ring.figures())
 
 
-def _map_arena(arena: ArenaHandle, holder: int | None) -> _core.Mapping:
-    fd = shared_memory.find(
-        arena.name, arena.nbytes, None if holder is None else (holder, arena.fd)
-    )
+def _map_arena(arena: ArenaHandle, holder: int, rejoin: bool) -> _core.Mapping:
+    fd = shared_memory.find(arena.name, arena.nbytes, (holder, arena.fd), rejoin)
     try:
-        return _core.Mapping(fd, arena.nbytes, False)
+        return shared_memory.map_arena(fd, arena.nbytes, writable=False)
     finally:
         os.close(fd)
 
@@ -210,8 +224,3 @@ def _consume_pinned(
 
 def _default_label(readers: int, index: int) -> str:
     return f"reader {index}" if index < readers else "writer"
-
-
-def _end_reader(ring: _core.RingReader, watch: Watch) -> None:
-    ring.close()
-    watch.close()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
 import os
-import weakref
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from shmcast import _core
 from shmcast._codecs.base import Frame
 from shmcast._endpoints.arguments import check_int, check_shape
+from shmcast._endpoints.ending import setting_up
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER, FrameEnd
 from shmcast._endpoints.handle import ArenaHandle, Handle
 from shmcast._endpoints.loans import Lender, Shape
@@ -18,7 +19,7 @@ from shmcast._endpoints.peers import Watch, identity
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy, core_policy
 from shmcast._host import shared_memory
-from shmcast.errors import Closed, InvalidArgument, PeerDied, ShmcastError
+from shmcast.errors import Closed, InvalidArgument, PeerDied, ShmcastError, ShmcastWarning
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -51,9 +52,14 @@ class FrameWriter(FrameEnd):
         wait: WaitPolicy | None = None,
         on_reader_death: Literal["raise", "drop"] = "raise",
         warn_after: float | None = DEFAULT_WARN_AFTER,
+        linger: float = 0.0,
         label: str = "writer",
         reader_label: Callable[[int], str] = "reader {}".format,
     ) -> None:
+        if not (isinstance(linger, int | float) and 0 <= linger < math.inf):
+            raise InvalidArgument(
+                f"{label}: linger={linger!r} is no number of seconds >= 0, which must end"
+            )
         check_shape(readers, slots, slot_bytes, label)
         check_int("arena_bytes", arena_bytes, 0, _MAX_ARENA_BYTES, label)
         if 0 < arena_bytes < _MIN_ARENA_BYTES:
@@ -67,31 +73,42 @@ class FrameWriter(FrameEnd):
             )
         super().__init__(wait, label, warn_after)
         self._reader_label = reader_label
+        self._linger = linger
         drops = on_reader_death == "drop"
-        self._watch = Watch(
-            readers, label, reader_label, readers, drops, self.warn_after, self._make_alarm()
-        )
-        with contextlib.ExitStack() as undo:  # what is made before something fails
-            arena, mapping = None, None
-            if arena_bytes:
-                nbytes = arena_bytes // _PAGE_BYTES * _PAGE_BYTES
-                arena_name, arena_fd = shared_memory.create_unreserved(nbytes)
-                arena = ArenaHandle(arena_name, nbytes, arena_fd)
-                undo.callback(os.close, arena.fd)
-                undo.callback(shared_memory.unlink, arena.name)
-                mapping = _core.Mapping(arena.fd, nbytes, True)
-                self._pin(pin, mapping, nbytes, is_writer=True)
-            elif pin:
-                raise InvalidArgument(f"{label}: pin=True needs an arena; pass arena_bytes=")
-            geometry = _core.Geometry(readers, slots, slot_bytes, _core.EXTENTS if arena else 0)
-            nonce = os.urandom(16)
-            name, memory, fd = shared_memory.create(geometry.segment_bytes)
-            undo.pop_all()
+        with setting_up(label, self._ending):
+            self._watch = Watch(
+                readers, label, reader_label, readers, drops, self.warn_after, self._make_alarm()
+            )
+            self._set_up(readers, slots, slot_bytes, arena_bytes, pin, drops)
+        self._lender: Lender | None = None  # there is one from the first loan on
+        # Bound once: in a decode loop every look-up on the way is a cache miss.
+        self._ring_publish = self._ring.publish
+
+    def _set_up(
+        self, readers: int, slots: int, slot_bytes: int, arena_bytes: int, pin: bool, drops: bool
+    ) -> None:
+        """Make the segments and the ring; whatever there is to end is in `_ending` at once."""
+        self._ending.add(self._watch.close)
+        arena, mapping = None, None
+        if arena_bytes:
+            nbytes = arena_bytes // _PAGE_BYTES * _PAGE_BYTES
+            arena_file = shared_memory.SegmentFile(*shared_memory.create_unreserved(nbytes))
+            self._ending.add(arena_file.unlink, arena_file.close)
+            arena = ArenaHandle(arena_file.name, nbytes, arena_file.fd)
+            mapping = shared_memory.map_arena(arena.fd, nbytes, writable=True)
+            self._pin(pin, mapping, nbytes, is_writer=True)
+        elif pin:
+            raise InvalidArgument(f"{self.label}: pin=True needs an arena; pass arena_bytes=")
+        geometry = _core.Geometry(readers, slots, slot_bytes, _core.EXTENTS if arena else 0)
+        nonce = os.urandom(16)
+        name, memory, fd = shared_memory.create(geometry.segment_bytes)
+        file = shared_memory.SegmentFile(name, fd)
+        self._ending.add(file.unlink, file.close)
         self.handle = Handle(
             name, nonce, readers, slots, slot_bytes, (os.getpid(), fd), drops, arena
         )
         self._ring = _core.RingWriter(
-            memory,
+            memory.mapping,
             geometry,
             nonce,
             core_policy(self.wait_policy),
@@ -100,10 +117,8 @@ class FrameWriter(FrameEnd):
             identity(),
             mapping,
         )
-        self._lender: Lender | None = None  # there is one from the first loan on
-        # Bound once: in a decode loop every look-up on the way is a cache miss.
-        self._ring_publish = self._ring.publish
-        self._finalizer = weakref.finalize(self, _end_writer, self._ring, self._watch, self.handle)
+        self._ending.begin_with(self._ring.close)
+        self._end_when_collected()
 
     def publish(self, frames: Sequence[Frame], timeout: float | None = None) -> None:
         """Publish one message: to all readers or, if this raises, to none.
@@ -181,6 +196,30 @@ class FrameWriter(FrameEnd):
             readers=tuple(Statistics(**figures) for figures in self._ring.reader_figures()),
         )
 
+    def close(self) -> None:
+        """End this end; first wait for readers to attach, if there is something for them."""
+        if self._linger and not self._closed:
+            self._wait_for_late_readers()
+        super().close()
+
+    def _wait_for_late_readers(self) -> None:
+        """Wait until all have attached who would otherwise miss what was sent, or `linger` ends."""
+        sent = self._ring.figures()["messages"]
+        if not sent or self._ring.attached() == self.handle.readers:
+            return
+        try:
+            self._ring.wait_ready(self._linger)
+        except _core.TimedOut:
+            warnings.warn(
+                f"{self.label}: closed although {self._ring.attached()} of {self.handle.readers} "
+                f"readers have attached in {self._linger} s: {sent} messages are lost to the "
+                "others",
+                ShmcastWarning,
+                stacklevel=4,
+            )
+        except (_core.EndpointClosed, _core.ConcurrentUse, _core.Forked, ShmcastError):
+            pass  # there is nobody left to wait for, or it is not for this thread to wait
+
     def present_readers(self) -> list[int]:
         """Return the indices of the readers that have neither closed nor been dropped."""
         return [p.index for p in self._ring.peers()[:-1] if p.state not in ("left", "dropped")]
@@ -208,16 +247,3 @@ class FrameWriter(FrameEnd):
             f": the ring of {self.handle.slots} slots is full; {', '.join(behind)}; "
             f"{self._ring.attached()} of {self.handle.readers} readers have attached"
         )
-
-
-def _end_writer(ring: _core.RingWriter, watch: Watch, handle: Handle) -> None:
-    """Close a writer and remove its segments' names, unless in a fork of its process."""
-    pid, fd = handle.holder
-    if os.getpid() == pid:
-        ring.close()
-        shared_memory.unlink(handle.name)
-        os.close(fd)
-        if handle.arena:
-            shared_memory.unlink(handle.arena.name)
-            os.close(handle.arena.fd)
-        watch.close()

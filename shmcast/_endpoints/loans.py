@@ -120,7 +120,7 @@ class Lender:
         for lent in self._all():
             if lent.is_frozen:
                 self._thaw(lent, look=False)
-        for extent in sent:
+        for extent in set(sent):  # a loan may be in many frames
             entry = self._lent.get(extent)  # None: the frame was copied to the arena
             if entry is not None:
                 self._freeze(entry)

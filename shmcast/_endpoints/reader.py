@@ -42,8 +42,10 @@ class Reader(ObjectReceiver, Endpoint):
     Raises:
         InvalidArgument: the index is out of range, or another argument of the wrong kind.
         AlreadyAttached: the index is taken, or was.
-        SegmentNotFound: there is no such segment on this host, or not any more.
+        SegmentNotFound: there is no such segment on this host, or not any more; or its name is gone
+            and the kernel lets this process not in by the writer's descriptor.
         SegmentMismatch: the segment found is not the one that the handle speaks of.
+        HostError: the operating system refuses; the message says why, and the way out.
     """
 
     _end: FrameReader

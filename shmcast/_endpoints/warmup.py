@@ -57,7 +57,7 @@ class Warmup:
 
     def _make_ring(self) -> None:
         geometry = _core.Geometry(1, 2, _SLOT_BYTES, 0)
-        memory = mmap.mmap(-1, geometry.segment_bytes)
+        memory = mmap.mmap(-1, geometry.segment_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         nonce = bytes(16)
         ring = (memory, geometry, nonce)
         park, who = _core.WaitPolicy.park(), _core.Identity(0, 0)

@@ -43,6 +43,9 @@ class Writer(ObjectSender, Endpoint):
             "drop": the others go on without it, and another process may take its place with
             `Reader(handle, index, rejoin=True)`.
         warn_after: seconds; when a wait lasts longer, the log tells who is slow. None: never.
+        linger: seconds for which `close` waits for readers that are still to attach, if something
+            was sent: closed before that, it is lost to them, and so it is by default. Then it warns
+            of what was lost.
         label: how errors name this endpoint.
         reader_label: how errors name the reader of an index; "reader `index`" by default.
 
@@ -53,7 +56,9 @@ class Writer(ObjectSender, Endpoint):
 
     Raises:
         InvalidArgument: an argument out of range or of the wrong kind.
-        SharedMemoryFull: no room for the segment, about `slots * slot_bytes`.
+        SharedMemoryFull: no room for the segment, about `slots * slot_bytes`: in /dev/shm, or under
+            a limit.
+        HostError: the operating system refuses; the message says why, and the way out.
     """
 
     _end: FrameWriter
@@ -70,6 +75,7 @@ class Writer(ObjectSender, Endpoint):
         codec: Codec | None = None,
         on_reader_death: Literal["raise", "drop"] = "raise",
         warn_after: float | None = DEFAULT_WARN_AFTER,
+        linger: float = 0.0,
         label: str = "writer",
         reader_label: Callable[[int], str] = "reader {}".format,
     ) -> None:
@@ -84,6 +90,7 @@ class Writer(ObjectSender, Endpoint):
             wait=wait,
             on_reader_death=on_reader_death,
             warn_after=warn_after,
+            linger=linger,
             label=label,
             reader_label=reader_label,
         )

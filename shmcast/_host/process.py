@@ -79,6 +79,7 @@ class Pidfd:
     def __init__(self, pid: int, started: int) -> None:
         self._pid = pid
         self._started = started
+        self._owner_pid = os.getpid()
         self._fd = _pidfd_open(pid)
         try:
             self._check()
@@ -103,7 +104,8 @@ class Pidfd:
     def close(self) -> None:
         """Close the file descriptor; idempotent."""
         fd, self._fd = self._fd, -1
-        if fd >= 0:
+        # In a fork, what is open there may be the child's own.
+        if fd >= 0 and self._owner_pid == os.getpid():
             os.close(fd)
 
     def __del__(self) -> None:

@@ -7,7 +7,6 @@ ring: the readers receive what is in the ring, find it closed, and look there.
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import struct
 from dataclasses import asdict, dataclass
@@ -69,7 +68,7 @@ class FailurePage:
     """
 
     def __init__(self, name: str | None = None) -> None:
-        self._memory: mmap.mmap
+        self._memory: shared_memory.Memory
         self._is_mine = name is None
         if name is None:
             name, self._memory, fd = shared_memory.create(_PAGE)

@@ -13,7 +13,6 @@ import stat
 import subprocess
 import sys
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,6 +20,7 @@ from typing import Any, NoReturn
 import pytest
 
 from shmcast import Handle, Reader, Writer
+from shmcast._endpoints.frame_end import FrameEnd
 from shmcast._host import shared_memory as segment
 from shmcast._host.shared_memory import Verdict
 from tests.support.processes import Crew
@@ -57,13 +57,13 @@ WRITER_DEATHS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "after posix_fallocate": (segment, "_reserve", reserve_and_die),
     "before mapping": (segment, "_map", die),
     "after mapping": (segment, "_map", map_and_die),
-    "when formatted": (weakref, "finalize", die),
+    "when formatted": (FrameEnd, "_end_when_collected", die),
     "before readers attach": (Writer, "wait_ready", die),
 }
 READER_DEATHS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "after shm_open": (os, "fstat", die),
     "after mapping": (segment, "_map", map_and_die),
-    "when seated": (weakref, "finalize", die),
+    "when seated": (FrameEnd, "_end_when_collected", die),
     "before it removes the name": (segment, "unlink", die),
 }
 
