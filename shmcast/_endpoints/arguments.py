@@ -24,10 +24,10 @@ def check_int(name: str, value: int, low: int, high: int, label: str) -> None:
         raise InvalidArgument(f"{label}: {name}={value!r} must be an integer from {low} to {high}")
 
 
-def check_timeout(timeout: float | None, label: str) -> None:
+def check_timeout(timeout: float | None, label: str, action: str = "send") -> None:
     """Raise InvalidArgument unless `timeout` is None or a number of seconds."""
     good = timeout is None or (isinstance(timeout, (int, float)) and timeout >= 0)
     if not good:
         raise InvalidArgument(
-            f"{label}: send: timeout={timeout!r} must be None or a number of seconds >= 0"
+            f"{label}: {action}: timeout={timeout!r} must be None or a number of seconds >= 0"
         )
