@@ -230,5 +230,12 @@ class DeviceLane:
 
 def _backends(group: dist.ProcessGroup) -> dict[str, str]:
     """Return the group's backend for each type of device."""
-    pairs = (item.split(":", 1) for item in dist.get_backend_config(group).split(","))
-    return dict(pairs)
+    try:
+        pairs = (item.split(":", 1) for item in dist.get_backend_config(group).split(","))
+        return dict(pairs)
+    except (KeyError, RuntimeError, ValueError, AssertionError, TypeError):
+        # Made by hand, and not registered: it knows by itself.
+        return {
+            device.type: group._get_backend(device).name()  # noqa: SLF001 (torch has no other way)
+            for device in group._device_types  # noqa: SLF001
+        }

@@ -52,6 +52,6 @@ def check_seconds(name: str, value: float | None, label: str) -> float | None:
     return seconds
 
 
-def check_timeout(timeout: float | None, label: str) -> float | None:
-    """Return the time-out of a `send` as a float or None, as `check_seconds` does."""
-    return check_seconds("timeout", timeout, f"{label}: send")
+def check_timeout(timeout: float | None, label: str, action: str = "send") -> float | None:
+    """Return the time-out of an action as a float or None, as `check_seconds` does."""
+    return check_seconds("timeout", timeout, f"{label}: {action}")

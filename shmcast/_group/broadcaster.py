@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,16 +13,14 @@ from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, FrameWriter
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.loans import Shape
-from shmcast._endpoints.objects import ObjectReceiver, ObjectSender, checked_codec
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy
-from shmcast._endpoints.warmup import Warmup
+from shmcast._group.codec_kind import CodecKind
+from shmcast._group.connection import Connection, connect
 from shmcast._group.device_setup import choose_lane
-from shmcast._group.one_node import connect_one_node
 from shmcast._group.options import Options
-from shmcast._group.progress import RankProgress
 from shmcast._group.single_rank import SingleRank
-from shmcast._nodes.topology import Node, Topology, host_name
+from shmcast._nodes.topology import Node, Topology, host_name, warn_of_isolation
 from shmcast.errors import InvalidArgument, WrongRole
 
 if TYPE_CHECKING:
@@ -32,7 +29,6 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from shmcast._devices.lane import DeviceLane
-    from shmcast._group.rendezvous import Rendezvous
     from shmcast._nodes.leader import LeaderRelay
     from shmcast._nodes.source import SourceRelay
 
@@ -72,6 +68,9 @@ class ShmBroadcaster:
         slot_bytes: see `Writer`. Counts on the source, and on each other node's leader.
         arena_bytes: see `Writer`. Counts on the source, and on each other node's leader.
         pin: see `Writer` and `Reader`; may differ from rank to rank.
+        timeout: seconds for all ranks to come and to set up; may differ from rank to rank. Pass
+            one, and the error names who has not come, after which all may try again. None: the
+            process group's own time-out.
 
     Attributes:
         group_rank: this process's rank in the group.
@@ -83,8 +82,9 @@ class ShmBroadcaster:
 
     Raises:
         InvalidArgument: no such rank in the group, this process is not in the group, or the ranks
-            name different sources or device groups. Of the device group: it has other ranks, or no
-            backend for one of the `device_types`.
+            name different sources or device groups, or have different codecs. Of the device group:
+            it has other ranks, or no backend for one of the `device_types`.
+        Timeout: some rank did not come in time.
         SharedMemoryFull: on the source; the other ranks then raise SegmentError.
         SegmentError: another rank could not set up; the message says which one and why.
     """
@@ -93,6 +93,8 @@ class ShmBroadcaster:
     _send: Callable[[Any, float | None], Work | None]  # on the source
     _recv: Callable[[float | None, bool], Any]  # elsewhere
     _begin_recv: Callable[[float | None, bool, Any], Work]
+    _end: FrameWriter | FrameReader | SourceRelay | SingleRank
+    _relay: LeaderRelay | None = None
 
     def __init__(
         self,
@@ -110,10 +112,11 @@ class ShmBroadcaster:
         pin: bool = False,
         device_group: ProcessGroup | None = None,
         device_types: Collection[str] | None = None,
+        timeout: float | None = None,
     ) -> None:
         from shmcast._group.rendezvous import Rendezvous
 
-        meeting = Rendezvous(group, src, group_src)
+        meeting = Rendezvous(group, src, group_src, timeout)
         self.group_rank: int = meeting.rank
         self.group_size: int = len(meeting.ranks)
         self.group_src: int = meeting.group_src
@@ -121,77 +124,40 @@ class ShmBroadcaster:
         self.is_src: bool = meeting.rank == meeting.group_src
         self.topology: Topology
         self._label = meeting.label
-        self._end: FrameWriter | FrameReader | SourceRelay | SingleRank
-        self._relay: LeaderRelay | None = None
         self._lane: DeviceLane | None = None
         error: Exception | None = None
         options = Options(wait, on_reader_death, warn_after, slots, slot_bytes, arena_bytes, pin)
         try:
-            self._lane = choose_lane(group, device_group, device_types, meeting, codec)
+            self._lane = choose_lane(device_group, device_types, meeting, codec)
         except Exception as caught:
             error = caught
         if self.group_size > 1:
-            self.topology = meeting.agree(self._lane.terms if self._lane else None, error)
-            self._set_up(meeting, options, codec)
-        elif error is not None:
+            terms = None if self._lane is None else self._lane.terms
+            self.topology = meeting.agree(terms, CodecKind.of(codec), error)
+            self._use(connect(meeting, self.topology, options, codec, self._lane))
+            if meeting.isolation and self.is_src:
+                warn_of_isolation(self._label, self.topology, meeting.isolation)
+        elif (error := meeting.error or error) is not None:
             raise error
         else:
             self.topology = Topology((Node(0, host_name(), self.src, (self.src,)),))
             self._end = SingleRank(self._label)
             self._send, self._warm = self._end.send, self._end.warm
 
-    def _set_up(self, meeting: Rendezvous, options: Options, codec: Codec | None) -> None:
-        """Bring the source and the other ranks together."""
-        ranks = meeting.ranks
-        warmup: Warmup | None = None
-        error: Exception | None = None
-        try:
-            codec = self._lane.codec if self._lane else checked_codec(codec, self._label)
-            warmup = Warmup.with_sample_of(codec, self._label)
-        except Exception as caught:  # the others must hear of it
-            error = caught
-        warm_receive = None if warmup is None else warmup.receive
-        end: FrameWriter | FrameReader | SourceRelay
-        if len(self.topology.nodes) == 1:
-            readers = [ranks[r] for r in meeting.readers]
-            self._end = end = connect_one_node(meeting, options, warm_receive, error)
-        else:
-            from shmcast._group.many_nodes import connect_many_nodes
-
-            member = connect_many_nodes(meeting, self.topology, options, warm_receive, error)
-            self._end = end = member.end
-            self._relay = member.relay
-            readers = member.readers
+    def _use(self, connection: Connection) -> None:
+        """Send and receive with what the ranks' meeting has led to."""
+        self._end, self._relay = connection.end, connection.relay
+        if connection.send is not None:
+            self._send = connection.send
+        if connection.warm is not None:
+            self._warm = connection.warm
+        if connection.recv is not None:
+            self._recv = connection.recv
+        if connection.begin_recv is not None:
+            self._begin_recv = connection.begin_recv
+        if connection.is_relayed:
             # (A relay serves other nodes, too: nobody but its owner can end it.)
-            weakref.finalize(self, member.end.close)
-        if self._lane is not None:
-            here = self.topology.node_of(ranks[meeting.rank]).ranks
-            self._lane.connect(self.group_src, ranks, RankProgress(end, ranks, here, readers))
-        assert codec is not None  # noqa: S101 (else the error was raised on every rank)
-        self._connect_objects(end, codec, warmup)
-
-    def _connect_objects(
-        self,
-        end: FrameWriter | FrameReader | SourceRelay,
-        codec: Codec,
-        warmup: Warmup | None,
-    ) -> None:
-        """Put what makes frames of objects, or objects of frames, before this rank's end."""
-        if self._lane is not None:
-            from shmcast._group.device_objects import DeviceReceiver, DeviceSender
-
-            if isinstance(end, FrameReader):
-                device_receiver = DeviceReceiver(end, self._lane)
-                self._recv, self._begin_recv = device_receiver.recv, device_receiver.begin
-            else:
-                device_sender = DeviceSender(end, self._lane, warmup)
-                self._send, self._warm = device_sender.begin, device_sender.warm
-        elif isinstance(end, FrameReader):
-            self._recv = ObjectReceiver(end, codec).recv
-            self._begin_recv = functools.partial(_begin_plain, self._label, self._recv)
-        else:
-            sender = ObjectSender(end, codec, warmup)
-            self._send, self._warm = sender.send, sender.warm
+            weakref.finalize(self, connection.end.close)
 
     def broadcast_object(
         self, obj: Any = None, timeout: float | None = None, copy: bool = True
@@ -376,19 +342,3 @@ class ShmBroadcaster:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
-
-
-def _begin_plain(
-    label: str,
-    recv: Callable[[float | None, bool], Any],
-    timeout: float | None,
-    copy: bool,
-    out: Any,
-) -> Work:
-    """Receive an object into `out`, with a codec that knows no device tensors."""
-    obj = recv(timeout, copy)
-    if out is None:
-        return Work.done(obj)
-    from shmcast._devices.receive import receive_into  # (imports torch)
-
-    return receive_into(label, obj, out)

@@ -74,6 +74,8 @@ class _Offer:
     """Of the relay's groups, from the source."""
     addresses: tuple[Address, ...] = ()
     """Where the leaders find the source, from the source."""
+    store_port: int = 0
+    """Where they find its store, from the source."""
 
 
 class _SetUp:
@@ -152,7 +154,9 @@ class _SetUp:
             self._options.warn_after,
         )
         page = "" if self._page is None else self._page.name
-        return _Offer(os.getpid(), source.handle, page, key, tuple(source.addresses))
+        return _Offer(
+            os.getpid(), source.handle, page, key, tuple(source.addresses), source.store_port
+        )
 
     def _make_ring(self, writer_name: str) -> tuple[NodeWriter, FailurePage]:
         options = self._options
@@ -206,7 +210,7 @@ class _SetUp:
             self._meeting.label,
             source.key,
         )
-        self._relay.connect([*source.addresses], source.key, self._rank)
+        self._relay.connect([*source.addresses], source.key, self._rank, source.store_port)
 
     def _join(self, offers: dict[int, _Offer]) -> None:
         """Make the relay's first gloo group."""

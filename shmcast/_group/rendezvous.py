@@ -6,13 +6,14 @@ is left waiting. Imported once torch is in use.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch.distributed as dist
-
-from shmcast._group.process_group import group_label, members, source_rank
+from shmcast._endpoints.arguments import check_timeout
+from shmcast._group.codec_kind import CodecKind
+from shmcast._group.gathering import Gathering
+from shmcast._group.process_group import members, rank_label, resolved, source_rank
 from shmcast._nodes import topology
 from shmcast._nodes.topology import Topology
 from shmcast.errors import InvalidArgument, SegmentError
@@ -32,35 +33,61 @@ class Rendezvous:
         group: the process group; None is the default group.
         src: the source as a global rank; None to give it by `group_src`.
         group_src: the source as a rank in the group.
+        timeout: seconds for the whole set-up; None: for each of its steps, the process group's own
+            time-out.
 
     Raises:
-        InvalidArgument: this process is not in the group, or the source is not.
+        InvalidArgument: this process is not in the group.
     """
 
-    def __init__(self, group: ProcessGroup | None, src: int | None, group_src: int) -> None:
-        self._group = group
+    def __init__(
+        self,
+        group: ProcessGroup | None,
+        src: int | None,
+        group_src: int,
+        timeout: float | None = None,
+    ) -> None:
         self.ranks: list[int]
         """The group's global ranks, in the order of the group."""
         self.rank: int
         """This process's rank in the group."""
         self.ranks, self.rank = members(group)
-        self.group_src: int = source_rank(self.ranks, src, group_src)
+        self.group: ProcessGroup = resolved(group)
+        """The process group."""
+        self.label: str = rank_label(group, self.ranks, self.rank)
+        """How errors name this rank."""
+        self.error: Exception | None = None
+        """Why this rank can't take part, which `agree` tells the others."""
+        self.group_src: int = 0
         """The source's rank in the group."""
+        try:
+            check_timeout(timeout, self.label, "set-up")
+            self.group_src = source_rank(self.ranks, src, group_src)
+        except InvalidArgument as error:
+            self.error, timeout = error, None
         self.readers: list[int] = [r for r in range(len(self.ranks)) if r != self.group_src]
         """The other ranks in the group: a reader's index is its place here."""
         self.names: list[str] = [f"rank {self.ranks[r]}" for r in [*self.readers, self.group_src]]
         """How errors name the ring's members: the readers by index, then the source."""
-        self.label: str = (
-            f"rank {self.ranks[self.rank]} (rank {self.rank} of {len(self.ranks)} in "
-            f"{group_label(group)})"
+        self.isolation: str = ""
+        """Why ranks of one machine don't share memory; "": they do."""
+        self._all_gather = (
+            Gathering(self.group, self.label, self._name, timeout).gather
+            if len(self.ranks) > 1
+            else lambda mine: [mine]
         )
-        """How errors name this rank."""
 
-    def agree(self, terms: Terms | None, error: Exception | None) -> Topology:
+    def _name(self, rank: int) -> str:
+        return f"rank {self.ranks[rank]}"
+
+    def agree(
+        self, terms: Terms | None, codec: CodecKind | None, error: Exception | None
+    ) -> Topology:
         """Find out whether all ranks want the same, and who shares memory with whom.
 
         Args:
             terms: what this rank has for device tensors.
+            codec: this rank's; None: it is not known.
             error: why this rank can't take part.
 
         Raises:
@@ -68,25 +95,49 @@ class Rendezvous:
             Exception: `error`, if there is one and no disagreement explains it.
         """
         probe: topology.Probe | None = None
+        error = self.error or error
         if error is None:
             try:
                 probe = topology.Probe()
             except Exception as caught:
                 error = caught
         try:
-            offer = _Offer(self.group_src, str(error or ""), terms, probe.card if probe else None)
+            offer = _Offer(
+                self.rank,
+                tuple(self.ranks),
+                None if self.error else self.group_src,
+                str(error or ""),
+                terms,
+                codec,
+                probe.card if probe else None,
+            )
             offers: list[_Offer] = self._all_gather(offer)
             self._check(offers, error)
             cards = [offer.card for offer in offers if offer.card is not None]
-            firsts: list[int] = self._all_gather(topology.first_reached(cards, self.rank))
+            views = self.share(lambda: topology.look(cards, self.rank), None)
         finally:
             if probe is not None:
                 probe.close()
+        self.isolation = topology.isolation(cards, views, self._name)
+        firsts = [view.first for view in views]
         return Topology.of(self.ranks, firsts, [card.host for card in cards], self.group_src)
 
     def _check(self, offers: list[_Offer], error: Exception | None) -> None:
+        places = [offer.rank for offer in offers]
+        if places != [*range(len(offers))]:
+            raise InvalidArgument(
+                f"{self.label}: the ranks' numbers in the group are not their places in its "
+                f"collectives: in this order they say {places}; make the group anew, with each "
+                "rank once"
+            )
+        if len({offer.ranks for offer in offers}) > 1:
+            said = "; ".join(f"rank {offer.rank} of the group: {offer.ranks}" for offer in offers)
+            raise InvalidArgument(
+                f"{self.label}: the ranks number the group's members differently: {said}; register "
+                "the group with torch.distributed alike on every rank, or on none"
+            )
         by_rank = [*zip(self.ranks, offers, strict=True)]
-        if len({offer.group_src for offer in offers}) > 1:
+        if len({offer.group_src for offer in offers} - {None}) > 1:
             said = ", ".join(f"rank {r} says {offer.group_src}" for r, offer in by_rank)
             raise InvalidArgument(
                 f"{self.label}: the ranks name different sources by rank in the group: {said}; "
@@ -102,6 +153,16 @@ class Rendezvous:
             raise InvalidArgument(
                 f"{self.label}: the ranks differ in what carries device tensors: {said}; pass "
                 "device_group and device_types alike on every rank"
+            )
+        self._check_codecs([(r, offer.codec) for r, offer in by_rank])
+
+    def _check_codecs(self, by_rank: Sequence[tuple[int, CodecKind | None]]) -> None:
+        kinds = [kind for _, kind in by_rank if kind is not None]
+        if kinds and not all(kind.fits(kinds[0]) for kind in kinds):
+            said = ", ".join(f"rank {r} has {kind or 'none'}" for r, kind in by_rank)
+            raise InvalidArgument(
+                f"{self.label}: the ranks have different codecs: {said}; pass the same kind of "
+                "codec on every rank"
             )
 
     def share(self, make: Callable[[], _T], error: Exception | None) -> list[_T]:
@@ -162,19 +223,20 @@ class Rendezvous:
             f"{self.label}: {len(failed)} of {len(self.ranks)} ranks could not take part: {said}"
         )
 
-    def _all_gather(self, mine: Any) -> list[Any]:
-        everybody: list[Any] = [None] * len(self.ranks)
-        dist.all_gather_object(everybody, mine, group=self._group)
-        return everybody
-
 
 @dataclass(frozen=True)
 class _Offer:
     """What each rank brings to the set-up."""
 
-    group_src: int
+    rank: int
+    """In the group, as the rank itself knows it."""
+    ranks: tuple[int, ...]
+    """The group's global ranks, as the rank knows them."""
+    group_src: int | None
+    """None: what it was given names no rank."""
     error: str
     terms: Terms | None
+    codec: CodecKind | None
     card: topology.Card | None
     """Lets other ranks test whether they share memory with this one; None: there is an error."""
 

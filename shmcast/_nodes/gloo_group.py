@@ -1,8 +1,9 @@
 """A gloo group of one broadcaster's source and leaders, which nothing else uses.
 
-It is made on the default group's store and registered nowhere. `new_group` would not do: with
+It is made on a store of the source's own and registered nowhere. `new_group` would not do: with
 `use_local_synchronization` torch names a group after how many this process knows already, which
-differs between leaders. Imported once torch is in use.
+differs between leaders. Nor would the default group's store: the ranks need not have one in common,
+and it ends with the rank that serves it. Imported once torch is in use.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 CONNECT_SECONDS = 60.0
 """How long the members of a new group wait for one another."""
@@ -25,10 +26,34 @@ _FOR_EVER = timedelta(days=3650)  # slow is not dead; who has died is known othe
 _SLICE = timedelta(seconds=0.25)  # a leader's wait returns so often, to look whether to go on
 
 
+def serve_store() -> TCPStore:
+    """Make the store of a source, which its leaders reach at the store's `port`.
+
+    Raises:
+        RuntimeError: it can't listen.
+    """
+    return _store("127.0.0.1", 0, is_server=True)
+
+
+def find_store(host: str, port: int) -> TCPStore:
+    """Return the store that a source serves.
+
+    Raises:
+        RuntimeError: it is not to be reached.
+    """
+    return _store(host, port, is_server=False)
+
+
+def _store(host: str, port: int, is_server: bool) -> TCPStore:
+    patience = timedelta(seconds=CONNECT_SECONDS)
+    return TCPStore(host, port, is_master=is_server, timeout=patience, wait_for_workers=False)
+
+
 class RelayGroup:
     """A gloo group of its own. Making one is a collective of its members.
 
     Args:
+        store: the source's.
         key: the same on all members, and no other group's.
         rank: this process's; 0 is the source.
         size: the number of members.
@@ -37,10 +62,12 @@ class RelayGroup:
         RuntimeError: gloo could not connect them all.
     """
 
-    def __init__(self, key: str, rank: int, size: int) -> None:
-        store = PrefixStore(f"shmcast/{key}", _get_default_store())
+    def __init__(self, store: TCPStore, key: str, rank: int, size: int) -> None:
         self._group: Any = dist.ProcessGroupGloo(
-            store, rank, size, timeout=timedelta(seconds=CONNECT_SECONDS)
+            PrefixStore(f"shmcast/{key}", store),
+            rank,
+            size,
+            timeout=timedelta(seconds=CONNECT_SECONDS),
         )
         self._options = dist.BroadcastOptions()
         self._options.rootRank = 0

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch._C._distributed_c10d import TCPStore
 
 from shmcast._endpoints.statistics import Statistics
 from shmcast._nodes.envelope import read_header, unpack
@@ -42,6 +43,8 @@ class Inbox:
 
     def __init__(self, key: str) -> None:
         self._key = key
+        self.store: TCPStore | None = None
+        """The source's, by which the groups' members find one another."""
         self._group: RelayGroup | None = None
         self._estimate = SizeEstimate()
         self._memory: np.ndarray[tuple[int], np.dtype[np.uint8]]
@@ -65,8 +68,9 @@ class Inbox:
         Raises:
             RuntimeError: gloo could not connect them all.
         """
+        assert self.store is not None  # noqa: S101 (the source has said where it is)
         self._estimate.restart()
-        self._group = RelayGroup(f"{self._key}/{epoch}", rank, size)
+        self._group = RelayGroup(self.store, f"{self._key}/{epoch}", rank, size)
 
     def disconnect(self) -> None:
         """Leave the group."""

@@ -21,7 +21,7 @@ from shmcast._nodes.addresses import Address
 from shmcast._nodes.control import Link
 from shmcast._nodes.envelope import CLOSE
 from shmcast._nodes.failure import Failure, FailurePage
-from shmcast._nodes.gloo_group import leak_at_exit
+from shmcast._nodes.gloo_group import find_store, leak_at_exit
 from shmcast._nodes.inbox import Inbox, Message
 from shmcast._nodes.node_ring import NodeWriter
 from shmcast._nodes.topology import Node, Topology
@@ -88,13 +88,15 @@ class LeaderRelay:
         self._at_exit: weakref.finalize[[], NodeWriter] | None = None
         self.thread: threading.Thread | None = None
 
-    def connect(self, addresses: list[Address], secret: str, rank: int) -> None:
-        """Make the control connection.
+    def connect(self, addresses: list[Address], secret: str, rank: int, store_port: int) -> None:
+        """Make the control connection, and find the source's store.
 
         Raises:
             ConnectionError: none of the addresses leads to the source.
+            RuntimeError: the store is not to be reached.
         """
         connection = control.connect(addresses, secret, rank)
+        self._inbox.store = find_store(connection.getpeername()[0], store_port)
         self._link = Link(connection, self._on_message, self._on_end)
 
     def join(self, rank: int, size: int) -> None:

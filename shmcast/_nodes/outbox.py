@@ -19,7 +19,7 @@ import torch
 from shmcast._endpoints.statistics import Statistics
 from shmcast._nodes.envelope import MESSAGE, Envelope, pack
 from shmcast._nodes.estimate import SizeEstimate
-from shmcast._nodes.gloo_group import RelayGroup
+from shmcast._nodes.gloo_group import RelayGroup, serve_store
 
 WINDOW_MESSAGES = 64
 WINDOW_BYTES = 64 * 1024 * 1024
@@ -54,6 +54,7 @@ class Outbox:
 
     def __init__(self, key: str) -> None:
         self._key = key
+        self._store = serve_store()
         self._group: RelayGroup | None = None
         self._estimate = SizeEstimate()
         self._unacknowledged: deque[_Sent] = deque()
@@ -73,6 +74,11 @@ class Outbox:
         self.error: GlooError | None = None
         """The first error of the current group."""
         self._network_bytes = 0
+
+    @property
+    def store_port(self) -> int:
+        """Where leaders reach the store by which the groups' members find one another."""
+        return int(self._store.port)
 
     def __len__(self) -> int:
         """Return the number of messages that are not acknowledged."""
@@ -109,7 +115,7 @@ class Outbox:
         Raises:
             RuntimeError: gloo could not connect them all.
         """
-        group = RelayGroup(f"{self._key}/{epoch}", 0, size)
+        group = RelayGroup(self._store, f"{self._key}/{epoch}", 0, size)
         with self._lock:
             if not self._closed:
                 self._group = group

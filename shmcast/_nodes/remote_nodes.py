@@ -83,6 +83,8 @@ class RemoteNodes:
         self._leaders = Leaders(nodes, label, key, callbacks)
         self.addresses: list[Address] = self._leaders.addresses
         """Where leaders find the source."""
+        self.store_port: int = self._outbox.store_port
+        """Where they find its store, on the same host."""
         self.failure: Failure | None = None
         """Why everything has ended; None: it has not, or in order."""
         self.closed: bool = False

@@ -82,6 +82,8 @@ class SourceRelay:
         )
         self.addresses: list[Address] = self._remote.addresses
         """Where leaders find this one."""
+        self.store_port: int = self._remote.store_port
+        """Where they find its store, on the same host."""
         self._pid = os.getpid()
 
     def join(self, pids: dict[int, int]) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from shmcast._host import shared_memory
-from shmcast.errors import SegmentError
+from shmcast.errors import SegmentMismatch, SegmentNotFound, ShmcastWarning
 
 _NONCE_BYTES = 16
 
@@ -67,7 +69,7 @@ class Topology:
     def of(
         cls, ranks: Sequence[int], firsts: Sequence[int], hosts: Sequence[str], group_src: int
     ) -> Topology:
-        """Make a topology of what `first_reached` has found on every rank.
+        """Make a topology of what `look` has found on every rank.
 
         Args:
             ranks: the group's global ranks.
@@ -94,6 +96,18 @@ class Card:
     name: str
     nonce: bytes
     host: str
+    machine: str
+    """The same for all that run under one kernel, whatever their containers; "": not known."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Whom a rank can share memory with."""
+
+    first: int
+    """The lowest rank in the group whose probe it reaches; at most its own."""
+    obstacle: tuple[int, str] | None
+    """A lower rank on its machine whose probe it can't reach, and why; None: there is none."""
 
 
 class Probe:
@@ -107,7 +121,7 @@ class Probe:
         name, memory, fd = shared_memory.create(_NONCE_BYTES)
         os.close(fd)
         self._memory = memory
-        self.card = Card(name, os.urandom(_NONCE_BYTES), host_name())
+        self.card = Card(name, os.urandom(_NONCE_BYTES), host_name(), machine_id())
         """What to tell the others."""
         memory[:] = self.card.nonce
 
@@ -122,15 +136,76 @@ def host_name() -> str:
     return os.uname().nodename
 
 
-def first_reached(cards: Sequence[Card], me: int) -> int:
-    """Return the lowest rank in the group whose probe can be reached from here; at most `me`."""
-    return next((rank for rank in range(me) if reaches(cards[rank])), me)
+def machine_id() -> str:
+    """Return what this kernel calls the time since it was started; "" where it is hidden."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return ""
 
 
-def reaches(card: Card) -> bool:
-    """Return whether this process can attach the probe, and it is the one that is meant."""
-    with contextlib.suppress(SegmentError):
+def look(cards: Sequence[Card], me: int) -> View:
+    """Try to reach the probes of the ranks below `me`, a rank in the group.
+
+    Raises:
+        OSError: it could not be tried.
+    """
+    obstacle: tuple[int, str] | None = None
+    for rank, card in enumerate(cards[:me]):
+        why = obstacle_to(card)
+        if why is None:
+            return View(rank, obstacle)
+        if obstacle is None and card.machine and card.machine == cards[me].machine:
+            obstacle = (rank, why)
+    return View(me, obstacle)
+
+
+def obstacle_to(card: Card) -> str | None:
+    """Return why this process can't attach the probe that is meant; None: it can.
+
+    Raises:
+        OSError: it could not be tried, for want of descriptors, say.
+    """
+    try:
         memory = shared_memory.attach(card.name, _NONCE_BYTES)
-        with contextlib.closing(memory):
-            return memory[:] == card.nonce
-    return False
+    except (SegmentNotFound, SegmentMismatch) as error:
+        return str(error)
+    with contextlib.closing(memory):
+        return None if memory[:] == card.nonce else f"{card.name} is another segment here"
+
+
+def isolation(cards: Sequence[Card], views: Sequence[View], name_of: Callable[[int], str]) -> str:
+    """Describe what keeps ranks of one machine from sharing memory; "": nothing does.
+
+    Args:
+        cards: of all ranks.
+        views: of all ranks.
+        name_of: how to name a rank in the group.
+    """
+    said = []
+    for rank, view in enumerate(views):
+        # (Whose first rank it is not has an obstacle in common with that one.)
+        if view.obstacle is not None and view.first == rank:
+            other, why = view.obstacle
+            said.append(
+                f"{name_of(rank)} on host {cards[rank].host} can't attach the segment of "
+                f"{name_of(other)} on host {cards[other].host}: {why}"
+            )
+    return "; ".join(said)
+
+
+def warn_of_isolation(label: str, topology: Topology, why: str) -> None:
+    """Warn that ranks of one machine are of different nodes.
+
+    Args:
+        label: how warnings name this rank.
+        topology: the group's.
+        why: as `isolation` describes it.
+    """
+    nodes = "; ".join(f"{n}: ranks {', '.join(map(str, n.ranks))}" for n in topology.nodes)
+    warnings.warn(
+        f"{label}: ranks of one machine can't share memory, so that messages between them go over "
+        f"the network, 15 to 30 times slower ({nodes}): {why}. Let their containers "
+        "share one /dev/shm, and run them as one user",
+        ShmcastWarning,
+        stacklevel=3,  # the caller of the broadcaster
+    )

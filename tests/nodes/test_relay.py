@@ -287,7 +287,7 @@ def test_a_full_window_times_out_and_names_the_node(world: Crew) -> None:
     hosts = ("a", "b", "b", "b")
     (sent, error, _), *others = world.run(4, slow_node, hosts)
     assert _window.WINDOW_MESSAGES <= sent <= 2 * _window.WINDOW_MESSAGES
-    assert error.startswith("rank 0 (rank 0 of 4")
+    assert error.startswith("rank 0 of 4: ")
     assert "send timed out after 0.3 s" in error
     assert "node 1 (b) (leader rank 1 of ranks 1, 2, 3) has taken" in error
     for rank, (_, error, got) in enumerate(others, 1):

@@ -171,7 +171,7 @@ def test_a_dead_rank_is_named_on_every_node(fresh: tuple[Crew, str], victim: int
     for rank in {0, 1, 2, 3} - {victim}:
         kind, error, got, _ = jobs[rank].result()
         assert kind == "PeerDied"
-        assert error.startswith(f"rank {rank} (rank {rank} of 4")
+        assert error.startswith(f"rank {rank} of 4: ")
         assert f"rank {victim}" in error.partition(": ")[2]
         assert f"node {victim // 2} ({TWO[victim]})" in error
         assert f"(pid {pid})" in error
