@@ -15,6 +15,7 @@ from bench.run.measure import schedule
 
 _CONTEXT = multiprocessing.get_context("spawn")
 _START_SECONDS = 60.0
+_END_SECONDS = 10.0
 _GAP_NS = 1_000_000
 
 
@@ -44,7 +45,10 @@ def beside(name: str) -> Iterator[None]:
             mine.recv()
         yield
     finally:
+        for control in controls:
+            control.close()
         for process in processes:
+            process.join(_END_SECONDS)  # (in order: a kill could leave a segment's name)
             process.kill()
             process.join()
 
