@@ -80,6 +80,9 @@ class WaitPolicy:
 def idle_hint() -> str:
     """Return how this CPU idles in a spin loop: umwait, mwaitx, pause, wfet, wfe or isb."""
 
+def read_small_file(path: str) -> bytes | None:
+    """Return the first 128 bytes of a file, or None if it can't be read."""
+
 class View:
     """Writable memory of another object (buffer protocol)."""
 

@@ -3,7 +3,9 @@
 // Does not know: endpoints.
 #pragma once
 
+#include <fcntl.h>
 #include <nanobind/nanobind.h>
+#include <unistd.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -38,6 +40,17 @@ inline std::int64_t timeout_ns(nb::handle timeout) {
   }
   if (!(seconds >= 0)) throw BadTimeout("timeout must be None or a number of seconds >= 0");
   return seconds < 9e9 ? static_cast<std::int64_t>(seconds * 1e9) : kForever;
+}
+
+// Return the first bytes of a file of the kernel, enough for one line; None: it can't be read. No
+// Python code runs meanwhile, so that no signal handler's exception can be taken for one of these.
+inline nb::object read_small_file(const char* path) {
+  const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0) return nb::none();
+  char text[128];
+  const ssize_t size = read(fd, text, sizeof text);
+  close(fd);
+  return size < 0 ? nb::none() : nb::object(nb::bytes(text, static_cast<std::size_t>(size)));
 }
 
 // Return a member's figures by the names of the fields of `Statistics`.

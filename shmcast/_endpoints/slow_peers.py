@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import textwrap
 from collections.abc import Iterable
@@ -117,8 +116,12 @@ class SlownessReport:
 
 def _state(peer: SlowPeer) -> State | None:
     if peer.pid is not None:
-        with contextlib.suppress(OSError):  # /proc may hide it
+        try:
             return state_of(peer.pid)
+        except TimeoutError:  # not of /proc, but of a signal handler
+            raise
+        except OSError:  # /proc may hide it
+            return None
     return None
 
 

@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from shmcast import _core
+
 
 class CpuQuota:
     """How many CPUs the quotas of its cgroups leave to this process.
@@ -57,26 +59,24 @@ def _quotas(proc: Path, cgroups: Path) -> Iterator[tuple[Callable[[str], float],
                     break
 
 
+# These run in waits, where a signal handler may raise any exception at any time: they catch none.
+
+
 def _quota_v2(folder: str) -> float:
-    try:
-        quota, period = _read(f"{folder}/cpu.max").split()
-        return math.inf if quota == b"max" else int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        return math.inf
+    match (_core.read_small_file(f"{folder}/cpu.max") or b"").split():
+        case [quota, period]:
+            return _ratio(quota, period)
+    return math.inf
 
 
 def _quota_v1(folder: str) -> float:
-    try:
-        quota = int(_read(f"{folder}/cpu.cfs_quota_us"))
-        return math.inf if quota <= 0 else quota / int(_read(f"{folder}/cpu.cfs_period_us"))
-    except (OSError, ValueError, ZeroDivisionError):
-        return math.inf
+    quota = _core.read_small_file(f"{folder}/cpu.cfs_quota_us") or b""
+    period = _core.read_small_file(f"{folder}/cpu.cfs_period_us") or b""
+    return _ratio(quota.strip(), period.strip())
 
 
-def _read(path: str) -> bytes:
-    # This happens in waits: pathlib and text files would take several times as long.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(descriptor, 64)
-    finally:
-        os.close(descriptor)
+def _ratio(quota: bytes, period: bytes) -> float:
+    """Return the CPUs of a quota: inf if there is none (max, -1) or it is not understood."""
+    if quota.isdigit() and period.isdigit() and int(quota) and int(period):
+        return int(quota) / int(period)
+    return math.inf

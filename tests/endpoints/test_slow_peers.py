@@ -199,6 +199,17 @@ def test_a_process_that_may_not_be_looked_at_breaks_no_report(
     assert "not in /proc" in caplog.text
 
 
+def test_a_time_limit_that_goes_off_in_a_report_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler of SIGALRM raises TimeoutError, which is an OSError, wherever the program is."""
+
+    def interrupt(_path: Path) -> bytes:
+        raise TimeoutError
+
+    monkeypatch.setattr(Path, "read_bytes", interrupt)
+    with pytest.raises(TimeoutError):
+        Wait(60, [SlowPeer("rank 1", os.getpid())]).until(60)
+
+
 def test_the_stack_of_a_peer_is_told_below_it(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
