@@ -59,7 +59,7 @@ class FrameReader(FrameEnd):
             peer_label = functools.partial(_default_label, handle.readers)
         self._watch = Watch(
             index, label, peer_label, handle.readers, handle.drops_dead, warn_after,
-            self._make_alarm(),
+            self._make_alarm(), handle.slots,
         )  # fmt: skip
         geometry = geometry_of(handle)
         holder = handle.holder if rejoin else None

@@ -335,6 +335,14 @@ class ShmBroadcaster:
         if self._relay is not None:
             self._relay.reader_closed()
 
+    def __repr__(self) -> str:
+        role = "the source" if self.is_src else f"receives from rank {self.src}"
+        nodes = len(self.topology.nodes)
+        return (
+            f"<{type(self).__module__}.{type(self).__qualname__} {self._label}: {role}, {nodes} "
+            f"node{'' if nodes == 1 else 's'}>"
+        )
+
     def __enter__(self) -> ShmBroadcaster:
         return self
 
