@@ -73,8 +73,8 @@ class Harness:
     def __enter__(self) -> Harness:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._end_crews()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._end_crews(are_idle=kind is None)
 
     def run(self, cases: list[Case]) -> Iterator[tuple[Case, list[Row]]]:
         """Yield each case with its rows, in the order of `peers`, as soon as it is through."""
@@ -176,12 +176,13 @@ class Harness:
             self._crews[key] = Crew(peer.launcher, readers + 1, peer.environment)
         return self._crews[key]
 
-    def _end_crews(self) -> None:
+    def _end_crews(self, are_idle: bool = True) -> None:
         while self._crews:
             _, crew = self._crews.popitem()
-            with contextlib.suppress(CrewFailed):
-                crew.ask("close")
-            crew.close()
+            if are_idle:  # else they may be in the middle of a turn, and leave after it
+                with contextlib.suppress(CrewFailed):
+                    crew.ask("close")
+            crew.close(are_idle)
         self._open.clear()
 
 

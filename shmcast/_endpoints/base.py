@@ -71,6 +71,14 @@ class Endpoint:
     def __exit__(self, *_error: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        kind = type(self)
+        readers = f"{self.handle.readers} reader{'' if self.handle.readers == 1 else 's'}"
+        return (
+            f"<{kind.__module__}.{kind.__qualname__} {self._end.label!r}: {readers}, segment "
+            f"{self.handle.name}{', closed' if self.closed else ''}>"
+        )
+
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             f"{self._end.label}: an endpoint can't be pickled; send its `handle` instead and make "

@@ -60,7 +60,7 @@ class FrameReader(FrameEnd):
         with setting_up(label, self._ending):
             self._watch = Watch(
                 index, label, peer_label, handle.readers, handle.drops_dead, self.warn_after,
-                self._make_alarm(),
+                self._make_alarm(), handle.slots,
             )  # fmt: skip
             self._set_up(handle, index, rejoin, pin, warmup)
         self.ring_consume: Callable[[float | None, bool], list[Received]] = self._ring.consume

@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shmcast import _core
-from shmcast._endpoints.slow_peers import SlownessReport, SlowPeer
+from shmcast._endpoints.slow_peers import SlownessReport, SlowPeer, wait_of
 from shmcast._host.epoll_thread import epoll_thread
+from shmcast._host.log import tell
 from shmcast._host.process import Pidfd, is_alive, pid_namespace, start_time, state_of
 from shmcast.errors import PeerDied, ShmcastWarning
 
@@ -26,8 +27,6 @@ LIVING = ("attached", "claimed", "rejoining")
 _MOST_PID = 4 * 1024 * 1024  # PID_MAX_LIMIT of the kernel
 
 _THREAD = "shmcast-sentry"
-
-_log = logging.getLogger("shmcast")
 
 
 def identity() -> _core.Identity:
@@ -77,6 +76,7 @@ class Watch:
         drops: the writer goes on without readers that have died.
         warn_after: seconds of a wait after which it is told who is slow; None: never.
         alarm: called when a watched peer has ended, in another thread.
+        slots: of the ring; 0: not known, so that a reader can't tell what its writer waits for.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class Watch:
         drops: bool,
         warn_after: float | None,
         alarm: Callable[[], None],
+        slots: int = 0,
     ) -> None:
         self._report = SlownessReport(label, math.inf if warn_after is None else warn_after)
         self.patience: float = self._report.first_look
@@ -100,6 +101,7 @@ class Watch:
         self._pid_namespace = pid_namespace()
         self._watched: dict[int, _Watched] = {}
         self._alarm = alarm
+        self._slots = slots
         self._owner_pid = os.getpid()
         self._has_warned = False
         self._closed = False
@@ -177,7 +179,7 @@ class Watch:
                 raise self._died(peer, how)
             self._forget(index)
             if self._me == self._writer:
-                _log.warning("%s; it is dropped, the others go on", self._died(peer, how))
+                tell(logging.WARNING, "%s; it is dropped, the others go on", self._died(peer, how))
                 dropped.append(index)
             else:
                 self._watched[index] = _Watched(peer.pid, peer.start_time)  # the writer's business
@@ -193,22 +195,9 @@ class Watch:
         Returns:
             When to call again, in seconds of the wait.
         """
-        if self._me != self._writer:
-            waited_for = [(peers[self._writer], "")]
-            action, goal = "recv", "a message"
-        else:
-            waited_for = [(p, f"{p.behind} fragments behind") for p in peers[:-1] if p.behind]
-            action, goal = "send", "room"
-            if not waited_for:
-                waited_for = [(p, "not attached") for p in peers if p.state == "vacant"]
-                action, goal = "wait_ready", "readers"
-        return self._report.look(
-            seconds,
-            is_first,
-            action,
-            goal,
-            [SlowPeer(self._names(p.index), self._pid(p), behind) for p, behind in waited_for],
-        )
+        wait = wait_of(self._me, peers, self._slots, self._names(self._writer))
+        who = [SlowPeer(self._names(p.index), self._pid(p), behind) for p, behind in wait.peers]
+        return self._report.look(seconds, is_first, wait.action, wait.goal, who, wait.is_usual)
 
     def resumed(self, seconds: float) -> None:
         """Log that such a wait went on."""

@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from shmcast._host.log import tell
 from shmcast._nodes.addresses import Address, local_addresses
 from shmcast._nodes.control import Link, Listener
 from shmcast._nodes.failure import Failure
 from shmcast._nodes.topology import Node
-
-_log = logging.getLogger("shmcast")
 
 
 @dataclass(eq=False)
@@ -173,7 +172,8 @@ class Leaders:
             callbacks.on_progress()
         if "left" in message:
             if message.get("cut_off"):
-                _log.warning(
+                tell(
+                    logging.WARNING,
                     "%s: rank %s has ended, %s of the ranks of %s can't receive any more",
                     self._label, leader.node.leader, message["cut_off"], leader.node,
                 )  # fmt: skip

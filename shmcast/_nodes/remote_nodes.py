@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from shmcast._endpoints.arguments import check_seconds, check_timeout
 from shmcast._endpoints.statistics import Statistics
+from shmcast._host.log import tell
 from shmcast._nodes import control
 from shmcast._nodes.addresses import Address
 from shmcast._nodes.envelope import CLOSE
@@ -30,8 +31,6 @@ ASK_SECONDS = 0.5
 
 CLOSE_SECONDS = 5.0
 """How long `close` may wait for a group without those that were lost just before."""
-
-_log = logging.getLogger("shmcast")
 
 
 class _Deadline(NamedTuple):
@@ -168,7 +167,7 @@ class RemoteNodes:
                 return deadline.left()
             if time.monotonic() > warn_at:
                 warn_at = math.inf
-                _log.warning("%s: waits for %s", self._label, self.backlog())
+                tell(logging.WARNING, "%s: waits for %s", self._label, self.backlog())
 
     def _wait(self, seen: int, deadline: _Deadline) -> None:
         """Wait until something has changed since there were `seen` changes, or for a moment."""
@@ -285,7 +284,9 @@ class RemoteNodes:
                 self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        _log.warning("%s: closed before all nodes had what was sent: %s", self._label, error)
+        tell(
+            logging.WARNING, "%s: closed before all nodes had what was sent: %s", self._label, error
+        )
         self._finish(self.failure or Failure("Closed", "the source has closed"))
 
     def _regroup_while_needed(self) -> None:
@@ -348,7 +349,7 @@ class RemoteNodes:
         if not self._drops:
             self.fail(failure)
             return
-        _log.warning("%s: %s; it is dropped, the others go on", self._label, failure.text)
+        tell(logging.WARNING, "%s: %s; it is dropped, the others go on", self._label, failure.text)
         self._go_on_without(leader)
 
     def _go_on_without(self, leader: Leader) -> None:

@@ -17,6 +17,7 @@ from shmcast._codecs.base import Frame
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.loans import Shape
 from shmcast._endpoints.statistics import Statistics
+from shmcast._host.log import tell
 from shmcast._nodes.addresses import Address
 from shmcast._nodes.envelope import flat_views
 from shmcast._nodes.failure import Failure, FailurePage
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 LINGER_SECONDS = 10.0
 """How long an interpreter that exits waits for what was sent to be taken."""
-
-_log = logging.getLogger("shmcast")
 
 
 class SourceRelay:
@@ -272,8 +271,8 @@ class SourceRelay:
     def linger(self, until: float) -> None:
         """Wait until all nodes have what was sent; `until` on the clock of `time.monotonic`."""
         if not self._remote.wait_finished(max(0.0, until - time.monotonic())):
-            _log.warning(
-                "%s: exits %s s after its end, and %s",
+            tell(
+                logging.WARNING, "%s: exits %s s after its end, and %s",
                 self.label, LINGER_SECONDS, self._remote.backlog(),
             )  # fmt: skip
 

@@ -106,6 +106,8 @@ def labels(rank: int) -> list[str]:
     for group in (None, named, plain) if rank in (1, 3) else (None,):
         with ShmBroadcaster(group) as bc:
             found.append(bc._label)
+            role = "the source" if bc.is_src else f"receives from rank {bc.src}"
+            assert repr(bc) == f"<shmcast.ShmBroadcaster {bc._label}: {role}, 1 node>"
     return found
 
 
