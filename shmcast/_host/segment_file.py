@@ -20,6 +20,7 @@ MODE = 0o600
 """Of a segment's file: only its user may open it."""
 
 _LOWEST_FD = 3
+_READ_WRITE = os.O_RDWR | os.O_CLOEXEC
 
 
 class SegmentFile:
@@ -60,8 +61,11 @@ def open_name(name: str, flags: int = 0) -> int:
     Raises:
         OSError: what the kernel says.
     """
-    flags |= os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(f"{SHM_FOLDER}{name}", flags, MODE)
+    flags |= os.O_NOFOLLOW
+    return _above_stdio(os.open(f"{SHM_FOLDER}{name}", flags | _READ_WRITE, MODE))
+
+
+def _above_stdio(fd: int) -> int:
     if fd >= _LOWEST_FD:
         return fd
     try:
@@ -122,7 +126,7 @@ def _open_of_holder(name: str, holder: tuple[int, int] | None, rejoin: bool) -> 
             place, gone, _ = str(Path(path).readlink()).partition(" (deleted)")
             if place.rpartition("/")[2] == name[1:] and (gone or rejoin):
                 # It is the same file; the kernel lets its user in only.
-                return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                return _above_stdio(os.open(path, _READ_WRITE))
         except PermissionError as error:
             code = error.errno or code
             why = (
@@ -143,10 +147,16 @@ def _open_of_holder(name: str, holder: tuple[int, int] | None, rejoin: bool) -> 
     )
 
 
-def unlink(name: str) -> None:
-    """Remove the name, if it is still there; mappings live on. Warns where that fails."""
+def unlink(name: str) -> bool:
+    """Remove the name, if it is still there; mappings live on. Warn where that fails.
+
+    Returns:
+        Whether it is gone.
+    """
     try:
         Path(f"{SHM_FOLDER}{name}").unlink(missing_ok=True)
     except OSError as error:
         said = explained(error, f"the segment {name} stays in {SHM_FOLDER}", "unlink")
         warnings.warn(str(said), ShmcastWarning, stacklevel=2)
+        return False
+    return True

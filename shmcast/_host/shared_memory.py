@@ -6,6 +6,7 @@ in use, however little of it was made: user, pid namespace, pid and that process
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import re
@@ -38,6 +39,7 @@ class Verdict(Enum):
     """Whether a segment's owner lives. The value is what `clean` prints."""
 
     DEAD = "its owner is dead"
+    STAYS = "its owner is dead, and the system refuses to remove it"
     ALIVE = "its owner is alive"
     ELSEWHERE = "its owner is in another pid namespace (container): run clean there"
 
@@ -215,14 +217,23 @@ def clean(dry_run: bool = False) -> list[Found]:
 
     Returns:
         This user's segments, those that were kept included.
+
+    Raises:
+        HostError: the system refuses to tell who lives.
     """
-    mine = sorted(_SHM_FOLDER.glob(f"shmcast-{os.geteuid()}-*"))
-    found = [segment for path in mine if (segment := _judge(path))]
-    if not dry_run:
-        for segment in found:
-            if segment.verdict is Verdict.DEAD:
-                unlink(segment.name)
-    return found
+    with explaining("clean"):
+        mine = sorted(_SHM_FOLDER.glob(f"shmcast-{os.geteuid()}-*"))
+        found = [segment for path in mine if (segment := _judge(path))]
+    if dry_run:
+        return found
+    return [
+        segment if segment.verdict is not Verdict.DEAD else _remove(segment) for segment in found
+    ]
+
+
+def _remove(segment: Found) -> Found:
+    is_gone = unlink(segment.name)
+    return segment if is_gone else dataclasses.replace(segment, verdict=Verdict.STAYS)
 
 
 def _judge(path: Path) -> Found | None:
