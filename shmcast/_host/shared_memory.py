@@ -32,7 +32,8 @@ DUMP_VARIABLE = "SHMCAST_CORE_DUMP"
 _SHM_FOLDER = Path(SHM_FOLDER)
 _NAME = re.compile(r"shmcast-\d+-(\d+)-(\d+)-(\d+)-[0-9a-f]{16}", re.ASCII)
 
-_SPARE = 16  # of the memory limit, the part that the arena leaves to the program
+_PART = 1024 * 1024
+_MOST_SPARE = 256 * 1024 * 1024  # what the arena leaves of the memory limit to the program
 
 
 class Verdict(Enum):
@@ -141,7 +142,8 @@ def create_unreserved(size: int) -> tuple[str, int]:
 def map_arena(fd: int, size: int, writable: bool) -> _core.Mapping:
     """Map a segment that `create_unreserved` has made.
 
-    The mapping's `reserve` takes no more memory than the cgroup's limit leaves, nor the last of it.
+    The mapping's `reserve` takes no more memory than the cgroup's limit leaves, nor the last of it:
+    a sixteenth of the limit, at most 256 MiB.
 
     Raises:
         HostError: the system refuses.
@@ -157,7 +159,9 @@ def _arena_room() -> Callable[[], int | None]:
 
     def room() -> int | None:
         left = limit.room()
-        return None if left is None else max(0, left.nbytes - left.limit // _SPARE)
+        if left is None:
+            return None
+        return max(0, left.nbytes - min(left.limit // 16, _MOST_SPARE))
 
     return room
 
@@ -259,7 +263,13 @@ def _reserve(fd: int, size: int) -> None:
     if room is not None and size > room.nbytes:
         raise SharedMemoryFull(errno.ENOMEM, _over_the_limit(size, room))
     with explaining(f"a segment of {size} bytes", "fallocate"):
-        os.posix_fallocate(fd, 0, size)
+        try:
+            # In parts: a signal undoes what one call has done, and a profiler sends many.
+            for begin in range(0, size, _PART):
+                os.posix_fallocate(fd, begin, min(_PART, size - begin))
+        except OSError:
+            os.ftruncate(fd, 0)  # the error says how much is free
+            raise
 
 
 def _over_the_limit(size: int, room: Room) -> str:
