@@ -33,8 +33,7 @@ class SegmentFile:
     def __init__(self, name: str, fd: int) -> None:
         self.name = name
         self.fd = fd
-        status = os.fstat(fd)
-        self._identity = (status.st_dev, status.st_ino)
+        self._identity = _identity(fd)
         self._owner_pid = os.getpid()
 
     def unlink(self) -> None:
@@ -43,14 +42,18 @@ class SegmentFile:
             unlink(self.name)
 
     def close(self) -> None:
-        """Close the descriptor; idempotent."""
-        fd, self.fd = self.fd, -1
-        if fd < 0 or self._owner_pid != os.getpid():
+        """Close the descriptor; idempotent, also where a signal's handler interrupts it."""
+        if self.fd < 0 or self._owner_pid != os.getpid():
             return
-        with contextlib.suppress(OSError):  # closed by others
-            status = os.fstat(fd)
-            if (status.st_dev, status.st_ino) == self._identity:
-                os.close(fd)
+        with contextlib.suppress(OSError):  # it is closed
+            if _identity(self.fd) == self._identity:
+                os.close(self.fd)
+        self.fd = -1
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
 
 
 def open_name(name: str, flags: int = 0) -> int:
