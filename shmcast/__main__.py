@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from shmcast._host import shared_memory as segment
+from shmcast.errors import ShmcastError
 
 
 def main() -> None:
@@ -27,8 +29,12 @@ def main() -> None:
 
 
 def _clean(arguments: argparse.Namespace) -> None:
+    try:
+        segments = segment.clean(dry_run=arguments.dry_run)
+    except ShmcastError as error:
+        sys.exit(str(error))
     removed = "would be removed" if arguments.dry_run else "removed"
-    for found in segment.clean(dry_run=arguments.dry_run):
+    for found in segments:
         action = removed if found.verdict is segment.Verdict.DEAD else "kept"
         print(  # noqa: T201 (its purpose)
             f"{found.name}  {found.size} bytes  pid {found.pid}  {action}: {found.verdict.value}"

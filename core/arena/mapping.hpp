@@ -136,24 +136,33 @@ class Mapping {
     if (bytes <= before) return true;
     if (bytes > pages_.size() || !file_.is_intact()) return false;
     const std::uint64_t generous = std::min<std::uint64_t>(round_up(bytes, kStep), pages_.size());
-    for (const std::uint64_t goal : {generous, bytes}) {
-      if (goal - before > room) continue;
-      int error;
-      do {
-        error = posix_fallocate(file_.number(), static_cast<off_t>(before),
-                                static_cast<off_t>(goal - before));
-      } while (error == EINTR);
-      if (error == 0) {
-        populate(before, goal);
-        reserved_.store(goal, std::memory_order_relaxed);
-        return true;
-      }
+    const std::uint64_t goal = generous - before <= room ? generous : bytes;
+    if (goal - before > room) return false;
+    std::uint64_t done = before;
+    while (done < goal) {
+      const std::uint64_t next = std::min(done + kPart, goal);
+      if (!allocate(done, next)) break;
+      done = next;
     }
-    return false;
+    populate(before, done);
+    reserved_.store(done, std::memory_order_relaxed);
+    return done >= bytes;
   }
 
  private:
   static constexpr std::uint64_t kStep = 4 * 1024 * 1024;
+  // At a time: a signal undoes what one call has done, and a profiler sends a thousand a second.
+  static constexpr std::uint64_t kPart = 1024 * 1024;
+  static constexpr int kMostTries = 1000;
+
+  bool allocate(std::uint64_t from, std::uint64_t to) {
+    for (int tries = 0; tries < kMostTries; ++tries) {
+      const int error =
+          posix_fallocate(file_.number(), static_cast<off_t>(from), static_cast<off_t>(to - from));
+      if (error != EINTR) return error == 0;
+    }
+    return false;
+  }
 
   // Take all page faults at once: one at a time they cost as much as filling the pages.
   void populate(std::uint64_t before, std::uint64_t goal) {

@@ -20,6 +20,7 @@ MODE = 0o600
 """Of a segment's file: only its user may open it."""
 
 _LOWEST_FD = 3
+_READ_WRITE = os.O_RDWR | os.O_CLOEXEC
 
 
 class SegmentFile:
@@ -32,8 +33,7 @@ class SegmentFile:
     def __init__(self, name: str, fd: int) -> None:
         self.name = name
         self.fd = fd
-        status = os.fstat(fd)
-        self._identity = (status.st_dev, status.st_ino)
+        self._identity = _identity(fd)
         self._owner_pid = os.getpid()
 
     def unlink(self) -> None:
@@ -42,14 +42,18 @@ class SegmentFile:
             unlink(self.name)
 
     def close(self) -> None:
-        """Close the descriptor; idempotent."""
-        fd, self.fd = self.fd, -1
-        if fd < 0 or self._owner_pid != os.getpid():
+        """Close the descriptor; idempotent, also where a signal's handler interrupts it."""
+        if self.fd < 0 or self._owner_pid != os.getpid():
             return
-        with contextlib.suppress(OSError):  # closed by others
-            status = os.fstat(fd)
-            if (status.st_dev, status.st_ino) == self._identity:
-                os.close(fd)
+        with contextlib.suppress(OSError):  # it is closed
+            if _identity(self.fd) == self._identity:
+                os.close(self.fd)
+        self.fd = -1
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
 
 
 def open_name(name: str, flags: int = 0) -> int:
@@ -60,8 +64,11 @@ def open_name(name: str, flags: int = 0) -> int:
     Raises:
         OSError: what the kernel says.
     """
-    flags |= os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(f"{SHM_FOLDER}{name}", flags, MODE)
+    flags |= os.O_NOFOLLOW
+    return _above_stdio(os.open(f"{SHM_FOLDER}{name}", flags | _READ_WRITE, MODE))
+
+
+def _above_stdio(fd: int) -> int:
     if fd >= _LOWEST_FD:
         return fd
     try:
@@ -122,7 +129,7 @@ def _open_of_holder(name: str, holder: tuple[int, int] | None, rejoin: bool) -> 
             place, gone, _ = str(Path(path).readlink()).partition(" (deleted)")
             if place.rpartition("/")[2] == name[1:] and (gone or rejoin):
                 # It is the same file; the kernel lets its user in only.
-                return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                return _above_stdio(os.open(path, _READ_WRITE))
         except PermissionError as error:
             code = error.errno or code
             why = (
@@ -143,10 +150,16 @@ def _open_of_holder(name: str, holder: tuple[int, int] | None, rejoin: bool) -> 
     )
 
 
-def unlink(name: str) -> None:
-    """Remove the name, if it is still there; mappings live on. Warns where that fails."""
+def unlink(name: str) -> bool:
+    """Remove the name, if it is still there; mappings live on. Warn where that fails.
+
+    Returns:
+        Whether it is gone.
+    """
     try:
         Path(f"{SHM_FOLDER}{name}").unlink(missing_ok=True)
     except OSError as error:
         said = explained(error, f"the segment {name} stays in {SHM_FOLDER}", "unlink")
         warnings.warn(str(said), ShmcastWarning, stacklevel=2)
+        return False
+    return True

@@ -6,6 +6,7 @@ in use, however little of it was made: user, pid namespace, pid and that process
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import re
@@ -31,13 +32,15 @@ DUMP_VARIABLE = "SHMCAST_CORE_DUMP"
 _SHM_FOLDER = Path(SHM_FOLDER)
 _NAME = re.compile(r"shmcast-\d+-(\d+)-(\d+)-(\d+)-[0-9a-f]{16}", re.ASCII)
 
-_SPARE = 16  # of the memory limit, the part that the arena leaves to the program
+_PART = 1024 * 1024
+_MOST_SPARE = 256 * 1024 * 1024  # what the arena leaves of the memory limit to the program
 
 
 class Verdict(Enum):
     """Whether a segment's owner lives. The value is what `clean` prints."""
 
     DEAD = "its owner is dead"
+    STAYS = "its owner is dead, and the system refuses to remove it"
     ALIVE = "its owner is alive"
     ELSEWHERE = "its owner is in another pid namespace (container): run clean there"
 
@@ -139,7 +142,8 @@ def create_unreserved(size: int) -> tuple[str, int]:
 def map_arena(fd: int, size: int, writable: bool) -> _core.Mapping:
     """Map a segment that `create_unreserved` has made.
 
-    The mapping's `reserve` takes no more memory than the cgroup's limit leaves, nor the last of it.
+    The mapping's `reserve` takes no more memory than the cgroup's limit leaves, nor the last of it:
+    a sixteenth of the limit, at most 256 MiB.
 
     Raises:
         HostError: the system refuses.
@@ -155,7 +159,9 @@ def _arena_room() -> Callable[[], int | None]:
 
     def room() -> int | None:
         left = limit.room()
-        return None if left is None else max(0, left.nbytes - left.limit // _SPARE)
+        if left is None:
+            return None
+        return max(0, left.nbytes - min(left.limit // 16, _MOST_SPARE))
 
     return room
 
@@ -215,14 +221,23 @@ def clean(dry_run: bool = False) -> list[Found]:
 
     Returns:
         This user's segments, those that were kept included.
+
+    Raises:
+        HostError: the system refuses to tell who lives.
     """
-    mine = sorted(_SHM_FOLDER.glob(f"shmcast-{os.geteuid()}-*"))
-    found = [segment for path in mine if (segment := _judge(path))]
-    if not dry_run:
-        for segment in found:
-            if segment.verdict is Verdict.DEAD:
-                unlink(segment.name)
-    return found
+    with explaining("clean"):
+        mine = sorted(_SHM_FOLDER.glob(f"shmcast-{os.geteuid()}-*"))
+        found = [segment for path in mine if (segment := _judge(path))]
+    if dry_run:
+        return found
+    return [
+        segment if segment.verdict is not Verdict.DEAD else _remove(segment) for segment in found
+    ]
+
+
+def _remove(segment: Found) -> Found:
+    is_gone = unlink(segment.name)
+    return segment if is_gone else dataclasses.replace(segment, verdict=Verdict.STAYS)
 
 
 def _judge(path: Path) -> Found | None:
@@ -248,7 +263,13 @@ def _reserve(fd: int, size: int) -> None:
     if room is not None and size > room.nbytes:
         raise SharedMemoryFull(errno.ENOMEM, _over_the_limit(size, room))
     with explaining(f"a segment of {size} bytes", "fallocate"):
-        os.posix_fallocate(fd, 0, size)
+        try:
+            # In parts: a signal undoes what one call has done, and a profiler sends many.
+            for begin in range(0, size, _PART):
+                os.posix_fallocate(fd, begin, min(_PART, size - begin))
+        except OSError:
+            os.ftruncate(fd, 0)  # the error says how much is free
+            raise
 
 
 def _over_the_limit(size: int, room: Room) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from shmcast import Handle, Reader, Writer
+from shmcast import Handle, HostError, Reader, ShmcastWarning, Writer, __main__
 from shmcast._endpoints.frame_end import FrameEnd
 from shmcast._host import shared_memory as segment
 from shmcast._host.shared_memory import Verdict
@@ -111,6 +112,34 @@ def test_clean_removes_what_was_left_and_says_so() -> None:
     assert f"{said}  removed: its owner is dead\n" in run_clean()
     assert not left_by(pid)
     assert name not in run_clean()
+
+
+def test_what_can_not_be_removed_is_not_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    pid = run_until_killed(die_as_writer, "before readers attach")
+    with monkeypatch.context() as patched:
+
+        def refuse(_path: Path, missing_ok: bool = False) -> NoReturn:
+            raise PermissionError(errno.EPERM, "no")
+
+        patched.setattr(Path, "unlink", refuse)
+        with pytest.warns(ShmcastWarning, match="stays in /dev/shm: unlink"):
+            found = [f for f in segment.clean() if f.pid == pid]
+    assert [f.verdict for f in found] == [Verdict.STAYS]
+    segment.clean()
+    assert not left_by(pid)
+
+
+def test_clean_without_proc_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> NoReturn:
+        raise FileNotFoundError(errno.ENOENT, "none", "/proc/self/ns/pid")
+
+    with Writer(1):
+        monkeypatch.setattr(segment, "pid_namespace", missing)
+        with pytest.raises(HostError, match=r"clean: /proc: .*mount -t proc"):
+            segment.clean()
+        monkeypatch.setattr(sys, "argv", ["shmcast", "clean"])
+        with pytest.raises(SystemExit, match="mount -t proc"):
+            __main__.main()
 
 
 def run_clean(*options: str) -> str:

@@ -263,6 +263,21 @@ def test_without_sched_getaffinity_all_goes_on(code: int, alone: Worker) -> None
     assert (number, total, told) == (1, MIB, [])
 
 
+def grow_where_fallocate_fails(code: int) -> tuple[int, int]:
+    """Send a large array where the arena can't grow; return frames without room and bytes taken."""
+    with Writer(1, arena_bytes=16 * MIB) as writer, Reader(writer.handle, 0) as reader:
+        confined.refuse("fallocate", code)
+        writer.send([1, np.ones(MIB, "u1")], timeout=20)
+        assert reader.recv(5)[1].sum() == MIB
+        figures = writer.statistics()
+    return figures.arena_full, figures.arena_reserved_bytes
+
+
+@pytest.mark.parametrize("code", [errno.EINTR, errno.EFBIG, errno.ENOSPC, errno.ENOMEM])
+def test_an_arena_that_can_not_grow_is_done_without(code: int, alone: Worker) -> None:
+    assert alone.start(grow_where_fallocate_fails, code).result() == (1, 0)
+
+
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOSYS])
 def test_a_name_that_can_not_be_removed_is_a_warning(code: int, alone: Worker) -> None:
     number, total, told, pid = alone.start(send_where, "unlink", code).result()

@@ -24,9 +24,9 @@ ANOTHER_UID = 12345
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
+_PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 22, 38
 _SECCOMP_MODE_FILTER = 2
-_CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
+_CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWPID = 0x00020000, 0x10000000, 0x20000000
 _MS_RDONLY, _MS_REC, _MS_PRIVATE = 1, 1 << 14, 1 << 18
 
 # Numbers of system calls, by machine.
@@ -116,9 +116,10 @@ def enter_a_user_namespace() -> None:
     Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
 
 
-def become_undumpable() -> None:
-    """Be closed to other processes of the user, as after a change of user."""
-    _check(_libc.prctl(_PR_SET_DUMPABLE, *map(ctypes.c_ulong, (0, 0, 0, 0))))
+def make_pid_namespace() -> None:
+    """Let the processes that are forked from now on be in a pid namespace of their own."""
+    if _libc.unshare(_CLONE_NEWPID) != 0:
+        raise NotPermitted(ctypes.get_errno(), "can't make a pid namespace")
 
 
 class MemoryCgroup:
