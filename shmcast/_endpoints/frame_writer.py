@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from shmcast import _core
 from shmcast._codecs.base import Frame
 from shmcast._endpoints.arguments import check_int, check_shape
-from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER, FrameEnd
+from shmcast._endpoints.frame_end import CORE_ERRORS, DEFAULT_WARN_AFTER, FrameEnd
 from shmcast._endpoints.handle import ArenaHandle, Handle
 from shmcast._endpoints.loans import Lender, Shape
 from shmcast._endpoints.peers import Watch, identity
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy, core_policy
 from shmcast._host import census, shared_memory
+from shmcast._host.segment_file import SegmentFile
+from shmcast._host.signals import add_note, is_interruption
 from shmcast.errors import Closed, InvalidArgument, PeerDied, ShmcastError
 
 if TYPE_CHECKING:
@@ -68,9 +69,8 @@ class FrameWriter(FrameEnd):
         super().__init__(readers + 1, wait, label, warn_after)
         self._reader_label = reader_label
         drops = on_reader_death == "drop"
-        self._watch = Watch(
-            readers, label, reader_label, readers, drops, warn_after, self._make_alarm()
-        )
+        names = self._named_by(reader_label)
+        self._watch = Watch(readers, label, names, readers, drops, warn_after, self._make_alarm())
         with contextlib.ExitStack() as undo:  # what is made before something fails
             arena, mapping = None, None
             if arena_bytes:
@@ -86,6 +86,9 @@ class FrameWriter(FrameEnd):
             geometry = _core.Geometry(readers, slots, slot_bytes, _core.EXTENTS if arena else 0)
             nonce = os.urandom(16)
             name, memory, fd = shared_memory.create(geometry.segment_bytes)
+            files = [SegmentFile(name, fd)]
+            if arena is not None:
+                files.append(SegmentFile(arena.name, arena.fd))
             undo.pop_all()
         self.handle = Handle(
             name, nonce, readers, slots, slot_bytes, (os.getpid(), fd), drops, arena
@@ -101,11 +104,9 @@ class FrameWriter(FrameEnd):
             mapping,
         )
         self._lender: Lender | None = None  # there is one from the first loan on
-        # Bound once: in a decode loop every look-up on the way is a cache miss.
-        self._ring_publish = self._ring.publish
-        self._finalizer = weakref.finalize(
-            self, _end_writer, self._ring, self._watch, self.handle, census.enter()
-        )
+        self._ending.add(*(step for file in files for step in (file.unlink, file.close)))
+        self._ending.add(self._watch.close, census.enter().leave)
+        self._end_when_collected()
 
     def publish(self, frames: Sequence[Frame], timeout: float | None = None) -> None:
         """Publish one message: to all readers or, if this raises, to none.
@@ -119,11 +120,29 @@ class FrameWriter(FrameEnd):
             ShmcastError: what `Writer.send` raises.
         """
         try:
-            self._ring_publish(frames, timeout)
-        except Exception as error:
+            # Not by a call: after one, Python looks for signals, and the error of a handler would
+            # say that nothing was sent.
+            self._ring[timeout] = frames
+            if self._lender is not None:
+                self._lender.freeze_sent()
+        except BaseException as error:
+            self._not_published(error, timeout)
+
+    @property
+    def was_sent(self) -> bool:
+        """Whether the last `publish` published its message; see `Writer.was_sent`."""
+        return self._ring.is_sent()
+
+    def _not_published(self, error: BaseException, timeout: float | None) -> NoReturn:
+        if isinstance(error, CORE_ERRORS):
             self._raise(error, "send", timeout)
-        if self._lender is not None:
-            self._lender.freeze_sent()
+        is_sent = self._ring.is_sent()
+        if is_sent and self._lender is not None:
+            self._lender.freeze_sent()  # to the end: what is sent must not be written to
+        if is_interruption(error):
+            how = "had sent its message" if is_sent else "has sent nothing"
+            add_note(error, f"{self.label}: the send that this interrupted {how}")
+        raise error
 
     def forget_views(self) -> None:
         """Forget the views of loans that were seen in an object which will not be published."""
@@ -149,6 +168,8 @@ class FrameWriter(FrameEnd):
     def thaw(self, array: npt.NDArray[Any] | torch.Tensor) -> bool:
         """Return whether every reader is done with a loan; see `Writer.thaw`."""
         lender = self._lending("thaw")
+        if self._closed:
+            raise Closed(f"{self.label}: thaw after close(); make a new endpoint")
         try:
             return lender.thaw(array)
         except Exception as error:
@@ -212,17 +233,3 @@ class FrameWriter(FrameEnd):
             f": the ring of {self.handle.slots} slots is full; {', '.join(behind)}; "
             f"{self._ring.attached()} of {self.handle.readers} readers have attached"
         )
-
-
-def _end_writer(ring: _core.RingWriter, watch: Watch, handle: Handle, seat: census.Seat) -> None:
-    """Close a writer and remove its segments' names, unless in a fork of its process."""
-    pid, fd = handle.holder
-    if os.getpid() == pid:
-        ring.close()
-        shared_memory.unlink(handle.name)
-        os.close(fd)
-        if handle.arena:
-            shared_memory.unlink(handle.arena.name)
-            os.close(handle.arena.fd)
-        watch.close()
-        seat.leave()

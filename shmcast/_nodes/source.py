@@ -38,7 +38,15 @@ from shmcast._nodes.gloo_group import RelayGroup, keep_for_ever
 from shmcast._nodes.node_ring import NodeWriter
 from shmcast._nodes.outbox import Sent, Window
 from shmcast._nodes.topology import Node, Topology
-from shmcast.errors import Closed, ConcurrentUse, Forked, PeerDied, ShmcastError, Timeout
+from shmcast.errors import (
+    Closed,
+    ConcurrentUse,
+    Forked,
+    Interrupted,
+    PeerDied,
+    ShmcastError,
+    Timeout,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -134,6 +142,7 @@ class SourceRelay:
         self._verdict: Verdict | None = None
         self._pid = os.getpid()
         self._closed = False
+        self._interrupted = False
         self._has_said_so = False  # the leaders will hear of the end, behind all messages
         self._asked = 0
         self._ask_at = 0.0  # when to ask how far the leaders are
@@ -216,7 +225,15 @@ class SourceRelay:
                     self._fail_if_uneven(error)
                 raise
         finally:
+            self._interrupted = False
             self._turn.release()
+
+    def interrupt(self) -> None:
+        """See `FrameEnd.interrupt`."""
+        self._interrupted = self._attention = True
+        self._tell_news()
+        if self._near is not None:
+            self._near.interrupt()
 
     def statistics(self) -> Statistics:
         """See `Writer.statistics`."""
@@ -372,6 +389,10 @@ class SourceRelay:
         self._ask_at = begin + ASK_SECONDS / 4
         while True:
             seen = self._news
+            if self._interrupted and self._near is not None:
+                break  # it is interrupted, too, and says so
+            if self._interrupted:
+                raise Interrupted(f"{self.label}: send was ended by interrupt(); call again")
             self._raise_verdict()
             if self._closed:
                 raise Closed(f"{self.label}: send after close(); make a new endpoint")
