@@ -18,6 +18,9 @@ class TimedOut(Exception):
 class EndpointClosed(Exception):
     """The endpoint was closed, or all peers have gone and nothing is left to receive."""
 
+class Interrupted(Exception):
+    """A call was ended by interrupt(); it has published or taken nothing."""
+
 class ConcurrentUse(Exception):
     """Another thread is using the endpoint."""
 
@@ -262,7 +265,7 @@ class Endpoint:
     def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until all readers have attached, at most `timeout` seconds.
 
-        Raises: TimedOut, EndpointClosed, SegmentCorrupted, ConcurrentUse, Forked.
+        Raises: TimedOut, Interrupted, EndpointClosed, SegmentCorrupted, ConcurrentUse, Forked.
         """
     def attached(self) -> int:
         """Return how many readers have attached so far. From any thread."""
@@ -277,8 +280,15 @@ class Endpoint:
         """Return the sets that each member has begun, in the order of peers(). From any thread."""
     def alarm(self) -> None:
         """Report that a peer has died: this wait, or the next, asks the watch. From any thread."""
+    def interrupt(self) -> None:
+        """End the call that may wait in another thread, or else the next, with Interrupted.
+
+        From any thread, and from a signal's handler. A call that is just done uses it up.
+        """
     def close(self) -> None:
         """Tell the peers, and end waits in other threads. Idempotent. From any thread."""
+    def close_if_idle(self) -> None:
+        """close(), unless another thread is inside, which then goes on. From any thread."""
 
 class RingWriter(Endpoint):
     """Formats zeroed `memory` as a ring, and writes to it."""
@@ -297,8 +307,21 @@ class RingWriter(Endpoint):
     def publish(self, frames: Sequence[Buffer], timeout: float | None = None) -> None:
         """Publish one message of contiguous buffers: to all readers or, if it raises, to none.
 
-        Raises: TimedOut (the ring stayed full for `timeout` seconds), EndpointClosed (also: every
-            reader has left), MessageTooLarge, SegmentCorrupted, ConcurrentUse, Forked.
+        Signals are handled until the last fragment is published, and not after.
+
+        Raises: TimedOut (the ring stayed full for `timeout` seconds), Interrupted, EndpointClosed
+            (also: every reader has left), MessageTooLarge, SegmentCorrupted, ConcurrentUse, Forked.
+        """
+    def __setitem__(self, timeout: float | None, frames: Sequence[Buffer], /) -> None:
+        """publish(), after which Python handles no signals: they come once the caller has it.
+
+        (After a call it does.)
+        """
+    def is_sent(self) -> bool:
+        """Return whether the last publish() has published its message.
+
+        For one that ended in a signal handler's exception: what the core itself raises says that
+        it has not.
         """
     def loan(self, nbytes: int) -> Loan | None:
         """Return memory of the arena, or None if there is no room.
@@ -308,9 +331,9 @@ class RingWriter(Endpoint):
     def is_done(self, extent: int, look: bool) -> bool:
         """Return whether every reader is done with what was sent of this extent.
 
-        With `look`, find out now and then whether a reader's process has exited.
+        With `look`, find out now and then whether a reader's process has exited. From any thread.
 
-        Raises: IndexError, EndpointClosed, ConcurrentUse, Forked.
+        Raises: IndexError, Forked.
         """
     def sent(self) -> list[int]:
         """Return the extents that the last published message refers to."""
@@ -362,6 +385,17 @@ class RingReader(Endpoint):
         A call that ends in TimedOut or a signal handler's exception keeps what it has received; the
         next call resumes it.
 
-        Raises: TimedOut, EndpointClosed (the writer has closed and all is consumed),
+        Raises: TimedOut, Interrupted, EndpointClosed (the writer has closed and all is consumed),
             SegmentCorrupted, MemoryError, ConcurrentUse, Forked.
         """
+    def __getitem__(
+        self, timeout_and_copy: tuple[float | None, bool], /
+    ) -> list[bytearray | memoryview]:
+        """consume(), after which Python handles no signals: they come once the caller has it.
+
+        (After a call it does, and the error of a handler takes the place of what was returned.)
+        """
+    def keep(self, frames: list[bytearray | memoryview]) -> None:
+        """Take back the frames of a message: the next consume() returns them again."""
+    def discard(self) -> None:
+        """Forget the frames that were taken back last."""

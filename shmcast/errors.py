@@ -33,6 +33,10 @@ class Timeout(ShmcastError, TimeoutError):
     """A wait ended at its time-out. A send then reached nobody; a recv lost nothing."""
 
 
+class Interrupted(ShmcastError, InterruptedError):
+    """A call was ended by `interrupt()`. It has sent or taken nothing; call again."""
+
+
 class Closed(ShmcastError, RuntimeError):
     """This endpoint was closed, or the other side was and nothing is left to receive."""
 

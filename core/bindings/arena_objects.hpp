@@ -18,6 +18,7 @@
 #include "arena/arena.hpp"
 #include "arena/mapping.hpp"
 #include "bindings/fork.hpp"
+#include "bindings/gil.hpp"
 #include "layout.hpp"
 
 namespace shmcast {
@@ -58,7 +59,7 @@ void hand_to_keeper(const nb::object& mapping, const std::byte* data, std::size_
   if (keeper.is_none()) return;
   nb::error_scope pending;  // keeps an error that is pending where the object is dropped
   try {
-    keeper(Claim{make_claim()}, reinterpret_cast<std::uintptr_t>(data), size);
+    call(keeper, Claim{make_claim()}, reinterpret_cast<std::uintptr_t>(data), size);
   } catch (nb::python_error& error) {
     error.discard_as_unraisable(keeper);
   }

@@ -17,6 +17,7 @@
 #include "bindings/convert.hpp"
 #include "bindings/errors.hpp"
 #include "bindings/fork.hpp"
+#include "bindings/gil.hpp"
 #include "layout.hpp"
 #include "ring/members.hpp"
 #include "wait/gate.hpp"
@@ -72,8 +73,24 @@ class Endpoint {
     leave_if_idle();
   }
 
+  // close(), unless another thread is inside: when the program ends, what its threads wait for is
+  // no longer their business. The peers are then told by the end of the process.
+  void close_if_idle() {
+    // seq_cst: see Use. The turn is given back for close() to take.
+    if (is_forked() || busy_.exchange(true, std::memory_order_seq_cst)) return;
+    busy_.store(false, std::memory_order_seq_cst);
+    close();
+  }
+
+  // End the call that waits in another thread, or the next one, with Interrupted.
+  void interrupt_call() {
+    // seq_cst: a waiter reads it between announce() and park(), see Gate.
+    interrupted_.store(true, std::memory_order_seq_cst);
+    interrupt();
+  }
+
   void wait_ready(nb::handle timeout) {
-    const Use use(*this);
+    const Call call(*this);
     Deadline end(timeout_ns(timeout));
     wait(end, [this](std::int64_t deadline) { return wait_attached(deadline); });
   }
@@ -100,7 +117,7 @@ class Endpoint {
   class Use {
    public:
     explicit Use(Endpoint& endpoint) : endpoint_(endpoint) {
-      if (endpoint.is_forked()) throw Forked("created before a fork");
+      endpoint.refuse_fork();
       if (endpoint.is_closing()) throw EndpointClosed("closed");
       if (endpoint.busy_.exchange(true, std::memory_order_seq_cst)) {
         throw ConcurrentUse("in use by another thread");
@@ -117,6 +134,41 @@ class Endpoint {
     Endpoint& endpoint_;
   };
 
+  void refuse_fork() const {
+    if (is_forked()) throw Forked("created before a fork");
+  }
+
+  // The turn of a call that may wait: an interrupt_call() ends it or, if it comes too late for
+  // that, is used up. Throws Interrupted, and what Use throws.
+  class Call {
+   public:
+    explicit Call(Endpoint& endpoint) : endpoint_(endpoint), use_(endpoint) {
+      if (!is_interrupted()) return;
+      forget();
+      throw Interrupted("interrupted");
+    }
+    Call(const Call&) = delete;
+    Call& operator=(const Call&) = delete;
+    ~Call() {
+      if (is_interrupted()) forget();
+    }
+
+   private:
+    // relaxed, both: the flag orders nothing but itself.
+    bool is_interrupted() const { return endpoint_.interrupted_.load(std::memory_order_relaxed); }
+    void forget() { endpoint_.interrupted_.store(false, std::memory_order_relaxed); }
+
+    Endpoint& endpoint_;
+    Use use_;
+  };
+
+  // Throw what ends a call from within this process: EndpointClosed or Interrupted.
+  void throw_if_stopped() const {
+    if (is_closing()) throw EndpointClosed("closed");
+    // relaxed: where it ends a wait, stop() has done the ordered load.
+    if (interrupted_.load(std::memory_order_relaxed)) throw Interrupted("interrupted");
+  }
+
   // Run step(deadline_ns) without the GIL until it is done, at most until the call's deadline.
   // Between two steps, with the GIL: handle signals, review how crowded the machine is, warm up
   // while spinning, observe the peers.
@@ -129,11 +181,11 @@ class Endpoint {
       if (waiter().review_is_due()) review();
       Outcome outcome;
       {
-        nb::gil_scoped_release release;
+        const WithoutGil released;
         outcome = step(deadline);
       }
       if (outcome == Outcome::interrupted) {
-        if (PyErr_CheckSignals() != 0) throw nb::python_error();
+        handle_signals();
         if (waiter().is_spinning()) warm_up();
       }
       if (outcome != Outcome::ready && outcome != Outcome::abandoned) {
@@ -150,20 +202,22 @@ class Endpoint {
       switch (outcome) {
         case Outcome::interrupted: break;
         case Outcome::timed_out: throw TimedOut("timed out");
-        case Outcome::closed: throw EndpointClosed("closed");
+        case Outcome::closed: throw_if_stopped(); throw EndpointClosed("closed");
         default:
           if (long_wait.is_reported) {
-            watch_.callee.attr("resumed")(long_wait.seconds(monotonic_ns()));
+            call(watch_.callee.attr("resumed"), long_wait.seconds(monotonic_ns()));
           }
           return outcome;
       }
     }
   }
 
-  // Return the condition that ends a step early. seq_cst: see is_closing(); pairs with alarm().
+  // Return the condition that ends a step early. seq_cst: see is_closing(); pairs with
+  // interrupt_call() and alarm().
   auto stop() const {
     return [this] {
-      return is_closing() || (alarmed_.load(std::memory_order_seq_cst) && !is_draining_);
+      return is_closing() || interrupted_.load(std::memory_order_seq_cst) ||
+             (alarmed_.load(std::memory_order_seq_cst) && !is_draining_);
     };
   }
   // To be called between two waits of a call that may go on without end. Throws what signal
@@ -176,7 +230,7 @@ class Endpoint {
   // Ask the watch for the readers whose processes have exited, whether or not they left before.
   nb::object exited_readers() {
     if (watch_.callee.is_none()) return nb::list();
-    return watch_.callee.attr("exited")(peers(segment()));
+    return call(watch_.callee.attr("exited"), peers(segment()));
   }
   std::span<std::byte> memory() const {
     return {static_cast<std::byte*>(view_.buf), static_cast<std::size_t>(view_.len)};
@@ -214,13 +268,14 @@ class Endpoint {
       watch_.arrivals = arrivals;
       watch_.round_ns = now + Watch::kRoundNs;
       // relaxed: this thread reads it.
-      if (nb::cast<bool>(watch_.callee.attr("observe")(peers(segment())))) {
+      if (nb::cast<bool>(call(watch_.callee.attr("observe"), peers(segment())))) {
         alarmed_.store(true, std::memory_order_relaxed);
       }
     }
     if (now - long_wait.began_ns >= long_wait.patience_ns) {
-      long_wait.patience_ns = timeout_ns(watch_.callee.attr("report_slow")(
-          long_wait.seconds(now), !long_wait.is_reported, peers(segment())));
+      long_wait.patience_ns =
+          timeout_ns(call(watch_.callee.attr("report_slow"), long_wait.seconds(now),
+                          !long_wait.is_reported, peers(segment())));
       long_wait.is_reported = true;
     }
   }
@@ -251,9 +306,9 @@ class Endpoint {
     alarmed_.store(false, std::memory_order_relaxed);
     try {
       // Find the dead first, then read the seats: who left before its process ended has not died.
-      watch_.callee.attr("find_dead")();
+      call(watch_.callee.attr("find_dead"));
       const std::vector<Peer> all = peers(segment());
-      for (const nb::handle index : watch_.callee.attr("attribute_deaths")(all)) {
+      for (const nb::handle index : call(watch_.callee.attr("attribute_deaths"), all)) {
         const Peer& dead = all.at(nb::cast<std::size_t>(index));
         drop(dead.index, dead.seat);
       }
@@ -272,7 +327,7 @@ class Endpoint {
       const std::int64_t members = segment().geometry().readers + 1;
       // Not all members at the same time, right after a message.
       quota_due_ns_ = now + kQuotaNs + kQuotaNs / 4 * place() / members;
-      quota_ = nb::cast<double>(cpu_quota_());
+      quota_ = nb::cast<double>(call(cpu_quota_));
     }
     waiter().set_crowded(is_crowded(segment(), place(), quota_));
   }
@@ -306,6 +361,7 @@ class Endpoint {
   const unsigned generation_ = fork_generation.load(std::memory_order_relaxed);
   std::atomic<bool> busy_{false};
   std::atomic<bool> closing_{false};
+  std::atomic<bool> interrupted_{false};
   std::atomic<bool> alarmed_{false};
   bool is_draining_ = false;  // see DrainAfterAlarm
 };

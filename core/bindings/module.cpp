@@ -24,6 +24,7 @@
 #include "bindings/endpoint.hpp"
 #include "bindings/errors.hpp"
 #include "bindings/fork.hpp"
+#include "bindings/gil.hpp"
 #include "bindings/reader.hpp"
 #include "bindings/writer.hpp"
 #include "layout.hpp"
@@ -44,6 +45,7 @@ namespace {
 void bind_errors(nb::module_& m) {
   nb::exception<TimedOut>(m, "TimedOut");
   nb::exception<EndpointClosed>(m, "EndpointClosed");
+  nb::exception<Interrupted>(m, "Interrupted");
   nb::exception<ConcurrentUse>(m, "ConcurrentUse");
   nb::exception<Forked>(m, "Forked");
   nb::exception<BadTimeout>(m, "BadTimeout");
@@ -77,7 +79,7 @@ void bind_pickle(nb::module_& m) {
   m.def(
       "pickle_plain",
       [](nb::handle object) {
-        PyObject* const pickle = pickle_plain(object.ptr());
+        PyObject* const pickle = stops_at_exit([object] { return pickle_plain(object.ptr()); });
         if (pickle == nullptr && PyErr_Occurred() != nullptr) throw nb::python_error();
         return pickle == nullptr ? nb::none() : nb::steal(pickle);
       },
@@ -85,7 +87,8 @@ void bind_pickle(nb::module_& m) {
   m.def(
       "unpickle_plain",
       [](nb::handle frame, nb::handle otherwise) {
-        return owned(unpickle_plain(frame.ptr(), otherwise.ptr()));
+        return owned(stops_at_exit(
+            [frame, otherwise] { return unpickle_plain(frame.ptr(), otherwise.ptr()); }));
       },
       "frame"_a, "otherwise"_a);
 }
@@ -132,7 +135,7 @@ void bind_arena(nb::module_& m) {
           "reserve",
           [](ArenaMapping& mapping, std::uint64_t nbytes) {
             const std::uint64_t room = mapping.room_bytes();
-            const nb::gil_scoped_release release;
+            const WithoutGil released;
             return mapping.reserve(nbytes, room);
           },
           "nbytes"_a);
@@ -192,6 +195,8 @@ void bind_endpoints(nb::module_& m) {
       .def("peers", &Endpoint::look_at_peers)
       .def("wait_ready", &Endpoint::wait_ready, "timeout"_a = nb::none())
       .def("close", &Endpoint::close)
+      .def("close_if_idle", &Endpoint::close_if_idle)
+      .def("interrupt", &Endpoint::interrupt_call)
       .def("alarm", &Endpoint::alarm)
       .def("attached", &Endpoint::attached)
       .def("figures", &Endpoint::figures)
@@ -209,6 +214,13 @@ void bind_endpoints(nb::module_& m) {
       .def("arena_reserved", &PyRingWriter::arena_reserved)
       .def("publish", &PyRingWriter::publish, "frames"_a, "timeout"_a = nb::none())
       .def("warm", &PyRingWriter::warm, "warmup"_a.none())
+      .def(
+          "__setitem__",
+          [](PyRingWriter& writer, nb::handle timeout, nb::handle frames) {
+            writer.publish(frames, timeout);
+          },
+          "timeout"_a.none(), "frames"_a)
+      .def("is_sent", &PyRingWriter::is_sent)
       .def("lags", &PyRingWriter::lags)
       .def("reader_figures", &PyRingWriter::reader_figures);
 
@@ -218,12 +230,23 @@ void bind_endpoints(nb::module_& m) {
                     nb::object>(),
            "memory"_a, "geometry"_a, "nonce"_a, "index"_a, "wait"_a, "cpu_quota"_a,
            "warmup"_a.none(), "watch"_a.none(), "who"_a, "found"_a, "arena"_a.none())
-      .def("consume", &PyRingReader::consume, "timeout"_a = nb::none(), "copy"_a = true);
+      .def("consume", &PyRingReader::consume, "timeout"_a = nb::none(), "copy"_a = true)
+      .def(
+          "__getitem__",
+          [](PyRingReader& reader, const nb::tuple& call) {
+            if (call.size() != 2) throw nb::type_error("reader[timeout, copy]");
+            return reader.consume(call[0], nb::cast<bool>(call[1]));
+          },
+          "call"_a)
+      .def("keep", &PyRingReader::keep, "frames"_a)
+      .def("discard", &PyRingReader::discard);
 }
 
 }  // namespace
 }  // namespace shmcast
 
+// The module's entry is made by NB_MODULE under another name, see below.
+#define PyInit__core init_for_main_interpreter
 NB_MODULE(_core, m) {
   using namespace shmcast;
   count_forks();
@@ -236,4 +259,18 @@ NB_MODULE(_core, m) {
   bind_arena(m);
   bind_members(m);
   bind_endpoints(m);
+}
+#undef PyInit__core
+
+// The module's types and errors belong to one interpreter: an import by a second one would take
+// them from the first.
+extern "C" NB_EXPORT PyObject* PyInit__core() {
+  if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+    PyErr_SetString(
+        PyExc_ImportError,
+        "shmcast can't be imported by a subinterpreter; use it in the main interpreter, "
+        "or start a process");
+    return nullptr;
+  }
+  return init_for_main_interpreter();
 }

@@ -19,6 +19,7 @@
 #include "bindings/convert.hpp"
 #include "bindings/endpoint.hpp"
 #include "bindings/errors.hpp"
+#include "bindings/gil.hpp"
 #include "layout.hpp"
 #include "ring/message.hpp"
 #include "ring/writer.hpp"
@@ -45,8 +46,10 @@ class PyRingWriter final : public Endpoint {
   }
   ~PyRingWriter() override { close(); }
 
+  // Publish a message to all readers or, if this throws, to none.
   void publish(nb::handle frames, nb::handle timeout) {
-    const Use use(*this);
+    const Call call(*this);
+    is_sent_ = false;
     Deadline end(timeout_ns(timeout));
     const Buffers buffers(*this, frames);
     const Settling settling(*this);
@@ -58,19 +61,28 @@ class PyRingWriter final : public Endpoint {
     for (const std::uint32_t reader : ring_.admitted()) {
       if (arena_ != nullptr) arena_->mark_alive(reader);
     }
-    if (ring_.is_immediate()) {
-      if (ring_.advance(0, stop()) != Outcome::ready) throw EndpointClosed("closed");
-    } else {
-      try {
+    try {
+      if (ring_.is_immediate()) {
+        if (ring_.advance(0, stop()) != Outcome::ready) throw EndpointClosed("closed");
+      } else {
         wait(end, [this](std::int64_t deadline) { return ring_.advance(deadline, stop()); });
-      } catch (...) {
-        ring_.abandon();
-        settle();  // all of it may be published, if something threw after the wait
-        throw;
       }
+      // What a signal's handler raises from here on comes too late: the message is sent.
+      handle_signals();
+      throw_if_stopped();
+    } catch (...) {
+      ring_.abandon();
+      settle();
+      throw;
     }
+    ring_.commit();
+    is_sent_ = true;
     settle();
   }
+
+  // Return whether the last publish() did publish its message. A call that a signal's handler ends
+  // may have: the signal came between its last look and its return.
+  bool is_sent() const { return is_sent_; }
 
   // Return memory of the arena for the caller to fill. None: no room.
   nb::object loan(std::size_t size) {
@@ -84,9 +96,10 @@ class PyRingWriter final : public Endpoint {
   }
 
   // Return whether every reader is done with all messages that refer to the extent. `look`: also
-  // find out whose process has exited.
+  // find out whose process has exited. Needs no turn: loans are looked after while another thread
+  // sends, and after close().
   bool is_done(std::uint32_t extent, bool look) {
-    const Use use(*this);
+    refuse_fork();
     if (arena_ == nullptr || extent >= Arena::kExtents) throw nb::index_error("no such extent");
     if (arena_->is_done(extent)) return true;
     return look && mark_exited_dead() && arena_->is_done(extent);
@@ -127,8 +140,8 @@ class PyRingWriter final : public Endpoint {
       const Py_ssize_t count = PySequence_Fast_GET_SIZE(items.ptr());
       for (Py_ssize_t i = 0; i < count; ++i) {
         Py_buffer view;
-        if (PyObject_GetBuffer(PySequence_Fast_GET_ITEM(items.ptr(), i), &view, PyBUF_SIMPLE) !=
-            0) {
+        PyObject* const frame = PySequence_Fast_GET_ITEM(items.ptr(), i);
+        if (stops_at_exit([&] { return PyObject_GetBuffer(frame, &view, PyBUF_SIMPLE); }) != 0) {
           release();
           throw nb::python_error();
         }
@@ -143,7 +156,7 @@ class PyRingWriter final : public Endpoint {
 
    private:
     void release() {
-      for (Py_buffer& view : writer_.views_) PyBuffer_Release(&view);
+      for (Py_buffer& view : writer_.views_) stops_at_exit([&] { PyBuffer_Release(&view); });
       writer_.views_.clear();
       writer_.pieces_.clear();
     }
@@ -198,7 +211,7 @@ class PyRingWriter final : public Endpoint {
         filled_.push_back(*id);
         std::byte* const to = arena_->data(*id);
         {
-          const nb::gil_scoped_release release;
+          const WithoutGil released;
           wide_copy(to, piece.data, piece.size);
         }
         offsets_[i] = arena_->offset(to);
@@ -217,7 +230,7 @@ class PyRingWriter final : public Endpoint {
     const auto reserve = [this](std::uint64_t bytes) {
       auto& mapping = nb::cast<ArenaMapping&>(mapping_);
       const std::uint64_t room = mapping.room_bytes();
-      const nb::gil_scoped_release release;
+      const WithoutGil released;
       return mapping.reserve(bytes, room);
     };
     auto id = arena_->allocate(size, reserve);
@@ -263,6 +276,7 @@ class PyRingWriter final : public Endpoint {
   nb::object mapping_;
   std::shared_ptr<Arena> arena_;  // loans may outlive this writer; null: there is none
   std::int64_t next_exit_check_ns_ = 0;
+  bool is_sent_ = false;
   std::vector<Py_buffer> views_;
   std::vector<ConstPiece> pieces_;
   std::vector<std::uint64_t> entries_;  // the frame table; empty: no frame is in the arena

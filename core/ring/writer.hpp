@@ -78,24 +78,31 @@ class RingWriter {
   // Return whether the message fits a slot that is free now, so that advance() will not wait.
   bool is_immediate() { return remaining_ <= capacity() && has_credit(); }
 
-  // Publish what is left of the message. `ready`: all of it is published. `closed`: every reader
-  // has left, or stop() returned true in a wait. After anything but `ready`, call again or
-  // abandon().
+  // Publish what is left of the message, but for its last fragment: `ready` says that it lies in
+  // its slot, for commit() to publish. So the caller can still call the message off, abandon() it,
+  // when all that may take time is done. `closed`: every reader has left, or stop() returned true
+  // in a wait. After anything but `ready`, call again or abandon().
   template <class Stop>
   Outcome advance(std::int64_t deadline_ns, Stop stop) {
     if (nobody_is_left()) return Outcome::closed;
-    do {
+    for (;;) {
       if (!has_credit()) {
         wake_readers();  // they may sleep although fragments are there, see kFragmentsPerWake
         const Outcome outcome = wait_for_credit(deadline_ns, stop);
         if (outcome != Outcome::ready) return outcome;
         if (nobody_is_left()) return Outcome::closed;  // there is room because they left
       }
+      fill_slot();
+      if (remaining_ == 0) return Outcome::ready;
       publish_fragment();
-    } while (remaining_ != 0);
+    }
+  }
+
+  // Publish the last fragment: every reader will have the message. Never waits.
+  void commit() {
+    publish_fragment();
     add(figures_.messages, 1);
     add(figures_.bytes, payload_);
-    return Outcome::ready;
   }
 
   // Prefetch the lines that the next publish will touch: the slot's and the next one for writing,
@@ -264,9 +271,9 @@ class RingWriter {
     return outcome;
   }
 
-  void publish_fragment() {
+  // Copy the next fragment into its slot, which is free.
+  void fill_slot() {
     Slot& slot = segment_.slot_of(next_);
-    const bool is_start = next_ == first_;
     std::byte* to = slot.payload();
     std::size_t room = std::min(capacity(), remaining_);
     remaining_ -= room;
@@ -282,6 +289,11 @@ class RingWriter {
         offset_ = 0;
       }
     }
+  }
+
+  void publish_fragment() {
+    Slot& slot = segment_.slot_of(next_);
+    const bool is_start = next_ == first_;
     slot.descriptor = is_start ? descriptor_ : 0;
     if (is_start) slot.sent_ns = monotonic_ns();
     if (next_ % LastCpu::kMessages == 0) cpu_.note();

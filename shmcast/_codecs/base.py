@@ -35,6 +35,9 @@ class Codec(Protocol):
     def decode(self, frames: list[Received], /) -> Any:
         """Return the object of these frames, which it may keep, view and write to.
 
+        If a signal's handler raises meanwhile, the next `recv` calls this again with the same
+        frames: what is written to them before the object is made is there then.
+
         With `recv(copy=False)` some frames may be read-only memoryviews, to keep and view only.
         Their memory in the arena is used again when nothing refers to them any more.
         """

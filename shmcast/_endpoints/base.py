@@ -35,6 +35,7 @@ class Endpoint:
 
         Raises:
             Timeout: some reader is still missing.
+            Interrupted: `interrupt` was called.
             Closed: this endpoint is closed, or the writer has closed.
             InvalidArgument: `timeout` is negative or no number; so for every call that has one.
         """
@@ -51,6 +52,15 @@ class Endpoint:
             stream: the `torch.cuda.Stream` that the work is on.
         """
         self._end.record_stream(view, stream)
+
+    def interrupt(self) -> None:
+        """End the call that waits here in another thread, or that a signal's handler interrupts.
+
+        It raises `Interrupted`, has taken or sent nothing, and this endpoint goes on being usable.
+        An interrupt ends one call: the one that is inside, which may just be done and return as
+        usual, or else the next one. To be called from any thread, and from a signal's handler.
+        """
+        self._end.interrupt()
 
     @property
     def closed(self) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 
+from shmcast._host.signals import is_interruption
 from shmcast._host.system_errors import explained
 from shmcast.errors import HostError, SegmentError, ShmcastError
 
@@ -13,8 +14,9 @@ from shmcast.errors import HostError, SegmentError, ShmcastError
 class Ending:
     """The steps that end an endpoint. In a fork of its process, none of them is taken.
 
-    A step is done once, and the others are done whatever it raises. One that a signal handler
-    interrupted is taken again by the next call: steps are idempotent.
+    A step is done once, and the others are done whatever it raises. One that a signal's handler
+    interrupts is taken again: steps are idempotent. If even that is interrupted, the next call goes
+    on.
     """
 
     def __init__(self) -> None:
@@ -31,13 +33,15 @@ class Ending:
 
     def __call__(self) -> None:
         """Take all steps that were not taken yet; then raise what the first bad one raised."""
-        first: Exception | None = None
+        first: BaseException | None = None
         while self._steps and os.getpid() == self._owner_pid:
             step = self._steps[0]
             try:
                 step()
-            except Exception as error:
+            except BaseException as error:
                 first = first or error
+                if is_interruption(error):
+                    continue
             if self._steps and self._steps[0] is step:  # no other thread, or handler, was here
                 del self._steps[0]
         if first is not None:

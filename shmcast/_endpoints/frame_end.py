@@ -18,6 +18,7 @@ from shmcast.errors import (
     Closed,
     ConcurrentUse,
     Forked,
+    Interrupted,
     InvalidArgument,
     MessageTooLarge,
     SegmentCorrupted,
@@ -33,6 +34,19 @@ if TYPE_CHECKING:
 
 DEFAULT_WARN_AFTER = 60.0
 """Seconds of a wait until the log says who is slow."""
+
+
+CORE_ERRORS = (
+    _core.TimedOut,
+    _core.EndpointClosed,
+    _core.Interrupted,
+    _core.ConcurrentUse,
+    _core.Forked,
+    _core.MessageTooLarge,
+    _core.BadTimeout,
+    _core.SegmentCorrupted,
+)
+"""What the core raises in a call, before anything is sent and nothing taken."""
 
 
 class FrameEnd:
@@ -86,6 +100,21 @@ class FrameEnd:
             self._raise(error, "wait_ready", timeout)
         self.watch_peers()
 
+    def _named_by(self, names: Callable[[int], str]) -> Callable[[int], str]:
+        """Keep a callable of the user's, and return what calls it.
+
+        The core and the finalizer have the watch, and the watch this: none of them must keep alive
+        what a bound method or a closure reaches, which may be the owner of this very end.
+        """
+        self._names = names
+        me = weakref.ref(self)
+
+        def name(index: int) -> str:
+            end = me()
+            return f"member {index}" if end is None else end._names(index)  # noqa: SLF001
+
+        return name
+
     def _make_alarm(self) -> Callable[[], None]:
         """Make what the watch calls when a peer has ended; it must not keep this end alive."""
         me = weakref.ref(self)
@@ -138,18 +167,28 @@ class FrameEnd:
         if self._pinned is not None:
             self._pinned.record_stream(address_of(view), stream)
 
+    def interrupt(self) -> None:
+        """End the call that waits in another thread; see `Writer.interrupt`."""
+        self._ring.interrupt()
+
     @property
     def closed(self) -> bool:
         """Whether `close` was called on this end."""
         return self._closed
 
     def _end_when_collected(self) -> None:
-        """Take the steps of the ending also when this end is collected, or the program ends."""
+        """Take the steps of the ending also when this end is collected, or the program ends.
+
+        A thread that waits then goes on to do so: as for any other wait of a daemon thread, the end
+        of the program is no news to it.
+        """
+        self._ending.begin_with(self._ring.close_if_idle)
         weakref.finalize(self, self._ending)
 
     def close(self) -> None:
         """End this end; idempotent. A call that waits in another thread raises `Closed`."""
         self._closed = True
+        self._ring.close()
         self._ending()
 
     def _raise(self, error: Exception, action: str, timeout: float | None) -> NoReturn:
@@ -166,6 +205,8 @@ class FrameEnd:
                     known = self._end_error(f"{who}: {action}")
                 except _core.SegmentCorrupted as corrupted:
                     self._raise(corrupted, action, timeout)
+            case _core.Interrupted():
+                known = Interrupted(f"{who}: {action} was ended by interrupt(); call again")
             case _core.ConcurrentUse():
                 known = ConcurrentUse(
                     f"{who}: {action} while another thread is inside this endpoint; give each "

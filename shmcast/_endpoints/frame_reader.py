@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from shmcast import _core
 from shmcast._codecs.base import Received
@@ -17,6 +18,7 @@ from shmcast._endpoints.peers import LIVING, Watch, has_ended, identity
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy, core_policy
 from shmcast._host import shared_memory
+from shmcast._host.signals import is_interruption
 from shmcast.errors import AlreadyAttached, DecodeError, InvalidArgument, SegmentMismatch
 
 if TYPE_CHECKING:
@@ -58,15 +60,20 @@ class FrameReader(FrameEnd):
         if peer_label is None:
             peer_label = functools.partial(_default_label, handle.readers)
         with setting_up(label, self._ending):
+            names = self._named_by(peer_label)
             self._watch = Watch(
-                index, label, peer_label, handle.readers, handle.drops_dead, self.warn_after,
+                index, label, names, handle.readers, handle.drops_dead, self.warn_after,
                 self._make_alarm(), handle.slots,
             )  # fmt: skip
             self._set_up(handle, index, rejoin, pin, warmup)
-        self.ring_consume: Callable[[float | None, bool], list[Received]] = self._ring.consume
-        """The core's own `consume`, for a hot path that gives its errors to `fail`."""
+        self.messages: Messages = self._ring
+        """The core's `consume`, for a hot path that gives its errors to `fail`: with a time-out and
+        `copy` in brackets. After a call Python would look for signals, and the error of a handler
+        would take the place of what was returned; after a subscription it does not."""
         if self._pinned is not None:
-            self.ring_consume = functools.partial(_consume_pinned, self._pinned, self._ring)
+            self.messages = _PinnedMessages(self._pinned, self._ring)
+        self.keep: Callable[[list[Received]], None] = self._ring.keep
+        """Take back frames of `messages`, which gives them again."""
 
     def _set_up(
         self,
@@ -99,7 +106,7 @@ class FrameReader(FrameEnd):
             index,
             core_policy(self.wait_policy),
             self._cpu_quota,
-            warmup,
+            None if warmup is None else self._warm_by(warmup),
             self._watch,
             identity(),
         )
@@ -121,14 +128,24 @@ class FrameReader(FrameEnd):
             ) from None
         except _core.SegmentCorrupted as error:
             self._raise(error, "set-up", None)
-        # Also when the interpreter exits: the writer then waits for us no longer.
-        self._ending.begin_with(self._ring.close)
         self._end_when_collected()
         self.watch_peers()
         if self._ring.attached() == handle.readers:
             shared_memory.unlink(handle.name)  # everybody is in: nothing can leak any more
             if handle.arena is not None:
                 shared_memory.unlink(handle.arena.name)
+
+    def _warm_by(self, warmup: Callable[[], object]) -> Callable[[], None]:
+        """Keep what warms up, and return what calls it: as for `_named_by`, it has the codec."""
+        self._warmup = warmup
+        me = weakref.ref(self)
+
+        def warm_up() -> None:
+            end = me()
+            if end is not None:
+                end._warmup()  # noqa: SLF001
+
+        return warm_up
 
     def _take_place(
         self,
@@ -184,12 +201,25 @@ class FrameReader(FrameEnd):
             ShmcastError: what `Reader.recv` raises.
         """
         try:
-            return self.ring_consume(timeout, copy)
+            return self.messages[timeout, copy]
         except Exception as error:
             self.fail(error, timeout)
 
+    def not_decoded(self, frames: list[Received], error: BaseException) -> NoReturn:
+        """Raise what it means that frames, kept meanwhile, were not made an object.
+
+        If it is an error of the codec, the message is consumed. If a signal's handler has raised
+        it, the next `consume` returns the frames again.
+        """
+        if is_interruption(error):
+            raise error
+        self._ring.discard()
+        if not isinstance(error, Exception):
+            raise error
+        raise self.undecodable(f"{len(frames)} frame(s)", error) from error
+
     def fail(self, error: Exception, timeout: float | None) -> NoReturn:
-        """Raise what an error of `ring_consume` means here; others pass unchanged."""
+        """Raise what an error of `messages` means here; others pass unchanged."""
         if isinstance(error, MemoryError):
             raise self.undecodable("no memory for its frames", error) from error
         self._raise(error, "recv", timeout)
@@ -214,12 +244,23 @@ def _map_arena(arena: ArenaHandle, holder: int, rejoin: bool) -> _core.Mapping:
         os.close(fd)
 
 
-def _consume_pinned(
-    pinned: PinnedArena, ring: _core.RingReader, timeout: float | None, copy: bool
-) -> list[Received]:
-    """Give back first what asynchronous copies to a GPU are done with."""
-    pinned.release_finished()
-    return ring.consume(timeout, copy)
+class Messages(Protocol):
+    """The messages of a ring, each to be had once."""
+
+    def __getitem__(self, timeout_and_copy: tuple[float | None, bool], /) -> list[Received]:
+        """Receive the frames of the next message; see `FrameReader.consume`."""
+
+
+class _PinnedMessages:
+    """Gives back first what asynchronous copies to a GPU are done with."""
+
+    def __init__(self, pinned: PinnedArena, ring: _core.RingReader) -> None:
+        self._pinned = pinned
+        self._ring = ring
+
+    def __getitem__(self, timeout_and_copy: tuple[float | None, bool], /) -> list[Received]:
+        self._pinned.release_finished()
+        return self._ring[timeout_and_copy]
 
 
 def _default_label(readers: int, index: int) -> str:

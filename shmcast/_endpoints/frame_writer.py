@@ -6,19 +6,20 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from shmcast import _core
 from shmcast._codecs.base import Frame
 from shmcast._endpoints.arguments import check_int, check_shape
 from shmcast._endpoints.ending import setting_up
-from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER, FrameEnd
+from shmcast._endpoints.frame_end import CORE_ERRORS, DEFAULT_WARN_AFTER, FrameEnd
 from shmcast._endpoints.handle import ArenaHandle, Handle
 from shmcast._endpoints.loans import Lender, Shape
 from shmcast._endpoints.peers import Watch, identity
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy, core_policy
 from shmcast._host import shared_memory
+from shmcast._host.signals import add_note, is_interruption
 from shmcast.errors import Closed, InvalidArgument, PeerDied, ShmcastError, ShmcastWarning
 
 if TYPE_CHECKING:
@@ -76,13 +77,12 @@ class FrameWriter(FrameEnd):
         self._linger = linger
         drops = on_reader_death == "drop"
         with setting_up(label, self._ending):
+            names = self._named_by(reader_label)
             self._watch = Watch(
-                readers, label, reader_label, readers, drops, self.warn_after, self._make_alarm()
+                readers, label, names, readers, drops, self.warn_after, self._make_alarm()
             )
             self._set_up(readers, slots, slot_bytes, arena_bytes, pin, drops)
         self._lender: Lender | None = None  # there is one from the first loan on
-        # Bound once: in a decode loop every look-up on the way is a cache miss.
-        self._ring_publish = self._ring.publish
 
     def _set_up(
         self, readers: int, slots: int, slot_bytes: int, arena_bytes: int, pin: bool, drops: bool
@@ -117,7 +117,6 @@ class FrameWriter(FrameEnd):
             identity(),
             mapping,
         )
-        self._ending.begin_with(self._ring.close)
         self._end_when_collected()
 
     def publish(self, frames: Sequence[Frame], timeout: float | None = None) -> None:
@@ -132,11 +131,29 @@ class FrameWriter(FrameEnd):
             ShmcastError: what `Writer.send` raises.
         """
         try:
-            self._ring_publish(frames, timeout)
-        except Exception as error:
+            # Not by a call: after one, Python looks for signals, and the error of a handler would
+            # say that nothing was sent.
+            self._ring[timeout] = frames
+            if self._lender is not None:
+                self._lender.freeze_sent()
+        except BaseException as error:
+            self._not_published(error, timeout)
+
+    @property
+    def was_sent(self) -> bool:
+        """Whether the last `publish` published its message; see `Writer.was_sent`."""
+        return self._ring.is_sent()
+
+    def _not_published(self, error: BaseException, timeout: float | None) -> NoReturn:
+        if isinstance(error, CORE_ERRORS):
             self._raise(error, "send", timeout)
-        if self._lender is not None:
-            self._lender.freeze_sent()
+        is_sent = self._ring.is_sent()
+        if is_sent and self._lender is not None:
+            self._lender.freeze_sent()  # to the end: what is sent must not be written to
+        if is_interruption(error):
+            how = "had sent its message" if is_sent else "has sent nothing"
+            add_note(error, f"{self.label}: the send that this interrupted {how}")
+        raise error
 
     def forget_views(self) -> None:
         """Forget the views of loans that were seen in an object which will not be published."""
@@ -162,6 +179,8 @@ class FrameWriter(FrameEnd):
     def thaw(self, array: npt.NDArray[Any] | torch.Tensor) -> bool:
         """Return whether every reader is done with a loan; see `Writer.thaw`."""
         lender = self._lending("thaw")
+        if self._closed:
+            raise Closed(f"{self.label}: thaw after close(); make a new endpoint")
         try:
             return lender.thaw(array)
         except Exception as error:

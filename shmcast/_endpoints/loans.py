@@ -5,6 +5,7 @@ Of what is lent it knows what was sent and is not to be written to until every r
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import warnings
@@ -156,7 +157,8 @@ class Lender:
     def _keep(self, root: LoanedArray, loan: _core.Loan) -> None:
         # (The entry goes before the extent does: a reference ends before what it refers to.)
         extent, everything = loan.extent, self._lent
-        reference = weakref.ref(loan, lambda _: everything.pop(extent, None))
+        # No Python code: a signal's handler could take its place.
+        reference = weakref.ref(loan, functools.partial(everything.pop, extent))
         begin = address_of(root)
         end = begin + len(memoryview(loan))
         everything[extent] = _Lent(reference, weakref.ref(root), extent, begin, end)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from shmcast._codecs.base import Codec, Frame, Received
+from shmcast._codecs.base import Codec, Frame
 from shmcast._codecs.pickle_codec import PickleCodec
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.warmup import Warmup
-from shmcast.errors import DecodeError, EncodeError, InvalidArgument
+from shmcast._host.signals import is_interruption
+from shmcast.errors import EncodeError, InvalidArgument
 
 
 def checked_codec(codec: Codec | None, label: str) -> Codec:
@@ -60,7 +61,9 @@ class ObjectSender:
     def send(self, obj: Any, timeout: float | None = None) -> None:
         """Send `obj` to every reader. Returns when it is in the ring, not when it was read.
 
-        Either all readers can receive the whole message, or (when this raises) none will.
+        Either all readers can receive the whole message, or (when this raises) none will. A signal
+        whose handler raises ends it in the same way, but may come too late, in the last microsecond
+        before this returns; `was_sent` tells, as does a note of the handler's error.
 
         Args:
             obj: anything that the codec can encode.
@@ -69,6 +72,7 @@ class ObjectSender:
         Raises:
             EncodeError: the codec can't encode `obj`; nothing was sent.
             Timeout: the ring stayed full: a reader is slow, stopped or never attached.
+            Interrupted: `interrupt` was called; nothing was sent.
             Closed: this writer is closed, or every reader is.
             PeerDied: there is no room, and a reader has died; dropping them, the last one.
             ConcurrentUse: another thread is inside this writer.
@@ -79,6 +83,8 @@ class ObjectSender:
             try:
                 frames = self._encode(obj)
             except Exception as error:
+                if is_interruption(error):
+                    raise
                 raise EncodeError.of(obj, error, self._sink.label) from error
             self._publish(frames, timeout)
         except BaseException as error:
@@ -118,11 +124,15 @@ class ObjectReceiver:
     def __init__(self, source: FrameReader, codec: Codec) -> None:
         self._source = source
         # Bound once: in a decode loop every look-up and every frame is a cache miss.
-        self._consume = source.ring_consume
+        self._messages = source.messages
         self._decode = codec.decode
+        self._keep = source.keep
 
     def recv(self, timeout: float | None = None, copy: bool = True) -> Any:
         """Receive the next object.
+
+        Nothing is lost either if a signal's handler raises, Ctrl-C for instance: the next call
+        receives what this one could not return, and decodes it again if need be.
 
         Args:
             timeout: seconds to wait for all of it, None for ever, 0 to look only.
@@ -134,6 +144,7 @@ class ObjectReceiver:
 
         Raises:
             Timeout: no whole message came in time; nothing is lost, call again.
+            Interrupted: `interrupt` was called; nothing is lost, call again.
             Closed: this reader is closed, or the writer is and all was received.
             PeerDied: the writer has died and all that it had sent was received; or another reader
                 has, and the writer does not drop it.
@@ -142,13 +153,11 @@ class ObjectReceiver:
             Forked: this process was forked from the reader's.
         """
         try:
-            frames = self._consume(timeout, copy)
+            frames = self._messages[timeout, copy]  # (no call, see `FrameReader.messages`)
         except Exception as error:
             self._source.fail(error, timeout)
         try:
             return self._decode(frames)
-        except Exception as error:
-            raise self._undecodable(frames, error) from error
-
-    def _undecodable(self, frames: list[Received], error: Exception) -> DecodeError:
-        return self._source.undecodable(f"{len(frames)} frame(s)", error)
+        except BaseException as error:
+            self._keep(frames)  # first of all: nothing can come between, not even a signal
+            self._source.not_decoded(frames, error)

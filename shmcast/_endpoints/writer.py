@@ -98,6 +98,14 @@ class Writer(ObjectSender, Endpoint):
         Endpoint.__init__(self, frames)
         ObjectSender.__init__(self, frames, codec, warmup)
 
+    @property
+    def was_sent(self) -> bool:
+        """Whether the last `send` sent its object: for one that a signal's handler has ended.
+
+        Any other error of `send` says that nothing was sent.
+        """
+        return self._end.was_sent
+
     def empty(self, shape: Shape, dtype: npt.DTypeLike = float) -> npt.NDArray[Any]:
         """Lend an uninitialised array in the arena, to be filled and sent without any copy.
 

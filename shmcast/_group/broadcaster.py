@@ -329,6 +329,14 @@ class ShmBroadcaster:
         if self.is_src:
             self._warm()
 
+    def interrupt(self) -> None:
+        """End this rank's call that waits in another thread; see `Writer.interrupt`.
+
+        Not a collective: the other ranks notice nothing. A broadcast of device tensors that has
+        begun goes on.
+        """
+        self._end.interrupt()
+
     @property
     def handle(self) -> Handle | None:
         """Where another process finds the segment, to take the place of a rank that has died.

@@ -16,6 +16,7 @@ from shmcast._endpoints.arguments import check_seconds
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.objects import FrameSink, ObjectReceiver, ObjectSender
 from shmcast._endpoints.warmup import Warmup
+from shmcast._host.signals import is_interruption
 from shmcast.errors import DeviceError, EncodeError
 
 
@@ -56,6 +57,8 @@ class DeviceSender(ObjectSender):
             except DeviceError:
                 raise
             except Exception as error:
+                if is_interruption(error):
+                    raise
                 raise EncodeError.of(obj, error, self._sink.label) from error
             self._publish(frames, timeout)
         except BaseException:
@@ -88,15 +91,16 @@ class DeviceReceiver(ObjectReceiver):
         """Receive the next object; see `ShmBroadcaster.recv`."""
         began = 0.0 if timeout is None else monotonic()
         try:
-            frames = self._consume(timeout, copy)
+            frames = self._messages[timeout, copy]  # (no call, see `FrameReader.messages`)
         except Exception as error:
             self._source.fail(error, timeout)
         if len(frames) > 1 and has_manifest(frames):
             return self._lane.receive(frames, None, _left(timeout, began)).wait()
         try:
             return self._decode(frames)
-        except Exception as error:
-            raise self._undecodable(frames, error) from error
+        except BaseException as error:
+            self._keep(frames)  # first of all: nothing can come between, not even a signal
+            self._source.not_decoded(frames, error)
 
     def begin(self, timeout: float | None, copy: bool, out: Any) -> Work:
         """Receive the next message and begin to receive its device tensors.
@@ -116,13 +120,17 @@ class DeviceReceiver(ObjectReceiver):
             ShmcastError: what `Reader.recv` raises.
         """
         began = 0.0 if timeout is None else monotonic()
-        frames = self._source.consume(timeout, copy)
+        try:
+            frames = self._messages[timeout, copy]
+        except Exception as error:
+            self._source.fail(error, timeout)
         if has_manifest(frames):
             return self._lane.receive(frames, out, _left(timeout, began))
         try:
             obj = self._decode(frames)
-        except Exception as error:
-            raise self._undecodable(frames, error) from error
+        except BaseException as error:
+            self._keep(frames)
+            self._source.not_decoded(frames, error)
         return receive_into(self._source.label, obj, out)
 
 

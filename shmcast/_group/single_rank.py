@@ -38,6 +38,9 @@ class SingleRank(OrdinaryMemory):
         """Return how many messages there were."""
         return Statistics(messages=self._messages)
 
+    def interrupt(self) -> None:
+        """Do nothing: nothing waits."""
+
     def close(self) -> None:
         """End it; idempotent."""
         self._closed = True

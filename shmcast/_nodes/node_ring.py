@@ -78,6 +78,9 @@ class NoRing(OrdinaryMemory):
     def warm(self, _rehearse: Callable[[], None] | None = None) -> None:
         """Do nothing: no cache needs it."""
 
+    def interrupt(self) -> None:
+        """Do nothing: nothing waits."""
+
     def forget_views(self) -> None:
         """Do nothing: nothing is lent."""
 

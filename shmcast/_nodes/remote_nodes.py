@@ -88,6 +88,7 @@ class RemoteNodes:
         """Why everything has ended; None: it has not, or in order."""
         self.closed: bool = False
         """Whether no message is accepted any more."""
+        self._is_interrupted = False
         self._epoch = 0  # of the outbox's group
         self._has_sent_close = False  # the leaders will hear of the end, behind all messages
         self._is_finished = False  # the connections end
@@ -134,7 +135,24 @@ class RemoteNodes:
 
     def is_ready(self) -> bool:
         """Return whether a message can be sent without waiting for anything."""
-        return not (self._outbox.is_blocked() or self.closed or self.failure is not None)
+        return not (
+            self._outbox.is_blocked()
+            or self.closed
+            or self.failure is not None
+            or self._is_interrupted
+        )
+
+    def interrupt(self) -> None:
+        """End the wait for room in another thread, or the next one."""
+        with self._changed:
+            self._is_interrupted = True
+            self._changes += 1
+            self._changed.notify_all()
+
+    def take_interrupt(self) -> bool:
+        """Return whether `interrupt` was called since the last time."""
+        is_interrupted, self._is_interrupted = self._is_interrupted, False
+        return is_interrupted
 
     def send(self, frames: Sequence[memoryview]) -> None:
         """Begin to send a message; `frames` as `envelope.flat_views` returns them."""
@@ -155,6 +173,8 @@ class RemoteNodes:
         while True:
             seen = self._changes
             self.raise_failure()
+            if self._is_interrupted:
+                return deadline.left()
             if self.closed:
                 raise Closed(f"{self._label}: send after close(); make a new endpoint")
             if self._outbox.must_regroup:

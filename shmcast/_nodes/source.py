@@ -25,7 +25,7 @@ from shmcast._nodes.gloo_group import leak_at_exit
 from shmcast._nodes.node_ring import NodeWriter, NoRing
 from shmcast._nodes.remote_nodes import CLOSE_SECONDS, RemoteNodes
 from shmcast._nodes.topology import Topology
-from shmcast.errors import Closed, ConcurrentUse, PeerDied, ShmcastError
+from shmcast.errors import Closed, ConcurrentUse, Interrupted, PeerDied, ShmcastError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -132,6 +132,11 @@ class SourceRelay:
         """See `FrameWriter.forget_views`."""
         self._ring.forget_views()
 
+    def interrupt(self) -> None:
+        """See `FrameEnd.interrupt`."""
+        self._remote.interrupt()
+        self._ring.interrupt()
+
     def publish(self, frames: Sequence[Frame], timeout: float | None = None) -> None:
         """Publish one message on all nodes or, if this raises a ShmcastError, on none.
 
@@ -143,6 +148,7 @@ class SourceRelay:
             TypeError, BufferError: `frames` is no sequence of contiguous buffers.
             MessageTooLarge: more than 1 TiB, or more than 8 388 607 frames.
             Timeout: some node has not taken enough.
+            Interrupted: `interrupt` was called.
             Closed: this end is closed, or every rank has closed.
             PeerDied: a rank has died.
             NodeLost: a node is out of reach.
@@ -157,6 +163,8 @@ class SourceRelay:
         try:
             if not self._remote.is_ready():
                 timeout = self._remote.wait_for_room(timeout)
+            if self._remote.take_interrupt() and isinstance(self._ring, NoRing):  # (a ring tells)
+                raise Interrupted(f"{self.label}: send was ended by interrupt(); call again")
             if not self._remote.is_connected and isinstance(self._ring, NoRing):
                 raise Closed(
                     f"{self.label}: send: every rank has closed, nobody is left to receive"
