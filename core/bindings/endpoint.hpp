@@ -173,8 +173,8 @@ class Endpoint {
   // Between two steps, with the GIL: handle signals, review how crowded the machine is, warm up
   // while spinning, observe the peers.
   template <class Step>
-  Outcome wait(Deadline& call, Step step) {
-    const std::int64_t deadline = call.ns();
+  Outcome wait(Deadline& end_of_call, Step step) {
+    const std::int64_t deadline = end_of_call.ns();
     LongWait long_wait{monotonic_ns(), watch_.patience_ns};
     const EndOfWait end(waiter());
     for (;;) {
@@ -221,10 +221,10 @@ class Endpoint {
     };
   }
   // To be called between two waits of a call that may go on without end. Throws what signal
-  // handlers throw, and EndpointClosed.
+  // handlers throw, EndpointClosed and Interrupted.
   void check_between_waits() const {
-    if (PyErr_CheckSignals() != 0) throw nb::python_error();
-    if (is_closing()) throw EndpointClosed("closed");
+    handle_signals();
+    throw_if_stopped();
   }
   nb::object memory_owner() const { return nb::borrow(nb::handle(view_.obj)); }
   // Ask the watch for the readers whose processes have exited, whether or not they left before.

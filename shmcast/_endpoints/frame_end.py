@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import threading
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -34,6 +37,16 @@ if TYPE_CHECKING:
 
 DEFAULT_WARN_AFTER = 60.0
 """Seconds of a wait until the log says who is slow."""
+
+
+_exit = threading.Event()
+"""The program exits: what is collected from now on is not closed by it."""
+
+
+@functools.cache
+def _exit_is_noted() -> None:
+    """Have the exit noted before the first finalizer runs: what registers last is called first."""
+    atexit.register(_exit.set)
 
 
 CORE_ERRORS = (
@@ -184,6 +197,12 @@ class FrameEnd:
         """
         self._ending.begin_with(self._ring.close_if_idle)
         weakref.finalize(self, self._ending)
+        _exit_is_noted()
+
+    def _is_told_of_the_exit(self) -> bool:
+        """Return whether the other end, or this one, was closed because the program exits."""
+        is_main = threading.current_thread() is threading.main_thread()
+        return _exit.is_set() and not self._closed and not is_main
 
     def close(self) -> None:
         """End this end; idempotent. A call that waits in another thread raises `Closed`."""
@@ -196,6 +215,8 @@ class FrameEnd:
         who = self.label
         known: ShmcastError
         match error:
+            case _core.EndpointClosed() if self._is_told_of_the_exit():
+                raise SystemExit  # ends a thread without a word
             case _core.TimedOut():
                 known = Timeout(f"{who}: {action} timed out after {timeout} s{self._blocked_on()}")
             case _core.EndpointClosed() if self._closed:

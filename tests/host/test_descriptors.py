@@ -384,7 +384,7 @@ def test_every_step_of_an_ending_is_taken_whatever_the_others_raise() -> None:
             os.fstat(fd)
 
 
-def test_an_interrupted_ending_is_finished_by_the_next() -> None:
+def test_an_interrupted_ending_is_finished_all_the_same() -> None:
     writer = Writer(1)
     interrupts = iter([KeyboardInterrupt()])
 
@@ -395,7 +395,7 @@ def test_an_interrupted_ending_is_finished_by_the_next() -> None:
     writer._end._ending.begin_with(interrupted)
     with pytest.raises(KeyboardInterrupt):
         writer.close()
-    assert path_of(writer.handle.name).exists()
+    assert not path_of(writer.handle.name).exists()
     writer.close()
     assert not path_of(writer.handle.name).exists()
 
