@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from shmcast._codecs.base import Codec
+from shmcast._endpoints import settings
 from shmcast._endpoints.base import Endpoint
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER
 from shmcast._endpoints.frame_reader import FrameReader
@@ -57,7 +58,7 @@ class Reader(ObjectReceiver, Endpoint):
         peer_label: Callable[[int], str] | None = None,
     ) -> None:
         label = f"reader {index}" if label is None else label
-        codec = checked_codec(codec, label)
+        codec = checked_codec(settings.codec(codec), label)
         warmup = Warmup.with_sample_of(codec, label)
         frames = FrameReader(
             handle,
@@ -65,7 +66,7 @@ class Reader(ObjectReceiver, Endpoint):
             wait=wait,
             rejoin=rejoin,
             pin=pin,
-            warn_after=warn_after,
+            warn_after=settings.seconds(settings.WARN_AFTER, warn_after),
             label=label,
             peer_label=peer_label,
             warmup=None if warmup is None else warmup.receive,

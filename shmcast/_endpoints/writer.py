@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from shmcast._codecs.base import Codec
+from shmcast._endpoints import settings
 from shmcast._endpoints.base import Endpoint
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER
 from shmcast._endpoints.frame_writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, FrameWriter
@@ -68,17 +69,17 @@ class Writer(ObjectSender, Endpoint):
         label: str = "writer",
         reader_label: Callable[[int], str] = "reader {}".format,
     ) -> None:
-        codec = checked_codec(codec, label)
+        codec = checked_codec(settings.codec(codec), label)
         warmup = Warmup.with_sample_of(codec, label)
         frames = FrameWriter(
             readers,
-            slots=slots,
-            slot_bytes=slot_bytes,
-            arena_bytes=arena_bytes,
+            slots=settings.count(settings.SLOTS, slots),
+            slot_bytes=settings.count(settings.SLOT_BYTES, slot_bytes),
+            arena_bytes=settings.count(settings.ARENA_BYTES, arena_bytes),
             pin=pin,
             wait=wait,
             on_reader_death=on_reader_death,
-            warn_after=warn_after,
+            warn_after=settings.seconds(settings.WARN_AFTER, warn_after),
             label=label,
             reader_label=reader_label,
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shmcast._codecs.base import Codec
 from shmcast._devices.work import Work
+from shmcast._endpoints import settings
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, FrameWriter
@@ -126,6 +127,8 @@ class ShmBroadcaster:
         error: Exception | None = None
         options = Options(wait, on_reader_death, warn_after, slots, slot_bytes, arena_bytes, pin)
         try:
+            options = options.with_settings()
+            codec = settings.codec(codec)
             self._lane = choose_lane(device_group, device_types, meeting, codec)
         except Exception as caught:
             error = caught
@@ -153,9 +156,25 @@ class ShmBroadcaster:
             self._recv = connection.recv
         if connection.begin_recv is not None:
             self._begin_recv = connection.begin_recv
+        if (patience := settings.seconds(settings.TIMEOUT, None)) is not None:
+            self._give_patience(patience)
         if connection.is_relayed:
             # (A relay serves other nodes, too: nobody but its owner can end it.)
             weakref.finalize(self, connection.end.close)
+
+    def _give_patience(self, seconds: float) -> None:
+        """Let calls without a `timeout` have the operator's."""
+
+        def patient(timeout: float | None) -> float:
+            return seconds if timeout is None else timeout
+
+        if self.is_src:
+            send = self._send
+            self._send = lambda obj, timeout: send(obj, patient(timeout))
+        else:
+            recv, begin = self._recv, self._begin_recv
+            self._recv = lambda timeout, copy: recv(patient(timeout), copy)
+            self._begin_recv = lambda timeout, copy, out: begin(patient(timeout), copy, out)
 
     def broadcast_object(
         self, obj: Any = None, timeout: float | None = None, copy: bool = True

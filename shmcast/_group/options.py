@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from shmcast._endpoints import settings
 from shmcast._endpoints.waiting import WaitPolicy
 
 
@@ -19,6 +21,20 @@ class Options:
     slot_bytes: int
     arena_bytes: int
     pin: bool
+
+    def with_settings(self) -> Options:
+        """Return these with the operator's settings in their place.
+
+        Raises:
+            InvalidArgument: one of them is of the wrong kind.
+        """
+        return dataclasses.replace(
+            self,
+            warn_after=settings.seconds(settings.WARN_AFTER, self.warn_after),
+            slots=settings.count(settings.SLOTS, self.slots),
+            slot_bytes=settings.count(settings.SLOT_BYTES, self.slot_bytes),
+            arena_bytes=settings.count(settings.ARENA_BYTES, self.arena_bytes),
+        )
 
     def for_writer(self) -> dict[str, Any]:
         """Return the arguments of a writer that are the user's."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from shmcast._endpoints import settings
 from shmcast._endpoints.arguments import check_timeout
 from shmcast._group.codec_kind import CodecKind
 from shmcast._group.gathering import Gathering
@@ -61,6 +62,7 @@ class Rendezvous:
         self.group_src: int = 0
         """The source's rank in the group."""
         try:
+            timeout = settings.seconds(settings.SET_UP_TIMEOUT, timeout)
             check_timeout(timeout, self.label, "set-up")
             self.group_src = source_rank(self.ranks, src, group_src)
         except InvalidArgument as error:
