@@ -10,31 +10,28 @@ from shmcast._codecs.base import Codec
 from shmcast._devices.work import Work
 from shmcast._endpoints import settings
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER
-from shmcast._endpoints.frame_reader import FrameReader
-from shmcast._endpoints.frame_writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, FrameWriter
+from shmcast._endpoints.frame_writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS
 from shmcast._endpoints.handle import Handle
-from shmcast._endpoints.loans import Shape
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy
 from shmcast._group.codec_kind import CodecKind
-from shmcast._group.connection import Connection, connect
+from shmcast._group.connection import Connection, connect, reconnect
 from shmcast._group.device_setup import choose_lane
+from shmcast._group.group_handle import GroupHandle, checked_place, label_of
+from shmcast._group.lender import Lender
 from shmcast._group.options import Options
 from shmcast._group.single_rank import SingleRank
 from shmcast._nodes.topology import Node, Topology, host_name, warn_of_isolation
 from shmcast.errors import InvalidArgument, WrongRole
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-    import torch
     from torch.distributed import ProcessGroup
 
     from shmcast._devices.lane import DeviceLane
     from shmcast._nodes.leader import LeaderRelay
-    from shmcast._nodes.source import SourceRelay
 
 
-class ShmBroadcaster:
+class ShmBroadcaster(Lender):
     """Broadcasts Python objects from one rank of a process group to all others.
 
     Making one is a collective: every rank of the group makes it, at the same point of its program
@@ -94,7 +91,6 @@ class ShmBroadcaster:
     _send: Callable[[Any, float | None], Work | None]  # on the source
     _recv: Callable[[float | None, bool], Any]  # elsewhere
     _begin_recv: Callable[[float | None, bool, Any], Work]
-    _end: FrameWriter | FrameReader | SourceRelay | SingleRank
     _relay: LeaderRelay | None = None
 
     def __init__(
@@ -118,13 +114,9 @@ class ShmBroadcaster:
         from shmcast._group.rendezvous import Rendezvous
 
         meeting = Rendezvous(group, src, group_src, timeout)
-        self.group_rank: int = meeting.rank
-        self.group_size: int = len(meeting.ranks)
-        self.group_src: int = meeting.group_src
-        self.src: int = meeting.ranks[meeting.group_src]
-        self.is_src: bool = meeting.rank == meeting.group_src
+        self._know(meeting.ranks, meeting.rank, meeting.group_src)
         self.topology: Topology
-        self._label = meeting.label
+        self._label, self._group_name = meeting.label, meeting.group_name
         self._lane: DeviceLane | None = None
         error: Exception | None = None
         options = Options(wait, on_reader_death, warn_after, slots, slot_bytes, arena_bytes, pin)
@@ -146,6 +138,19 @@ class ShmBroadcaster:
             self.topology = Topology((Node(0, host_name(), self.src, (self.src,)),))
             self._end = SingleRank(self._label)
             self._send, self._warm = self._end.send, self._end.warm
+
+    def _know(self, ranks: list[int], rank: int, group_src: int) -> None:
+        self._ranks = ranks
+        self.group_rank: int = rank
+        """This process's rank in the group."""
+        self.group_size: int = len(ranks)
+        """Number of ranks in the group."""
+        self.group_src: int = group_src
+        """The source's rank in the group."""
+        self.src: int = ranks[group_src]
+        """The source's global rank."""
+        self.is_src: bool = rank == group_src
+        """Whether this process is the source."""
 
     def _use(self, connection: Connection) -> None:
         """Send and receive with what the ranks' meeting has led to."""
@@ -283,43 +288,6 @@ class ShmBroadcaster:
             )
         return self._recv(timeout, copy)
 
-    def empty(self, shape: Shape, dtype: npt.DTypeLike = float) -> npt.NDArray[Any]:
-        """Lend an array in the arena, to fill and send without a copy; see `Writer.empty`.
-
-        Raises:
-            WrongRole: this is not the source.
-            ShmcastError: what `Writer.empty` raises.
-        """
-        return self._lender("empty").empty(shape, dtype)
-
-    def empty_tensor(self, shape: Shape, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Lend a tensor on the CPU; see `Writer.empty_tensor`.
-
-        Raises:
-            ShmcastError: what `empty` raises.
-        """
-        return self._lender("empty_tensor").empty_tensor(shape, dtype)
-
-    def thaw(self, array: npt.NDArray[Any] | torch.Tensor) -> bool:
-        """Return whether every rank is done with a loan that was sent; see `Writer.thaw`.
-
-        Raises:
-            ShmcastError: what `empty` raises.
-        """
-        return self._lender("thaw").thaw(array)
-
-    def record_stream(self, view: npt.NDArray[Any] | torch.Tensor, stream: torch.Stream) -> None:
-        """Note work on a stream that reads a pinned view or loan; see `Writer.record_stream`."""
-        self._end.record_stream(view, stream)
-
-    def _lender(self, action: str) -> FrameWriter | SourceRelay | SingleRank:
-        if isinstance(self._end, FrameReader):
-            raise WrongRole(
-                f"{self._label}: {action}() is for the source, rank {self.src}; receive with "
-                "copy=False here"
-            )
-        return self._end
-
     def warm(self) -> None:
         """Make the next `send` faster; see `Writer.warm`. Does nothing on the other ranks.
 
@@ -339,12 +307,57 @@ class ShmBroadcaster:
 
     @property
     def handle(self) -> Handle | None:
-        """Where another process finds the segment, to take the place of a rank that has died.
+        """Where another process finds this node's segment, to take the place of a dead rank there.
 
-        That process makes `Reader(handle, index, rejoin=True)`, if the source drops such ranks; the
-        index counts the node's ranks without the source. None where there is no segment.
+        That process makes `ShmBroadcaster.rejoin(handle, rank)`, if the source drops such ranks; or
+        `Reader(handle, index, rejoin=True)`, where the index counts the node's ranks without the
+        source. None where there is no segment.
         """
-        return self._end.handle
+        handle = self._end.handle
+        if handle is None or isinstance(handle, GroupHandle):
+            return handle
+        rank = self._ranks[self.group_rank]
+        return GroupHandle.of(handle, self.topology, self._ranks, self.src, rank, self._group_name)
+
+    @classmethod
+    def rejoin(
+        cls,
+        handle: Handle,
+        rank: int,
+        *,
+        wait: WaitPolicy | None = None,
+        codec: Codec | None = None,
+        warn_after: float | None = DEFAULT_WARN_AFTER,
+        pin: bool = False,
+    ) -> ShmBroadcaster:
+        """Take the place of a rank that has died, if the source drops such; not a collective.
+
+        The process need not be in the process group, nor have one. The first message it receives is
+        the first that is sent from now on. Device tensors it can't receive.
+
+        Args:
+            handle: the `handle` of a living rank on this node, the source's where there is one.
+            rank: the global rank that has died; it is no leader.
+            wait: see `ShmBroadcaster`; so for the others.
+            codec: of the same kind as the other ranks'.
+            warn_after: seconds.
+            pin: whether to register the arena with CUDA.
+
+        Raises:
+            InvalidArgument: it is no handle of a broadcaster, or the rank is not one of those that
+                receive on its node.
+            AlreadyAttached: the rank lives.
+            ShmcastError: what `Reader` raises.
+        """
+        handle = checked_place(handle, rank)
+        options = Options(wait, "drop", warn_after, DEFAULT_SLOTS, DEFAULT_SLOT_BYTES, 0, pin)
+        self = cls.__new__(cls)
+        self._know([*handle.ranks], handle.ranks.index(rank), handle.ranks.index(handle.src))
+        self.topology, self._group_name, self._lane = handle.topology, handle.group_name, None
+        self._label = label_of(handle.ranks, self.group_rank, handle.group_name)
+        codec = settings.codec(codec)
+        self._use(reconnect(handle, rank, options.with_settings(), codec))
+        return self
 
     def statistics(self) -> Statistics:
         """Return what this rank has sent or received so far; on a leader also what it relayed."""

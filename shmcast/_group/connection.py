@@ -13,6 +13,7 @@ from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._endpoints.objects import ObjectReceiver, ObjectSender, checked_codec
 from shmcast._endpoints.warmup import Warmup
+from shmcast._group.group_handle import GroupHandle, label_of
 from shmcast._group.one_node import connect_one_node
 from shmcast._group.options import Options
 from shmcast._group.progress import RankProgress
@@ -108,6 +109,35 @@ def connect(
         connection.send_objects(codec, lane, warmup)
     else:
         connection.receive_objects(codec, lane)
+    return connection
+
+
+def reconnect(handle: GroupHandle, rank: int, options: Options, codec: Codec | None) -> Connection:
+    """Take the place of a rank that has died, without the group.
+
+    Args:
+        handle: of a living rank on the same node.
+        rank: the dead one's global rank, which is among the node's readers.
+        options: the user's.
+        codec: the user's; None: `PickleCodec`.
+
+    Raises:
+        ShmcastError: what `Reader` raises.
+    """
+    label = label_of(handle.ranks, handle.ranks.index(rank), handle.group_name)
+    codec = checked_codec(codec, label)
+    warmup = Warmup.with_sample_of(codec, label)
+    end = FrameReader(
+        handle,
+        handle.reader_ranks.index(rank),
+        rejoin=True,
+        label=label,
+        peer_label=handle.peer_names().__getitem__,
+        warmup=None if warmup is None else warmup.receive,
+        **options.for_reader(),
+    )
+    connection = Connection(end)
+    connection.receive_objects(codec, None)
     return connection
 
 

@@ -122,16 +122,7 @@ def source_rank(ranks: list[int], src: int | None, group_src: int) -> int:
     return group_src
 
 
-def rank_label(group: ProcessGroup | None, ranks: list[int], rank: int) -> str:
-    """Return how errors name a rank of a group, by its global rank first.
-
-    Args:
-        group: None is the default group.
-        ranks: its global ranks.
-        rank: in the group.
-    """
-    description = getattr(resolved(group), "group_desc", "")
-    where = f" in group {description!r}" if description not in _NO_NAMES else ""
-    if ranks[rank] == rank:
-        return f"rank {rank} of {len(ranks)}{where}"
-    return f"rank {ranks[rank]} (rank {rank} of {len(ranks)}{where or ' in its group'})"
+def group_name(group: ProcessGroup) -> str:
+    """Return what somebody has called a group; "" for nothing."""
+    description = getattr(group, "group_desc", "")
+    return "" if description in _NO_NAMES else str(description)

@@ -14,7 +14,8 @@ from shmcast._endpoints import settings
 from shmcast._endpoints.arguments import check_timeout
 from shmcast._group.codec_kind import CodecKind
 from shmcast._group.gathering import Gathering
-from shmcast._group.process_group import members, rank_label, resolved, source_rank
+from shmcast._group.group_handle import label_of
+from shmcast._group.process_group import group_name, members, resolved, source_rank
 from shmcast._nodes import topology
 from shmcast._nodes.topology import Topology
 from shmcast.errors import InvalidArgument, SegmentError
@@ -55,7 +56,9 @@ class Rendezvous:
         self.ranks, self.rank = members(group)
         self.group: ProcessGroup = resolved(group)
         """The process group."""
-        self.label: str = rank_label(group, self.ranks, self.rank)
+        self.group_name: str = group_name(self.group)
+        """What somebody has called the group; "" for nothing."""
+        self.label: str = label_of(self.ranks, self.rank, self.group_name)
         """How errors name this rank."""
         self.error: Exception | None = None
         """Why this rank can't take part, which `agree` tells the others."""

@@ -15,8 +15,8 @@ import torch
 
 from shmcast._codecs.base import Frame
 
-MESSAGE, CLOSE = 1, 2
-"""Kinds of envelopes: frames, and the source's end."""
+MESSAGE, CLOSE, HEARTBEAT = 1, 2, 3
+"""Kinds of envelopes: frames, the source's end, and nothing, to keep the way open."""
 
 _HEADER = struct.Struct("<IIQQ")  # kind, number of frames, sequence number, bytes of it all
 

@@ -14,7 +14,7 @@ import torch
 from torch._C._distributed_c10d import TCPStore
 
 from shmcast._endpoints.statistics import Statistics
-from shmcast._nodes.envelope import read_header, unpack
+from shmcast._nodes.envelope import HEARTBEAT, read_header, unpack
 from shmcast._nodes.estimate import SizeEstimate
 from shmcast._nodes.gloo_group import RelayGroup
 
@@ -100,8 +100,9 @@ class Inbox:
             self._reserve(total, keep=first)
             if not self._receive_part(first, total, is_interrupted):
                 return None
-        self._estimate.add(total)
-        self._network_bytes += max(first, total)
+        if kind != HEARTBEAT:
+            self._estimate.add(total)
+            self._network_bytes += max(first, total)
         return Message(kind, unpack(self._memory.data, count, total), seq, total)
 
     def statistics(self, base: Statistics) -> Statistics:

@@ -19,7 +19,7 @@ from shmcast._endpoints.statistics import Statistics
 from shmcast._nodes import control
 from shmcast._nodes.addresses import Address
 from shmcast._nodes.control import Link
-from shmcast._nodes.envelope import CLOSE
+from shmcast._nodes.envelope import CLOSE, HEARTBEAT
 from shmcast._nodes.failure import Failure, FailurePage
 from shmcast._nodes.gloo_group import find_store, leak_at_exit
 from shmcast._nodes.inbox import Inbox, Message
@@ -83,6 +83,7 @@ class LeaderRelay:
         self._place = _Place(0, 0, 0)  # as the source has said last
         self._connect_epoch = 0  # all leaders are ready for the group of this epoch
         self._is_over = False
+        self._is_receiving = False  # it waits for gloo
         self._pid = os.getpid()
         self._changed = threading.Condition()
         self._at_exit: weakref.finalize[[], NodeWriter] | None = None
@@ -167,11 +168,15 @@ class LeaderRelay:
 
     def _receive(self) -> Message | None:
         """Receive a message; None: something else has come up."""
+        self._is_receiving = True
         try:
             return self._inbox.receive(self._is_interrupted)
         except RuntimeError as error:
+            self._is_receiving = False
             self._wait_for_cause(error)
             return None
+        finally:
+            self._is_receiving = False
 
     def _deliver(self, message: Message) -> None:
         seq = message.seq
@@ -186,6 +191,10 @@ class LeaderRelay:
             return
         if seq != self._taken + 1:
             raise RuntimeError(f"message {seq} has come, {self._taken + 1} is missing")
+        if message.kind == HEARTBEAT:
+            self._taken = seq
+            self._acknowledge()
+            return
         try:
             self._writer.publish(message.frames)
         except Closed:
@@ -291,6 +300,8 @@ class LeaderRelay:
             self._fail(Failure(**message["failure"]), tell_source=False)
         elif "ask" in message:
             self._send({"ack": self._taken, "answer": message["ask"]})
+        elif "probe" in message:
+            self._send({"ack": self._taken, "receiving": self._is_receiving})
         elif "regroup" in message:
             with self._changed:
                 self._place = _Place(message["regroup"], message["rank"], message["size"])

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import socket
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from shmcast._host.log import tell
@@ -18,6 +19,23 @@ from shmcast._nodes.addresses import Address, local_addresses
 from shmcast._nodes.control import Link, Listener
 from shmcast._nodes.failure import Failure
 from shmcast._nodes.topology import Node
+
+
+@dataclass
+class Flow:
+    """What is known of the gloo flow to a leader, for `Heartbeat`; times of `time.monotonic`."""
+
+    asked_at: float | None = None
+    """When it was asked what it has not answered yet; None: nothing."""
+    asked_seq: int = 0
+    """The last message then."""
+    answered_at: float = -math.inf
+    taken: int = -1
+    """How far it was when it answered last."""
+    is_stalled: bool = False
+    """It got nothing between its last two answers."""
+    stalled_since: float = 0.0
+    """Since when it has got nothing, by its answers."""
 
 
 @dataclass(eq=False)
@@ -33,6 +51,7 @@ class Leader:
     """Of the group that it is in, or ready for."""
     answered: int = 0
     """The last question that it has answered."""
+    flow: Flow = field(default_factory=Flow)
     is_live: bool = True
     """It has neither left, nor been lost, nor received everything up to the source's CLOSE."""
 
@@ -60,6 +79,8 @@ class Callbacks(NamedTuple):
     """All readers of a node have closed."""
     on_lost: Callable[[Leader, Failure], None]
     """A leader's connection has ended: its process has died, or its node is out of reach."""
+    on_flow: Callable[[Leader, bool], None]
+    """A leader has said whether it waits for gloo."""
     on_failure: Callable[[Failure], None]
     """A leader can't go on, and says why."""
 
@@ -170,6 +191,8 @@ class Leaders:
             if message.get("closed"):
                 leader.is_live = False  # it ends its connection
             callbacks.on_progress()
+        if "receiving" in message:
+            callbacks.on_flow(leader, message["receiving"])
         if "left" in message:
             if message.get("cut_off"):
                 tell(

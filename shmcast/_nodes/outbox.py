@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from shmcast._endpoints.statistics import Statistics
-from shmcast._nodes.envelope import MESSAGE, Envelope, pack
+from shmcast._nodes.envelope import HEARTBEAT, MESSAGE, Envelope, pack
 from shmcast._nodes.estimate import SizeEstimate
 from shmcast._nodes.gloo_group import RelayGroup, serve_store
 
@@ -41,6 +41,8 @@ class _Sent:
     envelope: Envelope
     works: list[Any] = field(default_factory=list)
     """Its collectives, as torch's `Work`."""
+    is_counted: bool = True
+    """In the estimate and the statistics: it is no heartbeat."""
 
 
 class Outbox:
@@ -162,7 +164,7 @@ class Outbox:
             kind: of the envelope.
         """
         envelope = pack(frames, self.seq + 1, self._estimate.next, kind)
-        sent = _Sent(envelope)
+        sent = _Sent(envelope, is_counted=kind != HEARTBEAT)
         with self._lock:
             self.seq += 1
             self._unacknowledged.append(sent)
@@ -197,7 +199,8 @@ class Outbox:
         if envelope.nbytes < first:  # sent again, after other sizes than the first time
             tensor = torch.zeros(first, dtype=torch.uint8)
             tensor[: envelope.total] = envelope.tensor[: envelope.total]
-        self._network_bytes += max(first, envelope.total)
+        if sent.is_counted:
+            self._network_bytes += max(first, envelope.total)
         try:
             # (Making a view costs torch as much as all else here.)
             head = tensor if tensor.nbytes == first else tensor[:first]
@@ -209,7 +212,8 @@ class Outbox:
         except BaseException:  # a signal: the leaders may have less than they wait for
             self.must_regroup = True
             raise
-        self._estimate.add(envelope.total)
+        if sent.is_counted:
+            self._estimate.add(envelope.total)
 
     def _record(self, error: RuntimeError) -> None:
         self.error = self.error or GlooError(time.monotonic(), str(error))

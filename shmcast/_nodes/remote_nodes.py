@@ -21,6 +21,7 @@ from shmcast._nodes import control
 from shmcast._nodes.addresses import Address
 from shmcast._nodes.envelope import CLOSE
 from shmcast._nodes.failure import Failure
+from shmcast._nodes.heartbeat import Heartbeat
 from shmcast._nodes.leaders import Callbacks, Leader, Leaders
 from shmcast._nodes.outbox import Outbox
 from shmcast._nodes.topology import Node
@@ -78,8 +79,19 @@ class RemoteNodes:
         self._on_failure = on_failure
         self._on_finish = on_finish
         self._outbox = Outbox(key)
-        callbacks = Callbacks(self._on_progress, self._go_on_without, self._on_lost, self.fail)
-        self._leaders = Leaders(nodes, label, key, callbacks)
+        self._leaders = Leaders(
+            nodes,
+            label,
+            key,
+            Callbacks(
+                self._on_progress, self._go_on_without, self._on_lost, self._on_flow, self.fail
+            ),
+        )
+        self._heartbeat = Heartbeat(
+            self._outbox, self._leaders, turn, lambda: self.closed, self._on_silent
+        )
+        self.interlude: threading.Lock = self._heartbeat.sending
+        """Who finds the turn taken asks again, holding this: it may be a heartbeat's."""
         self.addresses: list[Address] = self._leaders.addresses
         """Where leaders find the source."""
         self.store_port: int = self._outbox.store_port
@@ -111,6 +123,7 @@ class RemoteNodes:
         self._leaders.stop_listening()
         self._leaders.set_pids(pids)
         self._outbox.connect(self._epoch, 1 + len(self._leaders))
+        self._heartbeat.start()
 
     @property
     def is_connected(self) -> bool:
@@ -346,6 +359,7 @@ class RemoteNodes:
             if self._is_finished:
                 return
             self._is_finished = True
+        self._heartbeat.stop()
         self._leaders.disconnect(failure)
         self._outbox.close()
         self._on_finish()
@@ -371,6 +385,14 @@ class RemoteNodes:
             return
         tell(logging.WARNING, "%s: %s; it is dropped, the others go on", self._label, failure.text)
         self._go_on_without(leader)
+
+    def _on_flow(self, leader: Leader, is_receiving: bool) -> None:
+        self._heartbeat.on_answer(leader, is_receiving)
+
+    def _on_silent(self, leader: Leader, failure: Failure) -> None:
+        if self._drops and self.failure is None:
+            leader.send({"failure": failure.plain()})
+        self._on_lost(leader, failure)
 
     def _go_on_without(self, leader: Leader) -> None:
         with self._changed:

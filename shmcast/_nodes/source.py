@@ -156,10 +156,7 @@ class SourceRelay:
             Forked: this process was forked from the source's.
         """
         if not self._turn.acquire(blocking=False):
-            raise ConcurrentUse(
-                f"{self.label}: send while another thread is inside this endpoint; give each "
-                "thread an endpoint of its own, or guard this one with a lock"
-            )
+            self._take_turn()
         try:
             if not self._remote.is_ready():
                 timeout = self._remote.wait_for_room(timeout)
@@ -181,6 +178,16 @@ class SourceRelay:
                 raise
         finally:
             self._turn.release()
+
+    def _take_turn(self) -> None:
+        """Take the turn that was taken, if it was a heartbeat's."""
+        with self._remote.interlude:
+            if self._turn.acquire(blocking=False):
+                return
+        raise ConcurrentUse(
+            f"{self.label}: send while another thread is inside this endpoint; give each "
+            "thread an endpoint of its own, or guard this one with a lock"
+        )
 
     def statistics(self) -> Statistics:
         """See `Writer.statistics`."""

@@ -201,7 +201,10 @@ def warn_of_isolation(label: str, topology: Topology, why: str) -> None:
         topology: the group's.
         why: as `isolation` describes it.
     """
-    nodes = "; ".join(f"{n}: ranks {', '.join(map(str, n.ranks))}" for n in topology.nodes)
+    nodes = "; ".join(
+        f"{n}: rank{'s' if len(n.ranks) > 1 else ''} {', '.join(map(str, n.ranks))}"
+        for n in topology.nodes
+    )
     warnings.warn(
         f"{label}: ranks of one machine can't share memory, so that messages between them go over "
         f"the network, 15 to 30 times slower ({nodes}): {why}. Let their containers "

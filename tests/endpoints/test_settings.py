@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 import shmcast
 from shmcast import MsgspecCodec, Reader, ShmBroadcaster, Writer
@@ -47,7 +48,10 @@ def test_a_setting_can_lead_back_to_the_default(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    with Writer(1, codec=numbers, warn_after=0) as writer, Reader(writer.handle, 0) as reader:
+    with (
+        Writer(1, codec=numbers, warn_after=0) as writer,
+        Reader(writer.handle, 0, codec=numbers) as reader,
+    ):
         writer.send([1])
         assert reader.recv() == [1]
 
@@ -69,11 +73,13 @@ def set_for_all(rank: int, settings: dict[str, str]) -> list[Any]:
             shape = (bc.handle.slots, bc.handle.slot_bytes)
             got = bc.broadcast_object([7] if bc.is_src else None, 30)
             if bc.is_src:
+                dist.barrier()
                 return [shape, got]
             with pytest.raises(shmcast.Timeout, match=r"timed out after 0\.01 s"):
                 bc.broadcast_object()
             with pytest.raises(shmcast.Timeout, match=r"timed out after 0\.01 s"):
                 bc.broadcast_tensor_dict(async_op=True)
+            dist.barrier()
             return [shape, got]
     finally:
         for name in settings:

@@ -14,7 +14,7 @@ from shmcast import PickleCodec, ShmBroadcaster
 from shmcast._nodes import topology
 from tests.support import ranks
 from tests.support.fake_nodes import on_host
-from tests.support.processes import Crew
+from tests.support.processes import Crew, WorkerFailed
 
 
 def fails_when_it_looks_around(rank: int) -> tuple[str, str]:
@@ -130,3 +130,24 @@ def test_ranks_of_one_machine_that_do_not_share_memory_are_warned_of(world: Crew
     assert "node 0 (a): ranks 0, 1; node 1 (b): ranks 2, 3" in warning
     assert "rank 2 on host b can't attach the segment of rank 0 on host a: elsewhere" in warning
     assert "share one /dev/shm" in warning
+
+
+def one_ends_before(rank: int, store: str) -> str:
+    ranks.join(rank, 3, store)
+    if rank == 2:
+        os._exit(3)
+    with pytest.raises(shmcast.SegmentError) as caught:
+        ShmBroadcaster()
+    return str(caught.value)
+
+
+def test_a_rank_that_ends_before_it_comes_is_named(fresh: tuple[Crew, str]) -> None:
+    crew, store = fresh
+    jobs = crew.start(3, one_ends_before, store)
+    for rank in (0, 1):
+        error = jobs[rank].result()
+        assert error.startswith(f"rank {rank} of 3: set-up: the process group failed: ")
+        assert "rank 2" in error
+        assert "not come)" in error
+    with pytest.raises(WorkerFailed, match="exit code 3"):
+        jobs[2].result()
