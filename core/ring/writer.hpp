@@ -17,6 +17,7 @@
 #include "layout.hpp"
 #include "ring/members.hpp"
 #include "ring/message.hpp"
+#include "ring/vanishing.hpp"
 #include "wait/gate.hpp"
 #include "wait/waiter.hpp"
 
@@ -76,9 +77,10 @@ class RingWriter {
 
   // Publish what is left of the message. `ready`: all of it is published. `closed`: every reader
   // has left, or stop() returned true in a wait. After anything but `ready`, call again or
-  // abandon().
-  template <class Stop>
-  Outcome advance(std::int64_t deadline_ns, Stop stop) {
+  // abandon(). `before_end` is called when all is copied and the last fragment not yet published:
+  // if it throws, abandon(). Throws MemoryChanged, too.
+  template <class Stop, class BeforeEnd>
+  Outcome advance(std::int64_t deadline_ns, Stop stop, BeforeEnd before_end) {
     if (nobody_is_left()) return Outcome::closed;
     do {
       if (!has_credit()) {
@@ -87,11 +89,15 @@ class RingWriter {
         if (outcome != Outcome::ready) return outcome;
         if (nobody_is_left()) return Outcome::closed;  // there is room because they left
       }
-      publish_fragment();
+      publish_fragment(before_end);
     } while (remaining_ != 0);
     add(figures_.messages, 1);
     add(figures_.bytes, payload_);
     return Outcome::ready;
+  }
+  template <class Stop>
+  Outcome advance(std::int64_t deadline_ns, Stop stop) {
+    return advance(deadline_ns, stop, [] {});
   }
 
   // Prefetch the lines that the next publish will touch: the slot's and the next one for writing,
@@ -259,7 +265,8 @@ class RingWriter {
     return outcome;
   }
 
-  void publish_fragment() {
+  template <class BeforeEnd>
+  void publish_fragment(BeforeEnd before_end) {
     Slot& slot = segment_.slot_of(next_);
     const bool is_start = next_ == first_;
     std::byte* to = slot.payload();
@@ -268,7 +275,11 @@ class RingWriter {
     while (room != 0) {
       const ConstPiece& piece = pieces_[piece_];
       const std::size_t n = std::min(room, piece.size - offset_);
-      std::memcpy(to, piece.data + offset_, n);
+      if (!piece.can_vanish) [[likely]] {
+        std::memcpy(to, piece.data + offset_, n);
+      } else if (!copy_unless_gone(to, piece.data + offset_, n)) {
+        throw MemoryChanged();
+      }
       to += n;
       room -= n;
       offset_ += n;
@@ -277,6 +288,7 @@ class RingWriter {
         offset_ = 0;
       }
     }
+    if (remaining_ == 0) before_end();
     slot.descriptor = is_start ? descriptor_ : 0;
     if (is_start) slot.sent_ns = monotonic_ns();
     ++next_;

@@ -342,7 +342,7 @@ class SourceRelay:
             return  # it was lost meanwhile
         tensor = envelope.tensor
         if envelope.nbytes < first:  # sent again, after other sizes than the first time
-            tensor = torch.zeros(first, dtype=torch.uint8)
+            tensor = torch.zeros(first, dtype=torch.uint8, device="cpu")
             tensor[: envelope.total] = envelope.tensor[: envelope.total]
         self._bytes += max(first, envelope.total)
         try:
