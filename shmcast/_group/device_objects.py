@@ -55,9 +55,12 @@ class DeviceSender(ObjectSender):
             except Exception as error:
                 raise EncodeError.of(obj, error, self._sink.label) from error
             self._publish(frames, timeout)
-        except BaseException:
+        except BaseException as error:
             self._sink.forget_views()
-            raise
+            told = self._unsendable(error)
+            if told is None:
+                raise
+            raise told from error
         return None if outgoing is None else self._lane.send(outgoing, obj, timeout)
 
     def send(self, obj: Any, timeout: float | None = None) -> None:

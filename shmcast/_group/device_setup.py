@@ -51,4 +51,5 @@ def choose_lane(
     carrier = group if device_group is None else device_group
     if carrier is None:
         carrier = dist.group.WORLD
-    return DeviceLane(carrier, device_group is not None, device_types, label)  # type: ignore[arg-type]
+    allow = None if codec is None else codec.allow
+    return DeviceLane(carrier, device_group is not None, device_types, label, allow)  # type: ignore[arg-type]
