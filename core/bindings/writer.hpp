@@ -67,8 +67,12 @@ class PyRingWriter final : public Endpoint {
           const nb::gil_scoped_acquire acquire;
           check_storages();
         };
-        wait(patience,
-             [&](std::int64_t deadline) { return ring_.advance(deadline, stop(), before_end); });
+        // With the GIL no other thread resizes a storage: what finds room is copied fast.
+        if (storages_.empty() || ring_.advance(0, stop()) != Outcome::ready) {
+          ring_.hold_memory(storages_.empty());
+          wait(patience,
+               [&](std::int64_t deadline) { return ring_.advance(deadline, stop(), before_end); });
+        }
       } catch (...) {
         ring_.abandon();
         settle();  // all of it may be published, if something threw after the wait

@@ -53,6 +53,7 @@ class RingWriter {
     const auto rejoins = std::atomic_ref(segment_.lobby().rejoins).load(std::memory_order_acquire);
     if (rejoins != rejoins_) admit(rejoins);
     pieces_.clear();
+    is_memory_held_ = true;
     payload_ = payload;
     if (table != 0) {
       entries_.assign(entries.begin(), entries.end());
@@ -99,6 +100,9 @@ class RingWriter {
   Outcome advance(std::int64_t deadline_ns, Stop stop) {
     return advance(deadline_ns, stop, [] {});
   }
+
+  // Say whether nothing can unmap the pieces' memory during the next advance(), as begin() assumes.
+  void hold_memory(bool is_held) { is_memory_held_ = is_held; }
 
   // Prefetch the lines that the next publish will touch: the slot's and the next one for writing,
   // the lobby's for reading.
@@ -275,7 +279,7 @@ class RingWriter {
     while (room != 0) {
       const ConstPiece& piece = pieces_[piece_];
       const std::size_t n = std::min(room, piece.size - offset_);
-      if (!piece.can_vanish) [[likely]] {
+      if (!piece.can_vanish || is_memory_held_) [[likely]] {
         std::memcpy(to, piece.data + offset_, n);
       } else if (!copy_unless_gone(to, piece.data + offset_, n)) {
         throw MemoryChanged();
@@ -315,6 +319,7 @@ class RingWriter {
   std::vector<std::uint32_t> admitted_;
   std::vector<std::uint64_t> entries_;  // the frame table
   std::vector<ConstPiece> pieces_;      // table and frames, without empty ones
+  bool is_memory_held_ = true;          // see hold_memory()
   std::size_t piece_ = 0;               // copied next: pieces_[piece_] from offset_
   std::size_t offset_ = 0;
   std::uint64_t first_ = 0;      // the message's first fragment
