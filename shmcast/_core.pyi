@@ -7,6 +7,7 @@ One thread at a time may use an endpoint. Every wait releases the GIL, ends at i
 lets signal handlers run. `shmcast` turns the exceptions below into its own.
 """
 
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -41,6 +42,9 @@ class SegmentCorrupted(Exception):
 
 class MessageTooLarge(Exception):
     """A message has more frames or bytes than its descriptor can express."""
+
+class MemoryChanged(Exception):
+    """A frame's memory was freed or replaced while it was being sent."""
 
 def pickle_plain(obj: object) -> bytes | None:
     """Return the pickle of a small plain object, or None if `obj` is not one.
@@ -86,16 +90,44 @@ def idle_hint() -> str:
 def read_small_file(path: str) -> bytes | None:
     """Return the first 128 bytes of a file, or None if it can't be read."""
 
+def piece_collector(
+    pieces: list[bytes], buffers: list[Any]
+) -> Callable[[bytes | bytearray | pickle.PickleBuffer], None]:
+    """Return the `write` of a pickler's file, which adds copies to `pieces`.
+
+    Payloads of 64 KiB and more go to `buffers`; the pickle calls for them, as for any buffer.
+    """
+
 class View:
     """Writable memory of another object (buffer protocol)."""
 
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
+class StorageView:
+    """Part of a torch storage (buffer protocol).
+
+    `publish` raises MemoryChanged if the storage is resized before its memory is copied.
+
+    Args:
+        storage: a `torch.UntypedStorage` in host memory, which this keeps alive.
+        offset: where the part begins, in bytes.
+        nbytes: its size.
+
+    Raises:
+        BufferError: the storage is too small.
+    """
+
+    def __init__(self, storage: object, offset: int, nbytes: int) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    @property
+    def is_intact(self) -> bool:
+        """Whether the storage still has the memory that it had."""
+
 def view(address: int, nbytes: int, owner: object) -> View:
     """Return `nbytes` bytes at `address` as a view, which keeps their `owner` alive."""
 
-def copy(address: int, nbytes: int) -> bytearray:
-    """Return a copy of `nbytes` bytes at `address`."""
+def copy_storage(storage: object, offset: int, nbytes: int) -> bytearray:
+    """Return a copy of a part of a torch storage; see `StorageView`."""
 
 EXTENTS: int
 """The number of buffers that an arena can hold at once."""

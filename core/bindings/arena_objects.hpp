@@ -211,6 +211,43 @@ class View {
   std::size_t size_;
 };
 
+// Part of a torch storage. The storage is kept alive, but another thread may resize it: its memory
+// is then freed. So whoever reads it looks afterwards whether it still was the same.
+class StorageView {
+ public:
+  static constexpr bool is_read_only() { return false; }
+
+  // Throws BufferError if the storage has not so many bytes.
+  StorageView(nb::object storage, std::size_t offset, std::size_t size)
+      : storage_(std::move(storage)), base_(address()), bytes_(nbytes()), size_(size) {
+    if (base_ == 0 || offset > bytes_ || size > bytes_ - offset) {
+      throw nb::buffer_error("the storage is too small");
+    }
+    data_ = reinterpret_cast<std::byte*>(base_) + offset;
+  }
+
+  std::byte* data() const { return data_; }
+  std::size_t size() const { return size_; }
+  bool is_intact() const { return address() == base_ && nbytes() == bytes_; }
+
+ private:
+  // 0: it has no memory, or (as torch says of a zero tensor's) none to be read.
+  std::uintptr_t address() const {
+    try {
+      return nb::cast<std::uintptr_t>(storage_.attr("data_ptr")());
+    } catch (const nb::python_error&) {
+      return 0;
+    }
+  }
+  std::size_t nbytes() const { return nb::cast<std::size_t>(storage_.attr("nbytes")()); }
+
+  nb::object storage_;
+  std::uintptr_t base_;
+  std::size_t bytes_;
+  std::size_t size_;
+  std::byte* data_ = nullptr;
+};
+
 template <class Exporter>
 int get_buffer(PyObject* self, Py_buffer* view, int flags) {
   const Exporter& memory = *nb::inst_ptr<Exporter>(self);

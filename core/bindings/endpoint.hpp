@@ -56,7 +56,8 @@ class Endpoint {
   Endpoint(const Endpoint&) = delete;
   Endpoint& operator=(const Endpoint&) = delete;
   virtual ~Endpoint() {
-    if (view_.obj != nullptr) PyBuffer_Release(&view_);
+    // (To unmap memory, Python gives up the GIL.)
+    if (view_.obj != nullptr) stops_at_exit([this] { PyBuffer_Release(&view_); });
   }
 
   // For observers: from any thread, at any time, also after close().

@@ -28,6 +28,7 @@
 #include "bindings/reader.hpp"
 #include "bindings/writer.hpp"
 #include "layout.hpp"
+#include "pickle/pieces.hpp"
 #include "pickle/plain.hpp"
 #include "ring/members.hpp"
 #include "ring/message.hpp"
@@ -53,6 +54,7 @@ void bind_errors(nb::module_& m) {
   nb::exception<LayoutMismatch>(m, "LayoutMismatch");
   nb::exception<SegmentCorrupted>(m, "SegmentCorrupted");
   nb::exception<MessageTooLarge>(m, "MessageTooLarge");
+  nb::exception<MemoryChanged>(m, "MemoryChanged");
   nb::register_exception_translator([](const std::exception_ptr& thrown, void*) {
     try {
       std::rethrow_exception(thrown);
@@ -91,6 +93,12 @@ void bind_pickle(nb::module_& m) {
             [frame, otherwise] { return unpickle_plain(frame.ptr(), otherwise.ptr()); }));
       },
       "frame"_a, "otherwise"_a);
+  m.def(
+      "piece_collector",
+      [](const nb::list& pieces, const nb::list& buffers) {
+        return owned(piece_collector(pieces.ptr(), buffers.ptr()));
+      },
+      "pieces"_a, "buffers"_a);
 }
 
 // Foreign memory, as Python objects.
@@ -103,12 +111,22 @@ void bind_memory(nb::module_& m) {
         return View(reinterpret_cast<std::byte*>(address), nbytes, nb::borrow(owner));
       },
       "address"_a, "nbytes"_a, "owner"_a);
+  nb::class_<StorageView>(m, "StorageView", nb::type_slots(buffer_slots<StorageView>()))
+      .def(
+          "__init__",
+          [](StorageView* self, nb::handle storage, std::size_t offset, std::size_t nbytes) {
+            new (self) StorageView(nb::borrow(storage), offset, nbytes);
+          },
+          "storage"_a, "offset"_a, "nbytes"_a)
+      .def_prop_ro("is_intact", &StorageView::is_intact);
+  // In one call, so that no other thread can resize the storage meanwhile.
   m.def(
-      "copy",
-      [](std::uintptr_t address, std::size_t nbytes) {
-        return nb::bytearray(reinterpret_cast<const char*>(address), nbytes);
+      "copy_storage",
+      [](nb::handle storage, std::size_t offset, std::size_t nbytes) {
+        const StorageView part(nb::borrow(storage), offset, nbytes);
+        return nb::bytearray(part.data(), part.size());
       },
-      "address"_a, "nbytes"_a);
+      "storage"_a, "offset"_a, "nbytes"_a);
 }
 
 void bind_arena(nb::module_& m) {

@@ -5,6 +5,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -22,6 +23,7 @@
 #include "bindings/gil.hpp"
 #include "layout.hpp"
 #include "ring/message.hpp"
+#include "ring/vanishing.hpp"
 #include "ring/writer.hpp"
 #include "wait/gate.hpp"
 #include "wait/pace.hpp"
@@ -57,6 +59,7 @@ class PyRingWriter final : public Endpoint {
       end.ns();  // before the copies, which may take long
       put_in_arena();
     }
+    if (!storages_.empty()) check_storages();
     ring_.begin(pieces_, entries_);
     for (const std::uint32_t reader : ring_.admitted()) {
       if (arena_ != nullptr) arena_->mark_alive(reader);
@@ -64,12 +67,15 @@ class PyRingWriter final : public Endpoint {
     try {
       if (ring_.is_immediate()) {
         if (ring_.advance(0, stop()) != Outcome::ready) throw EndpointClosed("closed");
-      } else {
+      } else if (storages_.empty() || ring_.advance(0, stop()) != Outcome::ready) {
+        // (With the GIL no other thread resizes a storage: what finds room is copied fast.)
+        ring_.hold_memory(storages_.empty());
         wait(end, [this](std::int64_t deadline) { return ring_.advance(deadline, stop()); });
       }
       // What a signal's handler raises from here on comes too late: the message is sent.
       handle_signals();
       throw_if_stopped();
+      if (!storages_.empty()) check_storages();  // with the GIL, which is held to the end
     } catch (...) {
       ring_.abandon();
       settle();
@@ -146,8 +152,11 @@ class PyRingWriter final : public Endpoint {
           throw nb::python_error();
         }
         writer.views_.push_back(view);
-        writer.pieces_.push_back(
-            {static_cast<const std::byte*>(view.buf), static_cast<std::size_t>(view.len)});
+        const StorageView* const storage =
+            count == 1 ? nullptr : storage_of(PySequence_Fast_GET_ITEM(items.ptr(), i));
+        if (storage != nullptr) writer.storages_.push_back(storage);
+        writer.pieces_.push_back({static_cast<const std::byte*>(view.buf),
+                                  static_cast<std::size_t>(view.len), storage != nullptr});
       }
     }
     Buffers(const Buffers&) = delete;
@@ -155,9 +164,17 @@ class PyRingWriter final : public Endpoint {
     ~Buffers() { release(); }
 
    private:
+    // Return the part of a torch storage that a frame is; null: it is none.
+    static const StorageView* storage_of(PyObject* frame) {
+      if (!PyMemoryView_Check(frame)) return nullptr;
+      const nb::handle exporter = PyMemoryView_GET_BUFFER(frame)->obj;
+      const bool is_one = exporter.is_valid() && nb::isinstance<StorageView>(exporter);
+      return is_one ? nb::inst_ptr<StorageView>(exporter) : nullptr;
+    }
     void release() {
       for (Py_buffer& view : writer_.views_) stops_at_exit([&] { PyBuffer_Release(&view); });
       writer_.views_.clear();
+      writer_.storages_.clear();
       writer_.pieces_.clear();
     }
     PyRingWriter& writer_;
@@ -187,6 +204,12 @@ class PyRingWriter final : public Endpoint {
     for (const std::uint32_t id : sent_) arena_->sent(id, ring_.published());
   }
 
+  // Throw MemoryChanged if a storage has lost the memory of a frame. With the GIL.
+  void check_storages() const {
+    const auto is_intact = [](const StorageView* storage) { return storage->is_intact(); };
+    if (!std::all_of(storages_.begin(), storages_.end(), is_intact)) throw MemoryChanged();
+  }
+
   // Copy frames of this size or larger to the arena: once, however many readers there are.
   static constexpr std::size_t kArenaFrame = 256 * 1024;
   static constexpr std::int64_t kExitCheckNs = 100 * kMillisecond;
@@ -212,7 +235,11 @@ class PyRingWriter final : public Endpoint {
         std::byte* const to = arena_->data(*id);
         {
           const WithoutGil released;
-          wide_copy(to, piece.data, piece.size);
+          if (!piece.can_vanish) {
+            wide_copy(to, piece.data, piece.size);
+          } else if (!copy_unless_gone(to, piece.data, piece.size)) {
+            throw MemoryChanged();
+          }
         }
         offsets_[i] = arena_->offset(to);
       } else {
@@ -278,6 +305,7 @@ class PyRingWriter final : public Endpoint {
   std::int64_t next_exit_check_ns_ = 0;
   bool is_sent_ = false;
   std::vector<Py_buffer> views_;
+  std::vector<const StorageView*> storages_;  // those among the views_ whose memory can vanish
   std::vector<ConstPiece> pieces_;
   std::vector<std::uint64_t> entries_;  // the frame table; empty: no frame is in the arena
   std::vector<ArenaOffset> offsets_;    // of the pieces_ that are in the arena

@@ -17,6 +17,7 @@
 #include "layout.hpp"
 #include "ring/members.hpp"
 #include "ring/message.hpp"
+#include "ring/vanishing.hpp"
 #include "wait/cpus.hpp"
 #include "wait/gate.hpp"
 #include "wait/waiter.hpp"
@@ -56,6 +57,7 @@ class RingWriter {
     const auto rejoins = std::atomic_ref(segment_.lobby().rejoins).load(std::memory_order_acquire);
     if (rejoins != rejoins_) admit(rejoins);
     pieces_.clear();
+    is_memory_held_ = true;
     payload_ = payload;
     if (table != 0) {
       entries_.assign(entries.begin(), entries.end());
@@ -81,7 +83,7 @@ class RingWriter {
   // Publish what is left of the message, but for its last fragment: `ready` says that it lies in
   // its slot, for commit() to publish. So the caller can still call the message off, abandon() it,
   // when all that may take time is done. `closed`: every reader has left, or stop() returned true
-  // in a wait. After anything but `ready`, call again or abandon().
+  // in a wait. After anything but `ready`, call again or abandon(). Throws MemoryChanged, too.
   template <class Stop>
   Outcome advance(std::int64_t deadline_ns, Stop stop) {
     if (nobody_is_left()) return Outcome::closed;
@@ -104,6 +106,9 @@ class RingWriter {
     add(figures_.messages, 1);
     add(figures_.bytes, payload_);
   }
+
+  // Say whether nothing can unmap the pieces' memory during the next advance(), as begin() assumes.
+  void hold_memory(bool is_held) { is_memory_held_ = is_held; }
 
   // Prefetch the lines that the next publish will touch: the slot's and the next one for writing,
   // the lobby's for reading.
@@ -280,7 +285,11 @@ class RingWriter {
     while (room != 0) {
       const ConstPiece& piece = pieces_[piece_];
       const std::size_t n = std::min(room, piece.size - offset_);
-      std::memcpy(to, piece.data + offset_, n);
+      if (!piece.can_vanish || is_memory_held_) [[likely]] {
+        std::memcpy(to, piece.data + offset_, n);
+      } else if (!copy_unless_gone(to, piece.data + offset_, n)) {
+        throw MemoryChanged();
+      }
       to += n;
       room -= n;
       offset_ += n;
@@ -323,6 +332,7 @@ class RingWriter {
   std::vector<std::uint32_t> admitted_;
   std::vector<std::uint64_t> entries_;  // the frame table
   std::vector<ConstPiece> pieces_;      // table and frames, without empty ones
+  bool is_memory_held_ = true;          // see hold_memory()
   std::size_t piece_ = 0;               // copied next: pieces_[piece_] from offset_
   std::size_t offset_ = 0;
   std::uint64_t first_ = 0;      // the message's first fragment

@@ -103,7 +103,7 @@ class Lender:
         sizes = self._sizes(shape, dtype.itemsize)
         loan = self._loan(math.prod(sizes) * dtype.itemsize)
         if loan is None:
-            return torch.empty(sizes, dtype=dtype)
+            return torch.empty(sizes, dtype=dtype, device="cpu")
         tensor = torch.frombuffer(loan, dtype=dtype)
         self._keep(tensor, loan)
         return tensor.view(sizes)
@@ -225,7 +225,7 @@ class OrdinaryMemory:
         """Return a tensor in ordinary memory."""
         import torch
 
-        return torch.empty(shape, dtype=dtype)  # type: ignore[arg-type]
+        return torch.empty(shape, dtype=dtype, device="cpu")  # type: ignore[arg-type]
 
     def thaw(self, _array: LoanedArray) -> bool:
         """Return True: nothing is frozen."""

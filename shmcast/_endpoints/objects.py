@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from shmcast._codecs.base import Codec, Frame
 from shmcast._codecs.pickle_codec import PickleCodec
+from shmcast._core import MemoryChanged
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.warmup import Warmup
 from shmcast._host.signals import is_interruption
@@ -17,9 +18,14 @@ def checked_codec(codec: Codec | None, label: str) -> Codec:
     """Return the codec to use; None is `PickleCodec()`.
 
     Raises:
-        InvalidArgument: it lacks one of a codec's methods.
+        InvalidArgument: it lacks one of a codec's methods, or is a class.
     """
     codec = PickleCodec() if codec is None else codec
+    if isinstance(codec, type):
+        raise InvalidArgument(
+            f"{label}: codec={codec!r} is a class; pass an object of it, such as "
+            f"codec={codec.__qualname__}(...)"
+        )
     for method in ("encode", "decode"):
         if not callable(getattr(codec, method, None)):
             raise InvalidArgument(f"{label}: codec={codec!r} has no method {method}()")
@@ -89,12 +95,21 @@ class ObjectSender:
             self._publish(frames, timeout)
         except BaseException as error:
             self._sink.forget_views()
-            if isinstance(error, (TypeError, BufferError)):
-                raise EncodeError(
-                    f"{self._sink.label}: {type(self._codec).__qualname__}.encode must return a "
-                    f"sequence of contiguous buffers: {error}; nothing was sent"
-                ) from error
-            raise
+            told = self._unsendable(error)
+            if told is None:
+                raise
+            raise told from error
+
+    def _unsendable(self, error: BaseException) -> EncodeError | None:
+        """Say what is wrong with frames that the sink refused; None: nothing is."""
+        if isinstance(error, MemoryChanged):
+            return EncodeError(f"{self._sink.label}: {error}; nobody receives the message")
+        if isinstance(error, TypeError | BufferError):
+            return EncodeError(
+                f"{self._sink.label}: {type(self._codec).__qualname__}.encode must return a "
+                f"sequence of contiguous buffers: {error}; nothing was sent"
+            )
+        return None
 
     def warm(self) -> None:
         """Make the next `send` faster, by practising on a message that nobody receives.

@@ -61,9 +61,12 @@ class DeviceSender(ObjectSender):
                     raise
                 raise EncodeError.of(obj, error, self._sink.label) from error
             self._publish(frames, timeout)
-        except BaseException:
+        except BaseException as error:
             self._sink.forget_views()
-            raise
+            told = self._unsendable(error)
+            if told is None:
+                raise
+            raise told from error
         if outgoing is None:
             return None
         return self._lane.send(outgoing, obj, _left(timeout, began))

@@ -57,4 +57,5 @@ def choose_lane(
                 f"(ranks {meeting.ranks}); they must have the same ranks in the same order"
             )
     carrier = meeting.group if device_group is None else device_group
-    return DeviceLane(carrier, device_group is not None, device_types, label)
+    allow = None if codec is None else codec.allow
+    return DeviceLane(carrier, device_group is not None, device_types, label, allow)

@@ -197,7 +197,7 @@ class Outbox:
             return  # it was lost meanwhile
         tensor = envelope.tensor
         if envelope.nbytes < first:  # sent again, after other sizes than the first time
-            tensor = torch.zeros(first, dtype=torch.uint8)
+            tensor = torch.zeros(first, dtype=torch.uint8, device="cpu")
             tensor[: envelope.total] = envelope.tensor[: envelope.total]
         if sent.is_counted:
             self._network_bytes += max(first, envelope.total)
