@@ -180,7 +180,7 @@ class FrameWriter(FrameEnd):
         """Bring what the next `publish` touches into this core's cache.
 
         Args:
-            warmup: practises what comes before `publish`; None: nothing.
+            warmup: warms up what comes before `publish`; None: nothing.
         """
         try:
             self._ring.warm(warmup)
