@@ -28,7 +28,7 @@ class PeerProgress(Protocol):
     """How far the ranks are with the device tensors of messages, and whether they live."""
 
     def announce_start(self) -> None:
-        """Tell all ranks that this one starts the next message's device tensors."""
+        """Tell all ranks of this node that this one starts the next message's device tensors."""
 
     def started(self) -> list[int | None]:
         """Return for how many messages each rank of the group has started the device tensors.

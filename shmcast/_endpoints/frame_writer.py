@@ -36,7 +36,7 @@ _MAX_ARENA_BYTES = 2**40 - _PAGE_BYTES
 class FrameWriter(FrameEnd):
     """Makes a segment and publishes messages of frames in it, to each reader all and in order.
 
-    Args and what is raised: as for `Writer`, which stands on it; less the codec.
+    It takes the arguments of `Writer`, which stands on it, but for the codec, and raises the same.
     """
 
     _ring: _core.RingWriter

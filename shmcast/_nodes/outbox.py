@@ -123,7 +123,10 @@ class Outbox:
         group.retire()
 
     def reconnect(self, epoch: int, size: int) -> None:
-        """Make the next group and send again what is not acknowledged; `error` if that fails."""
+        """Make the next group and send again what is not acknowledged; `error` if that fails.
+
+        What is sent again counts again as bytes, and as a hit or a miss of the estimate.
+        """
         try:
             self.connect(epoch, size)
         except RuntimeError as error:
