@@ -100,7 +100,9 @@ class DeviceBroadcast:
         for device_type, buffers in by_type.items():
             is_in_stream = route.backends[device_type] == "nccl"
             if is_in_stream and len(buffers) > 1:
-                # In one launch, with the group's time-out: NCCL takes no other.
+                # In one launch, with the group's time-out: NCCL takes no other. The manager is
+                # private to torch because nothing public does this: batch_isend_irecv, which uses
+                # it, takes sends and receives only.
                 device = buffers[0][1].device
                 with _coalescing_manager(route.group, device, async_ops=True) as together:
                     for _, buffer in buffers:
