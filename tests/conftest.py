@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import multiprocessing
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -21,6 +23,34 @@ settings.register_profile("tests", deadline=None)  # examples take longer on a b
 settings.load_profile("tests")
 
 _is_alone_in_shm = pytest.StashKey[bool]()
+_terminal = pytest.StashKey[int]()  # the descriptor of stderr, while that of tests is captured
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the way to the terminal open for the last words of a run that hangs."""
+    with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        config.stash[_terminal] = os.dup(2)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Close it."""
+    os.close(config.stash[_terminal])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
+    """End the whole run, with all stacks, if a test's time-out can't end the test.
+
+    Its signal is handled in Python, to which native code that hangs never returns.
+    """
+    seconds = 3 * settings.timeout
+    faulthandler.dump_traceback_later(seconds, exit=True, file=item.config.stash[_terminal])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_cancel_timer() -> None:
+    """Let the run go on: the test has ended."""
+    faulthandler.cancel_dump_traceback_later()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -119,7 +119,7 @@ class PyRingWriter final : public Endpoint {
   }
 
   // Run `warmup`, unless it is None, and prefetch what the next publish() will touch. This is one
-  // thread's turn as a whole: what is practised on is no more for two threads than the ring is.
+  // thread's turn as a whole: what warms up is no more for two threads than the ring is.
   void warm(nb::handle warmup) {
     const Use use(*this);
     if (!warmup.is_none()) warmup();

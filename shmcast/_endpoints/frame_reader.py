@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class FrameReader(FrameEnd):
     """Takes a seat at a ring and consumes its messages of frames, all of them and in order.
 
-    Args and what is raised: as for `Reader`, which stands on it; less the codec.
+    It takes the arguments of `Reader`, which stands on it, but for the codec, and raises the same.
 
     Args:
         warmup: called about every 100 µs of spinning, to keep the code that follows `consume`

@@ -37,7 +37,7 @@ _MAX_ARENA_BYTES = 2**40 - _PAGE_BYTES
 class FrameWriter(FrameEnd):
     """Makes a segment and publishes messages of frames in it, to each reader all and in order.
 
-    Args and what is raised: as for `Writer`, which stands on it; less the codec.
+    It takes the arguments of `Writer`, which stands on it, but for the codec, and raises the same.
     """
 
     _ring: _core.RingWriter
@@ -199,7 +199,7 @@ class FrameWriter(FrameEnd):
         """Bring what the next `publish` touches into this core's cache.
 
         Args:
-            warmup: practises what comes before `publish`; None: nothing.
+            warmup: warms up what comes before `publish`; None: nothing.
         """
         try:
             self._ring.warm(warmup)

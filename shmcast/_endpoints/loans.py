@@ -165,12 +165,7 @@ class Lender:
 
     def _find(self, array: LoanedArray) -> _Lent | None:
         """Return the loan of this writer in which an array lies."""
-        try:
-            address = address_of(array)
-        except AttributeError:
-            raise InvalidArgument(
-                f"{self._label}: a {type(array).__qualname__} is no array or tensor"
-            ) from None
+        address = _checked_address(array, self._label)
         for lent in self._all():
             if lent.begin <= address < lent.end:
                 return lent
@@ -215,6 +210,8 @@ class Lender:
 class OrdinaryMemory:
     """The same interface for an end that shares memory with nobody."""
 
+    label: str
+
     def empty(self, shape: Shape, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Return an array in ordinary memory."""
         import numpy as np
@@ -227,8 +224,13 @@ class OrdinaryMemory:
 
         return torch.empty(shape, dtype=dtype, device="cpu")  # type: ignore[arg-type]
 
-    def thaw(self, _array: LoanedArray) -> bool:
-        """Return True: nothing is frozen."""
+    def thaw(self, array: LoanedArray) -> bool:
+        """Return True: nothing is frozen.
+
+        Raises:
+            InvalidArgument: `array` is neither a numpy array nor a tensor.
+        """
+        _checked_address(array, self.label)
         return True
 
     def record_stream(self, _array: LoanedArray, _stream: torch.Stream) -> None:
@@ -240,6 +242,15 @@ def address_of(array: Any) -> int:
     if hasattr(array, "data_ptr"):
         return int(array.data_ptr())
     return int(array.__array_interface__["data"][0])
+
+
+def _checked_address(array: Any, label: str) -> int:
+    try:
+        return address_of(array)
+    except AttributeError:
+        raise InvalidArgument(
+            f"{label}: a {type(array).__qualname__} is no array or tensor"
+        ) from None
 
 
 def _views(root: LoanedArray | None) -> list[Any]:

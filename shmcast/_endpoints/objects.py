@@ -53,7 +53,7 @@ class ObjectSender:
     Args:
         sink: where the frames go.
         codec: makes them.
-        warmup: what `warm` practises on; None: the codec has no sample.
+        warmup: what `warm` runs first; None: the codec has no sample.
     """
 
     def __init__(self, sink: FrameSink, codec: Codec, warmup: Warmup | None) -> None:
@@ -112,7 +112,7 @@ class ObjectSender:
         return None
 
     def warm(self) -> None:
-        """Make the next `send` faster, by practising on a message that nobody receives.
+        """Warm up the next `send`, on a message that nobody receives.
 
         To be called shortly before it, when there is time: while the driver waits for its GPU, say.
         After some milliseconds of other work a small `send` costs several times as much as right

@@ -35,10 +35,10 @@ class Statistics:
         relayed: source and leaders of several nodes: messages sent to other nodes, or received for
             one.
         relayed_bytes: bytes of those collectives, padding included; on the source to one node, not
-            to all.
-        estimate_hits: such messages that took one collective, because the estimate of their size
-            was enough.
-        estimate_misses: such messages that took two.
+            to all. What is sent again when a node was dropped counts again, here and below.
+        estimate_hits: how many of them took one collective, because the estimate of the size was
+            enough.
+        estimate_misses: how many took two.
     """
 
     messages: int = 0

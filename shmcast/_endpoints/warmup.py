@@ -32,7 +32,7 @@ class Warmup:
         self._is_empty = False  # the ring; there is none yet
 
     def _take(self, sample: object) -> bool:
-        """Practise on this sample from now on. Return False if it is too large."""
+        """Warm up on this sample from now on. Return False if it is too large."""
         frames = [bytes(frame) for frame in self._encode(sample)]
         if sum(len(frame) + _ENTRY_BYTES for frame in frames) > _SLOT_BYTES:
             return False
@@ -81,7 +81,7 @@ class Warmup:
             warmup.send()
         except Exception as error:
             raise InvalidArgument(
-                f"{label}: codec={codec!r} can't practise on its sample(): {type(error).__name__}: "
+                f"{label}: codec={codec!r} can't warm up on its sample(): {type(error).__name__}: "
                 f"{error}; return an object that takes at most {_SLOT_BYTES} bytes, or have no "
                 "method sample()"
             ) from error

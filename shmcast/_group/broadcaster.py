@@ -40,7 +40,8 @@ class ShmBroadcaster(Lender):
     rank there is no segment and nothing is copied.
 
     Ranks of one node share memory. Where the group spans nodes, each other node gets every message
-    once, over a gloo group of the source and one leader for each node (see docs/nodes.md).
+    once, over a gloo group of the source and one leader for each node (see "Several nodes" in the
+    documentation).
 
     Device tensors, wherever they are in an object, are broadcast over a process group. They arrive
     on each rank's current device with the same shape, strides (of dense layouts), dtype and

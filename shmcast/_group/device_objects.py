@@ -14,13 +14,13 @@ from shmcast._devices.receive import receive_into
 from shmcast._devices.work import Work
 from shmcast._endpoints.arguments import check_seconds
 from shmcast._endpoints.frame_reader import FrameReader
-from shmcast._endpoints.objects import FrameSink, ObjectReceiver, ObjectSender
+from shmcast._endpoints.objects import FrameSink, ObjectReceiver
 from shmcast._endpoints.warmup import Warmup
 from shmcast._host.signals import is_interruption
 from shmcast.errors import DeviceError, EncodeError
 
 
-class DeviceSender(ObjectSender):
+class DeviceSender:
     """Sends objects to a sink of frames, and their device tensors over a lane.
 
     Args:
@@ -30,8 +30,10 @@ class DeviceSender(ObjectSender):
     """
 
     def __init__(self, sink: FrameSink, lane: DeviceLane, warmup: Warmup | None) -> None:
-        super().__init__(sink, lane.codec, warmup)
+        self._sink = sink
         self._lane = lane
+        self._warmup = warmup
+        self._publish = sink.publish
         self._encode_with_tensors = lane.codec.encode_with_tensors
 
     def begin(self, obj: Any, timeout: float | None) -> Work | None:
@@ -71,11 +73,9 @@ class DeviceSender(ObjectSender):
             return None
         return self._lane.send(outgoing, obj, _left(timeout, began))
 
-    def send(self, obj: Any, timeout: float | None = None) -> None:
-        """Send an object; see `ShmBroadcaster.send`."""
-        work = self.begin(obj, timeout)
-        if work is not None:
-            work.wait()
+    def warm(self) -> None:
+        """Warm up the next `begin`; see `ObjectSender.warm`."""
+        self._sink.warm(None if self._warmup is None else self._warmup.send)
 
 
 class DeviceReceiver(ObjectReceiver):

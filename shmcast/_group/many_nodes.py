@@ -147,11 +147,11 @@ class _SetUp:
             self._writer,
             self._page,
             self._topology,
-            self._src,
-            self._meeting.label,
-            key,
-            self._options.on_reader_death == "drop",
-            self._options.warn_after,
+            src=self._src,
+            label=self._meeting.label,
+            key=key,
+            drops=self._options.on_reader_death == "drop",
+            warn_after=self._options.warn_after,
         )
         page = "" if self._page is None else self._page.name
         return _Offer(
@@ -204,11 +204,11 @@ class _SetUp:
             self._writer,
             self._page,
             self._topology,
-            self._src,
-            self._rank,
-            source.pid,
-            self._meeting.label,
-            source.key,
+            src=self._src,
+            rank=self._rank,
+            source_pid=source.pid,
+            label=self._meeting.label,
+            key=source.key,
         )
         self._relay.connect([*source.addresses], source.key, self._rank, source.store_port)
 

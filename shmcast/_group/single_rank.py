@@ -20,19 +20,27 @@ class SingleRank(OrdinaryMemory):
     handle = None
 
     def __init__(self, label: str) -> None:
-        self._label = label
+        self.label = label
         self._messages = 0
         self._closed = False
 
     def send(self, _obj: Any, timeout: float | None) -> None:
         """Count a message, whatever it is."""
-        check_timeout(timeout, self._label)
-        if self._closed:
-            raise Closed(f"{self._label}: used after close(); make a new broadcaster")
+        check_timeout(timeout, self.label)
+        self._check_open()
         self._messages += 1
 
     def warm(self) -> None:
-        """Do nothing: there is nothing to warm."""
+        """Do nothing: there is nothing to warm.
+
+        Raises:
+            Closed: this end is closed.
+        """
+        self._check_open()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed(f"{self.label}: used after close(); make a new broadcaster")
 
     def statistics(self) -> Statistics:
         """Return how many messages there were."""

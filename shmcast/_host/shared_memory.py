@@ -36,7 +36,7 @@ _PART = 1024 * 1024
 _MOST_SPARE = 256 * 1024 * 1024  # what the arena leaves of the memory limit to the program
 
 
-class Verdict(Enum):
+class OwnerState(Enum):
     """Whether a segment's owner lives. The value is what `clean` prints."""
 
     DEAD = "its owner is dead"
@@ -54,7 +54,7 @@ class Found:
     """Bytes."""
     pid: int
     """The process that made it, as its own pid namespace numbers it."""
-    verdict: Verdict
+    owner: OwnerState
     """Only those of dead owners are removed."""
 
 
@@ -231,13 +231,13 @@ def clean(dry_run: bool = False) -> list[Found]:
     if dry_run:
         return found
     return [
-        segment if segment.verdict is not Verdict.DEAD else _remove(segment) for segment in found
+        segment if segment.owner is not OwnerState.DEAD else _remove(segment) for segment in found
     ]
 
 
 def _remove(segment: Found) -> Found:
     is_gone = unlink(segment.name)
-    return segment if is_gone else dataclasses.replace(segment, verdict=Verdict.STAYS)
+    return segment if is_gone else dataclasses.replace(segment, owner=OwnerState.STAYS)
 
 
 def _judge(path: Path) -> Found | None:
@@ -251,10 +251,10 @@ def _judge(path: Path) -> Found | None:
         return None
     namespace, pid, start = map(int, match.groups())
     if namespace != pid_namespace():
-        verdict = Verdict.ELSEWHERE
+        owner = OwnerState.ELSEWHERE
     else:
-        verdict = Verdict.ALIVE if is_alive(pid, start) else Verdict.DEAD
-    return Found(f"/{path.name}", status.st_size, pid, verdict)
+        owner = OwnerState.ALIVE if is_alive(pid, start) else OwnerState.DEAD
+    return Found(f"/{path.name}", status.st_size, pid, owner)
 
 
 def _reserve(fd: int, size: int) -> None:

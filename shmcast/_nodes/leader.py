@@ -61,6 +61,7 @@ class LeaderRelay:
         writer: NodeWriter,
         page: FailurePage,
         topology: Topology,
+        *,
         src: int,
         rank: int,
         source_pid: int,

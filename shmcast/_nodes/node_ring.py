@@ -75,7 +75,7 @@ class NoRing(OrdinaryMemory):
                 "start processes with spawn"
             )
 
-    def warm(self, _rehearse: Callable[[], None] | None = None) -> None:
+    def warm(self, _warmup: Callable[[], None] | None = None) -> None:
         """Do nothing: no cache needs it."""
 
     def interrupt(self) -> None:

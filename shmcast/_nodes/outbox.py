@@ -71,10 +71,8 @@ class Outbox:
         """Messages sent, without the one that closes."""
         self.payload_bytes: int = 0
         """Bytes of their frames."""
-        self.must_regroup: bool = False
-        """Whether the group must be replaced before the next message. Set by the owner, too."""
-        self.error: GlooError | None = None
-        """The first error of the current group."""
+        self._must_regroup = False
+        self._error: GlooError | None = None
         self._network_bytes = 0
 
     @property
@@ -95,9 +93,19 @@ class Outbox:
         """Return whether acknowledgements must come before the next message."""
         return len(self._unacknowledged) >= WINDOW_MESSAGES or self.nbytes >= WINDOW_BYTES
 
+    @property
+    def must_regroup(self) -> bool:
+        """Whether the group must be replaced before the next message."""
+        return self._must_regroup
+
+    @property
+    def error(self) -> GlooError | None:
+        """The first error of the current group."""
+        return self._error
+
     def is_blocked(self) -> bool:
         """Return whether the next message must wait, for whatever reason."""
-        return self.must_regroup or self.error is not None or self.is_full()
+        return self._must_regroup or self._error is not None or self.is_full()
 
     def statistics(self, base: Statistics) -> Statistics:
         """Return `base` with the relay's figures."""
@@ -124,8 +132,19 @@ class Outbox:
                 return
         group.retire()
 
+    def require_regroup(self) -> None:
+        """Have the group replaced before the next message. From any thread."""
+        self._must_regroup = True
+
+    def begin_regroup(self) -> None:
+        """Note that the group is being replaced; what is required from now on is another time."""
+        self._must_regroup = False
+
     def reconnect(self, epoch: int, size: int) -> None:
-        """Make the next group and send again what is not acknowledged; `error` if that fails."""
+        """Make the next group and send again what is not acknowledged; `error` if that fails.
+
+        What is sent again counts again as bytes, and as a hit or a miss of the estimate.
+        """
         try:
             self.connect(epoch, size)
         except RuntimeError as error:
@@ -140,7 +159,7 @@ class Outbox:
     def disconnect(self) -> None:
         """Leave the group. What is not acknowledged is kept for the next one."""
         with self._lock:
-            self.error = None
+            self._error = None
             for sent in self._unacknowledged:
                 sent.works = []
             group, self._group = self._group, None
@@ -210,10 +229,10 @@ class Outbox:
         except RuntimeError as error:
             self._record(error)
         except BaseException:  # a signal: the leaders may have less than they wait for
-            self.must_regroup = True
+            self.require_regroup()
             raise
         if sent.is_counted:
             self._estimate.add(envelope.total)
 
     def _record(self, error: RuntimeError) -> None:
-        self.error = self.error or GlooError(time.monotonic(), str(error))
+        self._error = self._error or GlooError(time.monotonic(), str(error))

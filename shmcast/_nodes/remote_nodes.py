@@ -63,6 +63,7 @@ class RemoteNodes:
     def __init__(
         self,
         nodes: Iterable[Node],
+        *,
         label: str,
         key: str,
         drops: bool,
@@ -237,7 +238,7 @@ class RemoteNodes:
             Timeout: some of them did not come in time; the next call tries again.
         """
         with self._changed:
-            self._outbox.must_regroup = False
+            self._outbox.begin_regroup()
             self._epoch += 1
             live = self._leaders.live()
             self._forget_acknowledged()
@@ -250,7 +251,7 @@ class RemoteNodes:
                 if self._outbox.must_regroup or self._is_finished:
                     return
                 if not all(leader.is_live for leader in live):
-                    self._outbox.must_regroup = True  # some had all messages, and need no group
+                    self._outbox.require_regroup()  # some had all messages, and need no group
                     return
                 if all(leader.epoch == self._epoch for leader in live):
                     break
@@ -259,7 +260,7 @@ class RemoteNodes:
                 self._leaders.connect(live, self._epoch)
                 self._outbox.reconnect(self._epoch, 1 + len(live))
         except BaseException:
-            self._outbox.must_regroup = True
+            self._outbox.require_regroup()
             raise
 
     def backlog(self) -> str:
@@ -397,7 +398,7 @@ class RemoteNodes:
     def _go_on_without(self, leader: Leader) -> None:
         with self._changed:
             self._leaders.drop(leader)
-            self._outbox.must_regroup = True
+            self._outbox.require_regroup()
             self._forget_acknowledged()
             self._notify()
         self._finish_if_done()

@@ -56,6 +56,7 @@ class SourceRelay:
         ring: NodeWriter | None,
         page: FailurePage | None,
         topology: Topology,
+        *,
         src: int,
         label: str,
         key: str,
@@ -71,13 +72,13 @@ class SourceRelay:
         here = topology.node_of(src)
         self._remote = RemoteNodes(
             [node for node in topology.nodes if node != here],
-            label,
-            key,
-            drops,
-            warn_after,
-            self._turn,
-            self._on_failure,
-            self._on_finish,
+            label=label,
+            key=key,
+            drops=drops,
+            warn_after=warn_after,
+            turn=self._turn,
+            on_failure=self._on_failure,
+            on_finish=self._on_finish,
         )
         self.addresses: list[Address] = self._remote.addresses
         """Where leaders find this one."""

@@ -19,7 +19,7 @@ import pytest
 
 import shmcast
 from shmcast import Reader, Writer
-from shmcast._host import shared_memory as segment
+from shmcast._host import shared_memory
 from tests.support import arena_roles
 from tests.support.arena import address, check_whole, is_free
 from tests.support.arena_roles import ARENA, LARGE, MIB, SECONDS, RawCodec, filled
@@ -277,7 +277,7 @@ def test_a_writer_that_cannot_be_made_leaves_no_arena(monkeypatch: pytest.Monkey
 
     Writer(1).close()  # opens what stays open
     files = len([*Path("/proc/self/fd").iterdir()])
-    monkeypatch.setattr(segment, "create", fail)
+    monkeypatch.setattr(shared_memory, "create", fail)
     with pytest.raises(shmcast.SharedMemoryFull):
         Writer(1, arena_bytes=ARENA)
     assert len([*Path("/proc/self/fd").iterdir()]) == files

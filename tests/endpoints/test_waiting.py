@@ -107,7 +107,7 @@ def test_the_writer_sees_what_its_readers_do_and_what_gap_they_learned(crew: Cre
         assert writer.statistics().wakes >= 10
 
 
-class Practised(PickleCodec):
+class Warmed(PickleCodec):
     """Counts how often it is warmed up."""
 
     encoded = 0
@@ -127,7 +127,7 @@ class Practised(PickleCodec):
 
 
 def test_a_spinning_reader_warms_up_until_the_message_is_there() -> None:
-    codec = Practised()
+    codec = Warmed()
     with (
         Writer(1) as writer,
         Reader(writer.handle, 0, wait=WaitPolicy.spin(), codec=codec) as reader,
@@ -144,7 +144,7 @@ def test_a_spinning_reader_warms_up_until_the_message_is_there() -> None:
 
 
 def test_a_parked_reader_warms_nothing_up() -> None:
-    codec = Practised()
+    codec = Warmed()
     with (
         Writer(1) as writer,
         Reader(writer.handle, 0, wait=WaitPolicy.semaphore(), codec=codec) as reader,
@@ -156,7 +156,7 @@ def test_a_parked_reader_warms_nothing_up() -> None:
 
 
 def test_warm_is_noticed_by_nobody() -> None:
-    codec = Practised()
+    codec = Warmed()
     with Writer(1, codec=codec) as writer, Reader(writer.handle, 0) as reader:
         before = codec.encoded
         for _ in range(100):

@@ -163,7 +163,7 @@ def test_an_exception_in_the_midst_of_a_sample_comes_out() -> None:
 
 
 class Growing(PickleCodec):
-    """Its sample outgrows what can be practised on."""
+    """Its sample outgrows what can be warmed up on."""
 
     size = 10
 

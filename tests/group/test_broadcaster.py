@@ -87,9 +87,14 @@ def alone(rank: int) -> tuple[Any, int]:
         assert bc.broadcast_object(marker) is marker
         bc.send(lambda: "need not even be picklable")
         bc.warm()
+        assert bc.thaw(bc.empty(3))
+        with pytest.raises(shmcast.InvalidArgument, match="a list is no array or tensor"):
+            bc.thaw([1, 2])  # type: ignore[arg-type]
         messages = bc.statistics().messages
     with pytest.raises(shmcast.Closed, match="after close"):
         bc.broadcast_object(1)
+    with pytest.raises(shmcast.Closed, match="after close"):
+        bc.warm()
     return (bc.is_src, bc.src, bc.group_size), messages
 
 

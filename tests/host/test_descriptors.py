@@ -343,11 +343,11 @@ def clean_beside_another_pid_namespace() -> list[object]:
         signal.pause()
     try:
         handle = pickle.loads(os.read(incoming, 4096))  # noqa: S301
-        verdicts = [f.verdict for f in shared_memory.clean() if f.name == handle.name]
+        owners = [f.owner for f in shared_memory.clean() if f.name == handle.name]
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             with Reader(handle, 0) as reader:
-                return [verdicts[0].name, reader.recv(5), "pid namespace" in str(caught[0].message)]
+                return [owners[0].name, reader.recv(5), "pid namespace" in str(caught[0].message)]
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

@@ -16,7 +16,7 @@ import pytest
 import shmcast
 from shmcast import Handle, Reader, Writer
 from shmcast._endpoints.handle import geometry_of
-from shmcast._host import shared_memory as segment
+from shmcast._host import shared_memory
 
 SHM = Path("/dev/shm")
 
@@ -168,7 +168,7 @@ def test_a_failed_set_up_leaves_no_name(monkeypatch: pytest.MonkeyPatch) -> None
     def fail(fd: int, size: int) -> mmap.mmap:
         raise MemoryError
 
-    monkeypatch.setattr(segment, "_map", fail)
+    monkeypatch.setattr(shared_memory, "_map", fail)
     with pytest.raises(MemoryError):
         Writer(1)
 

@@ -111,9 +111,9 @@ def test_a_node_that_leaves_costs_the_others_nothing(world: Crew) -> None:
         assert got == [*range(lengths[rank])]
 
 
-def set_up_fails(rank: int, culprit: int) -> tuple[str, str]:
+def set_up_fails(rank: int, failing: int) -> tuple[str, str]:
     before = segments_of(os.getpid())
-    options = {"slots": 48} if rank == culprit else {}
+    options = {"slots": 48} if rank == failing else {}
     with pytest.raises(shmcast.ShmcastError) as caught:
         opened(rank, TWO, **options)
     dist.barrier()
@@ -121,12 +121,12 @@ def set_up_fails(rank: int, culprit: int) -> tuple[str, str]:
     return type(caught.value).__name__, str(caught.value)
 
 
-@pytest.mark.parametrize("culprit", [0, 2], ids=["source", "leader"])
-def test_whoever_fails_in_set_up_is_named_everywhere(world: Crew, culprit: int) -> None:
-    for rank, (kind, error) in enumerate(world.run(4, set_up_fails, culprit)):
-        assert kind == ("InvalidArgument" if rank == culprit else "SegmentError")
+@pytest.mark.parametrize("failing", [0, 2], ids=["source", "leader"])
+def test_whoever_fails_in_set_up_is_named_everywhere(world: Crew, failing: int) -> None:
+    for rank, (kind, error) in enumerate(world.run(4, set_up_fails, failing)):
+        assert kind == ("InvalidArgument" if rank == failing else "SegmentError")
         assert "slots=48 is not a power of two" in error
-        assert f"rank {culprit}" in error
+        assert f"rank {failing}" in error
 
 
 def nowhere(port: int) -> list[Address]:

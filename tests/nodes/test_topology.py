@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shmcast._host import shared_memory as segment
+from shmcast._host import shared_memory
 from shmcast._nodes import topology
 from shmcast._nodes.topology import Node, Probe, Topology, View, look
 
@@ -32,7 +32,7 @@ def test_the_lowest_rank_whose_nonce_is_found_is_the_first() -> None:
         for probe in probes:
             probe.close()
     assert topology.obstacle_to(cards[0]) is not None
-    assert all(found.name != cards[0].name for found in segment.clean(dry_run=True))
+    assert all(found.name != cards[0].name for found in shared_memory.clean(dry_run=True))
 
 
 def test_nodes_are_told_in_global_ranks_and_led_by_the_source_on_its_own() -> None:
