@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import pickle
+import struct
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _LONGEST_PAUSE = 0.01
 _LOOK_SECONDS = 0.5
+_ROOM = 4096  # bytes; what every rank sends at once, which is enough but for large groups
+_LENGTH = struct.Struct("<Q")
 
 
 class Gathering:
@@ -65,15 +68,19 @@ class Gathering:
                 self._arrivals.wait(self._deadline)
                 self._check_given_up()
         data = pickle.dumps(mine)
-        sizes = self._gather_tensors(torch.tensor([len(data)], dtype=torch.long))
-        longest = max(int(size) for size in sizes)
-        padded = torch.zeros(longest, dtype=torch.uint8)
-        padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        parts = self._gather_tensors(padded)
+        parts = self._gather_bytes(_LENGTH.pack(len(data)) + data, _ROOM)
+        lengths = [_LENGTH.unpack_from(part)[0] for part in parts]
+        if (longest := _LENGTH.size + max(lengths)) > _ROOM:
+            parts = self._gather_bytes(_LENGTH.pack(len(data)) + data, longest)
         return [
-            pickle.loads(part.numpy()[: int(size)].tobytes())  # noqa: S301 (as torch does it)
-            for part, size in zip(parts, sizes, strict=True)
+            pickle.loads(part[_LENGTH.size : _LENGTH.size + length])  # noqa: S301 (as torch's)
+            for part, length in zip(parts, lengths, strict=True)
         ]
+
+    def _gather_bytes(self, mine: bytes, room: int) -> list[bytes]:
+        """Return the first `room` bytes of every rank's, padded with zeros."""
+        here = torch.frombuffer(bytearray(mine[:room].ljust(room, b"\0")), dtype=torch.uint8)
+        return [part.numpy().tobytes() for part in self._gather_tensors(here)]
 
     def _gather_tensors(self, mine: torch.Tensor) -> list[torch.Tensor]:
         here = mine.to(self._device)
