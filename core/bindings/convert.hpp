@@ -60,6 +60,7 @@ inline const char* name_of(SeatState state) {
     case SeatState::dropped: return "dropped";
     case SeatState::claimed: return "claimed";
     case SeatState::rejoining: return "rejoining";
+    case SeatState::failed: return "failed";
   }
   throw SegmentCorrupted("a seat's state is " + std::to_string(static_cast<unsigned>(state)));
 }

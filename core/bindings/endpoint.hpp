@@ -5,6 +5,7 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstddef>
@@ -22,6 +23,7 @@
 #include "wait/gate.hpp"
 #include "wait/pace.hpp"
 #include "wait/waiter.hpp"
+#include "watch/watcher.hpp"
 
 namespace shmcast {
 
@@ -43,10 +45,11 @@ struct Watch {
   std::int64_t look_ns = 0;    // when the next look is due
   std::int64_t round_ns = 0;   // when the next call is due in any case
   std::uint32_t arrivals = 0;  // as of the last call
+  bool must_look = false;      // somebody raises no alarm: call once a second, whatever flows
 };
 
 // Owns the mapping's buffer and decides who may use it now.
-class Endpoint {
+class Endpoint : public Alarm {
  public:
   Endpoint(nb::handle memory, nb::object is_crowded, nb::object watch)
       : is_crowded_(std::move(is_crowded)), watch_(std::move(watch)) {
@@ -66,10 +69,23 @@ class Endpoint {
 
   // Tell the peers and release the endpoint. If another thread is inside, its call ends with
   // EndpointClosed and does so. Idempotent.
-  void close() {
-    if (is_forked() || closing_.exchange(true, std::memory_order_seq_cst)) return;
-    interrupt();
-    leave_if_idle();
+  void close() { end(End::left); }
+
+  // The same, but tell the peers that this endpoint has not left in order.
+  void give_up() { end(End::failed); }
+
+  // Tell nobody anything when this is destroyed: the process is about to end, which tells.
+  void detach() { is_detached_ = true; }
+
+  // Let the watcher's thread raise the alarm when a process ends, or a lock is dropped. Throws
+  // std::system_error.
+  Watcher::Id watch_process(int pidfd) { return Watcher::add_process(pidfd, *this); }
+  Watcher::Id watch_lock(int fd, std::int64_t place) { return Watcher::add_lock(fd, place, *this); }
+
+  // Write to this eventfd, too, at each alarm. -1: to none, from now on.
+  void set_alarm_fd(int fd) {
+    const std::lock_guard lock(Watcher::mutex());
+    alarm_fd_ = fd;
   }
 
   void wait_ready(nb::handle timeout) {
@@ -82,19 +98,21 @@ class Endpoint {
     count_tensor_set();
   }
 
-  // Report, from another thread, that a peer has died. The current wait, or the next one, handles
-  // it.
-  void alarm() {
+  // Report that a peer has died, in the watcher's thread and under its mutex. The current call, or
+  // the next one, handles it.
+  void alarm() override {
     // seq_cst: a waiter reads it between announce() and park(), see Gate.
     alarmed_.store(true, std::memory_order_seq_cst);
     interrupt();
+    const std::uint64_t one = 1;
+    if (alarm_fd_ >= 0 && write(alarm_fd_, &one, sizeof one) < 0) return;  // (full: it is known)
   }
 
  protected:
   // One thread's turn with the endpoint. Throws Forked, EndpointClosed, ConcurrentUse.
   //
   // Its flags are seq_cst, because closer and user each write one and read the other's: the closer
-  // sets `closing` and then finds `busy`, or the user clears `busy` and then finds `closing`. At
+  // sets `end` and then finds `busy`, or the user clears `busy` and then finds `end`. At
   // least one of them must see the other's store, and leave().
   class Use {
    public:
@@ -116,12 +134,23 @@ class Endpoint {
     Endpoint& endpoint_;
   };
 
+  // Look after the peers before a call that may not wait at all: who has come, who has died. Drops
+  // the dead, or throws. `segment` is segment(), which costs a call here.
+  void attend(const Segment& segment) {
+    // relaxed: the alarm is a hint here, as are arrivals; what they speak of was stored before, and
+    // is read again with what orders it.
+    const bool is_alarmed = alarmed_.load(std::memory_order_relaxed);
+    if (!is_alarmed && arrivals_so_far(segment) == watch_.arrivals && !watch_.must_look) return;
+    look_at_peers_now();
+  }
+
   // Run step(deadline_ns) without the GIL until it is done. Between two steps, with the GIL: handle
   // signals, review how crowded the machine is, warm up while spinning, observe the peers.
   template <class Step>
   Outcome wait(std::int64_t timeout, Step step) {
     const std::int64_t deadline = deadline_after(timeout);
     LongWait long_wait{monotonic_ns(), watch_.patience_ns};
+    observe_changes(long_wait.began_ns);
     for (;;) {
       if (waiter().review_is_due()) review();
       Outcome outcome;
@@ -163,6 +192,11 @@ class Endpoint {
       return is_closing() || (alarmed_.load(std::memory_order_seq_cst) && !is_draining_);
     };
   }
+  // To be called first by each destructor: alarms need the whole object.
+  void destroy() {
+    Watcher::forget(*this);
+    if (!is_detached_) give_up();
+  }
   nb::object memory_owner() const { return nb::borrow(nb::handle(view_.obj)); }
   // Ask the watch for the readers whose processes have exited, whether or not they left before.
   nb::object exited_readers() {
@@ -187,20 +221,33 @@ class Endpoint {
     const std::int64_t now = monotonic_ns();
     if (now < watch_.look_ns || watch_.callee.is_none()) return;
     watch_.look_ns = now + Watch::kLookNs;
-    const std::uint32_t arrivals = arrivals_so_far(segment());
-    if (arrivals != watch_.arrivals || now >= watch_.round_ns) {
-      watch_.arrivals = arrivals;
-      watch_.round_ns = now + Watch::kRoundNs;
-      // relaxed: this thread reads it.
-      if (nb::cast<bool>(watch_.callee.attr("observe")(peers(segment())))) {
-        alarmed_.store(true, std::memory_order_relaxed);
-      }
-    }
+    if (now >= watch_.round_ns) watch_.must_look = true;
+    observe_changes(now);
     if (now - long_wait.began_ns >= long_wait.patience_ns) {
       long_wait.patience_ns = timeout_ns(watch_.callee.attr("report_slow")(
           long_wait.seconds(now), !long_wait.is_reported, peers(segment())));
       long_wait.is_reported = true;
     }
+  }
+
+  // Let the watch observe the peers, if any has come or gone, or it must look once a second.
+  void observe_changes(std::int64_t now) {
+    const std::uint32_t arrivals = arrivals_so_far(segment());
+    if (arrivals == watch_.arrivals && !(watch_.must_look && now >= watch_.round_ns)) return;
+    watch_.arrivals = arrivals;
+    if (watch_.callee.is_none()) return;
+    watch_.round_ns = now + Watch::kRoundNs;
+    watch_.must_look = true;  // if it throws
+    const bool is_dead = nb::cast<bool>(watch_.callee.attr("observe")(peers(segment())));
+    // relaxed: this thread reads it.
+    if (is_dead) alarmed_.store(true, std::memory_order_relaxed);
+    watch_.must_look = nb::cast<bool>(watch_.callee.attr("must_look"));
+  }
+
+  [[gnu::cold, gnu::noinline]] void look_at_peers_now() {
+    observe_changes(monotonic_ns());
+    // relaxed: see attend().
+    if (alarmed_.load(std::memory_order_relaxed) && !watch_.callee.is_none()) attribute_deaths();
   }
 
   // Lets a step run although the alarm is on, to receive what the dead have sent.
@@ -225,6 +272,12 @@ class Endpoint {
       return step(0);
     }();
     if (last != Outcome::timed_out) return last;
+    attribute_deaths();
+    return std::nullopt;
+  }
+
+  // Let the watch decide about the dead. The alarm stays on if it throws.
+  void attribute_deaths() {
     // relaxed: find_dead() looks at every peer, so an alarm that is overwritten here is not lost.
     alarmed_.store(false, std::memory_order_relaxed);
     try {
@@ -235,11 +288,11 @@ class Endpoint {
         const Peer& dead = all.at(nb::cast<std::size_t>(index));
         drop(dead.index, dead.seat);
       }
+      watch_.must_look = nb::cast<bool>(watch_.callee.attr("must_look"));
     } catch (...) {
       alarmed_.store(true, std::memory_order_relaxed);
       throw;
     }
-    return std::nullopt;
   }
 
   void review() { waiter().set_crowded(nb::cast<bool>(is_crowded_(attached()))); }
@@ -250,15 +303,23 @@ class Endpoint {
   virtual const Figures& own_figures() const = 0;
   virtual void count_tensor_set() = 0;
   virtual Outcome wait_attached(std::int64_t deadline_ns) = 0;
-  virtual void interrupt() = 0;  // end this endpoint's wait in another thread
-  virtual void leave() = 0;      // tell the peers, in shared memory
+  virtual void interrupt() = 0;     // end this endpoint's wait in another thread
+  virtual void leave(End how) = 0;  // tell the peers, in shared memory
 
   bool is_forked() const { return generation_ != fork_generation.load(std::memory_order_relaxed); }
   // seq_cst: see Use; and a waiter reads it between announce() and park(), see Gate.
-  bool is_closing() const { return closing_.load(std::memory_order_seq_cst); }
+  bool is_closing() const { return end_.load(std::memory_order_seq_cst) != End::none; }
   void leave_if_idle() {
     // seq_cst: see Use. Whoever is inside will leave(). Once left, the endpoint stays busy.
-    if (!busy_.exchange(true, std::memory_order_seq_cst)) leave();
+    if (!busy_.exchange(true, std::memory_order_seq_cst)) {
+      leave(end_.load(std::memory_order_seq_cst));
+    }
+  }
+  void end(End how) {
+    End none = End::none;
+    if (is_forked() || !end_.compare_exchange_strong(none, how, std::memory_order_seq_cst)) return;
+    interrupt();
+    leave_if_idle();
   }
 
   Py_buffer view_{};  // held to the end, so that observers need no turn
@@ -266,9 +327,11 @@ class Endpoint {
   Watch watch_;
   const unsigned generation_ = fork_generation.load(std::memory_order_relaxed);
   std::atomic<bool> busy_{false};
-  std::atomic<bool> closing_{false};
+  std::atomic<End> end_{End::none};  // what close() or give_up() has asked for
   std::atomic<bool> alarmed_{false};
   bool is_draining_ = false;  // see DrainAfterAlarm
+  bool is_detached_ = false;
+  int alarm_fd_ = -1;  // guarded by the watcher's mutex
 };
 
 }  // namespace shmcast

@@ -5,6 +5,7 @@
 // All of the core is this one translation unit, so that a message's path is inlined.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/vector.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -12,6 +13,7 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <system_error>
 #include <vector>
@@ -33,6 +35,8 @@
 #include "wait/gate.hpp"
 #include "wait/hints.hpp"
 #include "wait/waiter.hpp"
+#include "watch/life_lock.hpp"
+#include "watch/watcher.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -163,10 +167,11 @@ void bind_members(nb::module_& m) {
   nb::class_<Identity>(m, "Identity")
       .def(
           "__init__",
-          [](Identity* self, std::uint64_t start_time, std::uint64_t pid_namespace) {
-            new (self) Identity{start_time, pid_namespace, static_cast<std::uint32_t>(getpid())};
+          [](Identity* self, std::uint64_t start_time, std::uint64_t pid_namespace, bool lock) {
+            const auto pid = static_cast<std::uint32_t>(getpid());
+            new (self) Identity{start_time, pid_namespace, pid, lock ? 1u : 0u};
           },
-          "start_time"_a, "pid_namespace"_a);
+          "start_time"_a, "pid_namespace"_a, "holds_lock"_a = false);
   nb::class_<Peer>(m, "Peer")
       .def_ro("index", &Peer::index)
       .def_ro("seat", &Peer::seat)
@@ -174,9 +179,38 @@ void bind_members(nb::module_& m) {
       .def_prop_ro("pid", [](const Peer& peer) { return Seat::pid(peer.seat); })
       .def_prop_ro("start_time", [](const Peer& peer) { return peer.identity.start_time; })
       .def_prop_ro("pid_namespace", [](const Peer& peer) { return peer.identity.pid_namespace; })
+      .def_prop_ro("holds_lock", [](const Peer& peer) { return peer.identity.holds_lock == 1; })
       .def_ro("behind", &Peer::behind);
   m.def("peers", &peers_in, "memory"_a, "geometry"_a, "nonce"_a);
   m.attr("VACANT") = RingReader::kVacant;
+}
+
+void bind_watch(nb::module_& m) {
+  nb::class_<LifeLock>(m, "LifeLock")
+      .def(
+          "__init__",
+          [](LifeLock* self, int fd, std::int64_t place) {
+            // A fork in another thread would keep the lock.
+            const std::lock_guard lock(Watcher::mutex());
+            new (self) LifeLock(fd, place);
+          },
+          "fd"_a, "place"_a)
+      .def("release", &LifeLock::release);
+  m.def(
+      "is_locked",
+      [](int fd, std::int64_t place) {
+        const Locked found = is_locked(fd, place);
+        return found == Locked::unknown ? nb::none() : nb::cast(found == Locked::yes);
+      },
+      "fd"_a, "place"_a);
+  m.def("watch_generation", &Watcher::generation);
+  m.def(
+      "is_readable",
+      [](int fd) {
+        pollfd one{fd, POLLIN, 0};
+        return poll(&one, 1, 0) == 1 && (one.revents & POLLIN) != 0;
+      },
+      "fd"_a);
 }
 
 void bind_endpoints(nb::module_& m) {
@@ -184,6 +218,12 @@ void bind_endpoints(nb::module_& m) {
       .def("peers", &Endpoint::look_at_peers)
       .def("wait_ready", &Endpoint::wait_ready, "timeout"_a = nb::none())
       .def("close", &Endpoint::close)
+      .def("give_up", &Endpoint::give_up)
+      .def("detach", &Endpoint::detach)
+      .def("watch_process", &Endpoint::watch_process, "pidfd"_a)
+      .def("watch_lock", &Endpoint::watch_lock, "fd"_a, "place"_a)
+      .def_static("unwatch", &Watcher::remove, "watch"_a)
+      .def("set_alarm_fd", &Endpoint::set_alarm_fd, "fd"_a)
       .def("alarm", &Endpoint::alarm)
       .def("attached", &Endpoint::attached)
       .def("figures", &Endpoint::figures)
@@ -206,10 +246,11 @@ void bind_endpoints(nb::module_& m) {
 
   nb::class_<PyRingReader, Endpoint>(m, "RingReader")
       .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, std::uint32_t, const WaitPolicy&,
-                    nb::object, nb::object, nb::object, const Identity&, std::uint64_t,
-                    nb::object>(),
+                    nb::object, nb::object, nb::object, const Identity&, std::uint64_t, nb::object,
+                    bool>(),
            "memory"_a, "geometry"_a, "nonce"_a, "index"_a, "wait"_a, "is_crowded"_a,
-           "warmup"_a.none(), "watch"_a.none(), "who"_a, "found"_a, "arena"_a.none())
+           "warmup"_a.none(), "watch"_a.none(), "who"_a, "found"_a, "arena"_a.none(),
+           "may_hold"_a = false)
       .def("consume", &PyRingReader::consume, "timeout"_a = nb::none(), "copy"_a = true);
 }
 
@@ -219,6 +260,7 @@ void bind_endpoints(nb::module_& m) {
 NB_MODULE(_core, m) {
   using namespace shmcast;
   count_forks();
+  Watcher::guard_forks();
   // A program may still hold arrays over the arena when the interpreter exits: no leak.
   nb::set_leak_warnings(false);
   bind_errors(m);
@@ -227,5 +269,6 @@ NB_MODULE(_core, m) {
   bind_memory(m);
   bind_arena(m);
   bind_members(m);
+  bind_watch(m);
   bind_endpoints(m);
 }

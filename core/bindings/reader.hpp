@@ -34,14 +34,14 @@ class PyRingReader final : public Endpoint {
   PyRingReader(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce,
                std::uint32_t index, const WaitPolicy& policy, nb::object is_crowded,
                nb::object warmup, nb::object watch, const Identity& who, std::uint64_t found,
-               nb::object arena)
+               nb::object arena, bool may_hold)
       : Endpoint(memory, std::move(is_crowded), std::move(watch)),
         warmup_(std::move(warmup)),
         mapping_(std::move(arena)),
         index_(index),
         segment_(Segment::attach(this->memory(), geometry, nonce_of(nonce))),
-        ring_(seated(segment_, index, who, found), index, policy, found) {}
-  ~PyRingReader() override { close(); }
+        ring_(seated(segment_, index, who, found, may_hold), index, policy, found) {}
+  ~PyRingReader() override { destroy(); }
 
   // Return the frames of the next message. A call that ends in TimedOut or a signal keeps its
   // place: the next call resumes it.
@@ -74,9 +74,9 @@ class PyRingReader final : public Endpoint {
   static constexpr std::size_t kPooledFrame = 256 * 1024;
 
   static const Segment& seated(const Segment& segment, std::uint32_t index, const Identity& who,
-                               std::uint64_t found) {
+                               std::uint64_t found, bool may_hold) {
     if (index >= segment.geometry().readers) throw nb::index_error("no such reader index");
-    if (!RingReader::attach(segment, index, who, found)) {
+    if (!RingReader::attach(segment, index, who, found, may_hold)) {
       // relaxed: for the text only.
       const std::uint64_t seat = peek(segment.member(index).seat);
       const bool gone = Seat::state(seat) == SeatState::left;
@@ -254,9 +254,9 @@ class PyRingReader final : public Endpoint {
     return ring_.wait_ready(deadline_ns, stop());
   }
   void interrupt() override { ring_.interrupt(); }
-  void leave() override {
+  void leave(End how) override {
     reset();  // release what it holds of an unfinished message
-    ring_.leave();
+    how == End::failed ? ring_.fail() : ring_.leave();
   }
   const Segment& segment() const override { return segment_; }
 

@@ -43,11 +43,12 @@ class PyRingWriter final : public Endpoint {
     if (geometry.extents != Arena::kExtents) throw nb::value_error("an arena has EXTENTS extents");
     arena_ = std::make_shared<Arena>(nb::cast<ArenaMapping&>(mapping_), segment_);
   }
-  ~PyRingWriter() override { close(); }
+  ~PyRingWriter() override { destroy(); }
 
   void publish(nb::handle frames, nb::handle timeout) {
     const Use use(*this);
     const std::int64_t patience = timeout_ns(timeout);
+    attend(segment_);
     const Buffers buffers(*this, frames);
     const Settling settling(*this);
     if (arena_ != nullptr && pieces_.size() > 1) put_in_arena();
@@ -243,11 +244,13 @@ class PyRingWriter final : public Endpoint {
     return ring_.wait_ready(deadline_ns, stop());
   }
   void interrupt() override { ring_.interrupt(); }
-  void leave() override { ring_.close(); }
+  void leave(End how) override { ring_.close(how); }
   const Segment& segment() const override { return segment_; }
   void drop(std::uint32_t index, std::uint64_t seat) override {
     ring_.drop(index, seat);
-    if (arena_ != nullptr) arena_->mark_dead(index);
+    // One that failed may have views as long as its process lives: see mark_exited_dead().
+    if (arena_ == nullptr || Seat::state(seat) == SeatState::failed) return;
+    arena_->mark_dead(index);
   }
 
   Segment segment_;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import weakref
 from collections.abc import Callable
@@ -33,6 +34,15 @@ if TYPE_CHECKING:
 DEFAULT_WARN_AFTER = 60.0
 """Seconds of a wait until the log says who is slow."""
 
+_open: weakref.WeakSet[FrameEnd] = weakref.WeakSet()
+
+
+def is_orderly(error: BaseException | None) -> bool:
+    """Return whether a `with` block that ends with this exception has ended in order."""
+    if isinstance(error, SystemExit):
+        return error.code in (None, 0)
+    return error is None or isinstance(error, GeneratorExit)
+
 
 class FrameEnd:
     """One end of a ring, which carries frames: life cycle, peers, translated errors.
@@ -49,7 +59,7 @@ class FrameEnd:
 
     _ring: _core.RingWriter | _core.RingReader
     _watch: Watch
-    _finalizer: Callable[[], object]
+    _finalizer: weakref.finalize[..., FrameEnd]
 
     handle: Handle
     """Where readers find the writer's segment."""
@@ -89,21 +99,6 @@ class FrameEnd:
         except Exception as error:
             self._raise(error, "wait_ready", timeout)
         self.watch_peers()
-
-    def _make_alarm(self) -> Callable[[], None]:
-        """Make what the watch calls when a peer has ended; it must not keep this end alive."""
-        me = weakref.ref(self)
-
-        def alarm() -> None:
-            end = me()
-            if end is not None:
-                end.on_peer_exit()
-
-        return alarm
-
-    def on_peer_exit(self) -> None:
-        """Wake this end's wait, in the thread of the watch: a peer's process has ended."""
-        self._ring.alarm()
 
     def watch_peers(self) -> None:
         """Watch all who have attached; warn of those that can't be watched."""
@@ -150,7 +145,28 @@ class FrameEnd:
     def close(self) -> None:
         """End this end; idempotent. A call that waits in another thread raises `Closed`."""
         self._closed = True
+        self._ring.close()
         self._finalizer()
+
+    def give_up(self) -> None:
+        """End this end otherwise than in order: its peers are told as of a death; idempotent."""
+        self._closed = True
+        self._finalizer()  # as if it were collected
+
+    def _open_until_closed(self, finalize: Callable[..., None], *args: object) -> None:
+        """Have `finalize(*args)` called when this end is closed, given up or collected.
+
+        Not when the interpreter exits: that is no end in order, and the end of the process tells.
+        Then `_at_exit` is called.
+        """
+        self._finalizer = weakref.finalize(self, finalize, *args)
+        self._finalizer.atexit = False
+        _open.add(self)
+
+    def _at_exit(self) -> None:
+        """Leave nothing behind: the process is about to end."""
+        self._ring.detach()
+        self._finalizer.detach()
 
     def _raise(self, error: Exception, action: str, timeout: float | None) -> NoReturn:
         """Say what an error of the core means here, and what to do. Others pass unchanged."""
@@ -195,3 +211,10 @@ class FrameEnd:
     def _blocked_on(self) -> str:
         """Say, behind a time-out's text, on whom the wait depends."""
         return ""
+
+
+@atexit.register
+def _exit() -> None:
+    for end in [*_open]:
+        if not end.closed:
+            end._at_exit()  # noqa: SLF001 (of this module)

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from shmcast import _core
 from shmcast._codecs.base import Received
+from shmcast._endpoints import peers
 from shmcast._endpoints.arguments import check_int, check_shape
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER, FrameEnd
 from shmcast._endpoints.handle import ArenaHandle, Handle, geometry_of
-from shmcast._endpoints.peers import LIVING, Watch, has_ended, identity
+from shmcast._endpoints.peers import Watch, identity
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy, core_policy
 from shmcast._host import census, shared_memory
-from shmcast.errors import AlreadyAttached, DecodeError, InvalidArgument, SegmentMismatch
+from shmcast._host.places import Places
+from shmcast.errors import (
+    AlreadyAttached,
+    DecodeError,
+    InvalidArgument,
+    SegmentMismatch,
+    ShmcastError,
+)
 
 if TYPE_CHECKING:
     from shmcast._endpoints.pinned import PinnedArena
@@ -58,12 +66,38 @@ class FrameReader(FrameEnd):
         if peer_label is None:
             peer_label = functools.partial(_default_label, handle.readers)
         self._watch = Watch(
-            index, label, peer_label, handle.readers, handle.drops_dead, warn_after,
-            self._make_alarm(),
+            index, label, peer_label, handle.readers, handle.drops_dead, warn_after
         )  # fmt: skip
         geometry = geometry_of(handle)
         holder = handle.holder if rejoin else None
-        memory = shared_memory.attach(handle.name, geometry.segment_bytes, holder)
+        with contextlib.ExitStack() as undo:  # what is made before something fails
+            self._attach(geometry, index, holder, rejoin, pin, warmup, undo)
+            undo.pop_all()
+        self.ring_consume: Callable[[float | None, bool], list[Received]] = self._ring.consume
+        """The core's own `consume`, for a hot path that gives its errors to `fail`."""
+        if self._pinned is not None:
+            self.ring_consume = functools.partial(_consume_pinned, self._pinned, self._ring)
+        self.watch_peers()
+        if self._ring.attached() == handle.readers:
+            shared_memory.unlink(handle.name)  # everybody is in: nothing can leak any more
+            if handle.arena is not None:
+                shared_memory.unlink(handle.arena.name)
+
+    def _attach(
+        self,
+        geometry: _core.Geometry,
+        index: int,
+        holder: tuple[int, int] | None,
+        rejoin: bool,
+        pin: bool,
+        warmup: Callable[[], object] | None,
+        undo: contextlib.ExitStack,
+    ) -> None:
+        """Map the segment and take the seat."""
+        handle, label = self.handle, self.label
+        places = Places(shared_memory.find(handle.name, geometry.segment_bytes, holder))
+        undo.callback(places.close)
+        memory = shared_memory.map_whole(places.fileno(), geometry.segment_bytes)
         mapping = None
         if handle.arena is not None:
             mapping = _map_arena(handle.arena, handle.holder[0] if rejoin else None)
@@ -72,24 +106,38 @@ class FrameReader(FrameEnd):
             raise InvalidArgument(
                 f"{label}: pin=True, but the writer has no arena; make it with arena_bytes="
             )
-        attach = functools.partial(
-            _core.RingReader,
-            memory,
-            geometry,
-            handle.nonce,
-            index,
-            core_policy(self.wait_policy),
-            self._is_crowded,
-            warmup,
-            self._watch,
-            identity(),
-        )
+
+        def attach(seat: int, may_hold: bool) -> _core.RingReader:
+            lock = places.hold(index)
+            try:
+                ring = _core.RingReader(
+                    memory,
+                    geometry,
+                    handle.nonce,
+                    index,
+                    core_policy(self.wait_policy),
+                    self._is_crowded,
+                    warmup,
+                    self._watch,
+                    identity(lock),
+                    seat,
+                    mapping,
+                    may_hold,
+                )
+            except BaseException:
+                if lock is not None:
+                    lock.release()
+                raise
+            self._watch.begin(ring, places)
+            self._open_until_closed(_end_reader, ring, self._watch, places, lock, census.enter())
+            return ring
+
         try:
             if rejoin:
                 look = functools.partial(_core.peers, memory, geometry, handle.nonce)
-                self._ring = self._take_place(index, look, lambda found: attach(found, mapping))
+                self._ring = self._take_place(index, look, attach, places)
             else:
-                self._ring = attach(_core.VACANT, mapping)
+                self._ring = attach(_core.VACANT, False)
         except _core.LayoutMismatch as error:
             raise SegmentMismatch(
                 f"{label}: {handle.name}: {error}; make the handle and both endpoints with one "
@@ -102,58 +150,49 @@ class FrameReader(FrameEnd):
             ) from None
         except _core.SegmentCorrupted as error:
             self._raise(error, "set-up", None)
-        self.ring_consume: Callable[[float | None, bool], list[Received]] = self._ring.consume
-        """The core's own `consume`, for a hot path that gives its errors to `fail`."""
-        if self._pinned is not None:
-            self.ring_consume = functools.partial(_consume_pinned, self._pinned, self._ring)
-        # Closed in time also when the interpreter exits: the writer then waits for us no longer.
-        self._finalizer = weakref.finalize(
-            self, _end_reader, self._ring, self._watch, census.enter()
-        )
-        self.watch_peers()
-        if self._ring.attached() == handle.readers:
-            shared_memory.unlink(handle.name)  # everybody is in: nothing can leak any more
-            if handle.arena is not None:
-                shared_memory.unlink(handle.arena.name)
 
     def _take_place(
         self,
         index: int,
         look: Callable[[], list[_core.Peer]],
-        attach: Callable[[int], _core.RingReader],
+        attach: Callable[[int, bool], _core.RingReader],
+        places: Places,
     ) -> _core.RingReader:
         while True:
-            found = self._seat_to_take(look()[index])
+            peer = look()[index]
+            self._check_place(peer, places)
+            # A process that lives may still have views of the arena, whoever reads in its place.
+            may_hold = peer.state in ("failed", "dropped") and not peers.has_ended(peer, places)
             try:
-                return attach(found)
+                return attach(peer.seat, may_hold)
             except _core.SeatTaken:
                 # Another was faster, or the writer has just dropped the dead one: look again.
-                continue
+                if may_hold and look()[index].seat == peer.seat:
+                    raise AlreadyAttached(
+                        f"{self.label}: index {index} of {self.handle.name}: process {peer.pid}, "
+                        "whose reader ended without close(), still has views of the arena "
+                        "(recv(copy=False)); let go of them, or end it first"
+                    ) from None
 
-    def _seat_to_take(self, peer: _core.Peer) -> int:
-        """Return the seat of `peer`, whose place this reader takes, as it was found.
-
-        Raises:
-            AlreadyAttached: it can't be taken.
-        """
+    def _check_place(self, peer: _core.Peer, places: Places) -> None:
+        """Raise AlreadyAttached if this reader can't take the place of `peer`."""
         where = f"{self.label}: index {peer.index} of {self.handle.name}"
         if peer.state == "left":
             raise AlreadyAttached(
                 f"{where} has left in order, process {peer.pid}; only the place of a reader that "
                 "died can be taken"
             )
-        if peer.state in LIVING:
+        if peer.state in (*peers.LIVING, "failed"):
             if not self.handle.drops_dead:
                 raise AlreadyAttached(
                     f"{where} was taken by process {peer.pid}, and the writer does not go on "
                     'without it: make it with on_reader_death="drop"'
                 )
-            if not has_ended(peer):
+            if peer.state != "failed" and not peers.has_ended(peer, places):
                 raise AlreadyAttached(
                     f"{where} is held by process {peer.pid}, which lives, or can't be seen from "
                     "here; end it first"
                 )
-        return peer.seat
 
     def consume(self, timeout: float | None = None, copy: bool = True) -> list[Received]:
         """Receive the frames of the next message.
@@ -187,6 +226,12 @@ class FrameReader(FrameEnd):
             "is consumed, the next recv gets the next message"
         )
 
+    def _end_error(self, what: str) -> ShmcastError:
+        writer = self._ring.peers()[-1]
+        if writer.state == "failed":
+            return self._watch.died(writer, peers.ENDED_WITHOUT_CLOSE)
+        return super()._end_error(what)
+
     def statistics(self) -> Statistics:
         """Return what this reader has done so far. From any thread."""
         return Statistics(**self._ring.figures())
@@ -214,7 +259,17 @@ def _default_label(readers: int, index: int) -> str:
     return f"reader {index}" if index < readers else "writer"
 
 
-def _end_reader(ring: _core.RingReader, watch: Watch, seat: census.Seat) -> None:
-    ring.close()
+def _end_reader(
+    ring: _core.RingReader,
+    watch: Watch,
+    places: Places,
+    lock: _core.LifeLock | None,
+    seat: census.Seat,
+) -> None:
+    """End a reader; without a close() before, its peers are told that it has failed."""
+    ring.give_up()
     watch.close()
+    if lock is not None:
+        lock.release()
+    places.close()
     seat.leave()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +17,7 @@ from shmcast._endpoints.peers import Watch, identity
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy, core_policy
 from shmcast._host import census, shared_memory
+from shmcast._host.places import Places
 from shmcast.errors import Closed, InvalidArgument, PeerDied, ShmcastError
 
 if TYPE_CHECKING:
@@ -68,9 +68,7 @@ class FrameWriter(FrameEnd):
         super().__init__(readers + 1, wait, label, warn_after)
         self._reader_label = reader_label
         drops = on_reader_death == "drop"
-        self._watch = Watch(
-            readers, label, reader_label, readers, drops, warn_after, self._make_alarm()
-        )
+        self._watch = Watch(readers, label, reader_label, readers, drops, warn_after)
         with contextlib.ExitStack() as undo:  # what is made before something fails
             arena, mapping = None, None
             if arena_bytes:
@@ -90,6 +88,8 @@ class FrameWriter(FrameEnd):
         self.handle = Handle(
             name, nonce, readers, slots, slot_bytes, (os.getpid(), fd), drops, arena
         )
+        places = Places(fd)
+        lock = places.hold(readers)
         self._ring = _core.RingWriter(
             memory,
             geometry,
@@ -97,14 +97,15 @@ class FrameWriter(FrameEnd):
             core_policy(self.wait_policy),
             self._is_crowded,
             self._watch,
-            identity(),
+            identity(lock),
             mapping,
         )
         self._lender: Lender | None = None  # there is one from the first loan on
         # Bound once: in a decode loop every look-up on the way is a cache miss.
         self._ring_publish = self._ring.publish
-        self._finalizer = weakref.finalize(
-            self, _end_writer, self._ring, self._watch, self.handle, census.enter()
+        self._watch.begin(self._ring, places)
+        self._open_until_closed(
+            _end_writer, self._ring, self._watch, self.handle, places, lock, census.enter()
         )
 
     def publish(self, frames: Sequence[Frame], timeout: float | None = None) -> None:
@@ -189,6 +190,11 @@ class FrameWriter(FrameEnd):
         """Return the indices of the readers that have neither closed nor been dropped."""
         return [p.index for p in self._ring.peers()[:-1] if p.state not in ("left", "dropped")]
 
+    def _at_exit(self) -> None:
+        super()._at_exit()
+        if os.getpid() == self.handle.holder[0]:
+            _remove_names(self.handle)
+
     def _end_error(self, what: str) -> ShmcastError:
         dropped = [peer for peer in self._ring.peers() if peer.state == "dropped"]
         if dropped:
@@ -214,15 +220,31 @@ class FrameWriter(FrameEnd):
         )
 
 
-def _end_writer(ring: _core.RingWriter, watch: Watch, handle: Handle, seat: census.Seat) -> None:
-    """Close a writer and remove its segments' names, unless in a fork of its process."""
-    pid, fd = handle.holder
-    if os.getpid() == pid:
-        ring.close()
-        shared_memory.unlink(handle.name)
-        os.close(fd)
-        if handle.arena:
-            shared_memory.unlink(handle.arena.name)
-            os.close(handle.arena.fd)
+def _end_writer(
+    ring: _core.RingWriter,
+    watch: Watch,
+    handle: Handle,
+    places: Places,
+    lock: _core.LifeLock | None,
+    seat: census.Seat,
+) -> None:
+    """End a writer and remove its segments' names, unless in a fork of its process.
+
+    Without a close() before, its peers are told that it has failed.
+    """
+    if os.getpid() == handle.holder[0]:
+        ring.give_up()
         watch.close()
+        if lock is not None:
+            lock.release()
+        _remove_names(handle)
+        places.close()
+        if handle.arena:
+            os.close(handle.arena.fd)
         seat.leave()
+
+
+def _remove_names(handle: Handle) -> None:
+    shared_memory.unlink(handle.name)
+    if handle.arena:
+        shared_memory.unlink(handle.arena.name)

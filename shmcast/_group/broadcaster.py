@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shmcast._codecs.base import Codec
 from shmcast._devices.work import Work
-from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER
+from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER, is_orderly
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, FrameWriter
 from shmcast._endpoints.handle import Handle
@@ -368,7 +368,10 @@ class ShmBroadcaster:
     def __enter__(self) -> ShmBroadcaster:
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        """Close this rank's part; after an exception, tell the others that it has failed."""
+        if not is_orderly(error):
+            self._end.give_up()
         self.close()
 
 

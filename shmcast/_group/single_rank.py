@@ -39,3 +39,7 @@ class SingleRank(OrdinaryMemory):
     def close(self) -> None:
         """End it; idempotent."""
         self._closed = True
+
+    def give_up(self) -> None:
+        """End it: there is nobody to tell."""
+        self.close()

@@ -65,7 +65,7 @@ def create(size: int) -> tuple[str, mmap.mmap, int]:
     """
     name, fd = _make(lambda fd: _reserve(fd, size))
     try:
-        return name, _map(fd, size), fd
+        return name, map_whole(fd, size), fd
     except BaseException:
         unlink(name)
         os.close(fd)
@@ -113,7 +113,7 @@ def attach(name: str, size: int, holder: tuple[int, int] | None = None) -> mmap.
     """
     fd = find(name, size, holder)
     try:
-        return _map(fd, size)
+        return map_whole(fd, size)
     finally:
         os.close(fd)
 
@@ -221,6 +221,7 @@ def _reserve(fd: int, size: int) -> None:
         ) from None
 
 
-def _map(fd: int, size: int) -> mmap.mmap:
+def map_whole(fd: int, size: int) -> mmap.mmap:
+    """Map a segment, for reading and writing."""
     # Populated at once: a page fault per slot would hit the first lap of messages.
     return mmap.mmap(fd, size, mmap.MAP_SHARED | mmap.MAP_POPULATE)

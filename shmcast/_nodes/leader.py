@@ -98,7 +98,7 @@ class LeaderRelay:
 
     def start(self) -> None:
         """Begins to relay."""
-        self._writer.on_death = self._look
+        self._writer.call_on_death(self._look)
         _open.add(self)
         # Before the writer's own finalizer, which is older; and at the exit of multiprocessing's
         # processes, where only its own finalizers run.
@@ -135,7 +135,7 @@ class LeaderRelay:
         while self.step():
             pass
         _open.discard(self)
-        self._writer.on_death = None  # (in a cycle, its memory would wait for the collector)
+        self._writer.call_no_more()  # (in a cycle, its memory would wait for the collector)
         if self._at_exit is not None:
             self._at_exit.detach()
 

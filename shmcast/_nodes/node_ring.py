@@ -6,28 +6,45 @@ then its readers say why; and the process that writes to it is told at once of a
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 from typing import Any
 
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._endpoints.handle import Handle
+from shmcast._host.epoll_thread import epoll_thread
 from shmcast._nodes.failure import LastWords
 from shmcast.errors import ShmcastError
+
+_THREAD = "shmcast-deaths"
 
 
 class NodeWriter(FrameWriter):
     """A writer that tells of deaths when they happen."""
 
-    on_death: Callable[[], None] | None = None
-    """Called in another thread when a reader's process has ended."""
+    _alarm_fd = -1
 
-    def on_peer_exit(self) -> None:
-        """Wake this writer's wait, and call `on_death`."""
-        super().on_peer_exit()
-        on_death = self.on_death
-        if on_death is not None:
+    def call_on_death(self, on_death: Callable[[], None]) -> None:
+        """Call `on_death` in another thread whenever a reader may have ended."""
+        self._alarm_fd = fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+        def notify(_events: int) -> None:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(fd)
             on_death()
+
+        epoll_thread(_THREAD).add(fd, notify)
+        self._ring.set_alarm_fd(fd)
+
+    def call_no_more(self) -> None:
+        """Undo `call_on_death`; a call may be under way."""
+        fd, self._alarm_fd = self._alarm_fd, -1
+        if fd >= 0:
+            self._ring.set_alarm_fd(-1)
+            epoll_thread(_THREAD).remove(fd)
+            os.close(fd)
 
 
 class NodeReader(FrameReader):

@@ -27,6 +27,7 @@ from shmcast._codecs.base import Frame
 from shmcast._endpoints.arguments import check_timeout
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.loans import OrdinaryMemory, Shape
+from shmcast._endpoints.peers import ENDED_WITHOUT_CLOSE
 from shmcast._endpoints.statistics import Statistics
 from shmcast._nodes import addresses as _addresses
 from shmcast._nodes import control as _control
@@ -106,6 +107,7 @@ class SourceRelay:
         self.label: str = label
         """How errors name this end."""
         self._key = key
+        self._src = src
         self._drops = drops
         self._warn_after = math.inf if warn_after is None else warn_after
         here = topology.node_of(src)
@@ -149,7 +151,7 @@ class SourceRelay:
             remote.pid = pids[remote.node.leader]
         self._group = RelayGroup(f"{self._key}/0", 0, 1 + len(self._remotes))
         if self._near is not None:
-            self._near.on_death = self._look
+            self._near.call_on_death(self._look)
         _open.add(self)
         if not _registered:
             # Runs at the exit of multiprocessing's processes, too, where atexit does not.
@@ -266,6 +268,14 @@ class SourceRelay:
             self._finish_if_done()
         self._finish(self._verdict or Verdict("Closed", "the source has closed"))
 
+    def give_up(self) -> None:
+        """End the source otherwise than in order: all ranks are told; idempotent."""
+        if os.getpid() == self._pid and not self._closed:
+            name = f"rank {self._src}, the source"
+            text = f"{name} (pid {self._pid}), has {ENDED_WITHOUT_CLOSE}"
+            self._fail(Verdict("PeerDied", text, name, self._pid, ENDED_WITHOUT_CLOSE))
+            self.close()
+
     def begin_tensor_set(self) -> None:
         """See `FrameEnd.begin_tensor_set`."""
         if self._near is not None:
@@ -314,7 +324,7 @@ class SourceRelay:
     def _close_near(self) -> None:
         if self._near is not None:
             self._near.close()
-            self._near.on_death = None
+            self._near.call_no_more()
 
     def _fail_if_uneven(self, error: BaseException) -> None:
         """A signal's handler or want of memory came between: no node may miss a message."""
@@ -609,7 +619,7 @@ class SourceRelay:
             group.bury()
             del group
         if self._near is not None:
-            self._near.on_death = None  # (in a cycle, its memory would wait for the collector)
+            self._near.call_no_more()  # (in a cycle, its memory would wait for the collector)
         with self._changed:
             _open.discard(self)
             self._changed.notify_all()
