@@ -165,6 +165,9 @@ class LifeLock:
 def is_locked(fd: int, place: int) -> bool | None:
     """Return whether anybody holds such a lock; None where that can't be known."""
 
+def has_members(fd: int) -> bool | None:
+    """Return whether anybody lives who takes part in the segment; None where that can't be known."""
+
 def watch_generation() -> int:
     """Return a number that changes when all watches were lost, because of closed descriptors."""
 
@@ -240,6 +243,8 @@ class Watch(Protocol):
 
         Called after find_dead().
         """
+    def tell_deaths(self) -> None:
+        """Tell the program of these readers, now that they are dropped."""
     def exited(self, peers: Sequence[Peer]) -> Sequence[int]:
         """Return the indices of the readers whose processes have exited."""
     def report_slow(self, seconds: float, is_first: bool, peers: Sequence[Peer]) -> float:

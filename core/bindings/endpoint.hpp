@@ -288,6 +288,7 @@ class Endpoint : public Alarm {
         const Peer& dead = all.at(nb::cast<std::size_t>(index));
         drop(dead.index, dead.seat);
       }
+      watch_.callee.attr("tell_deaths")();
       watch_.must_look = nb::cast<bool>(watch_.callee.attr("must_look"));
     } catch (...) {
       alarmed_.store(true, std::memory_order_relaxed);

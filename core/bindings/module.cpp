@@ -36,6 +36,7 @@
 #include "wait/hints.hpp"
 #include "wait/waiter.hpp"
 #include "watch/life_lock.hpp"
+#include "watch/ownership.hpp"
 #include "watch/watcher.hpp"
 
 namespace nb = nanobind;
@@ -203,6 +204,13 @@ void bind_watch(nb::module_& m) {
         return found == Locked::unknown ? nb::none() : nb::cast(found == Locked::yes);
       },
       "fd"_a, "place"_a);
+  m.def(
+      "has_members",
+      [](int fd) {
+        const Locked found = has_members(fd);
+        return found == Locked::unknown ? nb::none() : nb::cast(found == Locked::yes);
+      },
+      "fd"_a);
   m.def("watch_generation", &Watcher::generation);
   m.def(
       "is_readable",

@@ -29,18 +29,18 @@ struct FileId {
 
 enum class Locked : std::uint8_t { no, yes, unknown };
 
-inline struct flock lock_at(short type, std::int64_t place) {
+inline struct flock lock_at(short type, std::int64_t place, std::int64_t places = 1) {
   struct flock lock{};
   lock.l_type = type;
   lock.l_whence = SEEK_SET;
   lock.l_start = place;
-  lock.l_len = 1;
+  lock.l_len = places;
   return lock;
 }
 
-// Return whether somebody else than this very open file holds a lock on the byte.
-inline Locked is_locked(int fd, std::int64_t place) {
-  struct flock lock = lock_at(F_WRLCK, place);
+// Return whether somebody else than this very open file holds a lock on one of the bytes.
+inline Locked is_locked(int fd, std::int64_t place, std::int64_t places = 1) {
+  struct flock lock = lock_at(F_WRLCK, place, places);
   if (fcntl(fd, F_OFD_GETLK, &lock) != 0) return Locked::unknown;
   return lock.l_type == F_UNLCK ? Locked::no : Locked::yes;
 }

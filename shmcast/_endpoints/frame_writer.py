@@ -51,6 +51,7 @@ class FrameWriter(FrameEnd):
         wait: WaitPolicy | None = None,
         on_reader_death: Literal["raise", "drop"] = "raise",
         warn_after: float | None = DEFAULT_WARN_AFTER,
+        on_death: Callable[[PeerDied], object] | None = None,
         label: str = "writer",
         reader_label: Callable[[int], str] = "reader {}".format,
     ) -> None:
@@ -65,10 +66,15 @@ class FrameWriter(FrameEnd):
             raise InvalidArgument(
                 f'{label}: on_reader_death={on_reader_death!r} is neither "raise" nor "drop"'
             )
+        if on_death is not None and not (callable(on_death) and on_reader_death == "drop"):
+            raise InvalidArgument(
+                f"{label}: on_death={on_death!r} must be callable, and is for a writer that goes "
+                'on: pass on_reader_death="drop"; otherwise send() raises PeerDied'
+            )
         super().__init__(readers + 1, wait, label, warn_after)
         self._reader_label = reader_label
         drops = on_reader_death == "drop"
-        self._watch = Watch(readers, label, reader_label, readers, drops, warn_after)
+        self._watch = Watch(readers, label, reader_label, readers, drops, warn_after, on_death)
         with contextlib.ExitStack() as undo:  # what is made before something fails
             arena, mapping = None, None
             if arena_bytes:
@@ -185,6 +191,12 @@ class FrameWriter(FrameEnd):
             lag=tuple(self._ring.lags()),
             readers=tuple(Statistics(**figures) for figures in self._ring.reader_figures()),
         )
+
+    def dropped(self) -> dict[int, PeerDied]:
+        """Return how the readers have died that are dropped and not replaced, by index."""
+        states = [peer.state for peer in self._ring.peers()]
+        deaths = {**self._watch.dropped}
+        return {index: error for index, error in deaths.items() if states[index] == "dropped"}
 
     def present_readers(self) -> list[int]:
         """Return the indices of the readers that have neither closed nor been dropped."""

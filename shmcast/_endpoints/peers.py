@@ -120,6 +120,7 @@ class Watch:
         readers: the number of readers, which is the writer's place among the peers.
         drops: the writer goes on without readers that have died.
         warn_after: seconds of a wait after which it is told who is slow; None: never.
+        on_death: called for each reader that is dropped.
     """
 
     def __init__(
@@ -130,10 +131,15 @@ class Watch:
         readers: int,
         drops: bool,
         warn_after: float | None,
+        on_death: Callable[[PeerDied], object] | None = None,
     ) -> None:
         self._report = SlownessReport(label, math.inf if warn_after is None else warn_after)
         self.patience: float = self._report.first_look
         """Seconds of a wait until the first `report_slow`."""
+        self.dropped: dict[int, PeerDied] = {}
+        """How the readers have died that were dropped, by index; also those replaced since."""
+        self._on_death = on_death
+        self._untold: list[PeerDied] = []
         self.must_look = False
         """Somebody's end raises no alarm: `observe` is to be called once a second."""
         self._me = me
@@ -254,11 +260,23 @@ class Watch:
                 raise self.died(peer, how)
             self._forget(index)
             if self._me == self._writer:
-                _log.warning("%s; it is dropped, the others go on", self.died(peer, how))
+                self.dropped[index] = error = self.died(peer, how)
+                _log.warning("%s; it is dropped, the others go on", error)
+                self._untold.append(error)
                 dropped.append(index)
             else:
                 self._watched[index] = _Watched(peer.pid, peer.start_time)  # the writer's business
         return dropped
+
+    def tell_deaths(self) -> None:
+        """Call `on_death` for the readers that were dropped; to be called once they are.
+
+        What it raises passes, and the rest is told by the next call.
+        """
+        while self._untold:
+            error = self._untold.pop(0)
+            if self._on_death is not None:
+                self._on_death(error)
 
     def exited(self, peers: Sequence[_core.Peer]) -> list[int]:
         """Return the readers whose processes have ended, by index; also those that left first."""

@@ -14,6 +14,7 @@ from shmcast._endpoints.objects import ObjectSender, checked_codec
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy
 from shmcast._endpoints.warmup import Warmup
+from shmcast.errors import PeerDied
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -42,6 +43,10 @@ class Writer(ObjectSender, Endpoint):
         on_reader_death: "raise": a reader that dies ends the waits of all others, in `PeerDied`.
             "drop": the others go on without it, and another process may take its place with
             `Reader(handle, index, rejoin=True)`.
+        on_death: with "drop": called with the `PeerDied` of each reader that is dropped, in the
+            call that drops it (`send`, `wait_ready` or another that waits) and before anything of
+            its message is sent, or while it waits for room. It must not use this writer. What it
+            raises ends the call, and nothing was sent.
         warn_after: seconds; when a wait lasts longer, the log tells who is slow. None: never.
         label: how errors name this endpoint.
         reader_label: how errors name the reader of an index; "reader `index`" by default.
@@ -64,6 +69,7 @@ class Writer(ObjectSender, Endpoint):
         wait: WaitPolicy | None = None,
         codec: Codec | None = None,
         on_reader_death: Literal["raise", "drop"] = "raise",
+        on_death: Callable[[PeerDied], object] | None = None,
         warn_after: float | None = DEFAULT_WARN_AFTER,
         label: str = "writer",
         reader_label: Callable[[int], str] = "reader {}".format,
@@ -78,6 +84,7 @@ class Writer(ObjectSender, Endpoint):
             pin=pin,
             wait=wait,
             on_reader_death=on_reader_death,
+            on_death=on_death,
             warn_after=warn_after,
             label=label,
             reader_label=reader_label,
@@ -141,6 +148,14 @@ class Writer(ObjectSender, Endpoint):
             ShmcastError: what `empty` raises.
         """
         return self._end.thaw(array)
+
+    @property
+    def dropped(self) -> dict[int, PeerDied]:
+        """How the readers have died that are dropped and not replaced, by index. From any thread.
+
+        A death is known from the first call on that waits or sends after it.
+        """
+        return self._end.dropped()
 
     def statistics(self) -> Statistics:
         """Return what this writer and each of its readers have done so far. From any thread."""

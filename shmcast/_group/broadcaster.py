@@ -24,7 +24,7 @@ from shmcast._group.options import Options
 from shmcast._group.progress import RankProgress
 from shmcast._group.single_rank import SingleRank
 from shmcast._nodes.topology import Node, Topology, host_name
-from shmcast.errors import InvalidArgument, WrongRole
+from shmcast.errors import InvalidArgument, PeerDied, WrongRole
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -66,11 +66,10 @@ class ShmBroadcaster:
             collectives on it must not come in between in another order on some ranks.
         device_types: types of devices whose tensors are broadcast so, as in `torch.device`; None:
             all but "cpu". With {"cpu"} gloo carries tensors in host memory: to try things out.
-        on_reader_death: see `Writer`. Only the source's value counts.
+        on_reader_death: see `Writer`. Only the source's value counts; so for those up to the next.
+        on_death: see `Writer`. Of the ranks of the source's own node.
+        slots, slot_bytes, arena_bytes: see `Writer`.
         warn_after: see `Writer`; may differ from rank to rank.
-        slots: see `Writer`. Only the source's value counts.
-        slot_bytes: see `Writer`. Only the source's value counts.
-        arena_bytes: see `Writer`. Only the source's value counts.
         pin: see `Writer` and `Reader`; may differ from rank to rank.
 
     Raises:
@@ -95,6 +94,7 @@ class ShmBroadcaster:
         wait: WaitPolicy | None = None,
         codec: Codec | None = None,
         on_reader_death: Literal["raise", "drop"] = "raise",
+        on_death: Callable[[PeerDied], object] | None = None,
         warn_after: float | None = DEFAULT_WARN_AFTER,
         slots: int = DEFAULT_SLOTS,
         slot_bytes: int = DEFAULT_SLOT_BYTES,
@@ -123,7 +123,9 @@ class ShmBroadcaster:
         self._relay: LeaderRelay | None = None
         self._lane: DeviceLane | None = None
         error: Exception | None = None
-        options = Options(wait, on_reader_death, warn_after, slots, slot_bytes, arena_bytes, pin)
+        options = Options(
+            wait, on_reader_death, warn_after, slots, slot_bytes, arena_bytes, pin, on_death
+        )
         try:
             self._lane = choose_lane(group, device_group, device_types, meeting, codec)
         except Exception as caught:
@@ -141,6 +143,7 @@ class ShmBroadcaster:
     def _set_up(self, meeting: Rendezvous, options: Options, codec: Codec | None) -> None:
         """Bring the source and the other ranks together."""
         ranks = meeting.ranks
+        self._reader_ranks = [ranks[r] for r in meeting.readers]  # by index in the ring
         warmup: Warmup | None = None
         error: Exception | None = None
         try:
@@ -159,7 +162,7 @@ class ShmBroadcaster:
             members = Members(meeting, self.topology, options, warm_receive, error)
             self._end = end = members.end
             self._relay = members.relay
-            readers = members.readers
+            self._reader_ranks = readers = members.readers
             # (A relay serves other nodes, too: nobody but its owner can end it.)
             weakref.finalize(self, members.end.close)
         if self._lane is not None:
@@ -347,6 +350,12 @@ class ShmBroadcaster:
         ranks in the group without the source. None in a group of one.
         """
         return self._end.handle
+
+    @property
+    def dropped(self) -> dict[int, PeerDied]:
+        """How ranks of the source's node have died that are dropped, by global rank."""
+        dropped = {} if isinstance(self._end, FrameReader) else self._end.dropped()
+        return {self._reader_ranks[index]: died for index, died in dropped.items()}
 
     def statistics(self) -> Statistics:
         """What this rank has sent or received so far; on a leader also what it has relayed."""

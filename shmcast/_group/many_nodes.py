@@ -135,7 +135,7 @@ class Members:
         relays = ""
         if leader != self._src:
             relays = ", which relays to it"
-            options = dataclasses.replace(options, pin=False)  # it only copies
+            options = dataclasses.replace(options, pin=False, on_death=None)  # it only copies
         names = [*map(topology.name, self.readers), f"rank {leader}{relays} on {self._node}"]
         self._writer = NodeWriter(
             len(self.readers),

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import posix_ipc
 
+from shmcast import _core
 from shmcast._host.process import is_alive, pid_namespace, start_time
 from shmcast.errors import SegmentMismatch, SegmentNotFound, SharedMemoryFull
 
@@ -65,7 +66,7 @@ def create(size: int) -> tuple[str, mmap.mmap, int]:
     """
     name, fd = _make(lambda fd: _reserve(fd, size))
     try:
-        return name, map_whole(fd, size), fd
+        return name, _map(fd, size), fd
     except BaseException:
         unlink(name)
         os.close(fd)
@@ -113,7 +114,7 @@ def attach(name: str, size: int, holder: tuple[int, int] | None = None) -> mmap.
     """
     fd = find(name, size, holder)
     try:
-        return map_whole(fd, size)
+        return _map(fd, size)
     finally:
         os.close(fd)
 
@@ -170,7 +171,7 @@ def clean(dry_run: bool = False) -> list[Found]:
     """Remove the segments of this user whose owners are dead, and nothing else.
 
     An owner is dead if this is its pid namespace and no process of its pid and start time exists,
-    or only a zombie.
+    or only a zombie; or if it held the lock of a member in its segment, and no member does so now.
 
     Args:
         dry_run: only look.
@@ -197,11 +198,24 @@ def _judge(path: Path) -> Found | None:
     if not match or not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid():
         return None
     namespace, pid, start = map(int, match.groups())
+    has_members = _has_members(path)
     if namespace != pid_namespace():
-        verdict = Verdict.ELSEWHERE
+        verdict = Verdict.DEAD if has_members is False else Verdict.ELSEWHERE
     else:
-        verdict = Verdict.ALIVE if is_alive(pid, start) else Verdict.DEAD
+        verdict = Verdict.ALIVE if has_members or is_alive(pid, start) else Verdict.DEAD
     return Found(f"/{path.name}", status.st_size, pid, verdict)
+
+
+def _has_members(path: Path) -> bool | None:
+    """Return whether any member of a segment lives, by their locks; None: that can't be known."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        return _core.has_members(fd)
+    finally:
+        os.close(fd)
 
 
 def _reserve(fd: int, size: int) -> None:
@@ -222,6 +236,10 @@ def _reserve(fd: int, size: int) -> None:
 
 
 def map_whole(fd: int, size: int) -> mmap.mmap:
-    """Map a segment, for reading and writing."""
+    """Map a segment that `find` has found, for reading and writing."""
+    return _map(fd, size)
+
+
+def _map(fd: int, size: int) -> mmap.mmap:
     # Populated at once: a page fault per slot would hit the first lap of messages.
     return mmap.mmap(fd, size, mmap.MAP_SHARED | mmap.MAP_POPULATE)

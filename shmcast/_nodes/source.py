@@ -268,6 +268,10 @@ class SourceRelay:
             self._finish_if_done()
         self._finish(self._verdict or Verdict("Closed", "the source has closed"))
 
+    def dropped(self) -> dict[int, PeerDied]:
+        """See `FrameWriter.dropped`: of the source's own node."""
+        return {} if self._near is None else self._near.dropped()
+
     def give_up(self) -> None:
         """End the source otherwise than in order: all ranks are told; idempotent."""
         if os.getpid() == self._pid and not self._closed:

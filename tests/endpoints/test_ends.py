@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import gc
 import os
 import pickle
@@ -12,14 +13,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 import shmcast
 from shmcast import PeerDied, Reader, Writer
 from shmcast._endpoints.handle import Handle
+from shmcast._host import process
 from tests.support.endings import ENDINGS, SECONDS, StepFailed
 from tests.support.processes import Crew
+from tests.support.ring_roles import attach_only, fill
 from tests.support.subprocess_programs import ROOT, wait_until
 
 PROGRAM = """
@@ -223,3 +227,116 @@ def test_an_interpreter_that_exits_leaves_no_name_behind() -> None:
         for name in ran.stdout.split():
             assert not os.path.exists(f"/dev/shm{name}")  # noqa: PTH110
         assert len(ran.stdout.split()) == 2
+
+
+def test_a_driver_is_told_whom_it_has_dropped(crew: Crew) -> None:
+    told: list[PeerDied] = []
+    with Writer(2, on_reader_death="drop", on_death=told.append) as writer:
+        job = crew.workers[0].start(attach_only, 0, writer.handle)
+        with Reader(writer.handle, 1) as survivor:
+            writer.wait_ready(SECONDS)
+            assert writer.dropped == {}
+            pid = job.kill()
+
+            def is_told() -> bool:
+                writer.send("more", SECONDS)
+                survivor.recv(SECONDS)
+                return bool(told)
+
+            wait_until(is_told)
+            assert [(died.peer, died.pid) for died in told] == [("reader 0", pid)]
+            assert writer.dropped == {0: told[0]}
+            with Reader(writer.handle, 0, rejoin=True) as replacement:
+                writer.send("welcome")
+                assert replacement.recv(SECONDS) == "welcome"
+                assert writer.dropped == {}
+        assert len(told) == 1
+
+
+def test_what_on_death_raises_ends_the_send_and_nothing_was_sent(crew: Crew) -> None:
+    def refuse(_died: PeerDied) -> None:
+        raise StepFailed
+
+    with Writer(2, on_reader_death="drop", on_death=refuse, slots=2**14) as writer:
+        job = crew.workers[0].start(attach_only, 0, writer.handle)
+        with Reader(writer.handle, 1) as survivor:
+            writer.wait_ready(SECONDS)
+            job.kill()
+            sent = 0
+            with contextlib.suppress(StepFailed):
+                while sent < 2**14 - 1:
+                    writer.send(sent)
+                    sent += 1
+            assert sent < 2**14 - 1
+            writer.send("next")
+            assert [survivor.recv(SECONDS) for _ in range(sent + 1)] == [*range(sent), "next"]
+
+
+@pytest.mark.parametrize("on_death", [print, 3])
+def test_on_death_is_for_writers_that_drop(on_death: Any) -> None:
+    drops: Any = "raise" if on_death is print else "drop"
+    with pytest.raises(shmcast.InvalidArgument, match=r"on_death=.*on_reader_death"):
+        Writer(1, on_death=on_death, on_reader_death=drops)
+
+
+def test_a_moment_without_descriptors_does_not_blind_for_ever(
+    crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_pid: int) -> int:
+        raise OSError(errno.EMFILE, "no descriptors")
+
+    with Writer(1) as writer:
+        with monkeypatch.context() as patch:
+            patch.setattr(process, "_pidfd_open", refuse)
+            job = crew.workers[0].start(attach_only, 0, writer.handle)
+            writer.wait_ready(SECONDS)
+        watch = writer._end._watch
+        assert watch._watched[0].pidfd is None
+
+        def is_watched() -> bool:
+            with contextlib.suppress(shmcast.Timeout):
+                fill(writer, 0.05)
+            return watch._watched[0].pidfd is not None
+
+        wait_until(is_watched)
+        job.kill()
+        with pytest.raises(PeerDied):
+            fill(writer)
+
+
+@pytest.mark.parametrize("flows", [True, False])
+def test_without_pidfds_and_without_a_thread_it_is_looked_once_a_second(
+    crew: Crew, monkeypatch: pytest.MonkeyPatch, flows: bool
+) -> None:
+    def refuse(*_arguments: int) -> int:
+        raise OSError(errno.ENOSYS, "as gVisor does")
+
+    monkeypatch.setattr(process, "_pidfd_open", refuse)
+    with Writer(1, slots=2**16 if flows else 2) as writer:
+        ring = writer._end._ring
+
+        class NoThread:
+            """The ring, where the core can start no thread."""
+
+            watch_process = watch_lock = staticmethod(refuse)
+            unwatch = ring.unwatch
+
+        writer._end._watch._ring = NoThread()
+        job = crew.workers[0].start(attach_only, 0, writer.handle)
+        with pytest.warns(shmcast.ShmcastWarning, match="once a second"):
+            writer.wait_ready(SECONDS)
+        pid = job.kill()
+        assert send_until_told(writer).pid == pid
+
+
+def test_without_pidfds_the_lock_tells(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_pid: int) -> int:
+        raise OSError(errno.ENOSYS, "as gVisor does")
+
+    monkeypatch.setattr(process, "_pidfd_open", refuse)
+    with Writer(1, slots=2**14) as writer:
+        job = crew.workers[0].start(attach_only, 0, writer.handle)
+        writer.wait_ready(SECONDS)
+        assert not writer._end._watch.must_look
+        pid = job.kill()
+        assert send_until_told(writer).pid == pid
