@@ -1,4 +1,7 @@
-"""Chaos: members of a ring are killed, stopped, slowed and replaced at random, and all is checked.
+"""Chaos: members of a ring end in every way, are stopped, slowed and replaced; all is checked.
+
+They are killed, crash, end by an exception or an exit code, or execute another program, all at
+random, and are reaped by this process rather than by their peers.
 
     python -m tests.support.chaos --rounds 1000
     python -m tests.support.chaos --seconds 3600            # make chaos
@@ -27,6 +30,7 @@ import signal
 import statistics
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,7 +38,7 @@ from typing import Annotated, Any
 import typer
 
 from shmcast import WaitPolicy
-from tests.support.chaos_roles import HANG_SECONDS, Report, Role, RoundFailed, serve
+from tests.support.chaos_roles import ENDINGS, HANG_SECONDS, Report, Role, RoundFailed, serve
 
 _context = multiprocessing.get_context("spawn")
 
@@ -76,6 +80,7 @@ class Tally:
     rounds: int = 0
     messages: int = 0
     deaths: int = 0
+    endings: Counter[str] = field(default_factory=Counter)
     replacements: int = 0
     stops: int = 0
     delays_ms: list[float] = field(default_factory=list)
@@ -181,9 +186,14 @@ class _Round:
 
     def _kill(self, member: Member) -> None:
         self._death_ns = self._death_ns or time.monotonic_ns()
-        member.signal(signal.SIGKILL)
-        member.process.join()
+        ending = self._rng.choice([*ENDINGS])
+        member.signal(ENDINGS[ending])
+        member.signal(signal.SIGCONT)  # it may be stopped
+        member.process.join(HANG_SECONDS)
+        if member.process.exitcode is None:
+            raise RoundFailed(f"a member that was told to end did not: {ending}")
         self._tally.deaths += 1
+        self._tally.endings[ending] += 1
         self._stopped.discard(member)
 
     def _replace(self, index: int) -> None:
@@ -256,6 +266,7 @@ def main(
         f"{tally.messages:,} messages received, {tally.deaths} deaths, {tally.replacements} "
         f"replacements, {tally.stops} stops; no hang, no message lost, doubled or changed"
     )
+    print(", ".join(f"{count} x {ending}" for ending, count in tally.endings.items()))  # noqa: T201
     if tally.delays_ms:
         ordered = sorted(tally.delays_ms)
         print(  # noqa: T201

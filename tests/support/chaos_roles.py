@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
+import signal
 import time
 import zlib
 from collections.abc import Callable
@@ -13,6 +15,15 @@ from typing import Any
 
 from shmcast import Reader, ShmcastError, WaitPolicy, Writer
 from shmcast._endpoints.handle import Handle
+
+ENDINGS = {
+    "killed": signal.SIGKILL,
+    "crashed": signal.SIGSEGV,
+    "an exception": signal.SIGUSR1,
+    "an exit code": signal.SIGUSR2,
+    "another program": signal.SIGHUP,
+}
+"""How a member ends, and the signal that makes it do so."""
 
 HANG_SECONDS = 20.0
 """Nobody needs so long, whatever the machine does."""
@@ -155,8 +166,23 @@ def read(connection: Connection, role: Role, handle: Handle, index: int, rejoin:
     return report
 
 
+def _raise(_signal: int, _frame: object) -> None:
+    raise SystemExit(1)  # passes through everything, and so out of the endpoint's with block
+
+
+def _exit(_signal: int, _frame: object) -> None:
+    os._exit(3)
+
+
+def _execute(_signal: int, _frame: object) -> None:
+    os.execv("/bin/sleep", ["sleep", "0.2"])  # noqa: S606
+
+
 def serve(connection: Connection) -> None:
     """Play one role after the other."""
+    signal.signal(ENDINGS["an exception"], _raise)
+    signal.signal(ENDINGS["an exit code"], _exit)
+    signal.signal(ENDINGS["another program"], _execute)
     roles: dict[str, Callable[..., Report]] = {"write": write, "read": read}
     while True:
         name, args = connection.recv()
