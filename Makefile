@@ -34,6 +34,7 @@ lint: $(VENV)/ready ## check style, formatting, types, and that imports run down
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m tests.support.check_imports
 	$(BIN)/clang-format --dry-run --Werror $(CORE) $(NATIVE)
 	for header in $(SELF_CONTAINED); do \
 	  $(CXX) $(CXXFLAGS_TEST) -I$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))') \

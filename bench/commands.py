@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -20,6 +19,7 @@ from bench.report.tables import short
 from bench.run import job, machine, smoke, versions
 from bench.run.case import Case
 from bench.run.harness import TURNS, Harness, Row
+from bench.run.selection import Chosen, NoSuchName, choose
 from bench.run.suites import SUITES
 from bench.transports import registry
 
@@ -30,6 +30,9 @@ app.command("smoke")(smoke.main)
 Measured = tuple[list[Row], dict[str, str]]
 """A suite's rows, and why transports have none."""
 
+Write = Callable[[list[Row], dict[str, str]], None]
+"""Writes such rows."""
+
 Names = Annotated[list[str] | None, typer.Option(help="repeatable")]
 Numbers = Annotated[list[int] | None, typer.Option(help="repeatable")]
 Gaps = Annotated[list[float] | None, typer.Option(help="ms, repeatable; 0: back to back")]
@@ -38,7 +41,7 @@ Gaps = Annotated[list[float] | None, typer.Option(help="ms, repeatable; 0: back 
 @app.command("list")
 def list_all() -> None:
     """Print the suites, the transports, and how they are set up."""
-    console = Console()
+    console = terminal.console()
     suites = [
         (name, f"{suite.what} ({len(suite.cases(1.0))} cases): {'; '.join(suite.transports)}")
         for name, suite in SUITES.items()
@@ -61,63 +64,98 @@ def run(
     turns: Annotated[int, typer.Option(help="of each transport in a case", min=1)] = TURNS,
     scale: Annotated[float, typer.Option(help="factor on how long a turn may take")] = 1.0,
     folder: Annotated[Path | None, typer.Option(help="for the results")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace results that the folder has")
+    ] = False,
 ) -> None:
     """Measure suites, print a table for each case, and write a file of results for each suite.
 
     --only, --workloads, --readers and --gaps choose transports and cases of a suite by name and
-    number. Without --folder the results go to bench/results/<date>-<machine>, with a report.
+    number. Without --folder the results go to bench/results/<date>-<machine>, with a report. Each
+    case is written when it is done. Results that are there are kept unless --overwrite is given.
     """
-    console = Console()
+    try:
+        chosen = choose(suites or [], only or [], workloads or [], readers or [], gaps or [], scale)
+    except NoSuchName as error:
+        raise typer.BadParameter(str(error)) from None
+    console = terminal.console()
     here = machine.describe()
-    facts = [(name.replace("_", " "), str(fact)) for name, fact in here.items()]
-    console.print(terminal.definitions(facts, "Machine"), highlight=False)
     if folder is None:
         folder = report.RESULTS / f"{time.strftime('%Y-%m-%d')}-{here['name']}"
-    for name in suites or [*SUITES, job.SUITE]:
-        if name == job.SUITE:
-            names = [transport for transport in job.TRANSPORTS if not only or transport in only]
-            measure = functools.partial(job.run, console, names, turns)
-            _write(console, folder, _measured(console, name, names, measure))
-            continue
-        if name not in SUITES:
-            raise typer.BadParameter(f"{name!r} is none of {', '.join(SUITES)}, {job.SUITE}")
-        names = only or [*SUITES[name].transports]
-        cases = [
-            case
-            for case in SUITES[name].cases(scale)
-            if (not workloads or case.workload in workloads)
-            and (not readers or case.readers in readers)
-            and (not gaps or case.gap_ms in gaps)
-        ]
-        measure = functools.partial(run_cases, console, name, names, cases, turns)
-        _write(console, folder, _measured(console, name, names, measure))
+    there = [file.name for one in chosen if (file := _path(folder, one.suite)).exists()]
+    if there and not overwrite:
+        raise typer.BadParameter(
+            f"{folder} has results already ({', '.join(there)}): name another --folder, or pass "
+            "--overwrite"
+        )
+    facts = [(name.replace("_", " "), str(fact)) for name, fact in here.items()]
+    console.print(terminal.definitions(facts, "Machine"), highlight=False)
+    for one in chosen:
+        _measure(console, folder, one, turns)
     console.print(f"wrote {report.write(folder)}", soft_wrap=True, highlight=False)
 
 
-def _measured(
-    console: Console, suite: str, names: list[str], measure: Callable[[], Measured]
-) -> dict[str, Any]:
-    """Run a suite by `measure`, and return what is to be written of it."""
+def _measure(console: Console, folder: Path, chosen: Chosen, turns: int) -> None:
+    """Run a suite, and write what there is of it after each case."""
     here, steal = machine.describe(), machine.Steal()
-    rows, skipped = measure()
+    peers = versions.described(chosen.transports)
+    path = _path(folder, chosen.suite)
+
+    def write(rows: list[Row], skipped: dict[str, str]) -> None:
+        result = {
+            "suite": chosen.suite,
+            "machine": here | {"steal": steal.share()},
+            "peers": peers,
+            "skipped": skipped,
+            "rows": rows,
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        # (Replaced at once: what is there is whole, whenever this process ends.)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(result, indent=None, separators=(",", ":")) + "\n")
+        part.replace(path)
+
+    if chosen.suite == job.SUITE:
+        rows, skipped = job.run(console, chosen.transports, turns, write)
+    else:
+        rows, skipped = run_cases(
+            console, chosen.suite, chosen.transports, chosen.cases, turns, write
+        )
     for what, why in skipped.items():
         console.print(f"skipped: {what}: {why}", style="yellow", highlight=False)
-    return {
-        "suite": suite,
-        "machine": here | {"steal": steal.share()},
-        "peers": versions.described(names),
-        "skipped": skipped,
-        "rows": rows,
-    }
+    if rows:
+        console.print(f"wrote {path}", soft_wrap=True, highlight=False)
+    else:
+        console.print(
+            f"{chosen.suite}: nothing was measured, so nothing is written", style="yellow"
+        )
+
+
+def _path(folder: Path, suite: str) -> Path:
+    return folder / f"{suite}.json"
 
 
 def run_cases(
-    console: Console, suite: str, names: list[str], cases: list[Case], turns: int
+    console: Console,
+    suite: str,
+    names: list[str],
+    cases: list[Case],
+    turns: int,
+    write: Write = lambda _rows, _skipped: None,
 ) -> Measured:
-    """Run cases and print a table of each; return the rows, and why some are missing."""
+    """Run cases and print a table of each; return the rows, and why some are missing.
+
+    Args:
+        console: where to print.
+        suite: its name, for the bar.
+        names: of the transports.
+        cases: to run.
+        turns: of each transport in a case.
+        write: called with all rows so far, and with what is skipped, when a case has made some.
+    """
     rows: list[Row] = []
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -133,7 +171,10 @@ def run_cases(
                 rows += found
                 if found:
                     console.print(table(case, found), "")
+                    write(rows, harness.skipped)
                 progress.advance(task)
+    if rows:
+        write(rows, harness.skipped)
     return rows, harness.skipped
 
 
@@ -151,10 +192,3 @@ def table(case: Case, rows: list[Row]) -> Table:
         cpu = f"{row['reader_cpu']:.1%}"
         made.add_row(row["transport"], *values, f"{low} to {high}", cpu)
     return made
-
-
-def _write(console: Console, folder: Path, result: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{result['suite']}.json"
-    path.write_text(json.dumps(result, indent=None, separators=(",", ":")) + "\n")
-    console.print(f"wrote {path}", soft_wrap=True, highlight=False)

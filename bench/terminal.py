@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 WIDTH = 80
+
+
+def console() -> Console:
+    """Return the terminal. What looks like rich's markup, "[peers]" say, is text like any other."""
+    return Console(markup=False)
 
 
 def table(first: str, *figures: str, title: str = "") -> Table:

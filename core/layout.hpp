@@ -2,8 +2,8 @@
 // Knows: every offset, every packed word, the header's checks. No other file knows an offset.
 // Does not know: how anybody waits, or in which order the words are written.
 //
-//   | Header | Lobby | WriterSeat | Member x readers | Figures x (readers + 1) | Held x readers |
-//   | Slot x slots |
+//   | Header | Lobby | WriterSeat | Member x readers | Figures x (readers + 1) |
+//   | CpuMask x (readers + 1) | Held x readers | Slot x slots |
 //
 // An arena is a second segment without any structure of its own. What readers hold of its extents
 // is counted here, in their rows of Held.
@@ -27,7 +27,7 @@ namespace shmcast {
 inline constexpr std::size_t kLine = 64;
 inline constexpr std::size_t kLinePair = 2 * kLine;
 inline constexpr std::uint64_t kMagic = 0x0074'7361'636d'6873;  // "shmcast\0"
-inline constexpr std::uint32_t kLayoutVersion = 6;
+inline constexpr std::uint32_t kLayoutVersion = 7;
 inline constexpr std::size_t kNonceBytes = 16;
 inline constexpr std::uint64_t kNever = UINT64_MAX;
 
@@ -69,6 +69,7 @@ struct alignas(kLinePair) Lobby {
 struct alignas(kLinePair) WriterSeat {
   std::uint64_t wake_at;  // wake the writer at this consumed count; kNever: it is awake
   std::uint64_t gate;     // the Gate on which the writer parks; readers wake it
+  std::uint64_t cpu;      // where the writer last published, see LastCpu
 };
 
 // How an endpoint has ended that told so itself.
@@ -106,6 +107,14 @@ struct alignas(kLinePair) Member {
   std::uint64_t consumed;  // fragments consumed so far; kNever: the writer does not wait for it
   std::uint64_t seat;      // a Seat
   Identity identity;       // written after the seat is taken; the pid is in `seat`
+  std::uint64_t cpu;       // where the reader last consumed, see LastCpu
+};
+
+// The CPUs that a member may run on, written by itself now and then. All zero: any CPU, as far as
+// is known. Machines with more CPUs fold theirs into these bits.
+struct alignas(kLinePair) CpuMask {
+  static constexpr std::size_t kBits = 1024;
+  std::uint64_t words[kBits / 64];
 };
 
 // What a member has done so far, for people to read. The member alone writes; any member may read.
@@ -118,7 +127,7 @@ struct alignas(kLinePair) Figures {
   std::uint64_t parks;        // times that the thread went to sleep
   std::uint64_t wakeups;      // sleeps after which the awaited change was there
   std::uint64_t wakes;        // system calls made to wake others
-  std::uint64_t preemptions;  // spins given up because the core was taken away
+  std::uint64_t preemptions;  // times that the core was taken away from a spinner
   std::uint64_t spun_ns;
   std::uint64_t parked_ns;
   std::uint64_t gap_ns;        // the median gap learned so far; 0: none yet
@@ -213,7 +222,7 @@ struct Geometry {
     return (extents * sizeof(Held) + kLinePair - 1) / kLinePair * kLinePair;
   }
   std::uint64_t held_offset(std::uint64_t index) const {
-    return figures_offset(readers + 1) + index * held_stride();
+    return cpus_offset(readers + 1) + index * held_stride();
   }
   std::uint64_t slots_offset() const { return held_offset(readers); }
   std::uint64_t member_offset(std::uint64_t index) const {
@@ -221,6 +230,9 @@ struct Geometry {
   }
   std::uint64_t figures_offset(std::uint64_t index) const {
     return member_offset(readers) + index * sizeof(Figures);
+  }
+  std::uint64_t cpus_offset(std::uint64_t index) const {
+    return figures_offset(readers + 1) + index * sizeof(CpuMask);
   }
   std::uint64_t segment_bytes() const { return slots_offset() + slots * slot_stride(); }
 };
@@ -286,6 +298,8 @@ class Segment {
     return at<Figures>(geometry_.figures_offset(index));
   }
   Figures& writer_figures() const { return reader_figures(geometry_.readers); }
+  // Of a reader by index; the writer's is at the number of readers.
+  CpuMask& cpus(std::uint32_t index) const { return at<CpuMask>(geometry_.cpus_offset(index)); }
   Held& held(std::uint32_t index, std::uint32_t extent) const {
     return at<Held>(geometry_.held_offset(index) + extent * sizeof(Held));
   }

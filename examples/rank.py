@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 import shmcast
 from gpt_config import BLOCK_SIZE, CONFIG, MAX_RUNNING, NUM_BLOCKS, TOKEN_BUDGET
-from passes import Message, Pass
+from passes import CHECK_PARTS, Message, Pass
 from scheduler import BlockPool, Request, Scheduler
 from tiny_gpt import PagedKVCache, TensorParallel, TinyGPT, continue_alone
 from worker import Worker
@@ -139,8 +139,10 @@ def run_rank(
     passes = []
     with shmcast.ShmBroadcaster(None, group_src=0) as broadcaster:
         broadcasts: tuple[Broadcast, ...] = (broadcaster.broadcast_object, broadcast_with_gloo)
+        by_name = [*zip(TRANSPORTS, broadcasts, strict=True)]
         for number in range(1 + repeats):
-            for transport, broadcast in zip(TRANSPORTS, broadcasts, strict=True):
+            # In turns: a machine that gets slower or faster meanwhile favours neither.
+            for transport, broadcast in by_name if number % 2 else reversed(by_name):
                 what = f"pass {number} of {repeats}" if number else "pass that warms up"
                 tell(f"generating with {transport}, {what}")
                 passes.append(run_pass(transport, broadcast, model, tp, requests))
@@ -148,15 +150,17 @@ def run_rank(
 
     measured = [done for done in passes[len(TRANSPORTS) :] if done]  # the first ones warm up
     if rank == 0:
-        tell("checking every token against the unsharded model")
-        check_tokens(requests, measured, seed)
+        check_tokens(requests, measured, seed, tell)
     return measured
 
 
-def check_tokens(requests: list[Request], passes: list[Pass], seed: int) -> None:
+def check_tokens(requests: list[Request], passes: list[Pass], seed: int, tell: Tell) -> None:
     """Raise ValueError unless every pass made the tokens of the unsharded model."""
     model = TinyGPT(CONFIG, seed, TensorParallel())
-    for request in requests:
+    for index, request in enumerate(requests):
+        part, start = divmod(index * CHECK_PARTS, len(requests))
+        if start < CHECK_PARTS:  # it is the part's first
+            tell(f"checking tokens with the unsharded model, {part + 1} of {CHECK_PARTS}")
         checked: dict[tuple[int, ...], list[int]] = {}
         for done in passes:
             tokens = done.outputs[request.req_id]

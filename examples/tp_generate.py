@@ -31,7 +31,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from passes import Pass, print_summary
+from passes import CHECK_PARTS, Pass, print_summary
 from prompts import PROMPTS, read_requests
 
 # torch is imported by the ranks only (in rank.py): the first line is shown before that.
@@ -131,7 +131,7 @@ def main(
     with contextlib.ExitStack() as shown:
         tell: Tell = keep_silent
         if rank == 0:  # (those that torchrun starts share a terminal)
-            tell = shown.enter_context(progress(console, steps=2 * (1 + repeats) + 3))
+            tell = shown.enter_context(progress(console, steps=2 * (1 + repeats) + 2 + CHECK_PARTS))
         tell("importing torch")
         if "RANK" in os.environ:  # started by torchrun
             from rank import run_rank

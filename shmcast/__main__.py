@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
-from shmcast._host import shared_memory as segment
+from shmcast._host import shared_memory
+from shmcast.errors import ShmcastError
 
 
 def main() -> None:
@@ -27,11 +29,15 @@ def main() -> None:
 
 
 def _clean(arguments: argparse.Namespace) -> None:
+    try:
+        segments = shared_memory.clean(dry_run=arguments.dry_run)
+    except ShmcastError as error:
+        sys.exit(str(error))
     removed = "would be removed" if arguments.dry_run else "removed"
-    for found in segment.clean(dry_run=arguments.dry_run):
-        action = removed if found.verdict is segment.Verdict.DEAD else "kept"
+    for found in segments:
+        action = removed if found.owner is shared_memory.OwnerState.DEAD else "kept"
         print(  # noqa: T201 (its purpose)
-            f"{found.name}  {found.size} bytes  pid {found.pid}  {action}: {found.verdict.value}"
+            f"{found.name}  {found.size} bytes  pid {found.pid}  {action}: {found.owner.value}"
         )
 
 

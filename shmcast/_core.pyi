@@ -7,6 +7,7 @@ One thread at a time may use an endpoint. Every wait releases the GIL, ends at i
 lets signal handlers run. `shmcast` turns the exceptions below into its own.
 """
 
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -17,6 +18,9 @@ class TimedOut(Exception):
 
 class EndpointClosed(Exception):
     """The endpoint was closed, or all peers have gone and nothing is left to receive."""
+
+class Interrupted(Exception):
+    """A call was ended by interrupt(); it has published or taken nothing."""
 
 class ConcurrentUse(Exception):
     """Another thread is using the endpoint."""
@@ -38,6 +42,9 @@ class SegmentCorrupted(Exception):
 
 class MessageTooLarge(Exception):
     """A message has more frames or bytes than its descriptor can express."""
+
+class MemoryChanged(Exception):
+    """A frame's memory was freed or replaced while it was being sent."""
 
 def pickle_plain(obj: object) -> bytes | None:
     """Return the pickle of a small plain object, or None if `obj` is not one.
@@ -80,16 +87,47 @@ class WaitPolicy:
 def idle_hint() -> str:
     """Return how this CPU idles in a spin loop: umwait, mwaitx, pause, wfet, wfe or isb."""
 
+def read_small_file(path: str) -> bytes | None:
+    """Return the first 128 bytes of a file, or None if it can't be read."""
+
+def piece_collector(
+    pieces: list[bytes], buffers: list[Any]
+) -> Callable[[bytes | bytearray | pickle.PickleBuffer], None]:
+    """Return the `write` of a pickler's file, which adds copies to `pieces`.
+
+    Payloads of 64 KiB and more go to `buffers`; the pickle calls for them, as for any buffer.
+    """
+
 class View:
     """Writable memory of another object (buffer protocol)."""
 
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
+class StorageView:
+    """Part of a torch storage (buffer protocol).
+
+    `publish` raises MemoryChanged if the storage is resized before its memory is copied.
+
+    Args:
+        storage: a `torch.UntypedStorage` in host memory, which this keeps alive.
+        offset: where the part begins, in bytes.
+        nbytes: its size.
+
+    Raises:
+        BufferError: the storage is too small.
+    """
+
+    def __init__(self, storage: object, offset: int, nbytes: int) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    @property
+    def is_intact(self) -> bool:
+        """Whether the storage still has the memory that it had."""
+
 def view(address: int, nbytes: int, owner: object) -> View:
     """Return `nbytes` bytes at `address` as a view, which keeps their `owner` alive."""
 
-def copy(address: int, nbytes: int) -> bytearray:
-    """Return a copy of `nbytes` bytes at `address`."""
+def copy_storage(storage: object, offset: int, nbytes: int) -> bytearray:
+    """Return a copy of a part of a torch storage; see `StorageView`."""
 
 EXTENTS: int
 """The number of buffers that an arena can hold at once."""
@@ -98,12 +136,31 @@ class Claim:
     """Keeps memory of an arena from being reused for as long as it exists."""
 
 class Mapping:
-    """A shared-memory file mapped into this process. The descriptor stays the caller's.
+    """A shared-memory file mapped into this process (buffer protocol).
+
+    Args:
+        fd: stays the caller's; a duplicate is never one of 0 to 2, and not closed in a fork.
+        nbytes: the file's size.
+        writable: it may be written to, in place.
+        dump: have the memory in core dumps, and private copies of it.
+        populate: take all page faults at once.
+        keep_fd: keep a duplicate of `fd`, without which no memory can be reserved.
+        room: returns how many bytes of memory may be taken now; None: no limit.
 
     Raises: OSError.
     """
 
-    def __init__(self, fd: int, nbytes: int, writable: bool) -> None: ...
+    def __init__(
+        self,
+        fd: int,
+        nbytes: int,
+        writable: bool,
+        dump: bool = False,
+        populate: bool = False,
+        keep_fd: bool = True,
+        room: Callable[[], int | None] | None = None,
+    ) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
     @property
     def address(self) -> int: ...
     @property
@@ -112,7 +169,10 @@ class Mapping:
     @keeper.setter
     def keeper(self, keeper: Callable[[Claim, int, int], None] | None) -> None: ...
     def reserve(self, nbytes: int) -> bool:
-        """Reserve memory for the first `nbytes` bytes. Return False if there is not enough."""
+        """Reserve memory for the first `nbytes` bytes.
+
+        Return False if there is not enough, in shared memory or by `room`.
+        """
 
 class Lease:
     """A received buffer in the arena, read-only (buffer protocol), valid while this exists."""
@@ -127,7 +187,9 @@ class Lease:
     def copy_on_write(self) -> CopyOnWrite:
         """Return a private, writable copy, which takes memory only where it is written to.
 
-        Raises: OSError.
+        Beyond some thousands of these at once, all of it is copied.
+
+        Raises: MemoryError.
         """
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
@@ -166,7 +228,7 @@ def is_locked(fd: int, place: int) -> bool | None:
     """Return whether anybody holds such a lock; None where that can't be known."""
 
 def has_members(fd: int) -> bool | None:
-    """Return whether anybody lives who takes part in the segment; None where that can't be known."""
+    """Return whether any member of the segment lives; None where that can't be known."""
 
 def watch_generation() -> int:
     """Return a number that changes when all watches were lost, because of closed descriptors."""
@@ -258,8 +320,9 @@ class Watch(Protocol):
 class Endpoint:
     """What the two ends of a ring share.
 
-    An adaptive endpoint that waits calls `is_crowded` about once a second, with the number of
-    readers attached so far, and does not spin while the answer is true. What may be called from any
+    An adaptive endpoint does not spin while the ring's members outnumber the CPUs that they may run
+    on. It looks about once a second; `cpu_quota` returns how many CPUs a quota leaves (inf: there
+    is none), is called every ten seconds or so, and should not raise. What may be called from any
     thread also works after close().
     """
 
@@ -268,7 +331,7 @@ class Endpoint:
     def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until all readers have attached, at most `timeout` seconds.
 
-        Raises: TimedOut, EndpointClosed, SegmentCorrupted, ConcurrentUse, Forked.
+        Raises: TimedOut, Interrupted, EndpointClosed, SegmentCorrupted, ConcurrentUse, Forked.
         """
     def attached(self) -> int:
         """Return how many readers have attached so far. From any thread."""
@@ -283,6 +346,11 @@ class Endpoint:
         """Return the sets that each member has begun, in the order of peers(). From any thread."""
     def alarm(self) -> None:
         """Report that a peer has died: this wait, or the next, asks the watch. From any thread."""
+    def interrupt(self) -> None:
+        """End the call that may wait in another thread, or else the next, with Interrupted.
+
+        From any thread, and from a signal's handler. A call that is just done uses it up.
+        """
     def close(self) -> None:
         """Tell the peers, and end waits in other threads. Idempotent. From any thread."""
     def give_up(self) -> None:
@@ -314,7 +382,7 @@ class RingWriter(Endpoint):
         geometry: Geometry,
         nonce: bytes,
         wait: WaitPolicy,
-        is_crowded: Callable[[int], bool],
+        cpu_quota: Callable[[], float],
         watch: Watch | None,
         who: Identity,
         arena: Mapping | None,
@@ -322,8 +390,21 @@ class RingWriter(Endpoint):
     def publish(self, frames: Sequence[Buffer], timeout: float | None = None) -> None:
         """Publish one message of contiguous buffers: to all readers or, if it raises, to none.
 
-        Raises: TimedOut (the ring stayed full for `timeout` seconds), EndpointClosed (also: every
-            reader has left), MessageTooLarge, SegmentCorrupted, ConcurrentUse, Forked.
+        Signals are handled until the last fragment is published, and not after.
+
+        Raises: TimedOut (the ring stayed full for `timeout` seconds), Interrupted, EndpointClosed
+            (also: every reader has left), MessageTooLarge, SegmentCorrupted, ConcurrentUse, Forked.
+        """
+    def __setitem__(self, timeout: float | None, frames: Sequence[Buffer], /) -> None:
+        """publish(), after which Python handles no signals: they come once the caller has it.
+
+        (After a call it does.)
+        """
+    def is_sent(self) -> bool:
+        """Return whether the last publish() has published its message.
+
+        For one that ended in a signal handler's exception: what the core itself raises says that
+        it has not.
         """
     def loan(self, nbytes: int) -> Loan | None:
         """Return memory of the arena, or None if there is no room.
@@ -333,18 +414,20 @@ class RingWriter(Endpoint):
     def is_done(self, extent: int, look: bool) -> bool:
         """Return whether every reader is done with what was sent of this extent.
 
-        With `look`, find out now and then whether a reader's process has exited.
+        With `look`, find out now and then whether a reader's process has exited. From any thread.
 
-        Raises: IndexError, EndpointClosed, ConcurrentUse, Forked.
+        Raises: IndexError, Forked.
         """
     def sent(self) -> list[int]:
         """Return the extents that the last published message refers to."""
     def arena_reserved(self) -> int:
         """Return how many bytes of the arena have memory."""
-    def fetch_ahead(self) -> None:
-        """Prefetch what the next publish() will touch into this CPU's cache.
+    def warm(self, warmup: Callable[[], object] | None) -> None:
+        """Call `warmup`, then prefetch what the next publish() will touch into this CPU's cache.
 
-        Raises: EndpointClosed, ConcurrentUse, Forked.
+        No other thread can use the endpoint meanwhile, nor can `warmup`.
+
+        Raises: EndpointClosed, ConcurrentUse, Forked, and what `warmup` raises.
         """
     def lags(self) -> list[int]:
         """Return the fragments published and not yet consumed, by reader. From any thread."""
@@ -369,7 +452,7 @@ class RingReader(Endpoint):
         nonce: bytes,
         index: int,
         wait: WaitPolicy,
-        is_crowded: Callable[[int], bool],
+        cpu_quota: Callable[[], float],
         warmup: Callable[[], object] | None,
         watch: Watch | None,
         who: Identity,
@@ -387,6 +470,17 @@ class RingReader(Endpoint):
         A call that ends in TimedOut or a signal handler's exception keeps what it has received; the
         next call resumes it.
 
-        Raises: TimedOut, EndpointClosed (the writer has closed and all is consumed),
+        Raises: TimedOut, Interrupted, EndpointClosed (the writer has closed and all is consumed),
             SegmentCorrupted, MemoryError, ConcurrentUse, Forked.
         """
+    def __getitem__(
+        self, timeout_and_copy: tuple[float | None, bool], /
+    ) -> list[bytearray | memoryview]:
+        """consume(), after which Python handles no signals: they come once the caller has it.
+
+        (After a call it does, and the error of a handler takes the place of what was returned.)
+        """
+    def keep(self, frames: list[bytearray | memoryview]) -> None:
+        """Take back the frames of a message: the next consume() returns them again."""
+    def discard(self) -> None:
+        """Forget the frames that were taken back last."""

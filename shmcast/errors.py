@@ -33,6 +33,10 @@ class Timeout(ShmcastError, TimeoutError):
     """A wait ended at its time-out. A send then reached nobody; a recv lost nothing."""
 
 
+class Interrupted(ShmcastError, InterruptedError):
+    """A call was ended by `interrupt()`. It has sent or taken nothing; call again."""
+
+
 class Closed(ShmcastError, RuntimeError):
     """This endpoint was closed, or the other side was and nothing is left to receive."""
 
@@ -114,12 +118,23 @@ class MessageTooLarge(ShmcastError, ValueError):
     """A message of more than 1 TiB or 8 388 607 frames."""
 
 
+class HostError(ShmcastError, OSError):
+    """The operating system refused something; the message says why, and the way out.
+
+    A limit of this process, a sandbox, a mount that is missing: `errno` is what the kernel said.
+    """
+
+
 class SegmentError(ShmcastError):
     """Base of the errors about the shared-memory segment itself."""
 
 
 class SharedMemoryFull(SegmentError, OSError):
-    """There is no room in shared memory for the segment (`errno` is ENOSPC)."""
+    """There is no room for the segment; the message says where, and the way out.
+
+    In /dev/shm (`errno` is ENOSPC), under the limit on the size of files (EFBIG), or under the
+    memory limit of the cgroup (ENOMEM).
+    """
 
 
 class SegmentNotFound(SegmentError, FileNotFoundError):

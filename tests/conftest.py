@@ -2,20 +2,55 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import multiprocessing
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from shmcast import WaitPolicy
 from tests.support import shared_memory
 from tests.support.processes import ONE_THREAD, Crew, spawning
 from tests.support.ranks import World
+from tests.support.subprocess_programs import TorchPrograms
+
+settings.register_profile("tests", deadline=None)  # examples take longer on a busy machine
+settings.load_profile("tests")
 
 _is_alone_in_shm = pytest.StashKey[bool]()
+_terminal = pytest.StashKey[int]()  # the descriptor of stderr, while that of tests is captured
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the way to the terminal open for the last words of a run that hangs."""
+    with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        config.stash[_terminal] = os.dup(2)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Close it."""
+    os.close(config.stash[_terminal])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
+    """End the whole run, with all stacks, if a test's time-out can't end the test.
+
+    Its signal is handled in Python, to which native code that hangs never returns.
+    """
+    seconds = 3 * settings.timeout
+    faulthandler.dump_traceback_later(seconds, exit=True, file=item.config.stash[_terminal])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_cancel_timer() -> None:
+    """Let the run go on: the test has ended."""
+    faulthandler.cancel_dump_traceback_later()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -67,6 +102,14 @@ def fresh(tmp_path: Path) -> Iterator[tuple[Crew, str]]:
         yield crew, str(tmp_path / "store")
 
 
+@pytest.fixture(scope="session")
+def torch_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchPrograms]:
+    """Run programs whose interpreters have imported torch already."""
+    programs = TorchPrograms(tmp_path_factory.mktemp("programs"))
+    yield programs
+    programs.close()
+
+
 @pytest.fixture(params=[WaitPolicy.spin(), WaitPolicy.semaphore(), WaitPolicy.adaptive()], ids=str)
 def wait(request: pytest.FixtureRequest) -> WaitPolicy:
     """Each wait policy in turn."""
@@ -92,8 +135,15 @@ def _segments(is_alone: bool) -> set[str]:
     return shared_memory.segments_of(*family)
 
 
+@pytest.fixture(scope="session")
+def _frozen() -> None:
+    """Spare later collections all that the imports have made."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
-def no_gc() -> Iterator[None]:
+def no_gc(_frozen: None) -> Iterator[None]:
     """Keep the garbage collector away from what must go by itself."""
     gc.collect()
     gc.disable()

@@ -76,12 +76,24 @@ def test_the_next_one():
         assert reader.recv(10) == "on"
 """
 
+HANGS_IN_NATIVE_CODE = """
+import ctypes
 
-def test_a_test_that_hangs_fails_alone_and_the_run_goes_on(tmp_path: Path) -> None:
-    tests = tmp_path / "test_hangs.py"
-    tests.write_text(HANGS)
-    options = ["-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider", "-rA", "--tb=no"]
-    ran = subprocess.run(  # noqa: S603
+import pytest
+
+
+@pytest.mark.timeout(0.5)
+def test_never_returns():
+    lock = ctypes.CDLL(None).pthread_mutex_lock
+    mutex = ctypes.create_string_buffer(64)
+    lock(mutex)
+    lock(mutex)
+"""
+
+
+def run(tests: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    options = ("-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider", *options)
+    return subprocess.run(  # noqa: S603
         [sys.executable, "-m", "pytest", *options, str(tests)],
         cwd=ROOT,
         capture_output=True,
@@ -89,7 +101,22 @@ def test_a_test_that_hangs_fails_alone_and_the_run_goes_on(tmp_path: Path) -> No
         timeout=50,
         check=False,
     )
+
+
+def test_a_test_that_hangs_fails_alone_and_the_run_goes_on(tmp_path: Path) -> None:
+    tests = tmp_path / "test_hangs.py"
+    tests.write_text(HANGS)
+    ran = run(tests, "-rA", "--tb=no")
     summary = ran.stdout.partition("short test summary info")[2]
     assert re.findall(r"^PASSED .*::(\w+)", summary, re.M) == ["test_the_next_one"], ran.stdout
     ended = re.findall(r"^(?:FAILED|ERROR) .*::(\w+).* - Failed: Timeout", summary, re.M)
     assert len(ended) == 8, ran.stdout
+
+
+def test_a_test_that_hangs_in_native_code_ends_the_run_and_shows_where(tmp_path: Path) -> None:
+    tests = tmp_path / "test_hangs.py"
+    tests.write_text(HANGS_IN_NATIVE_CODE)
+    ran = run(tests, "-p", "tests.conftest")
+    assert ran.returncode == 1, ran.stdout
+    assert "Timeout (" in ran.stderr
+    assert re.search(r'File ".*test_hangs\.py", line \d+ in test_never_returns', ran.stderr)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from bench import terminal
 from bench.report import doc_blocks, losses, plots, summary, tables
 from bench.report.results import OURS, Results, SuiteResults, load, transports_of
 
@@ -126,7 +126,7 @@ def main(
                 f"{names}: not what {SHOWN} has; run python -m bench report --documents"
             )
         return
-    console = Console(highlight=False)
+    console = terminal.console()
     written = [write(folder)]
     if pictures:
         written += plots.write(load(folder), pictures)

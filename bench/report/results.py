@@ -72,6 +72,7 @@ class Row(_Measured, total=False):
     rate_low_per_s: float
     rate_high_per_s: float
     busy: str
+    beside: str
     extra: dict[str, float]
 
 
@@ -134,7 +135,7 @@ class Results:
         return self.suites[name]
 
 
-ORDER = ("peers", "ray", "steps", "waiting", "large", "tensors", "nodes", "job")
+ORDER = ("peers", "ray", "steps", "waiting", "neighbours", "large", "tensors", "nodes", "job")
 
 
 def load(folder: Path) -> Results:
@@ -166,7 +167,12 @@ def load(folder: Path) -> Results:
 def case_of(row: Row) -> Case:
     """Return the case of a row."""
     return Case(
-        row["workload"], row["readers"], row["gap_ms"], row["pattern"], busy=row.get("busy", "")
+        row["workload"],
+        row["readers"],
+        row["gap_ms"],
+        row["pattern"],
+        busy=row.get("busy", ""),
+        beside=row.get("beside", ""),
     )
 
 

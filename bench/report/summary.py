@@ -29,9 +29,9 @@ CASES = (
     ("peers", Case("16 MiB", 1, 1.0)),
     ("peers", Case("49 B", 1, 0.0)),
 )
-"""The lines: suite and case."""
+"""The columns: suite and case."""
 
-COLUMNS = (
+TRANSPORTS = (
     OURS,
     "shmcast, warmed",
     "shmcast spin",
@@ -44,28 +44,32 @@ COLUMNS = (
     "pyzmq",
     "gloo",
 )
-"""The columns: transports, or families of which the fastest is shown."""
+"""The lines: transports, or families of which the fastest is shown."""
 
 
 def markdown(results: Results) -> tuple[str, str]:
-    """Return the table of the cases by column, and the note that belongs below it."""
-    lines: list[tuple[Case, dict[str, str]]] = []
+    """Return the table of the transports by case, and the note that belongs below it."""
+    cells: dict[str, dict[Case, str]] = {}
     for suite, case in CASES:
         own = _own(results[suite], case)
-        shown = {name: row for name in COLUMNS if (row := representative(own, name))}
+        shown = {name: row for name in TRANSPORTS if (row := representative(own, name))}
         best = fastest(shown.values())
-        cells = {name: _cell(name, row, own, row is best) for name, row in shown.items()}
-        lines.append((case, cells))
-    columns = [name for name in COLUMNS if any(name in cells for _, cells in lines)]
+        for name, row in shown.items():
+            cells.setdefault(name, {})[case] = _cell(name, row, own, row is best)
+    cases = [case for _, case in CASES]
     table = tables.markdown(
-        ["message, readers, gap", *columns],
-        [[str(case), *(cells.get(name, "") for name in columns)] for case, cells in lines],
+        ["transport", *map(str, cases)],
+        [
+            [name, *(cells[name].get(case, "") for case in cases)]
+            for name in TRANSPORTS
+            if name in cells
+        ],
     )
     peers = results["peers"]
-    absent = [name for name in peers.skipped if family(name) in {*COLUMNS} - {*columns}]
+    absent = [name for name in peers.skipped if family(name) in {*TRANSPORTS} - {*cells}]
     note = (
         "µs, p50 / p99, one way: from the call on the source to the return on the last reader; the "
-        "source computes in the gap. Of a peer's variants the fastest of each line is shown. "
+        "source computes in the gap. Of a peer's variants the fastest of each case is shown. "
         f"{tables.where(peers.machine)}."
     )
     if absent:
@@ -83,13 +87,13 @@ def _own(suite: SuiteResults, case: Case) -> ByTransport:
     return cases[case]
 
 
-def _cell(column: str, row: Row, own: ByTransport, bold: bool) -> str:
+def _cell(transport: str, row: Row, own: ByTransport, bold: bool) -> str:
     figures = tables.latency(row, own)
     if bold:
         figures = f"**{figures}**"
-    variants = [name for name in own if family(name) == column and "," not in name]
-    variant = row["transport"].removeprefix(column) if len(variants) > 1 else ""
-    return f"{figures}{variant}"
+    variants = [name for name in own if family(name) == transport and "," not in name]
+    variant = row["transport"].removeprefix(transport).strip() if len(variants) > 1 else ""
+    return f"{figures}<br>{variant}" if variant else figures
 
 
 _TITLE = "p50 one way, and how many times shmcast's the fastest peer takes"
@@ -103,7 +107,7 @@ def table(results: Results) -> Table:
             continue
         own = by_case(results[suite].rows).get(case, {})
         peers = [
-            row for name in COLUMNS if family(name) != OURS if (row := representative(own, name))
+            row for name in TRANSPORTS if family(name) != OURS if (row := representative(own, name))
         ]
         ours, peer = own.get(OURS), fastest(peers)
         if ours and peer:

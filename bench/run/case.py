@@ -8,6 +8,10 @@ PATTERNS = ("steady", "jitter", "poisson", "uniform", "bursts", "trace")
 """How gaps vary around their mean: not; uniform within 10 %; exponential; uniform from 0 to twice
 the mean; in bursts of `BURST` messages; as the workload says itself."""
 
+NEIGHBOURS = ("two idle pairs", "a busy pair", "a busy loop")
+"""What may run beside a case: a writer and a reader each of other engines, which sleep or exchange
+a message every millisecond; a process that computes on one of the crew's CPUs."""
+
 BURST = 8
 
 
@@ -28,6 +32,7 @@ class Case:
         reads: whether readers sum what has arrived; that is timed by itself.
         busy: what the leader of the second host computes after each message, "python" or "torch"
             (or "idle"); what counts is when its neighbour has the message. Empty: it just receives.
+        beside: what runs beside the crew, one of NEIGHBOURS; empty: nothing.
         transports: the names of those that take part; empty: all that are asked for.
     """
 
@@ -41,11 +46,14 @@ class Case:
     lockstep: bool = False
     reads: bool = False
     busy: str = ""
+    beside: str = ""
     transports: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.pattern not in PATTERNS:
             raise ValueError(f"pattern {self.pattern!r} is none of {', '.join(PATTERNS)}")
+        if self.beside and self.beside not in NEIGHBOURS:
+            raise ValueError(f"neighbour {self.beside!r} is none of {', '.join(NEIGHBOURS)}")
 
     @property
     def is_rate(self) -> bool:
@@ -67,4 +75,5 @@ class Case:
             if self.pattern != "steady":
                 cadence += f" {self.pattern}"
         busy = f", leader computes ({self.busy})" if self.busy else ""
-        return f"{self.workload}, {readers}, {cadence}{busy}"
+        beside = f", beside {self.beside}" if self.beside else ""
+        return f"{self.workload}, {readers}, {cadence}{busy}{beside}"

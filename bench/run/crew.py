@@ -24,6 +24,10 @@ class CrewFailed(Exception):
     """A member raised, ended, or gave no answer; says which, and what is known of why."""
 
 
+class _Interrupted(Exception):
+    """Ends the members' context without waiting long for them."""
+
+
 class Crew:
     """Processes that make up one source and its readers.
 
@@ -120,9 +124,17 @@ class Crew:
         """Return what is counted around the members, such as bytes on a link between hosts."""
         return self._counters()
 
-    def close(self) -> None:
-        """Tell all members to leave, and end those that don't."""
+    def close(self, are_idle: bool = True) -> None:
+        """Tell all members to leave, and end those that don't.
+
+        Args:
+            are_idle: False if they may be in the middle of something that nobody waits for.
+        """
         for control in self._controls:
             with contextlib.suppress(OSError):
                 control.send(None)
-        self._undo.close()
+        if are_idle:
+            self._undo.close()
+            return
+        with contextlib.suppress(_Interrupted), self._undo:
+            raise _Interrupted

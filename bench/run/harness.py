@@ -19,6 +19,7 @@ from bench.run import intervals, measure
 from bench.run.case import BURST, Case
 from bench.run.crew import Crew, CrewFailed
 from bench.run.measure import Done, Turn
+from bench.run.neighbours import beside
 from bench.transports.base import Peer, Skipped
 from bench.workloads import catalogue
 
@@ -72,8 +73,8 @@ class Harness:
     def __enter__(self) -> Harness:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._end_crews()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._end_crews(are_idle=kind is None)
 
     def run(self, cases: list[Case]) -> Iterator[tuple[Case, list[Row]]]:
         """Yield each case with its rows, in the order of `peers`, as soon as it is through."""
@@ -82,7 +83,9 @@ class Harness:
             if case.readers != readers:
                 self._end_crews()  # no more processes at a time than one case needs
                 readers = case.readers
-            yield case, self._run(case)
+            with beside(case.beside):
+                rows = self._run(case)
+            yield case, rows
 
     def _run(self, case: Case) -> list[Row]:
         running = []
@@ -173,12 +176,13 @@ class Harness:
             self._crews[key] = Crew(peer.launcher, readers + 1, peer.environment)
         return self._crews[key]
 
-    def _end_crews(self) -> None:
+    def _end_crews(self, are_idle: bool = True) -> None:
         while self._crews:
             _, crew = self._crews.popitem()
-            with contextlib.suppress(CrewFailed):
-                crew.ask("close")
-            crew.close()
+            if are_idle:  # else they may be in the middle of a turn, and leave after it
+                with contextlib.suppress(CrewFailed):
+                    crew.ask("close")
+            crew.close(are_idle)
         self._open.clear()
 
 
@@ -214,6 +218,8 @@ def row(case: Case, name: str, turns: list[list[Done]], beside: Row) -> Row:
     }
     if case.busy:
         found["busy"] = case.busy
+    if case.beside:
+        found["beside"] = case.beside
     reads = [ns / 1e3 for reader in readers for ns in reader.reads]
     if reads:
         found["read_p50_us"] = _rounded(np.median(reads))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,19 @@ TRANSPORTS = (
 )
 
 
-def run(console: Console, names: list[str], turns: int) -> tuple[list[Row], dict[str, str]]:
+def run(
+    console: Console,
+    names: list[str],
+    turns: int,
+    write: Callable[[list[Row], dict[str, str]], None],
+) -> tuple[list[Row], dict[str, str]]:
     """Run the job by each transport, in turns, `turns` passes each.
+
+    Args:
+        console: where to print.
+        names: of the transports.
+        turns: passes of each.
+        write: called with the rows so far, and with what is skipped, after each number of ranks.
 
     Returns:
         The rows, and why a transport has none.
@@ -73,6 +85,8 @@ def run(console: Console, names: list[str], turns: int) -> tuple[list[Row], dict
             found = [_row(ranks, name, done) for name, done in passes.items()]
         console.print(table(ranks, found))
         rows += found
+        if found:
+            write(rows, skipped)
     return rows, skipped
 
 

@@ -6,8 +6,10 @@ import contextlib
 import importlib.util
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from bench.transports.base import Launcher, Skipped
 ROOT = Path(__file__).parents[2]
 END_SECONDS = 20.0
 """How long processes that were told to leave may take."""
+BUSY_END_SECONDS = 1.0
+"""The same, when an exception ends their context, because they may be in the middle of a turn."""
 
 Counters = Callable[[], dict[str, int]]
 """Returns what is counted around the processes: see `Crew.counters`."""
@@ -59,19 +63,36 @@ def _spawn(size: int, folder: str, settings: dict[str, str]) -> Iterator[Counter
         args = (rank, size, folder, settings, inherited)
         process = context.Process(target=member.serve, args=args, daemon=True)
         processes.append(process)
-    with _in_environment(settings):
+    with _in_environment(settings), _deaf_to_interrupts():
         for process in processes:
             process.start()
     for pipe in pipes:
         for end in pipe:
             end.close()
+    patience = END_SECONDS
     try:
         yield _nothing
+    except BaseException:
+        patience = BUSY_END_SECONDS
+        raise
     finally:
         for process in processes:
-            process.join(END_SECONDS)
+            process.join(patience)
             process.kill()
             process.join()
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Let processes that are started ignore Ctrl-C: this one hears it, and tells them to leave."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
@@ -120,20 +141,25 @@ def _hosts(size: int, folder: str, settings: dict[str, str]) -> Iterator[Counter
 
 
 def _start(command: Sequence[str], settings: dict[str, str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(  # noqa: S603
-        command, cwd=ROOT, env=os.environ | settings, stdin=subprocess.DEVNULL
-    )
+    with _deaf_to_interrupts():
+        return subprocess.Popen(  # noqa: S603
+            command, cwd=ROOT, env=os.environ | settings, stdin=subprocess.DEVNULL
+        )
 
 
 @contextlib.contextmanager
 def _ended(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
     """Wait for processes on leaving; kill those that don't end."""
+    patience = END_SECONDS
     try:
         yield
+    except BaseException:
+        patience = BUSY_END_SECONDS
+        raise
     finally:
         for process in processes:
             try:
-                process.wait(END_SECONDS)
+                process.wait(patience)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

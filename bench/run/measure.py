@@ -104,7 +104,7 @@ def send(
         if transport.settle is not None:
             transport.settle(obj)
         if gap_ns:
-            _schedule(clock() + gap_ns, transport.prepare)
+            schedule(clock() + gap_ns, transport.prepare)
         if transport.fill is not None:
             transport.fill(obj)
         cpu_start = cpu_clock()
@@ -146,7 +146,7 @@ def receive(transport: Transport, turn: Turn, taken: npt.NDArray[np.int64], is_b
     )
 
 
-def _schedule(until_ns: int, prepare: Callable[[], None] | None) -> None:
+def schedule(until_ns: int, prepare: Callable[[], None] | None) -> None:
     """Work as a scheduler does between steps: small dicts and lists come, are sorted, and go.
 
     In the last millisecond call `prepare` every 100 µs, as a driver does that looks now and then

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import sys
 import traceback
 from multiprocessing.connection import Client, Connection
@@ -157,9 +158,10 @@ def serve(
         inherited: see `Seat`.
     """
     os.environ |= settings
-    # (If the coordinator is killed, EOFError ends its members.)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator's business, which then ends
+    # (If the coordinator is killed or interrupted, its end of the socket ends its members.)
     with (
-        contextlib.suppress(EOFError),
+        contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError),
         Client(str(Path(folder) / CONTROL)) as control,
     ):
         control.send(rank)

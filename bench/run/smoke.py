@@ -99,7 +99,7 @@ def main(
     bounds: Annotated[Path, typer.Option(help="the bounds")] = BOUNDS,
 ) -> None:
     """Fail if shmcast has become slower, against peers of the same run, than the bounds say."""
-    console = Console()
+    console = terminal.console()
     left = read(bounds)
     for _ in range(TRIES):
         left = broken(console, left)

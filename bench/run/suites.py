@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.run.case import Case
+from bench.run.case import NEIGHBOURS, Case
 
 OURS = ("shmcast", "shmcast spin", "shmcast semaphore")
 POLICIES = (*OURS, "shmcast, warmed", "shmcast spin, warmed")
@@ -106,6 +106,16 @@ def _waiting(scale: float) -> list[Case]:
         cases += [case(readers, *each) for each in itertools.product((0.3, 1, 10, 50), patterns)]
     idle = Case("49 B", 8, 5000.0 * scale, messages=1, seconds=5 * scale, warm_up=1)
     return [*cases, dataclasses.replace(idle, transports=("shmcast", "shmcast semaphore"))]
+
+
+def _neighbours(scale: float) -> list[Case]:
+    def case(readers: int, gap_ms: float, beside: str) -> Case:
+        messages = int(scale * (600 if gap_ms <= 1 else 100))
+        return Case("49 B", readers, gap_ms, messages=messages, seconds=scale, beside=beside)
+
+    who = ("", *NEIGHBOURS)
+    few = [case(1, gap_ms, beside) for gap_ms in (0.3, 1.0, 10.0) for beside in who]
+    return [*few, *(case(8, gap_ms, "") for gap_ms in (1.0, 10.0))]
 
 
 COPYING = (
@@ -230,6 +240,11 @@ SUITES = {
         "wait policies: latency against CPU time, by cadence and by readers",
         (*POLICIES[:4], "kickmsg polling"),
         _waiting,
+    ),
+    "neighbours": Suite(
+        "wait policies where CPUs are few: 8 readers, idle and busy engines beside, a busy loop",
+        (*OURS, "kickmsg polling"),
+        _neighbours,
     ),
     "large": Suite(
         "arrays of 64 KiB to 256 MiB: streamed, in the arena, as loans",

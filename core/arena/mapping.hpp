@@ -1,18 +1,24 @@
 // Room: arena. Its memory: a shared-memory file mapped into this process and reserved in steps.
-// Knows: mmap, and which pages have memory. No other file of the core maps memory.
+// Knows: mmap, descriptors, and which pages have memory. No other file of the core maps memory.
 // Does not know: what the memory is used for.
 #pragma once
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
 #include <span>
 #include <system_error>
+#include <utility>
 
 namespace shmcast {
 
@@ -34,27 +40,72 @@ inline void use_huge_pages(std::byte* data, std::size_t size) {
 
 enum class Access : std::uint8_t { read, write };
 
-// A private copy-on-write mapping of part of the file: nobody else sees what is written to it.
-class PrivatePages {
- public:
-  PrivatePages(int fd, std::uint64_t offset, std::size_t bytes) {
-    const std::uint64_t page = offset / kPage * kPage;
-    skipped_ = static_cast<std::size_t>(offset - page);
-    bytes_ = bytes + skipped_;
-    void* pages =
-        mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, static_cast<off_t>(page));
-    if (pages == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mmap");
-    pages_ = static_cast<std::byte*>(pages);
-  }
-  PrivatePages(const PrivatePages&) = delete;
-  PrivatePages& operator=(const PrivatePages&) = delete;
-  ~PrivatePages() { munmap(pages_, bytes_); }
+// What is done with a mapping beside reading and writing it.
+struct MappingOptions {
+  bool dump = false;      // have it in core dumps: whoever debugs wants that
+  bool populate = false;  // take all page faults at once
+  bool keep_fd = true;    // for reserve() and PrivateCopy
+};
 
-  std::byte* data() const { return pages_ + skipped_; }
+// A descriptor of this process's own, never 0 to 2: what a library prints must not end in a
+// segment. The program may close it by number and open a file of its own there, so whoever uses it
+// looks first whether it still is the file that it was.
+class OwnedFd {
+ public:
+  // Throws std::system_error.
+  static OwnedFd duplicate(int fd) {
+    constexpr int kLowest = 3;
+    OwnedFd own(fcntl(fd, F_DUPFD_CLOEXEC, kLowest));
+    if (own.fd_ < 0) throw std::system_error(errno, std::generic_category(), "dup");
+    if (fstat(own.fd_, &own.opened_) != 0) {
+      throw std::system_error(errno, std::generic_category(), "fstat");
+    }
+    return own;
+  }
+  static OwnedFd none() { return OwnedFd(-1); }
+  OwnedFd(OwnedFd&& other) noexcept
+      : fd_(std::exchange(other.fd_, -1)), opened_(other.opened_), owner_(other.owner_) {}
+  OwnedFd(const OwnedFd&) = delete;
+  OwnedFd& operator=(OwnedFd&&) = delete;
+  ~OwnedFd() {
+    // The child of a fork closes nothing by number: what is open there may be the child's own.
+    if (fd_ >= 0 && owner_ == getpid() && is_intact()) ::close(fd_);
+  }
+
+  int number() const { return fd_; }
+  bool is_intact() const {
+    struct stat now;
+    return fstat(fd_, &now) == 0 && now.st_dev == opened_.st_dev && now.st_ino == opened_.st_ino;
+  }
 
  private:
-  std::byte* pages_;
-  std::size_t skipped_;
+  explicit OwnedFd(int fd) : fd_(fd) {}
+
+  int fd_;
+  struct stat opened_{};
+  pid_t owner_ = getpid();
+};
+
+// Memory of a file, unmapped at the end.
+class Pages {
+ public:
+  // Throws std::system_error.
+  Pages(int fd, std::uint64_t offset, std::size_t bytes, int protection, int flags, bool dump)
+      : base_(mmap(nullptr, bytes, protection, flags, fd, static_cast<off_t>(offset))),
+        bytes_(bytes) {
+    if (base_ == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mmap");
+    // A core dump would take all of it, never used memory included, and from shared memory at that.
+    if (!dump) madvise(base_, bytes_, MADV_DONTDUMP);
+  }
+  Pages(const Pages&) = delete;
+  Pages& operator=(const Pages&) = delete;
+  ~Pages() { munmap(base_, bytes_); }
+
+  std::byte* data() const { return static_cast<std::byte*>(base_); }
+  std::size_t size() const { return bytes_; }
+
+ private:
+  void* base_;
   std::size_t bytes_;
 };
 
@@ -62,65 +113,116 @@ class Mapping {
  public:
   // Map a file of `bytes` bytes, of which none need be reserved. `fd` stays the caller's. Throws
   // std::system_error.
-  Mapping(int fd, std::size_t bytes, Access access)
-      : fd_(fcntl(fd, F_DUPFD_CLOEXEC, 0)), bytes_(bytes) {
-    if (fd_ < 0) throw std::system_error(errno, std::generic_category(), "dup");
-    const int protection = access == Access::write ? PROT_READ | PROT_WRITE : PROT_READ;
-    void* base = mmap(nullptr, bytes, protection, MAP_SHARED, fd_, 0);
-    if (base == MAP_FAILED) {
-      const int error = errno;
-      ::close(fd_);
-      throw std::system_error(error, std::generic_category(), "mmap");
-    }
-    base_ = static_cast<std::byte*>(base);
-  }
-  Mapping(const Mapping&) = delete;
-  Mapping& operator=(const Mapping&) = delete;
-  ~Mapping() {
-    munmap(base_, bytes_);
-    ::close(fd_);
-  }
+  Mapping(int fd, std::size_t bytes, Access access, MappingOptions options = {})
+      : file_(options.keep_fd ? OwnedFd::duplicate(fd) : OwnedFd::none()),
+        pages_(fd, 0, bytes, access == Access::write ? PROT_READ | PROT_WRITE : PROT_READ,
+               MAP_SHARED | (options.populate ? MAP_POPULATE : 0), options.dump),
+        access_(access),
+        is_dumped_(options.dump) {}
 
-  std::span<std::byte> bytes() const { return {base_, bytes_}; }
-  int fd() const { return fd_; }
-  std::uint64_t reserved() const { return reserved_; }
+  std::span<std::byte> bytes() const { return {pages_.data(), pages_.size()}; }
+  // relaxed: a figure for observers, who may be in other threads; what reserves memory has its turn
+  // with the endpoint.
+  std::uint64_t reserved() const { return reserved_.load(std::memory_order_relaxed); }
+  const OwnedFd& file() const { return file_; }
+  Access access() const { return access_; }
+  bool is_dumped() const { return is_dumped_; }
 
-  // Reserve memory for the first `bytes` bytes, so that touching them raises no SIGBUS. Returns
-  // false if there is not enough.
-  bool reserve(std::uint64_t bytes) {
-    if (bytes <= reserved_) return true;
-    if (bytes > bytes_) return false;
-    const std::uint64_t generous = std::min<std::uint64_t>(round_up(bytes, kStep), bytes_);
-    for (const std::uint64_t goal : {generous, bytes}) {
-      int error;
-      do {
-        error = posix_fallocate(fd_, static_cast<off_t>(reserved_),
-                                static_cast<off_t>(goal - reserved_));
-      } while (error == EINTR);
-      if (error == 0) {
-        populate(goal);
-        reserved_ = goal;
-        return true;
-      }
+  // Reserve memory for the first `bytes` bytes, so that touching them raises no SIGBUS, but take no
+  // more than `room` bytes for it. Returns false if there is not enough.
+  bool reserve(std::uint64_t bytes,
+               std::uint64_t room = std::numeric_limits<std::uint64_t>::max()) {
+    const std::uint64_t before = reserved();
+    if (bytes <= before) return true;
+    if (bytes > pages_.size() || !file_.is_intact()) return false;
+    const std::uint64_t generous = std::min<std::uint64_t>(round_up(bytes, kStep), pages_.size());
+    const std::uint64_t goal = generous - before <= room ? generous : bytes;
+    if (goal - before > room) return false;
+    std::uint64_t done = before;
+    while (done < goal) {
+      const std::uint64_t next = std::min(done + kPart, goal);
+      if (!allocate(done, next)) break;
+      done = next;
     }
-    return false;
+    populate(before, done);
+    reserved_.store(done, std::memory_order_relaxed);
+    return done >= bytes;
   }
 
  private:
   static constexpr std::uint64_t kStep = 4 * 1024 * 1024;
+  // At a time: a signal undoes what one call has done, and a profiler sends a thousand a second.
+  static constexpr std::uint64_t kPart = 1024 * 1024;
+  static constexpr int kMostTries = 1000;
+
+  bool allocate(std::uint64_t from, std::uint64_t to) {
+    for (int tries = 0; tries < kMostTries; ++tries) {
+      const int error =
+          posix_fallocate(file_.number(), static_cast<off_t>(from), static_cast<off_t>(to - from));
+      if (error != EINTR) return error == 0;
+    }
+    return false;
+  }
 
   // Take all page faults at once: one at a time they cost as much as filling the pages.
-  void populate(std::uint64_t goal) {
+  void populate(std::uint64_t before, std::uint64_t goal) {
 #ifdef MADV_POPULATE_WRITE
     // This fails before Linux 5.14, which does no harm.
-    madvise(base_ + reserved_, goal - reserved_, MADV_POPULATE_WRITE);
+    madvise(pages_.data() + before, goal - before, MADV_POPULATE_WRITE);
 #endif
   }
 
-  int fd_;
-  std::byte* base_;
-  std::size_t bytes_;
-  std::uint64_t reserved_ = 0;
+  OwnedFd file_;
+  Pages pages_;
+  Access access_;
+  bool is_dumped_;
+  std::atomic<std::uint64_t> reserved_{0};
+};
+
+// A private copy of part of a mapping: nobody else sees what is written to it. It takes memory only
+// where it is written to, as long as the kernel has mappings to give: a process may have some
+// 65 000 of them (vm.max_map_count), which are not all for us. Beyond that, the copy is made.
+class PrivateCopy {
+ public:
+  // Throws std::bad_alloc.
+  PrivateCopy(const Mapping& mapping, std::uint64_t offset, std::size_t bytes) {
+    // relaxed: a count, which orders nothing.
+    if (live().fetch_add(1, std::memory_order_relaxed) < kMostMappings &&
+        mapping.file().is_intact()) {
+      const std::uint64_t page = offset / kPage * kPage;
+      skipped_ = static_cast<std::size_t>(offset - page);
+      try {
+        pages_ = std::make_unique<Pages>(mapping.file().number(), page, bytes + skipped_,
+                                         PROT_READ | PROT_WRITE, MAP_PRIVATE, mapping.is_dumped());
+        return;
+      } catch (const std::system_error&) {
+        // No address space, or too many mappings.
+      }
+    }
+    live().fetch_sub(1, std::memory_order_relaxed);
+    copy_ = std::make_unique_for_overwrite<std::byte[]>(bytes);
+    std::memcpy(copy_.get(), mapping.bytes().data() + offset, bytes);
+  }
+  PrivateCopy(const PrivateCopy&) = delete;
+  PrivateCopy& operator=(const PrivateCopy&) = delete;
+  ~PrivateCopy() {
+    if (pages_ != nullptr) live().fetch_sub(1, std::memory_order_relaxed);
+  }
+
+  std::byte* data() const { return pages_ == nullptr ? copy_.get() : pages_->data() + skipped_; }
+  // Whether it still refers to the mapping's memory.
+  bool is_mapped() const { return pages_ != nullptr; }
+
+ private:
+  static constexpr std::size_t kMostMappings = 16 * 1024;
+  static std::atomic<std::size_t>& live() {
+    static std::atomic<std::size_t> count{0};
+    return count;
+  }
+
+  std::unique_ptr<Pages> pages_;
+  std::unique_ptr<std::byte[]> copy_;
+  std::size_t skipped_ = 0;
 };
 
 }  // namespace shmcast

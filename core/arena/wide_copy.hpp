@@ -14,8 +14,8 @@
 namespace shmcast {
 
 // From this size on, stores that bypass the caches are faster: they need not fetch the lines that
-// they overwrite. Measured from 1 to 128 MiB (docs/architecture.md). Of a smaller copy, whoever
-// reads it next finds it in a cache.
+// they overwrite. Measured from 1 to 128 MiB (docs/architecture/arena.md). Of a smaller copy,
+// whoever reads it next finds it in a cache.
 inline constexpr std::size_t kNonTemporalBytes = 32 * 1024 * 1024;
 
 #ifdef __x86_64__

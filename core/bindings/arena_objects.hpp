@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -17,6 +18,7 @@
 #include "arena/arena.hpp"
 #include "arena/mapping.hpp"
 #include "bindings/fork.hpp"
+#include "bindings/gil.hpp"
 #include "layout.hpp"
 
 namespace shmcast {
@@ -27,7 +29,19 @@ namespace nb = nanobind;
 // Python object over it is gone. A `keeper` then takes over the claim on that memory.
 struct ArenaMapping : Mapping {
   using Mapping::Mapping;
+  bool is_read_only() const { return access() == Access::read; }
+  std::byte* data() const { return bytes().data(); }
+  std::size_t size() const { return bytes().size(); }
+
   nb::object keeper = nb::none();
+  nb::object room = nb::none();
+
+  // Return how many bytes of memory may be taken now, by the mapping's `room`. With the GIL.
+  std::uint64_t room_bytes() const {
+    const nb::object bytes = room.is_none() ? nb::none() : room();
+    return bytes.is_none() ? std::numeric_limits<std::uint64_t>::max()
+                           : nb::cast<std::uint64_t>(bytes);
+  }
 };
 
 // Keeps memory of the arena from being reused for as long as it exists.
@@ -45,7 +59,7 @@ void hand_to_keeper(const nb::object& mapping, const std::byte* data, std::size_
   if (keeper.is_none()) return;
   nb::error_scope pending;  // keeps an error that is pending where the object is dropped
   try {
-    keeper(Claim{make_claim()}, reinterpret_cast<std::uintptr_t>(data), size);
+    call(keeper, Claim{make_claim()}, reinterpret_cast<std::uintptr_t>(data), size);
   } catch (nb::python_error& error) {
     error.discard_as_unraisable(keeper);
   }
@@ -80,7 +94,7 @@ class Hold {
 // A received frame in place in the arena, read-only.
 class Lease {
  public:
-  static constexpr bool kIsReadOnly = true;
+  static constexpr bool is_read_only() { return true; }
 
   Lease(Hold hold, nb::object mapping, std::uint64_t offset, std::size_t size)
       : hold_(std::move(hold)), mapping_(std::move(mapping)), offset_(offset), size_(size) {}
@@ -105,29 +119,30 @@ class Lease {
   std::size_t size_;
 };
 
-// A private copy of a lease's memory: each page is copied when it is first written to.
+// A private copy of a lease's memory: each page is copied when it is first written to, or all of
+// them at once where there can be no more mappings.
 class CopyOnWrite {
  public:
-  static constexpr bool kIsReadOnly = false;
+  static constexpr bool is_read_only() { return false; }
 
   CopyOnWrite(nb::object lease, const Lease& what)
-      : pages_(what.mapping().fd(), what.offset(), what.size()),
-        lease_(std::move(lease)),
+      : copy_(what.mapping(), what.offset(), what.size()),
+        lease_(copy_.is_mapped() ? std::move(lease) : nb::object()),
         size_(what.size()) {}
 
-  std::byte* data() const { return pages_.data(); }
+  std::byte* data() const { return copy_.data(); }
   std::size_t size() const { return size_; }
 
  private:
-  PrivatePages pages_;
-  nb::object lease_;
+  PrivateCopy copy_;
+  nb::object lease_;  // null: a copy needs the arena's memory no longer
   std::size_t size_;
 };
 
 // Memory of the arena for the writer's program to fill.
 class Loan {
  public:
-  static constexpr bool kIsReadOnly = false;
+  static constexpr bool is_read_only() { return false; }
 
   Loan(std::shared_ptr<Arena> arena, nb::object mapping, std::uint32_t id, std::size_t size)
       : arena_(std::move(arena)), mapping_(std::move(mapping)), id_(id), size_(size) {
@@ -182,7 +197,7 @@ class Loan {
 // Memory that belongs to another object, which it keeps alive.
 class View {
  public:
-  static constexpr bool kIsReadOnly = false;
+  static constexpr bool is_read_only() { return false; }
 
   View(std::byte* data, std::size_t size, nb::object owner)
       : owner_(std::move(owner)), data_(data), size_(size) {}
@@ -196,11 +211,48 @@ class View {
   std::size_t size_;
 };
 
+// Part of a torch storage. The storage is kept alive, but another thread may resize it: its memory
+// is then freed. So whoever reads it looks afterwards whether it still was the same.
+class StorageView {
+ public:
+  static constexpr bool is_read_only() { return false; }
+
+  // Throws BufferError if the storage has not so many bytes.
+  StorageView(nb::object storage, std::size_t offset, std::size_t size)
+      : storage_(std::move(storage)), base_(address()), bytes_(nbytes()), size_(size) {
+    if (base_ == 0 || offset > bytes_ || size > bytes_ - offset) {
+      throw nb::buffer_error("the storage is too small");
+    }
+    data_ = reinterpret_cast<std::byte*>(base_) + offset;
+  }
+
+  std::byte* data() const { return data_; }
+  std::size_t size() const { return size_; }
+  bool is_intact() const { return address() == base_ && nbytes() == bytes_; }
+
+ private:
+  // 0: it has no memory, or (as torch says of a zero tensor's) none to be read.
+  std::uintptr_t address() const {
+    try {
+      return nb::cast<std::uintptr_t>(storage_.attr("data_ptr")());
+    } catch (const nb::python_error&) {
+      return 0;
+    }
+  }
+  std::size_t nbytes() const { return nb::cast<std::size_t>(storage_.attr("nbytes")()); }
+
+  nb::object storage_;
+  std::uintptr_t base_;
+  std::size_t bytes_;
+  std::size_t size_;
+  std::byte* data_ = nullptr;
+};
+
 template <class Exporter>
 int get_buffer(PyObject* self, Py_buffer* view, int flags) {
   const Exporter& memory = *nb::inst_ptr<Exporter>(self);
   return PyBuffer_FillInfo(view, self, memory.data(), static_cast<Py_ssize_t>(memory.size()),
-                           Exporter::kIsReadOnly, flags);
+                           memory.is_read_only(), flags);
 }
 
 // Return the slots of the buffer protocol, for nb::type_slots().

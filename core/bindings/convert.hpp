@@ -3,7 +3,9 @@
 // Does not know: endpoints.
 #pragma once
 
+#include <fcntl.h>
 #include <nanobind/nanobind.h>
+#include <unistd.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -18,16 +20,37 @@ namespace shmcast {
 
 namespace nb = nanobind;
 
-// Return a time-out in nanoseconds: kForever for None and for whatever is longer. Throws
-// BadTimeout.
+// Return a time-out in nanoseconds: kForever for None and for whatever is longer, however large.
+// Throws BadTimeout for what is negative, nan or no number.
 inline std::int64_t timeout_ns(nb::handle timeout) {
   if (timeout.is_none()) return kForever;
-  const double seconds = PyFloat_AsDouble(timeout.ptr());  // -1 if it is not a number
-  if (!(seconds >= 0)) {
+  const double seconds = PyFloat_AsDouble(timeout.ptr());
+  if (seconds == -1 && PyErr_Occurred() != nullptr) {
+    // An integer that no double can hold is a number all the same.
+    const bool is_huge = PyErr_ExceptionMatches(PyExc_OverflowError) != 0;
+    const bool is_known = is_huge || PyErr_ExceptionMatches(PyExc_TypeError) != 0 ||
+                          PyErr_ExceptionMatches(PyExc_ValueError) != 0;
+    if (!is_known) throw nb::python_error();  // of a signal handler, say
     PyErr_Clear();
-    throw BadTimeout("timeout must be None or a number of seconds >= 0");
+    const nb::object zero = nb::steal(PyLong_FromLong(0));
+    const int is_positive =
+        is_huge ? PyObject_RichCompareBool(timeout.ptr(), zero.ptr(), Py_GT) : 0;
+    if (is_positive < 0) throw nb::python_error();
+    if (is_positive != 0) return kForever;
   }
+  if (!(seconds >= 0)) throw BadTimeout("timeout must be None or a number of seconds >= 0");
   return seconds < 9e9 ? static_cast<std::int64_t>(seconds * 1e9) : kForever;
+}
+
+// Return the first bytes of a file of the kernel, enough for one line; None: it can't be read. No
+// Python code runs meanwhile, so that no signal handler's exception can be taken for one of these.
+inline nb::object read_small_file(const char* path) {
+  const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0) return nb::none();
+  char text[128];
+  const ssize_t size = read(fd, text, sizeof text);
+  close(fd);
+  return size < 0 ? nb::none() : nb::object(nb::bytes(text, static_cast<std::size_t>(size)));
 }
 
 // Return a member's figures by the names of the fields of `Statistics`.

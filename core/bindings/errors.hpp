@@ -13,6 +13,9 @@ struct TimedOut : std::runtime_error {
 struct EndpointClosed : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+struct Interrupted : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 struct ConcurrentUse : std::runtime_error {
   using std::runtime_error::runtime_error;
 };

@@ -12,6 +12,7 @@
 
 #include "arena/mapping.hpp"
 #include "bindings/convert.hpp"
+#include "wait/gate.hpp"
 
 namespace shmcast {
 
@@ -56,18 +57,46 @@ class FramePool {
     kept_.push_back({frame, size, now_});
     bytes_ += size;
     while (bytes_ > kMostBytes || kept_.size() > kMostFrames) drop_oldest();
+    drop_unused();
     return frame;
+  }
+
+  // There is no message at `now`: after a second of that, drop all frames.
+  void rest(std::int64_t now) {
+    if (resting_ != now_) {
+      resting_ = now_;
+      resting_since_ = now;
+    } else if (now - resting_since_ > kRestNs) {
+      clear();
+    }
+  }
+
+  // Drop all frames: those that nobody else refers to are given back to the system.
+  void clear() {
+    kept_.clear();
+    bytes_ = 0;
   }
 
  private:
   static constexpr std::uint64_t kMessages = 100;
   static constexpr std::size_t kMostBytes = 512 * 1024 * 1024;
   static constexpr std::size_t kMostFrames = 16;
+  static constexpr std::int64_t kRestNs = 1'000 * kMillisecond;
+  static constexpr std::size_t kMostUnused = 64 * 1024 * 1024;
 
   struct Kept {
     nb::object frame;
     std::size_t size;
     std::uint64_t used;
+
+    // Return whether it waits to be received into again, for all that can be known.
+    bool is_unused() const {
+#ifdef Py_GIL_DISABLED
+      return true;
+#else
+      return Py_REFCNT(frame.ptr()) == 1;
+#endif
+    }
 
     bool is_free(std::size_t wanted) const {
 #ifdef Py_GIL_DISABLED
@@ -80,14 +109,39 @@ class FramePool {
     }
   };
 
-  void drop_oldest() {
-    bytes_ -= kept_.front().size;
-    kept_.erase(kept_.begin());
+  void drop_oldest() { drop(kept_.begin()); }
+
+  void drop(std::vector<Kept>::iterator kept) {
+    bytes_ -= kept->size;
+    kept_.erase(kept);
+  }
+
+  // Keep no more memory that nobody uses than two of the largest messages need, or a little: frames
+  // of sizes that don't come again would pile up.
+  void drop_unused() {
+    std::size_t unused = 0;
+    std::size_t largest = 0;
+    for (const Kept& kept : kept_) {
+      if (kept.is_unused()) unused += kept.size;
+      largest = std::max(largest, kept.size);
+    }
+    const std::size_t most = std::max(kMostUnused, 2 * largest);
+    for (auto kept = kept_.begin(); unused > most && kept != kept_.end();) {
+      if (kept->is_unused()) {
+        unused -= kept->size;
+        drop(kept);
+        kept = kept_.begin();
+      } else {
+        ++kept;
+      }
+    }
   }
 
   std::vector<Kept> kept_;  // least recently used first
   std::size_t bytes_ = 0;
-  std::uint64_t now_ = 0;
+  std::uint64_t now_ = 0;           // messages so far
+  std::uint64_t resting_ = 0;       // as of the first rest() since the last one
+  std::int64_t resting_since_ = 0;  // when that was
 };
 
 }  // namespace shmcast

@@ -16,6 +16,7 @@
 #include <mutex>
 #include <span>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "arena/arena.hpp"
@@ -25,9 +26,11 @@
 #include "bindings/endpoint.hpp"
 #include "bindings/errors.hpp"
 #include "bindings/fork.hpp"
+#include "bindings/gil.hpp"
 #include "bindings/reader.hpp"
 #include "bindings/writer.hpp"
 #include "layout.hpp"
+#include "pickle/pieces.hpp"
 #include "pickle/plain.hpp"
 #include "ring/members.hpp"
 #include "ring/message.hpp"
@@ -48,6 +51,7 @@ namespace {
 void bind_errors(nb::module_& m) {
   nb::exception<TimedOut>(m, "TimedOut");
   nb::exception<EndpointClosed>(m, "EndpointClosed");
+  nb::exception<Interrupted>(m, "Interrupted");
   nb::exception<ConcurrentUse>(m, "ConcurrentUse");
   nb::exception<Forked>(m, "Forked");
   nb::exception<BadTimeout>(m, "BadTimeout");
@@ -55,6 +59,7 @@ void bind_errors(nb::module_& m) {
   nb::exception<LayoutMismatch>(m, "LayoutMismatch");
   nb::exception<SegmentCorrupted>(m, "SegmentCorrupted");
   nb::exception<MessageTooLarge>(m, "MessageTooLarge");
+  nb::exception<MemoryChanged>(m, "MemoryChanged");
   nb::register_exception_translator([](const std::exception_ptr& thrown, void*) {
     try {
       std::rethrow_exception(thrown);
@@ -73,6 +78,7 @@ void bind_waiting(nb::module_& m) {
       .def_static(
           "adaptive", [](std::int64_t ns) { return WaitPolicy{Mode::adaptive, ns}; },
           "max_spin_ns"_a);
+  m.def("read_small_file", &read_small_file, "path"_a);
   m.def("idle_hint", [] { return best_hint().name; });
 }
 
@@ -80,7 +86,7 @@ void bind_pickle(nb::module_& m) {
   m.def(
       "pickle_plain",
       [](nb::handle object) {
-        PyObject* const pickle = pickle_plain(object.ptr());
+        PyObject* const pickle = stops_at_exit([object] { return pickle_plain(object.ptr()); });
         if (pickle == nullptr && PyErr_Occurred() != nullptr) throw nb::python_error();
         return pickle == nullptr ? nb::none() : nb::steal(pickle);
       },
@@ -88,9 +94,16 @@ void bind_pickle(nb::module_& m) {
   m.def(
       "unpickle_plain",
       [](nb::handle frame, nb::handle otherwise) {
-        return owned(unpickle_plain(frame.ptr(), otherwise.ptr()));
+        return owned(stops_at_exit(
+            [frame, otherwise] { return unpickle_plain(frame.ptr(), otherwise.ptr()); }));
       },
       "frame"_a, "otherwise"_a);
+  m.def(
+      "piece_collector",
+      [](const nb::list& pieces, const nb::list& buffers) {
+        return owned(piece_collector(pieces.ptr(), buffers.ptr()));
+      },
+      "pieces"_a, "buffers"_a);
 }
 
 // Foreign memory, as Python objects.
@@ -103,24 +116,39 @@ void bind_memory(nb::module_& m) {
         return View(reinterpret_cast<std::byte*>(address), nbytes, nb::borrow(owner));
       },
       "address"_a, "nbytes"_a, "owner"_a);
+  nb::class_<StorageView>(m, "StorageView", nb::type_slots(buffer_slots<StorageView>()))
+      .def(
+          "__init__",
+          [](StorageView* self, nb::handle storage, std::size_t offset, std::size_t nbytes) {
+            new (self) StorageView(nb::borrow(storage), offset, nbytes);
+          },
+          "storage"_a, "offset"_a, "nbytes"_a)
+      .def_prop_ro("is_intact", &StorageView::is_intact);
+  // In one call, so that no other thread can resize the storage meanwhile.
   m.def(
-      "copy",
-      [](std::uintptr_t address, std::size_t nbytes) {
-        return nb::bytearray(reinterpret_cast<const char*>(address), nbytes);
+      "copy_storage",
+      [](nb::handle storage, std::size_t offset, std::size_t nbytes) {
+        const StorageView part(nb::borrow(storage), offset, nbytes);
+        return nb::bytearray(part.data(), part.size());
       },
-      "address"_a, "nbytes"_a);
+      "storage"_a, "offset"_a, "nbytes"_a);
 }
 
 void bind_arena(nb::module_& m) {
   m.attr("EXTENTS") = Arena::kExtents;
   nb::class_<Claim>(m, "Claim");
-  nb::class_<ArenaMapping>(m, "Mapping", nb::is_weak_referenceable())
+  nb::class_<ArenaMapping>(m, "Mapping", nb::is_weak_referenceable(),
+                           nb::type_slots(buffer_slots<ArenaMapping>()))
       .def(
           "__init__",
-          [](ArenaMapping* self, int fd, std::size_t nbytes, bool writable) {
-            new (self) ArenaMapping(fd, nbytes, writable ? Access::write : Access::read);
+          [](ArenaMapping* self, int fd, std::size_t nbytes, bool writable, bool dump,
+             bool populate, bool keep_fd, nb::object room) {
+            new (self) ArenaMapping(fd, nbytes, writable ? Access::write : Access::read,
+                                    MappingOptions{dump, populate, keep_fd});
+            self->room = std::move(room);
           },
-          "fd"_a, "nbytes"_a, "writable"_a)
+          "fd"_a, "nbytes"_a, "writable"_a, "dump"_a = false, "populate"_a = false,
+          "keep_fd"_a = true, "room"_a = nb::none())
       .def_prop_ro("address",
                    [](const ArenaMapping& mapping) {
                      return reinterpret_cast<std::uintptr_t>(mapping.bytes().data());
@@ -129,8 +157,9 @@ void bind_arena(nb::module_& m) {
       .def(
           "reserve",
           [](ArenaMapping& mapping, std::uint64_t nbytes) {
-            const nb::gil_scoped_release release;
-            return mapping.reserve(nbytes);
+            const std::uint64_t room = mapping.room_bytes();
+            const WithoutGil released;
+            return mapping.reserve(nbytes, room);
           },
           "nbytes"_a);
   nb::class_<Lease>(m, "Lease", nb::type_slots(buffer_slots<Lease>()))
@@ -232,6 +261,7 @@ void bind_endpoints(nb::module_& m) {
       .def("watch_lock", &Endpoint::watch_lock, "fd"_a, "place"_a)
       .def_static("unwatch", &Watcher::remove, "watch"_a)
       .def("set_alarm_fd", &Endpoint::set_alarm_fd, "fd"_a)
+      .def("interrupt", &Endpoint::interrupt_call)
       .def("alarm", &Endpoint::alarm)
       .def("attached", &Endpoint::attached)
       .def("figures", &Endpoint::figures)
@@ -241,14 +271,21 @@ void bind_endpoints(nb::module_& m) {
   nb::class_<PyRingWriter, Endpoint>(m, "RingWriter")
       .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, const WaitPolicy&, nb::object,
                     nb::object, const Identity&, nb::object>(),
-           "memory"_a, "geometry"_a, "nonce"_a, "wait"_a, "is_crowded"_a, "watch"_a.none(), "who"_a,
+           "memory"_a, "geometry"_a, "nonce"_a, "wait"_a, "cpu_quota"_a, "watch"_a.none(), "who"_a,
            "arena"_a.none())
       .def("loan", &PyRingWriter::loan, "nbytes"_a)
       .def("is_done", &PyRingWriter::is_done, "extent"_a, "look"_a)
       .def("sent", &PyRingWriter::sent)
       .def("arena_reserved", &PyRingWriter::arena_reserved)
       .def("publish", &PyRingWriter::publish, "frames"_a, "timeout"_a = nb::none())
-      .def("fetch_ahead", &PyRingWriter::fetch_ahead)
+      .def("warm", &PyRingWriter::warm, "warmup"_a.none())
+      .def(
+          "__setitem__",
+          [](PyRingWriter& writer, nb::handle timeout, nb::handle frames) {
+            writer.publish(frames, timeout);
+          },
+          "timeout"_a.none(), "frames"_a)
+      .def("is_sent", &PyRingWriter::is_sent)
       .def("lags", &PyRingWriter::lags)
       .def("reader_figures", &PyRingWriter::reader_figures);
 
@@ -256,15 +293,26 @@ void bind_endpoints(nb::module_& m) {
       .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, std::uint32_t, const WaitPolicy&,
                     nb::object, nb::object, nb::object, const Identity&, std::uint64_t, nb::object,
                     bool>(),
-           "memory"_a, "geometry"_a, "nonce"_a, "index"_a, "wait"_a, "is_crowded"_a,
+           "memory"_a, "geometry"_a, "nonce"_a, "index"_a, "wait"_a, "cpu_quota"_a,
            "warmup"_a.none(), "watch"_a.none(), "who"_a, "found"_a, "arena"_a.none(),
            "may_hold"_a = false)
-      .def("consume", &PyRingReader::consume, "timeout"_a = nb::none(), "copy"_a = true);
+      .def("consume", &PyRingReader::consume, "timeout"_a = nb::none(), "copy"_a = true)
+      .def(
+          "__getitem__",
+          [](PyRingReader& reader, const nb::tuple& call) {
+            if (call.size() != 2) throw nb::type_error("reader[timeout, copy]");
+            return reader.consume(call[0], nb::cast<bool>(call[1]));
+          },
+          "call"_a)
+      .def("keep", &PyRingReader::keep, "frames"_a)
+      .def("discard", &PyRingReader::discard);
 }
 
 }  // namespace
 }  // namespace shmcast
 
+// The module's entry is made by NB_MODULE under another name, see below.
+#define PyInit__core init_for_main_interpreter
 NB_MODULE(_core, m) {
   using namespace shmcast;
   count_forks();
@@ -279,4 +327,18 @@ NB_MODULE(_core, m) {
   bind_members(m);
   bind_watch(m);
   bind_endpoints(m);
+}
+#undef PyInit__core
+
+// The module's types and errors belong to one interpreter: an import by a second one would take
+// them from the first.
+extern "C" NB_EXPORT PyObject* PyInit__core() {
+  if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+    PyErr_SetString(
+        PyExc_ImportError,
+        "shmcast can't be imported by a subinterpreter; use it in the main interpreter, "
+        "or start a process");
+    return nullptr;
+  }
+  return init_for_main_interpreter();
 }

@@ -19,6 +19,7 @@
 #include "bindings/endpoint.hpp"
 #include "bindings/errors.hpp"
 #include "bindings/frame_pool.hpp"
+#include "bindings/gil.hpp"
 #include "layout.hpp"
 #include "ring/message.hpp"
 #include "ring/reader.hpp"
@@ -32,43 +33,88 @@ namespace nb = nanobind;
 class PyRingReader final : public Endpoint {
  public:
   PyRingReader(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce,
-               std::uint32_t index, const WaitPolicy& policy, nb::object is_crowded,
+               std::uint32_t index, const WaitPolicy& policy, nb::object cpu_quota,
                nb::object warmup, nb::object watch, const Identity& who, std::uint64_t found,
                nb::object arena, bool may_hold)
-      : Endpoint(memory, std::move(is_crowded), std::move(watch)),
+      : Endpoint(memory, std::move(cpu_quota), std::move(watch)),
         warmup_(std::move(warmup)),
         mapping_(std::move(arena)),
         index_(index),
         segment_(Segment::attach(this->memory(), geometry, nonce_of(nonce))),
         ring_(seated(segment_, index, who, found, may_hold), index, policy, found) {}
-  ~PyRingReader() override { destroy(); }
+  ~PyRingReader() override {
+    destroy();
+    drop_kept();  // after close(), too, frames may have been taken back
+  }
 
-  // Return the frames of the next message. A call that ends in TimedOut or a signal keeps its
-  // place: the next call resumes it.
+  // Return the frames of the next message. A call that ends in TimedOut, Interrupted or a signal
+  // keeps its place: the next call resumes it, or returns what this one could not.
   nb::object consume(nb::handle timeout, bool copy) {
-    const Use use(*this);
-    const std::int64_t patience = timeout_ns(timeout);
+    nb::object frames;
+    {
+      const Call call(*this);
+      Deadline end_of_call(timeout_ns(timeout));
+      frames = take_kept();
+      if (!frames.is_valid()) frames = take(end_of_call, copy);
+    }
+    // A signal that came meanwhile would be handled on the way back, where its handler's error
+    // would take the place of the frames.
+    if (signal_handler_raised()) {
+      keep(std::move(frames));
+      throw nb::python_error();
+    }
+    return frames;
+  }
+
+  // Take back frames that consume() returned: the next call returns them again.
+  void keep(nb::object frames) {
+    const nb::ft_lock_guard guard(kept_mutex_);
+    kept_.insert(kept_.begin(), frames.release().ptr());
+  }
+  // Forget the frames that were taken back last.
+  void discard() { take_kept(); }
+
+ private:
+  nb::object take(Deadline& end_of_call, bool copy) {
     for (;;) {
       switch (phase_) {
         case Phase::idle:
           // Where a foreign process writes to the segment, begin() may not find what has_message()
           // has found.
           if (!ring_.has_message() || ring_.begin(0, stop()) != Outcome::ready) {
-            wait(patience, [this](std::int64_t deadline) { return ring_.begin(deadline, stop()); });
+            wait(end_of_call,
+                 [this](std::int64_t deadline) { return ring_.begin(deadline, stop()); });
           }
           begin_table();
           break;
         case Phase::table:
-          if (fetch(patience)) go_on_with_table();
+          if (fetch(end_of_call)) go_on_with_table();
           break;
         case Phase::frames:
-          if (fetch(patience)) return end(copy);
+          if (fetch(end_of_call)) return end(copy);
           break;
       }
     }
   }
 
- private:
+  // Return the frames that were taken back last; null: there are none.
+  nb::object take_kept() {
+    const nb::ft_lock_guard guard(kept_mutex_);
+    if (kept_.empty()) return {};
+    PyObject* const frames = kept_.front();
+    kept_.erase(kept_.begin());
+    return nb::steal(frames);
+  }
+
+  void drop_kept() {
+    std::vector<PyObject*> kept;
+    {
+      const nb::ft_lock_guard guard(kept_mutex_);
+      kept.swap(kept_);
+    }
+    for (PyObject* const frames : kept) stops_at_exit([frames] { Py_DECREF(frames); });
+  }
+
   enum class Phase : std::uint8_t { idle, table, frames };
   static constexpr std::size_t kTablePart = 4096;  // sizes
   static constexpr std::size_t kPooledFrame = 256 * 1024;
@@ -86,17 +132,20 @@ class PyRingReader final : public Endpoint {
     return segment;
   }
 
-  // Fill all pieces. Returns false if the writer has abandoned the message.
-  bool fetch(std::int64_t patience) {
+  // Fill all pieces. Returns false if the writer has abandoned the message and there is time for
+  // the next one.
+  bool fetch(Deadline& end_of_call) {
     Outcome outcome;
     if (ring_.is_immediate()) {
       outcome = ring_.fetch(0, stop());
     } else {
-      outcome =
-          wait(patience, [this](std::int64_t deadline) { return ring_.fetch(deadline, stop()); });
+      outcome = wait(end_of_call,
+                     [this](std::int64_t deadline) { return ring_.fetch(deadline, stop()); });
     }
     if (outcome == Outcome::ready) return true;
     reset();
+    check_between_waits();
+    if (ring_.is_late(end_of_call.ns())) throw TimedOut("timed out");
     return false;
   }
 
@@ -137,7 +186,8 @@ class PyRingReader final : public Endpoint {
     ring_.check_entries(entries_);
     pool_.tick();
     payload_ = payload_bytes(entries_);
-    frames_ = owned(PyList_New(static_cast<Py_ssize_t>(entries_.size())));
+    frames_.clear();
+    frames_.resize(entries_.size());
     pieces_.clear();
     const auto in_arena = static_cast<std::size_t>(
         std::count_if(entries_.begin(), entries_.end(), FrameEntry::is_in_arena));
@@ -153,7 +203,7 @@ class PyRingReader final : public Endpoint {
       } else {
         nb::object frame = own_frame(entries_[i]);
         pieces_.push_back({bytes_of(frame), entries_[i]});
-        set_frame(i, std::move(frame));
+        frames_[i] = std::move(frame);
       }
     }
     ring_.into(pieces_);
@@ -165,8 +215,15 @@ class PyRingReader final : public Endpoint {
     return size < kPooledFrame ? fresh_frame(size) : pool_.take(size);
   }
 
-  void set_frame(std::size_t i, nb::object frame) {
-    PyList_SET_ITEM(frames_.ptr(), static_cast<Py_ssize_t>(i), frame.release().ptr());
+  // Return the frames as a list. Only here does it exist: the garbage collector shows the lists
+  // that it knows to whoever asks, and one that is being filled has places without an object.
+  nb::object list_of_frames() {
+    const auto count = static_cast<Py_ssize_t>(frames_.size());
+    nb::object list = owned(stops_at_exit([count] { return PyList_New(count); }));
+    for (Py_ssize_t i = 0; i < count; ++i) {
+      PyList_SET_ITEM(list.ptr(), i, frames_[static_cast<std::size_t>(i)].release().ptr());
+    }
+    return list;
   }
 
   std::uint32_t extent_of(std::uint32_t extent) const {
@@ -192,14 +249,14 @@ class PyRingReader final : public Endpoint {
       if (copy) {
         nb::object frame = own_frame(size);
         {
-          const nb::gil_scoped_release release;
+          const WithoutGil released;
           std::memcpy(bytes_of(frame), mapping.bytes().data() + offset, size);
         }
-        set_frame(i, std::move(frame));
+        frames_[i] = std::move(frame);
       } else {
         const nb::object lease =
             nb::cast(Lease(std::move(holds_[next]), mapping_, offset, size), nb::rv_policy::move);
-        set_frame(i, owned(PyMemoryView_FromObject(lease.ptr())));
+        frames_[i] = owned(stops_at_exit([&] { return PyMemoryView_FromObject(lease.ptr()); }));
       }
       ++next;
     }
@@ -224,7 +281,7 @@ class PyRingReader final : public Endpoint {
     const Resetting resetting(*this);
     ring_.end(payload_);
     if (!holds_.empty()) make_views(copy);
-    return std::move(frames_);
+    return list_of_frames();
   }
 
   class Resetting {
@@ -239,7 +296,7 @@ class PyRingReader final : public Endpoint {
   };
 
   void reset() {
-    frames_.reset();
+    frames_.clear();
     holds_.clear();
     phase_ = Phase::idle;
   }
@@ -248,17 +305,21 @@ class PyRingReader final : public Endpoint {
   const Figures& own_figures() const override { return ring_.figures(); }
   void count_tensor_set() override { ring_.begin_tensor_set(); }
   void warm_up() override {
-    if (!warmup_.is_none()) warmup_();
+    if (!warmup_.is_none()) call(warmup_);
   }
   Outcome wait_attached(std::int64_t deadline_ns) override {
     return ring_.wait_ready(deadline_ns, stop());
   }
   void interrupt() override { ring_.interrupt(); }
   void leave(End how) override {
-    reset();  // release what it holds of an unfinished message
+    reset();  // release what it holds of messages that nobody has got
+    drop_kept();
+    pool_.clear();
     how == End::failed ? ring_.fail() : ring_.leave();
   }
+  void rest(std::int64_t now) override { pool_.rest(now); }
   const Segment& segment() const override { return segment_; }
+  std::uint32_t place() const override { return index_; }
 
   nb::object warmup_;
   nb::object mapping_;
@@ -270,7 +331,9 @@ class PyRingReader final : public Endpoint {
   std::vector<MutablePiece> pieces_;
   std::vector<ArenaOffset> offsets_;  // of the frames that are in the arena, in order
   std::vector<Hold> holds_;           // one for each of these, until a lease takes it over
-  nb::object frames_;                 // the list that consume() returns, while it is being filled
+  std::vector<nb::object> frames_;    // while the message is received; null: in the arena
+  std::vector<PyObject*> kept_;       // lists that their caller has not got, the next one first
+  nb::ft_mutex kept_mutex_;
   FramePool pool_;
   std::uint64_t payload_ = 0;
 };

@@ -5,6 +5,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -19,8 +20,10 @@
 #include "bindings/convert.hpp"
 #include "bindings/endpoint.hpp"
 #include "bindings/errors.hpp"
+#include "bindings/gil.hpp"
 #include "layout.hpp"
 #include "ring/message.hpp"
+#include "ring/vanishing.hpp"
 #include "ring/writer.hpp"
 #include "wait/gate.hpp"
 #include "wait/pace.hpp"
@@ -33,9 +36,9 @@ namespace nb = nanobind;
 class PyRingWriter final : public Endpoint {
  public:
   PyRingWriter(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce,
-               const WaitPolicy& policy, nb::object is_crowded, nb::object watch,
+               const WaitPolicy& policy, nb::object cpu_quota, nb::object watch,
                const Identity& who, nb::object arena)
-      : Endpoint(memory, std::move(is_crowded), std::move(watch)),
+      : Endpoint(memory, std::move(cpu_quota), std::move(watch)),
         segment_(Segment::format(checked(geometry), geometry, nonce_of(nonce), who)),
         ring_(segment_, policy),
         mapping_(std::move(arena)) {
@@ -45,30 +48,48 @@ class PyRingWriter final : public Endpoint {
   }
   ~PyRingWriter() override { destroy(); }
 
+  // Publish a message to all readers or, if this throws, to none.
   void publish(nb::handle frames, nb::handle timeout) {
-    const Use use(*this);
-    const std::int64_t patience = timeout_ns(timeout);
+    const Call call(*this);
+    is_sent_ = false;
+    Deadline end(timeout_ns(timeout));
     attend(segment_);
     const Buffers buffers(*this, frames);
     const Settling settling(*this);
-    if (arena_ != nullptr && pieces_.size() > 1) put_in_arena();
+    if (arena_ != nullptr && pieces_.size() > 1) {
+      end.ns();  // before the copies, which may take long
+      put_in_arena();
+    }
+    if (!storages_.empty()) check_storages();
     ring_.begin(pieces_, entries_);
     for (const std::uint32_t reader : ring_.admitted()) {
       if (arena_ != nullptr) arena_->mark_alive(reader);
     }
-    if (ring_.is_immediate()) {
-      if (ring_.advance(0, stop()) != Outcome::ready) throw EndpointClosed("closed");
-    } else {
-      try {
-        wait(patience, [this](std::int64_t deadline) { return ring_.advance(deadline, stop()); });
-      } catch (...) {
-        ring_.abandon();
-        settle();  // all of it may be published, if something threw after the wait
-        throw;
+    try {
+      if (ring_.is_immediate()) {
+        if (ring_.advance(0, stop()) != Outcome::ready) throw EndpointClosed("closed");
+      } else if (storages_.empty() || ring_.advance(0, stop()) != Outcome::ready) {
+        // (With the GIL no other thread resizes a storage: what finds room is copied fast.)
+        ring_.hold_memory(storages_.empty());
+        wait(end, [this](std::int64_t deadline) { return ring_.advance(deadline, stop()); });
       }
+      // What a signal's handler raises from here on comes too late: the message is sent.
+      handle_signals();
+      throw_if_stopped();
+      if (!storages_.empty()) check_storages();  // with the GIL, which is held to the end
+    } catch (...) {
+      ring_.abandon();
+      settle();
+      throw;
     }
+    ring_.commit();
+    is_sent_ = true;
     settle();
   }
+
+  // Return whether the last publish() did publish its message. A call that a signal's handler ends
+  // may have: the signal came between its last look and its return.
+  bool is_sent() const { return is_sent_; }
 
   // Return memory of the arena for the caller to fill. None: no room.
   nb::object loan(std::size_t size) {
@@ -82,9 +103,10 @@ class PyRingWriter final : public Endpoint {
   }
 
   // Return whether every reader is done with all messages that refer to the extent. `look`: also
-  // find out whose process has exited.
+  // find out whose process has exited. Needs no turn: loans are looked after while another thread
+  // sends, and after close().
   bool is_done(std::uint32_t extent, bool look) {
-    const Use use(*this);
+    refuse_fork();
     if (arena_ == nullptr || extent >= Arena::kExtents) throw nb::index_error("no such extent");
     if (arena_->is_done(extent)) return true;
     return look && mark_exited_dead() && arena_->is_done(extent);
@@ -97,8 +119,11 @@ class PyRingWriter final : public Endpoint {
     return mapping_.is_none() ? 0 : nb::cast<ArenaMapping&>(mapping_).reserved();
   }
 
-  void fetch_ahead() {
+  // Run `warmup`, unless it is None, and prefetch what the next publish() will touch. This is one
+  // thread's turn as a whole: what warms up is no more for two threads than the ring is.
+  void warm(nb::handle warmup) {
     const Use use(*this);
+    if (!warmup.is_none()) warmup();
     ring_.fetch_ahead();
   }
 
@@ -122,14 +147,17 @@ class PyRingWriter final : public Endpoint {
       const Py_ssize_t count = PySequence_Fast_GET_SIZE(items.ptr());
       for (Py_ssize_t i = 0; i < count; ++i) {
         Py_buffer view;
-        if (PyObject_GetBuffer(PySequence_Fast_GET_ITEM(items.ptr(), i), &view, PyBUF_SIMPLE) !=
-            0) {
+        PyObject* const frame = PySequence_Fast_GET_ITEM(items.ptr(), i);
+        if (stops_at_exit([&] { return PyObject_GetBuffer(frame, &view, PyBUF_SIMPLE); }) != 0) {
           release();
           throw nb::python_error();
         }
         writer.views_.push_back(view);
-        writer.pieces_.push_back(
-            {static_cast<const std::byte*>(view.buf), static_cast<std::size_t>(view.len)});
+        const StorageView* const storage =
+            count == 1 ? nullptr : storage_of(PySequence_Fast_GET_ITEM(items.ptr(), i));
+        if (storage != nullptr) writer.storages_.push_back(storage);
+        writer.pieces_.push_back({static_cast<const std::byte*>(view.buf),
+                                  static_cast<std::size_t>(view.len), storage != nullptr});
       }
     }
     Buffers(const Buffers&) = delete;
@@ -137,9 +165,17 @@ class PyRingWriter final : public Endpoint {
     ~Buffers() { release(); }
 
    private:
+    // Return the part of a torch storage that a frame is; null: it is none.
+    static const StorageView* storage_of(PyObject* frame) {
+      if (!PyMemoryView_Check(frame)) return nullptr;
+      const nb::handle exporter = PyMemoryView_GET_BUFFER(frame)->obj;
+      const bool is_one = exporter.is_valid() && nb::isinstance<StorageView>(exporter);
+      return is_one ? nb::inst_ptr<StorageView>(exporter) : nullptr;
+    }
     void release() {
-      for (Py_buffer& view : writer_.views_) PyBuffer_Release(&view);
+      for (Py_buffer& view : writer_.views_) stops_at_exit([&] { PyBuffer_Release(&view); });
       writer_.views_.clear();
+      writer_.storages_.clear();
       writer_.pieces_.clear();
     }
     PyRingWriter& writer_;
@@ -169,6 +205,12 @@ class PyRingWriter final : public Endpoint {
     for (const std::uint32_t id : sent_) arena_->sent(id, ring_.published());
   }
 
+  // Throw MemoryChanged if a storage has lost the memory of a frame. With the GIL.
+  void check_storages() const {
+    const auto is_intact = [](const StorageView* storage) { return storage->is_intact(); };
+    if (!std::all_of(storages_.begin(), storages_.end(), is_intact)) throw MemoryChanged();
+  }
+
   // Copy frames of this size or larger to the arena: once, however many readers there are.
   static constexpr std::size_t kArenaFrame = 256 * 1024;
   static constexpr std::int64_t kExitCheckNs = 100 * kMillisecond;
@@ -193,8 +235,12 @@ class PyRingWriter final : public Endpoint {
         filled_.push_back(*id);
         std::byte* const to = arena_->data(*id);
         {
-          const nb::gil_scoped_release release;
-          wide_copy(to, piece.data, piece.size);
+          const WithoutGil released;
+          if (!piece.can_vanish) {
+            wide_copy(to, piece.data, piece.size);
+          } else if (!copy_unless_gone(to, piece.data, piece.size)) {
+            throw MemoryChanged();
+          }
         }
         offsets_[i] = arena_->offset(to);
       } else {
@@ -211,8 +257,9 @@ class PyRingWriter final : public Endpoint {
   std::optional<std::uint32_t> allocate(std::size_t size) {
     const auto reserve = [this](std::uint64_t bytes) {
       auto& mapping = nb::cast<ArenaMapping&>(mapping_);
-      const nb::gil_scoped_release release;
-      return mapping.reserve(bytes);
+      const std::uint64_t room = mapping.room_bytes();
+      const WithoutGil released;
+      return mapping.reserve(bytes, room);
     };
     auto id = arena_->allocate(size, reserve);
     if (!id && mark_exited_dead()) id = arena_->allocate(size, reserve);
@@ -246,6 +293,7 @@ class PyRingWriter final : public Endpoint {
   void interrupt() override { ring_.interrupt(); }
   void leave(End how) override { ring_.close(how); }
   const Segment& segment() const override { return segment_; }
+  std::uint32_t place() const override { return segment_.geometry().readers; }
   void drop(std::uint32_t index, std::uint64_t seat) override {
     ring_.drop(index, seat);
     // One that failed may have views as long as its process lives: see mark_exited_dead().
@@ -258,7 +306,9 @@ class PyRingWriter final : public Endpoint {
   nb::object mapping_;
   std::shared_ptr<Arena> arena_;  // loans may outlive this writer; null: there is none
   std::int64_t next_exit_check_ns_ = 0;
+  bool is_sent_ = false;
   std::vector<Py_buffer> views_;
+  std::vector<const StorageView*> storages_;  // those among the views_ whose memory can vanish
   std::vector<ConstPiece> pieces_;
   std::vector<std::uint64_t> entries_;  // the frame table; empty: no frame is in the arena
   std::vector<ArenaOffset> offsets_;    // of the pieces_ that are in the arena

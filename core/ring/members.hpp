@@ -3,11 +3,13 @@
 // Does not know: whether a process is alive, or what to do about one that is not.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <vector>
 
 #include "layout.hpp"
+#include "wait/cpus.hpp"
 #include "wait/gate.hpp"
 #include "wait/waiter.hpp"
 
@@ -72,6 +74,29 @@ inline std::vector<std::uint64_t> tensor_sets(const Segment& segment) {
   }
   sets.push_back(peek(segment.writer_figures().tensor_sets));
   return sets;
+}
+
+// Return whether a member is there or still expected, so that it may need a CPU.
+inline bool needs_cpu(const Segment& segment, std::uint32_t index) {
+  // relaxed, twice: hints.
+  if (index == segment.geometry().readers) {
+    return std::atomic_ref(segment.lobby().closed).load(std::memory_order_relaxed) == 0;
+  }
+  const SeatState state = Seat::state(peek(segment.member(index).seat));
+  return state != SeatState::left && state != SeatState::dropped;
+}
+
+// Tell the other members on which CPUs the calling thread, that of member `me`, may run. Return
+// whether the members that may run there outnumber those CPUs, of which a quota leaves `quota`.
+inline bool is_crowded(const Segment& segment, std::uint32_t me, double quota) {
+  const Affinity affinity = Affinity::of_this_thread();
+  affinity.publish(segment.cpus(me));
+  const double usable = std::min<double>(affinity.count, quota);
+  std::uint32_t members = 1;
+  for (std::uint32_t i = 0; i <= segment.geometry().readers && members <= usable; ++i) {
+    if (i != me && needs_cpu(segment, i) && affinity.overlaps(segment.cpus(i))) ++members;
+  }
+  return members > usable;
 }
 
 // Wait until all readers have attached. Parks on the endpoint's own gate.

@@ -32,6 +32,7 @@ template <class Byte>
 struct Piece {
   Byte* data;
   std::size_t size;
+  bool can_vanish = false;  // another thread may unmap it meanwhile: see copy_unless_gone()
 };
 using ConstPiece = Piece<const std::byte>;
 using MutablePiece = Piece<std::byte>;
@@ -39,6 +40,14 @@ using MutablePiece = Piece<std::byte>;
 // A message has more frames or bytes than a Descriptor can express.
 struct MessageTooLarge : std::length_error {
   using std::length_error::length_error;
+};
+
+// The memory of a frame was freed or replaced while the message was being sent.
+struct MemoryChanged : std::runtime_error {
+  MemoryChanged()
+      : std::runtime_error(
+            "a tensor's memory was freed or replaced while it was being sent: another thread has "
+            "resized its storage") {}
 };
 
 // The segment holds something that no endpoint of this layout writes.

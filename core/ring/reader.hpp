@@ -15,6 +15,7 @@
 #include "layout.hpp"
 #include "ring/members.hpp"
 #include "ring/message.hpp"
+#include "wait/cpus.hpp"
 #include "wait/gate.hpp"
 #include "wait/waiter.hpp"
 
@@ -74,7 +75,11 @@ class RingReader {
         segment_(segment),
         figures_(segment.reader_figures(index)),
         index_(index),
-        next_(found == kVacant ? 0 : kNotAdmitted) {}
+        cpu_(segment.member(index).cpu),
+        next_(found == kVacant ? 0 : kNotAdmitted) {
+    Affinity::of_this_thread().publish(segment.cpus(index));
+    waiter.set_peer_cpu(segment.writer_seat().cpu);
+  }
 
   Waiter waiter;
 
@@ -106,7 +111,20 @@ class RingReader {
         return Outcome::ready;
       }
       release_slot();  // the rest of a message given up by drop()
+      if (is_long_way() && is_late(deadline_ns)) return Outcome::timed_out;
     }
+  }
+
+  // Return whether the call that ends at `deadline_ns` should end now, although fragments go on
+  // coming: its time is over, and all that was published by then has been looked at.
+  bool is_late(std::int64_t deadline_ns) {
+    if (deadline_ns <= 0 || deadline_ns == kForever) return false;  // 0: look at all that is there
+    if (late_since_ != deadline_ns) {
+      if (monotonic_ns() < deadline_ns) return false;
+      late_since_ = deadline_ns;
+      published_then_ = peek(segment_.writer_figures().fragments);
+    }
+    return next_ >= published_then_;
   }
 
   std::uint64_t frame_count() const { return frames_; }
@@ -146,6 +164,7 @@ class RingReader {
       }
       if (cursor_ == capacity()) release_slot();
       if (cursor_ == 0 && next_ != first_) {
+        if (is_long_way() && is_late(deadline_ns)) return Outcome::timed_out;
         const Outcome outcome = wait_readable(deadline_ns, stop, Beat::no);
         if (outcome != Outcome::ready) return outcome;
         waiter.done();
@@ -248,6 +267,10 @@ class RingReader {
 
   std::uint64_t capacity() const { return segment_.geometry().slot_capacity; }
 
+  // Return whether to look at the clock although fragments are there: now and then.
+  bool is_long_way() const { return next_ % kFragmentsPerLook == 0; }
+  static constexpr std::uint64_t kFragmentsPerLook = 16;
+
   bool readable() const {
     // seq_cst: its acquire half pairs with the store of seq in RingWriter::publish_fragment(). It
     // is also the second look between announce() and park() (see Gate). On x86-64 an acquire load
@@ -284,6 +307,7 @@ class RingReader {
   Outcome wait_readable(std::int64_t deadline_ns, Stop stop, Beat beat) {
     if (readable()) return Outcome::ready;
     check_lap();
+    cpu_.note();
     return waiter.wait(
         Gate(segment_.lobby().gate), deadline_ns, segment_.slot_of(next_).seq, beat,
         [this] { return readable(); }, [&] { return writer_closed() || stop(); });
@@ -303,6 +327,7 @@ class RingReader {
   void release_slot() {
     ++next_;
     cursor_ = 0;
+    if (next_ % LastCpu::kMessages == 0) cpu_.note();
     add(figures_.fragments, 1);
     // seq_cst: its release half pairs with RingWriter::refresh_consumed_by_all(), before the slot
     // is reused. Against a lost wake-up of the writer, store consumed / load wake_at here pairs
@@ -323,6 +348,7 @@ class RingReader {
   Segment segment_;
   Figures& figures_;
   std::uint32_t index_;
+  LastCpu cpu_;
   std::uint64_t next_;        // the fragment to consume next
   std::uint64_t cursor_ = 0;  // bytes of its payload already copied out
 
@@ -333,6 +359,9 @@ class RingReader {
   std::vector<MutablePiece> pieces_;
   std::size_t piece_ = 0;
   std::size_t offset_ = 0;
+
+  std::int64_t late_since_ = 0;  // the deadline that has passed last
+  std::uint64_t published_then_ = 0;
 };
 
 }  // namespace shmcast

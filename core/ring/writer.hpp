@@ -17,6 +17,8 @@
 #include "layout.hpp"
 #include "ring/members.hpp"
 #include "ring/message.hpp"
+#include "ring/vanishing.hpp"
+#include "wait/cpus.hpp"
 #include "wait/gate.hpp"
 #include "wait/waiter.hpp"
 
@@ -28,7 +30,10 @@ class RingWriter {
       : waiter(policy, segment.writer_figures()),
         segment_(segment),
         figures_(segment.writer_figures()),
-        is_dropped_(segment.geometry().readers) {}
+        cpu_(segment.writer_seat().cpu),
+        is_dropped_(segment.geometry().readers) {
+    Affinity::of_this_thread().publish(segment.cpus(segment.geometry().readers));
+  }
 
   Waiter waiter;
 
@@ -52,6 +57,7 @@ class RingWriter {
     const auto rejoins = std::atomic_ref(segment_.lobby().rejoins).load(std::memory_order_acquire);
     if (rejoins != rejoins_) admit(rejoins);
     pieces_.clear();
+    is_memory_held_ = true;
     payload_ = payload;
     if (table != 0) {
       entries_.assign(entries.begin(), entries.end());
@@ -74,25 +80,35 @@ class RingWriter {
   // Return whether the message fits a slot that is free now, so that advance() will not wait.
   bool is_immediate() { return remaining_ <= capacity() && has_credit(); }
 
-  // Publish what is left of the message. `ready`: all of it is published. `closed`: every reader
-  // has left, or stop() returned true in a wait. After anything but `ready`, call again or
-  // abandon().
+  // Publish what is left of the message, but for its last fragment: `ready` says that it lies in
+  // its slot, for commit() to publish. So the caller can still call the message off, abandon() it,
+  // when all that may take time is done. `closed`: every reader has left, or stop() returned true
+  // in a wait. After anything but `ready`, call again or abandon(). Throws MemoryChanged, too.
   template <class Stop>
   Outcome advance(std::int64_t deadline_ns, Stop stop) {
     if (nobody_is_left()) return Outcome::closed;
-    do {
+    for (;;) {
       if (!has_credit()) {
         wake_readers();  // they may sleep although fragments are there, see kFragmentsPerWake
         const Outcome outcome = wait_for_credit(deadline_ns, stop);
         if (outcome != Outcome::ready) return outcome;
         if (nobody_is_left()) return Outcome::closed;  // there is room because they left
       }
+      fill_slot();
+      if (remaining_ == 0) return Outcome::ready;
       publish_fragment();
-    } while (remaining_ != 0);
+    }
+  }
+
+  // Publish the last fragment: every reader will have the message. Never waits.
+  void commit() {
+    publish_fragment();
     add(figures_.messages, 1);
     add(figures_.bytes, payload_);
-    return Outcome::ready;
   }
+
+  // Say whether nothing can unmap the pieces' memory during the next advance(), as begin() assumes.
+  void hold_memory(bool is_held) { is_memory_held_ = is_held; }
 
   // Prefetch the lines that the next publish will touch: the slot's and the next one for writing,
   // the lobby's for reading.
@@ -256,6 +272,7 @@ class RingWriter {
   template <class Stop>
   Outcome wait_for_credit(std::int64_t deadline_ns, Stop stop) {
     WriterSeat& seat = segment_.writer_seat();
+    waiter.set_peer_cpu(segment_.member(slowest_).cpu);
     const auto wake_at = std::atomic_ref(seat.wake_at);
     // seq_cst: announces the wait; pairs with RingReader::release_slot().
     wake_at.store(next_ - slots() / 2, std::memory_order_seq_cst);
@@ -268,16 +285,20 @@ class RingWriter {
     return outcome;
   }
 
-  void publish_fragment() {
+  // Copy the next fragment into its slot, which is free.
+  void fill_slot() {
     Slot& slot = segment_.slot_of(next_);
-    const bool is_start = next_ == first_;
     std::byte* to = slot.payload();
     std::size_t room = std::min(capacity(), remaining_);
     remaining_ -= room;
     while (room != 0) {
       const ConstPiece& piece = pieces_[piece_];
       const std::size_t n = std::min(room, piece.size - offset_);
-      std::memcpy(to, piece.data + offset_, n);
+      if (!piece.can_vanish || is_memory_held_) [[likely]] {
+        std::memcpy(to, piece.data + offset_, n);
+      } else if (!copy_unless_gone(to, piece.data + offset_, n)) {
+        throw MemoryChanged();
+      }
       to += n;
       room -= n;
       offset_ += n;
@@ -286,8 +307,14 @@ class RingWriter {
         offset_ = 0;
       }
     }
+  }
+
+  void publish_fragment() {
+    Slot& slot = segment_.slot_of(next_);
+    const bool is_start = next_ == first_;
     slot.descriptor = is_start ? descriptor_ : 0;
     if (is_start) slot.sent_ns = monotonic_ns();
+    if (next_ % LastCpu::kMessages == 0) cpu_.note();
     ++next_;
     add(figures_.fragments, 1);
     // seq_cst: its release half pairs with RingReader::readable(). The total order with the gate's
@@ -297,11 +324,13 @@ class RingWriter {
   }
 
   void wake_readers() {
-    if (Gate(segment_.lobby().gate).wake()) add(figures_.wakes, 1);
+    // A reader that preempts this writer when it is woken shall know on whose CPU it is.
+    if (Gate(segment_.lobby().gate).wake([this] { cpu_.note(); })) add(figures_.wakes, 1);
   }
 
   Segment segment_;
   Figures& figures_;
+  LastCpu cpu_;
   std::uint64_t next_ = 0;             // the fragment to publish next
   std::uint64_t consumed_by_all_ = 0;  // a lower bound, refreshed when the ring looks full
   std::uint32_t slowest_ = 0;          // the reader that was furthest behind then
@@ -312,6 +341,7 @@ class RingWriter {
   std::vector<std::uint32_t> admitted_;
   std::vector<std::uint64_t> entries_;  // the frame table
   std::vector<ConstPiece> pieces_;      // table and frames, without empty ones
+  bool is_memory_held_ = true;          // see hold_memory()
   std::size_t piece_ = 0;               // copied next: pieces_[piece_] from offset_
   std::size_t offset_ = 0;
   std::uint64_t first_ = 0;      // the message's first fragment

@@ -62,8 +62,10 @@ class Gate {
     return !(rc == -1 && errno == EINTR);
   }
 
-  // Wake all parked threads. Returns whether that took a system call.
-  bool wake() {
+  // Wake all parked threads. Returns whether that took a system call, before which it calls
+  // before_call().
+  template <class BeforeCall>
+  bool wake(BeforeCall before_call) {
     // seq_cst: pairs with announce(). The change to be seen was stored seq_cst as well.
     std::uint64_t word = std::atomic_ref(word_).load(std::memory_order_seq_cst);
     do {
@@ -72,8 +74,12 @@ class Gate {
     } while (!std::atomic_ref(word_).compare_exchange_weak(
         word, std::uint64_t{wake_ups(word) + 1} << 32, std::memory_order_seq_cst,
         std::memory_order_relaxed));
+    before_call();
     syscall(SYS_futex, high_half(), FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
     return true;
+  }
+  bool wake() {
+    return wake([] {});
   }
 
  private:
@@ -103,5 +109,20 @@ inline std::int64_t deadline_after(std::int64_t timeout_ns) {
   const std::int64_t now = monotonic_ns();
   return timeout_ns > kForever - now ? kForever : now + timeout_ns;
 }
+
+// The end of one call, of however many waits it consists. Set when it is first asked for: a call
+// that finds everything there reads no clock.
+class Deadline {
+ public:
+  explicit Deadline(std::int64_t timeout_ns) : timeout_ns_(timeout_ns) {}
+  std::int64_t ns() {
+    if (ns_ == 0) ns_ = deadline_after(timeout_ns_);
+    return ns_;
+  }
+
+ private:
+  std::int64_t timeout_ns_;
+  std::int64_t ns_ = 0;
+};
 
 }  // namespace shmcast

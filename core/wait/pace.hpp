@@ -177,28 +177,46 @@ class Oversleep {
 // Whether this thread has its core for itself, judged by what happened when it spun.
 //
 // A spinner that loses its core for longer than an interrupt takes shares the core with another
-// thread or, in a virtual machine, with another guest. It then parks for a while, and twice as long
-// if that soon happens again.
+// thread or, in a virtual machine, with another guest. It then parks, for as many messages as make
+// up for what it has lost, and for twice as many if it soon loses its core again. Not for a time:
+// in a slow loop, a time is over by the next message. A spinner has also used up its share of the
+// CPU, so that the scheduler lets it come back a slice late, whereas a woken thread preempts.
 class Contention {
  public:
-  // Record that a few microseconds of spinning took `took_ns`. Returns true if the core was taken
-  // away meanwhile.
-  bool spun(std::int64_t now, std::int64_t took_ns) {
+  // Record that the time from one look to the next was `took_ns`. Returns true if the core was
+  // taken away meanwhile.
+  bool looked(std::int64_t took_ns) {
     if (took_ns < kPreemptedNs) return false;
-    const bool again = now - until_ < 4 * pause_ns_;
-    pause_ns_ = again ? std::min(2 * pause_ns_, kMostNs) : kLeastNs;
-    until_ = now + pause_ns_;
+    pause_ = since_pause_ < 4 * pause_ ? std::min(2 * pause_, kMost)
+                                       : std::clamp(took_ns / kGainNs, kLeast, kMostAtFirst);
+    left_ = pause_;
+    since_pause_ = 0;
     return true;
   }
-  // Return until when not to spin. In the past: spinning is fine.
-  std::int64_t until_ns() const { return until_; }
+
+  // Record that a message has come that was waited for.
+  void arrived() {
+    if (left_ > 0) {
+      --left_;
+    } else {
+      ++since_pause_;
+    }
+  }
+
+  // Return whether to park now.
+  bool is_on() const { return left_ > 0; }
 
  private:
   static constexpr std::int64_t kPreemptedNs = 500 * kMicrosecond;
-  static constexpr std::int64_t kLeastNs = 4 * kMillisecond;
-  static constexpr std::int64_t kMostNs = 1'000 * kMillisecond;
-  std::int64_t pause_ns_ = 0;
-  std::int64_t until_ = 0;
+  // Spinning saves a message about a wake-up.
+  static constexpr std::int64_t kGainNs = 30 * kMicrosecond;
+  // In messages.
+  static constexpr std::int64_t kLeast = 8;
+  static constexpr std::int64_t kMostAtFirst = 64;
+  static constexpr std::int64_t kMost = 4096;
+  std::int64_t pause_ = 0;
+  std::int64_t left_ = 0;
+  std::int64_t since_pause_ = 0;
 };
 
 }  // namespace shmcast

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "layout.hpp"
+#include "wait/cpus.hpp"
 #include "wait/gate.hpp"
 #include "wait/hints.hpp"
 #include "wait/pace.hpp"
@@ -28,6 +29,9 @@ class Waiter {
  public:
   explicit Waiter(const WaitPolicy& policy, Figures& figures)
       : policy_(policy), figures_(figures) {}
+
+  // Set where the member that is waited for was last seen, see LastCpu.
+  void set_peer_cpu(const std::uint64_t& cpu) { peer_cpu_ = &cpu; }
 
   // Set whether there are too many members for the CPUs; an adaptive wait then does not spin. The
   // caller finds that out whenever review_is_due().
@@ -52,8 +56,12 @@ class Waiter {
   Outcome wait(Gate gate, std::int64_t deadline_ns, const std::uint64_t& watched, Beat beat,
                Ready ready, Stop stop) {
     std::int64_t now = monotonic_ns();
-    if (now >= deadline_ns) return stop() ? stopped(ready) : Outcome::timed_out;
+    if (now >= deadline_ns) {
+      done();
+      return stop() ? stopped(ready) : Outcome::timed_out;
+    }
     if (stage_ == Stage::none) begin(now, beat);
+    if (was_late(now)) enter(Stage::park, kForever);  // since it was interrupted
     Outcome outcome;
     do {
       if (now >= stage_end_) plan(now);
@@ -62,23 +70,35 @@ class Waiter {
       // A spin that is over leads to the next stage at once.
     } while (outcome == Outcome::interrupted && stage_ == Stage::spin && now >= stage_end_);
     ended_ns_ = now;
+    const bool goes_on = outcome == Outcome::interrupted || outcome == Outcome::ready;
+    looked_ns_ = goes_on && stage_ == Stage::spin ? now : 0;
     if (outcome != Outcome::interrupted) stage_ = Stage::none;
     return outcome;
   }
 
-  // End the wait: its object is there. It may have come while the wait was interrupted.
-  void done() { stage_ = Stage::none; }
+  // End the wait: its object is there, perhaps since the wait was interrupted, or the caller gives
+  // the wait up.
+  void done() {
+    stage_ = Stage::none;
+    looked_ns_ = 0;
+  }
 
   // End a wait for a beat, and learn from it unless there was nothing to wait for. `sent_ns` counts
   // as far as it can be true: containers may have clocks of their own.
   void arrived(std::int64_t sent_ns) {
+    if (began_ns_ != 0) arrived_after_wait(sent_ns);
     done();
-    if (began_ns_ == 0) return;
+  }
+
+ private:
+  // Not inlined: a message that is there at once should not pay for this code.
+  [[gnu::noinline]] void arrived_after_wait(std::int64_t sent_ns) {
+    // A spinner may have lost its core in any look, also in the one that found the message.
+    if (looked_ns_ == 0 || !was_late(monotonic_ns())) contention_.arrived();
     pace_.arrived(std::clamp(sent_ns, began_ns_, std::max(began_ns_, ended_ns_)), began_ns_);
     began_ns_ = 0;
   }
 
- private:
   // nap: sleep until shortly before the next message is due.
   enum class Stage : std::uint8_t { none, spin, nap, park };
 
@@ -103,13 +123,14 @@ class Waiter {
 
   void begin(std::int64_t now, Beat beat) {
     beat_ = beat;
+    looked_ns_ = 0;
     if (beat == Beat::yes) began_ns_ = now;
     spin_left_ns_ = policy_.max_spin_ns;
     switch (policy_.mode) {
       case WaitPolicy::Mode::spin: return enter(Stage::spin, kForever);
       case WaitPolicy::Mode::park: return enter(Stage::park, kForever);
       case WaitPolicy::Mode::adaptive:
-        if (must_park(now)) return;
+        if (must_park()) return;
         return spin_until(
             now, now + (beat == Beat::yes && pace_.is_known() ? kBriefSpinNs : kFirstSpinNs));
     }
@@ -117,7 +138,7 @@ class Waiter {
 
   // Choose the next stage of an adaptive wait: the one before ended without a message.
   void plan(std::int64_t now) {
-    if (must_park(now)) return;
+    if (must_park()) return;
     if (beat_ == Beat::no) return enter(Stage::park, kForever);
     const WakeInterval interval = pace_.predict(now, began_ns_);
     if (interval.to_ns == 0) return enter(Stage::park, kForever);
@@ -129,20 +150,26 @@ class Waiter {
     spin_until(now, interval.to_ns + std::max(kTrailNs, width / 4));
   }
 
-  // Return whether spinning is out of the question, having entered Stage::park if so.
-  bool must_park(std::int64_t now) {
-    if (crowded_ || spin_left_ns_ <= 0) {
-      enter(Stage::park, kForever);
-    } else if (now < contention_.until_ns()) {
-      enter(Stage::park, contention_.until_ns());
-    } else {
-      return false;
-    }
+  // Return whether spinning is out of the question, having entered Stage::park if so. Napping is,
+  // too: a nap ends in a spin.
+  bool must_park() {
+    const bool is_beside_peer = peer_cpu_ != nullptr && LastCpu::is_shared_with(*peer_cpu_);
+    if (!crowded_ && spin_left_ns_ > 0 && !contention_.is_on() && !is_beside_peer) return false;
+    enter(Stage::park, kForever);
     return true;
   }
 
+  // Return whether an adaptive spinner has lost its core since its last look. One loss counts once.
+  bool was_late(std::int64_t now) {
+    if (looked_ns_ == 0 || policy_.mode != WaitPolicy::Mode::adaptive) return false;
+    const bool is_late = contention_.looked(now - looked_ns_);
+    looked_ns_ = 0;
+    if (is_late) add(figures_.preemptions, 1);
+    return is_late;
+  }
+
   void spin_until(std::int64_t now, std::int64_t end) {
-    enter(Stage::spin, std::min(end, now + spin_left_ns_));
+    enter(Stage::spin, end - now > spin_left_ns_ ? now + spin_left_ns_ : end);
   }
 
   // Publish the gap for observers. Not while a message is there: the median takes a tenth of a
@@ -180,11 +207,10 @@ class Waiter {
         hint_.idle(watched, seen);
       }
       if (stop()) return ended(stopped(ready));
-      const std::int64_t before = now;
+      looked_ns_ = now;
       now = monotonic_ns();
-      if (policy_.mode == WaitPolicy::Mode::adaptive && contention_.spun(now, now - before)) {
-        add(figures_.preemptions, 1);
-        enter(Stage::park, contention_.until_ns());
+      if (was_late(now)) {
+        enter(Stage::park, kForever);
         break;
       }
     } while (now < end);
@@ -239,6 +265,7 @@ class Waiter {
   Pace pace_;
   Oversleep oversleep_;
   Contention contention_;
+  const std::uint64_t* peer_cpu_ = nullptr;
   bool crowded_ = false;
   std::int64_t reviewed_ns_ = 0;
 
@@ -246,6 +273,7 @@ class Waiter {
   Beat beat_ = Beat::no;
   std::int64_t began_ns_ = 0;  // when the wait for a beat began; 0: there is none
   std::int64_t ended_ns_ = 0;
+  std::int64_t looked_ns_ = 0;  // a spinner's last look, as far as it read the clock; 0: none
   std::int64_t stage_end_ = 0;
   std::int64_t spin_left_ns_ = 0;
 };

@@ -24,7 +24,9 @@ class Codec(Protocol):
     A codec may also have a method `sample()`, which returns a small object like those that will
     travel. It is encoded and decoded again and again, to keep the code for it in the core's caches:
     about every 100 µs by a reader that spins, and by `Writer.warm`. That must have no side effects.
-    Now and then `sample()` is called again, because the codec may have learned what travels.
+    Now and then `sample()` is called again, because the codec may have learned what travels. What
+    these calls raise comes out of the `recv` or `warm` that made them; one larger than 8 KiB is not
+    taken.
     """
 
     def encode(self, obj: Any, /) -> Sequence[Frame]:
@@ -32,6 +34,9 @@ class Codec(Protocol):
 
     def decode(self, frames: list[Received], /) -> Any:
         """Return the object of these frames, which it may keep, view and write to.
+
+        If a signal's handler raises meanwhile, the next `recv` calls this again with the same
+        frames: what is written to them before the object is made is there then.
 
         With `recv(copy=False)` some frames may be read-only memoryviews, to keep and view only.
         Their memory in the arena is used again when nothing refers to them any more.

@@ -70,8 +70,8 @@ def _to_extension(buffers: list[memoryview], obj: Any) -> Ext:
     cls = type(obj)
     code = _code_by_class.get(cls) or _code_of(cls)
     library = _library(code)
-    rebuild, args = library.REDUCERS[cls](obj)[:2]
-    if rebuild not in library.REBUILDERS:  # it was reduced in pickle's own way
+    rebuild, args, *more = library.REDUCERS[cls](obj)
+    if more or rebuild not in library.REBUILDERS:  # attributes, or reduced in pickle's own way
         raise TypeError(_reason_against(obj))
     buffer, dtype, *layout = args
     if isinstance(buffer, pickle.PickleBuffer):
@@ -139,4 +139,6 @@ def _reason_against(obj: Any) -> str:
             f"a tensor of {obj.dtype} on {obj.device}, {obj.layout}: only dense ones on the CPU "
             "without attributes of their own can be sent; PickleCodec takes others, too"
         )
+    if not obj.dtype.hasobject:
+        return f"an array of dtype {obj.dtype}, whose elements have no bytes; PickleCodec takes it"
     return f"an array of dtype {obj.dtype}: Python objects have no memory to send"

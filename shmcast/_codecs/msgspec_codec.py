@@ -12,6 +12,7 @@ from shmcast.errors import InvalidArgument, MissingDependency
 if TYPE_CHECKING:
     from shmcast._codecs.msgspec_arrays import Decoder, Encoder
 
+_FIRST_BYTES_OF_PICKLE_CODEC = (b"\x80", b"\0")  # of a pickle, of a manifest of device tensors
 _MAX_SAMPLE_BYTES = 1024  # a message that comes during a warm-up has to wait
 
 
@@ -63,6 +64,7 @@ class MsgspecCodec:
             raise InvalidArgument(f"MsgspecCodec({type_name(type)}): {error}") from error
         self._type = type
         self._encode_error = msgspec.EncodeError
+        self._decode_error = msgspec.DecodeError
         self._make_encoder = make_encoder
         self._make_decoder = make_decoder
         # Idle ones. One is taken out while it is used, because it knows the message's buffers.
@@ -101,7 +103,11 @@ class MsgspecCodec:
             msgspec.DecodeError: it is no MessagePack.
         """
         if len(frames) == 1:
-            return self._decode_single(frames[0])
+            try:
+                return self._decode_single(frames[0])
+            except Exception as error:
+                self._check_is_typed(error, frames)
+                raise
         try:
             decoder = self._decoders.pop()
         except IndexError:
@@ -110,9 +116,20 @@ class MsgspecCodec:
         buffers += frames
         try:
             return decode(frames[0])
+        except Exception as error:
+            self._check_is_typed(error, frames)
+            raise
         finally:
             buffers.clear()
             self._decoders.append(decoder)
+
+    def _check_is_typed(self, error: Exception, frames: list[Received]) -> None:
+        """Raise an error that says so if a message that failed looks like `PickleCodec`'s."""
+        if bytes(frames[0][:1]) in _FIRST_BYTES_OF_PICKLE_CODEC:
+            raise self._decode_error(
+                f"{error}; the message looks like one of PickleCodec: give the source and this end "
+                "the same codec"
+            ) from error
 
     def _make_sample(self, type_info: Any) -> Callable[[], Any] | None:
         from shmcast._codecs.msgspec_sample import SampleBuilder

@@ -97,7 +97,7 @@ class SampleBuilder:
             return np.zeros(nbytes, np.uint8)
         import torch
 
-        return torch.zeros(nbytes, dtype=torch.uint8)
+        return torch.zeros(nbytes, dtype=torch.uint8, device="cpu")
 
 
 _PLAIN: dict[type[inspect.Type], Any] = {

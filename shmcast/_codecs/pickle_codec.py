@@ -6,30 +6,49 @@ import copyreg
 import operator
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 from shmcast._codecs.base import OUT_OF_BAND_BYTES, Frame, Received
-from shmcast._core import pickle_plain, unpickle_plain
+from shmcast._core import pickle_plain, piece_collector, unpickle_plain
 
 _PROTOCOL = pickle.HIGHEST_PROTOCOL
-_loads = pickle.loads  # the writer is trusted
 
 
 class PickleCodec:
     """Pickle 5 (PEP 574): frame 0 is the pickle, the others are its out-of-band buffers.
 
     numpy arrays and CPU tensors of at least 4 KiB travel as frames, whatever their dtype and
-    layout, and arrive owned and writable. So does every type that offers its memory as a
-    `pickle.PickleBuffer`. All else is in the pickle. Reducers registered with `copyreg` are used if
-    they were registered before the first object of their type is sent.
+    layout, and arrive owned. So do bytes objects and bytearrays of at least 64 KiB, and every type
+    that offers its memory as a `pickle.PickleBuffer`. All else is in the pickle. Reducers
+    registered with `copyreg` are used if they were registered before the first object of their type
+    is sent.
 
     Small messages of plain objects (dicts, lists, tuples, strings, bytes, numbers, None) are
     pickled and unpickled by a shorter path than pickle's own, with the same result.
+
+    Args:
+        allow: what a message may name when it is decoded, beside plain values, arrays and tensors:
+            classes and functions, or their names ("package.module.Class"), or "package.*" for all
+            that a package defines. A message that names anything else is a `DecodeError`. None:
+            everything may be named, because the writer is trusted; a pickle can then run any code.
+
+    Raises:
+        InvalidArgument: `allow` has what is no class, function or name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, allow: Collection[type | Callable[..., Any] | str] | None = None) -> None:
+        self.allow: Collection[type | Callable[..., Any] | str] | None = allow
+        """What a message may name, as it was given."""
+        self.find: Callable[[str, str], Any] | None = None
+        """Return what a message names, or raise `UnpicklingError`; None: everything is allowed."""
+        self._loads: Callable[..., Any] = pickle.loads  # the writer is trusted
+        if allow is not None:
+            from shmcast._codecs.allow import AllowList
+
+            allowed = AllowList(allow)
+            self.find, self._loads = allowed.find, allowed.loads
         self._reducers = Reducers()
         # Idle picklers: making one costs more than pickling a small message. One is taken out while
         # it is used, so that two threads, or an object whose reduction encodes another, get two.
@@ -54,8 +73,7 @@ class PickleCodec:
         dump, clear_memo, written, buffers = pickler
         dump(obj)  # if this raises, the pickler in mid-object is thrown away
         clear_memo()  # it would keep obj alive, and take it for known the next time
-        if buffers or len(written) > 1:
-            # Past 64 KiB pickle writes several pieces, and each large bytes object by itself.
+        if buffers or len(written) > 1:  # (past 64 KiB pickle writes several pieces)
             self._has_seen_large = True
             frames = [b"".join(written), *buffers]
             buffers.clear()
@@ -71,10 +89,14 @@ class PickleCodec:
         Raises:
             Exception: what unpickling raises; of any class.
         """
-        if len(frames) == 1:
-            return unpickle_plain(frames[0], _loads)
-        self._has_seen_large = True
-        return _loads(frames[0], buffers=frames[1:])
+        try:
+            if len(frames) == 1:
+                return unpickle_plain(frames[0], self._loads)
+            self._has_seen_large = True
+            return self._loads(frames[0], buffers=frames[1:])
+        except Exception:
+            check_is_pickle(frames)
+            raise
 
     def _reducers_for(self, _buffers: list[Any]) -> Reducers:
         """Return the reducers of a pickler, which may add to its out-of-band buffers."""
@@ -108,9 +130,29 @@ class PickleCodec:
             buffers.append(raw)
             return False
 
-        pickler = pickle.Pickler(_Sink(written.append), _PROTOCOL, buffer_callback=in_band)
+        sink = _Sink(piece_collector(written, buffers))
+        pickler = pickle.Pickler(sink, _PROTOCOL, buffer_callback=in_band)
         pickler.dispatch_table = self._reducers_for(buffers)
         return pickler.dump, pickler.clear_memo, written, buffers
+
+
+def check_is_pickle(frames: list[Received]) -> None:
+    """Raise UnpicklingError if a message is none of `PickleCodec`'s; the error says what it is."""
+    first = bytes(frames[0][:2]) if frames else b""
+    if len(frames) > 1 and first[:1] == b"\0":
+        raise pickle.UnpicklingError(
+            "the message has device tensors, which only a ShmBroadcaster receives whose codec is "
+            "PickleCodec or left out; give every rank the same codec, or send tensors on the CPU"
+        )
+    if first[:1] != _PROTO:
+        raise pickle.UnpicklingError(
+            f"the message is no pickle: it begins with {first!r}; the writer has another codec: "
+            "give both ends the same"
+        )
+
+
+_PROTO = b"\x80"
+"""The first byte of every pickle of protocol 2 or later."""
 
 
 @dataclass
@@ -135,7 +177,7 @@ class _Sink:
 
     __slots__ = ("write",)
 
-    def __init__(self, write: Callable[[bytes], None]) -> None:
+    def __init__(self, write: Callable[[Any], None]) -> None:
         self.write = write
 
 
@@ -159,15 +201,14 @@ class Reducers(dict[type, Callable[[Any], Any]]):
     @staticmethod
     def _shmcast_reducer(cls: type) -> Callable[[Any], Any] | None:
         # Whoever has an array has imported its library already.
-        library = cls.__module__.partition(".")[0]
-        if library == "numpy":
+        if issubclass(cls, getattr(sys.modules.get("numpy"), "ndarray", ())):
             from shmcast._codecs import arrays
 
-            return arrays.REDUCERS.get(cls)
-        if library == "torch":
+            return arrays.reducer_of(cls)
+        if issubclass(cls, getattr(sys.modules.get("torch"), "Tensor", ())):
             from shmcast._codecs import tensors
 
-            return tensors.REDUCERS.get(cls)
+            return tensors.reducer_of(cls)
         return None
 
 

@@ -11,7 +11,7 @@ import operator
 import torch
 
 from shmcast._codecs.tensors import as_bytes
-from shmcast._devices.manifest import ALIGNMENT, Manifest, OutgoingTensors, TensorSpec
+from shmcast._devices.manifest import ALIGNMENT, Manifest, TensorSpec
 
 # torch.cat knows these; others are cut into bytes first, which costs a few µs each.
 _CAT_DTYPES = {
@@ -20,9 +20,13 @@ _CAT_DTYPES = {
 }  # fmt: skip
 
 
-def send_buffers(outgoing: OutgoingTensors) -> list[torch.Tensor]:
-    """Return the bytes to send for each group of the manifest: contiguous tensors."""
-    manifest, elements = outgoing
+def send_buffers(manifest: Manifest, elements: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the bytes to send for each group of the manifest: contiguous tensors.
+
+    Args:
+        manifest: the message's.
+        elements: those of each of its tensors, in the order of memory: contiguous tensors.
+    """
     return [
         _pack([elements[i] for i in group]) if len(group) > 1 else as_bytes(elements[group[0]])
         for group in manifest.groups
@@ -53,7 +57,7 @@ class ReceiveBuffers:
                 if target is None or not first.has_layout_of(target):
                     target = first.empty(first.device_type)
                 self._unpacked[group[0]] = target
-                buffer = as_bytes(target.detach())
+                buffer = as_bytes(target.detach(), first.nbytes)
             self.by_group.append(buffer)
 
     def tensors(self) -> list[torch.Tensor]:

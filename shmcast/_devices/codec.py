@@ -5,18 +5,27 @@ Their elements take the lane and don't pass through here. Imported once torch is
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import pickle
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Protocol, cast
 
 import torch
 
 from shmcast._codecs.base import Frame, Received
 from shmcast._codecs.pickle_codec import PickleCodec, Reducers
-from shmcast._codecs.tensors import REDUCERS, contiguous_elements, reduce_tensor
+from shmcast._codecs.tensors import (
+    REDUCERS,
+    check_memory,
+    contiguous_elements,
+    reduce_tensor,
+    with_attributes,
+    with_memory,
+)
+from shmcast._devices.buffers import send_buffers
 from shmcast._devices.manifest import (
     Manifest,
     OutgoingTensors,
@@ -64,8 +73,10 @@ class DeviceCodec(PickleCodec):
     The first frame of a message with stubs is the manifest, which is read without unpickling.
     """
 
-    def __init__(self, lane: Lane) -> None:
-        super().__init__()
+    def __init__(
+        self, lane: Lane, allow: Collection[type | Callable[..., Any] | str] | None
+    ) -> None:
+        super().__init__(allow=allow)
         self._lane = lane
 
     def encode_with_tensors(self, obj: Any, /) -> tuple[list[Frame], OutgoingTensors | None]:
@@ -90,31 +101,41 @@ class DeviceCodec(PickleCodec):
         in_host_memory = [buffer for buffer in buffers if type(buffer) is not tuple]
         return (
             [manifest.to_bytes(), pickled, *in_host_memory],
-            OutgoingTensors(manifest, [elements for _, elements in found]),
+            # Made before the message is sent: this may fail, and the program may give a tensor
+            # other memory while the message waits for room.
+            OutgoingTensors(manifest, send_buffers(manifest, [elements for _, elements in found])),
         )
 
     def encode(self, obj: Any, /) -> list[Frame]:
         """Return the frames of `obj`, for a warm-up: the sample has no device tensors."""
         return self.encode_with_tensors(obj)[0]
 
+    def decode_with_tensors(
+        self, frames: list[Received], tensors: Iterable[torch.Tensor], /
+    ) -> Any:
+        """Return the object of a message with a manifest.
+
+        Args:
+            frames: the message's.
+            tensors: what to put in the places of its stubs, in the manifest's order.
+
+        Raises:
+            Exception: what unpickling raises; of any class.
+        """
+        with unpickling(tensors):
+            return self._loads(frames[1], buffers=frames[2:])
+
     def _reducers_for(self, buffers: list[Any]) -> Reducers:
         return _DeviceReducers(self._lane, buffers)
 
 
-def unpickle(frames: list[Received], tensors: Iterable[torch.Tensor]) -> Any:
-    """Return the object of a message with a manifest.
-
-    Args:
-        frames: the message's.
-        tensors: what to put in the places of its stubs, in the manifest's order.
-
-    Raises:
-        Exception: what unpickling raises; of any class.
-    """
+@contextlib.contextmanager
+def unpickling(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
+    """While a message is unpickled: say what to put in the places of its stubs, in their order."""
     outer = _unpickling.tensors  # unpickling an object may receive others
     _unpickling.tensors = iter(tensors)
     try:
-        return pickle.loads(frames[1], buffers=frames[2:])  # noqa: S301
+        yield
     finally:
         _unpickling.tensors = outer
 
@@ -167,9 +188,15 @@ def _reduce(
     """
     if tensor.is_cpu and not carries_cpu:
         return cast("tuple[Any, ...]", REDUCERS[type(tensor)](tensor))
-    if tensor.layout is not _STRIDED or tensor.is_quantized:
-        name = "quantized" if tensor.is_quantized else str(tensor.layout)
+    if tensor.layout is not _STRIDED or tensor.is_quantized or tensor.is_nested:
+        kind = "nested" if tensor.is_nested else str(tensor.layout)
+        name = "quantized" if tensor.is_quantized else kind
         raise TypeError(f"a {name} tensor on {tensor.device}: only dense ones can be broadcast")
+    try:
+        check_memory(tensor)
+    except BufferError:
+        lane.carrier_of(tensor.device.type)  # raises if nothing carries it, with memory or without
+        tensor = _like(tensor, with_memory(tensor))
     elements, strides = contiguous_elements(tensor)
     key = (
         tensor.device,
@@ -197,7 +224,14 @@ def _reduce(
             type(tensor) is torch.nn.Parameter,
         )
     buffers.append((spec, elements.detach() if elements.requires_grad else elements))
-    return _with_attributes(_STUB, tensor) if tensor.__dict__ else _STUB
+    return with_attributes(_STUB, tensor.__dict__) if tensor.__dict__ else _STUB
+
+
+def _like(tensor: torch.Tensor, elements: torch.Tensor) -> torch.Tensor:
+    """Return these elements as a tensor that differs from another in its elements only."""
+    like = restore_autograd(elements, tensor.requires_grad, isinstance(tensor, torch.nn.Parameter))
+    like.__dict__.update(tensor.__dict__)
+    return like
 
 
 _STRIDED = torch.strided
@@ -211,11 +245,7 @@ def _reduce_staged(tensor: torch.Tensor) -> tuple[Any, ...]:
     is_parameter = type(tensor) is torch.nn.Parameter
     args = (tensor.device.type, tensor.requires_grad, is_parameter, rebuild, *parts)
     reduced = (_rebuild_staged, args)
-    return _with_attributes(reduced, tensor) if tensor.__dict__ else reduced
-
-
-def _with_attributes(reduced: tuple[Any, ...], tensor: torch.Tensor) -> tuple[Any, ...]:
-    return (*reduced, tensor.__dict__, None, None, _set_attributes)
+    return with_attributes(reduced, tensor.__dict__) if tensor.__dict__ else reduced
 
 
 def _reduce_subclass(
@@ -228,10 +258,6 @@ def _reduce_subclass(
             "tensors that it is made of"
         )
     return cast("tuple[Any, ...]", reduce(tensor))
-
-
-def _set_attributes(tensor: torch.Tensor, attributes: dict[str, Any]) -> None:
-    tensor.__dict__.update(attributes)
 
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,7 @@ class PeerProgress(Protocol):
     """How far the ranks are with the device tensors of messages, and whether they live."""
 
     def announce_start(self) -> None:
-        """Tell all ranks that this one starts the next message's device tensors."""
+        """Tell all ranks of this node that this one starts the next message's device tensors."""
 
     def started(self) -> list[int | None]:
         """Return for how many messages each rank of the group has started the device tensors.
@@ -100,7 +100,9 @@ class DeviceBroadcast:
         for device_type, buffers in by_type.items():
             is_in_stream = route.backends[device_type] == "nccl"
             if is_in_stream and len(buffers) > 1:
-                # In one launch, with the group's time-out: NCCL takes no other.
+                # In one launch, with the group's time-out: NCCL takes no other. The manager is
+                # private to torch because nothing public does this: batch_isend_irecv, which uses
+                # it, takes sends and receives only.
                 device = buffers[0][1].device
                 with _coalescing_manager(route.group, device, async_ops=True) as together:
                     for _, buffer in buffers:

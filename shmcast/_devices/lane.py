@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 
 from shmcast._codecs.base import Received
-from shmcast._devices.buffers import send_buffers
 from shmcast._devices.codec import Carrier, DeviceCodec
 from shmcast._devices.collectives import DeviceBroadcast, PeerProgress, Route
 from shmcast._devices.manifest import Manifest, OutgoingTensors
@@ -46,6 +45,7 @@ class DeviceLane:
             memory.
         device_types: the types of devices whose tensors take the lane; None: all but "cpu".
         label: how errors name this rank.
+        allow: see `PickleCodec`.
 
     Raises:
         InvalidArgument: a dedicated group has no backend for one of the `device_types`.
@@ -57,6 +57,7 @@ class DeviceLane:
         is_dedicated: bool,
         device_types: Collection[str] | None,
         label: str,
+        allow: Collection[type | Callable[..., Any] | str] | None = None,
     ) -> None:
         backends = _backends(group)
         if not is_dedicated:
@@ -70,7 +71,7 @@ class DeviceLane:
             )
         # A proxy, because the lane refers to the end of frames, and the end to the codec. Part of
         # that cycle is in the core, where the garbage collector can't look.
-        self.codec: DeviceCodec = DeviceCodec(weakref.proxy(self))
+        self.codec: DeviceCodec = DeviceCodec(weakref.proxy(self), allow)
         """Finds the device tensors in objects to send."""
         self.carries_cpu: bool = "cpu" in (device_types or ())
         """Whether tensors in host memory take the lane, too."""
@@ -158,11 +159,10 @@ class DeviceLane:
         Raises:
             DeviceError: the broadcasts could not begin here; the others time out.
         """
-        prepare = functools.partial(send_buffers, outgoing)
-        return self._begin(outgoing.manifest, prepare, timeout, lambda: obj)
+        return self._begin(outgoing.manifest, lambda: outgoing.buffers, timeout, lambda: obj)
 
     def receive(self, frames: list[Received], out: Any, timeout: float | None) -> Work:
-        """Begin to receive the device tensors of a message, and make its object meanwhile.
+        """Begin to receive the device tensors of a message; the work's `wait` makes its object.
 
         This rank takes part in the broadcasts whatever is wrong with the object, so that the others
         don't notice. The work's `wait` then raises the error.
@@ -178,10 +178,8 @@ class DeviceLane:
         """
         manifest = Manifest.read(frames[0])
         self._check_in_step(manifest)
-        incoming = IncomingMessage(self._label, manifest, frames, out)
-        work = self._begin(manifest, incoming.prepare, timeout, incoming.result)
-        incoming.assemble()  # while they are on their way
-        return work
+        incoming = IncomingMessage(self._label, manifest, frames, out, self.codec)
+        return self._begin(manifest, incoming.prepare, timeout, incoming.result)
 
     def _check_in_step(self, manifest: Manifest) -> None:
         expected = self.next_number()
@@ -230,5 +228,12 @@ class DeviceLane:
 
 def _backends(group: dist.ProcessGroup) -> dict[str, str]:
     """Return the group's backend for each type of device."""
-    pairs = (item.split(":", 1) for item in dist.get_backend_config(group).split(","))
-    return dict(pairs)
+    try:
+        pairs = (item.split(":", 1) for item in dist.get_backend_config(group).split(","))
+        return dict(pairs)
+    except (KeyError, RuntimeError, ValueError, AssertionError, TypeError):
+        # Made by hand, and not registered: it knows by itself.
+        return {
+            device.type: group._get_backend(device).name()  # noqa: SLF001 (torch has no other way)
+            for device in group._device_types  # noqa: SLF001
+        }

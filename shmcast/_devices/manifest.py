@@ -32,9 +32,10 @@ class TensorSpec(NamedTuple):
     dtype: torch.dtype
     shape: tuple[int, ...]
     strides: tuple[int, ...] | None
-    """In elements, of a dense layout such as channels-last or transposed; None: C order."""
+    """In elements, of a dense layout such as channels-last or transposed, or of one whose elements
+    share memory; None: C order."""
     nbytes: int
-    """The size of its elements."""
+    """The size of its memory."""
     requires_grad: bool
     is_parameter: bool
 
@@ -129,5 +130,5 @@ class OutgoingTensors(NamedTuple):
     """A message's device tensors at the source."""
 
     manifest: Manifest
-    elements: list[torch.Tensor]
-    """The elements of each tensor of the manifest, in the order of memory: contiguous."""
+    buffers: list[torch.Tensor]
+    """The bytes to send for each group of the manifest: contiguous tensors."""

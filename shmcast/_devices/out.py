@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from shmcast._codecs.tensors import shares_elements
+from shmcast._devices.overlaps import Place, check_overlaps
 from shmcast.errors import InvalidArgument
 
 _MISSING = object()  # stands for a part that only the other object has
@@ -37,23 +39,34 @@ def match_out(
 
     Raises:
         InvalidArgument: a tensor has no tensor in its place in the other object, or one of another
-            shape, dtype or device. The error names its path, with `d` for the whole.
+            shape, dtype or device; or tensors of `out` share memory where those of `got` are not
+            one. The error names their paths, with `d` for the whole.
     """
     matcher = _Matcher(arrives_on)
-    return matcher.match(got, out, "d"), matcher.pairs
+    matched = matcher.match(got, out, "d")
+    check_overlaps(matcher.places)
+    return matched, [(place.out, place.got) for place in matcher.places]
 
 
 def copy_pairs(pairs: list[Pair]) -> None:
-    """Copy the second tensor of each pair into the first."""
-    if pairs:
-        targets, sources = zip(*pairs, strict=True)
-        with torch.no_grad():
-            torch._foreach_copy_(targets, sources)
+    """Copy the second tensor of each pair into the first.
+
+    Raises:
+        RuntimeError: torch refuses.
+    """
+    # Tensors that were made in inference mode can't be written to outside of it.
+    inference = [pair for pair in pairs if pair[0].is_inference()]
+    others = [pair for pair in pairs if not pair[0].is_inference()]
+    for mode, chosen in ((torch.inference_mode, inference), (torch.no_grad, others)):
+        if chosen:
+            targets, sources = zip(*chosen, strict=True)
+            with mode():
+                torch._foreach_copy_(targets, sources)
 
 
 class _Matcher:
     def __init__(self, arrives_on: Callable[[torch.Tensor], torch.device]) -> None:
-        self.pairs: list[Pair] = []
+        self.places: list[Place] = []
         self._arrives_on = arrives_on
         # By the identities of both parts, so that shared parts stay shared and cycles end: the
         # match, and the parts, which are kept so that no others get their identities.
@@ -62,7 +75,7 @@ class _Matcher:
     def match(self, got: Any, out: Any, path: str) -> Any:
         if isinstance(got, torch.Tensor) and isinstance(out, torch.Tensor):
             self._check(got, out, path)
-            self.pairs.append((out, got))
+            self.places.append(Place(out, got, path))
             return out
         known = self._matched.get((id(got), id(out)))
         if known is not None:
@@ -101,8 +114,13 @@ class _Matcher:
         ):
             if want != have:
                 raise InvalidArgument(f"{path} has {what} {have} in out, and {want} in the message")
-        if any(n > 1 and step == 0 for n, step in zip(out.shape, out.stride(), strict=True)):
-            raise InvalidArgument(f"{path} is an expanded tensor in out: its elements are one")
+        is_expanded = any(
+            n > 1 and not step for n, step in zip(out.shape, out.stride(), strict=True)
+        )
+        if is_expanded or shares_elements(out):
+            raise InvalidArgument(
+                f"{path} is an expanded tensor in out: some of its elements are one"
+            )
 
 
 def _parts(obj: Any) -> dict[Any, Any] | None:

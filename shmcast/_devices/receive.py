@@ -11,9 +11,10 @@ import torch
 
 from shmcast._codecs.base import Received
 from shmcast._devices.buffers import ReceiveBuffers
-from shmcast._devices.codec import unpickle
+from shmcast._devices.codec import DeviceCodec
+from shmcast._devices.inert import RunsCode, unpickle_inert
 from shmcast._devices.manifest import Manifest, TensorSpec, restore_autograd
-from shmcast._devices.out import Pair, copy_pairs, match_out
+from shmcast._devices.out import copy_pairs, match_out
 from shmcast._devices.work import Work
 from shmcast.errors import DecodeError, InvalidArgument, ShmcastError
 
@@ -31,7 +32,10 @@ def receive_into(label: str, obj: Any, out: Any) -> Work:
             matched, pairs = match_out(obj, out, lambda tensor: tensor.device)
         except Exception as error:
             raise _mismatch(label, error) from error
-        copy_pairs(pairs)
+        try:
+            copy_pairs(pairs)
+        except RuntimeError as error:
+            raise _uncopied(label, error) from error
         return matched
 
     return Work(copy)
@@ -40,73 +44,108 @@ def receive_into(label: str, obj: Any, out: Any) -> Work:
 class IncomingMessage:
     """A message with device tensors, which was received while they have yet to arrive.
 
-    An error of its object is kept until the tensors have arrived, so that this rank takes part in
-    their broadcast and the others don't notice.
+    The object is made when they have arrived: its classes may look at them. An error of it comes
+    after their broadcast, too, so that the others don't notice.
 
     Args:
         label: how errors name this rank.
         manifest: the message's.
         frames: the message's.
         out: an object whose tensors to receive into; None: into new ones.
+        codec: makes the object.
     """
 
-    def __init__(self, label: str, manifest: Manifest, frames: list[Received], out: Any) -> None:
+    def __init__(
+        self,
+        label: str,
+        manifest: Manifest,
+        frames: list[Received],
+        out: Any,
+        codec: DeviceCodec,
+    ) -> None:
         self._label = label
         self._manifest = manifest
         self._frames = frames
         self._out = out
+        self._codec = codec
         self._obj: Any = None
+        self._is_made = False  # the object is final, but for its tensors
         # A tensor of out, the message's in its place, and the latter's index if on a device.
         self._matches: list[tuple[torch.Tensor, torch.Tensor, int | None]] = []
-        self._copies: list[Pair] = []  # to be made when all has arrived
         self._error: ShmcastError | None = None
 
     def prepare(self) -> list[torch.Tensor]:
         """Return the bytes to receive into for each group of the manifest: contiguous tensors.
 
-        Without `out` this does not unpickle the object, which `assemble` does meanwhile.
+        No code of the object's classes runs: the tensors have no elements yet.
         """
         targets = {} if self._out is None else self._find_targets()
         self._buffers = ReceiveBuffers(self._manifest, targets)
         return self._buffers.by_group
 
-    def assemble(self) -> None:
-        """Make the object, before its tensors have arrived or after."""
-        tensors = self._buffers.tensors()
-        if self._out is None:
-            self._obj = self._unpickle(_restored(tensors, self._manifest.specs))
-        for target, stand_in, index in self._matches:
-            source = stand_in if index is None else tensors[index]
-            if source is not target:
-                self._copies.append((target, source))
-
     def result(self) -> Any:
-        """Return the object, when its tensors have arrived.
+        """Make the object and return it, when its tensors have arrived.
+
+        With NCCL they have arrived for work that is enqueued on the current stream from now on.
 
         Raises:
             DecodeError: it can't be unpickled.
             InvalidArgument: it does not match `out`.
         """
+        if self._error is None:
+            self._assemble(self._buffers.tensors())
         if self._error is not None:
             raise self._error
-        copy_pairs(self._copies)
         return self._obj
 
+    def _assemble(self, tensors: list[torch.Tensor]) -> None:
+        if not self._is_made:
+            in_place = {id(target) for target, _, _ in self._matches}
+            arrived = [
+                tensor if id(tensor) in in_place else _restored(tensor, spec)
+                for tensor, spec in zip(tensors, self._manifest.specs, strict=True)
+            ]
+            self._obj = self._unpickle(arrived)
+            if self._error is None and self._out is not None:
+                self._match(arrived)
+            if self._error is not None:
+                return
+        pairs = [
+            (target, got if index is None else tensors[index])
+            for target, got, index in self._matches
+        ]
+        try:
+            copy_pairs([(target, source) for target, source in pairs if source is not target])
+        except RuntimeError as error:
+            self._obj, self._error = None, _uncopied(self._label, error)
+
     def _find_targets(self) -> dict[int, torch.Tensor]:
-        """Match the object with `out`; return the tensors to receive into, by index."""
+        """Match the object with `out`; return the tensors to receive into, by index.
+
+        An object whose classes run code when it is unpickled is matched when its tensors have
+        arrived, and they are received into memory of their own.
+        """
         specs = self._manifest.specs
         # Tensors without memory show which one belongs where.
-        stubs = _restored([spec.empty("meta") for spec in specs], specs)
-        indices = {id(stub): i for i, stub in enumerate(stubs)}
-        obj = self._unpickle(stubs)
-        if self._error is None:
-            pairs = self._match(obj, indices)
-            self._matches = [(target, got, indices.get(id(got))) for target, got in pairs]
+        stubs = [_restored(spec.empty("meta"), spec) for spec in specs]
+        try:
+            self._obj, self._is_made = unpickle_inert(self._frames, stubs, self._codec.find)
+        except RunsCode:
+            return {}
+        except Exception as error:
+            self._error = self._undecodable(error)
+            return {}
+        self._match(stubs)
         return {index: target for target, _, index in self._matches if index is not None}
 
-    def _match(self, obj: Any, indices: dict[int, int]) -> list[Pair]:
-        """Match the object with `out`; its device tensors are stubs, whose `id` tells the index."""
+    def _match(self, tensors: list[torch.Tensor]) -> None:
+        """Match the object with `out`.
+
+        Args:
+            tensors: what is in the places of its device tensors, by index.
+        """
         specs = self._manifest.specs
+        indices = {id(tensor): i for i, tensor in enumerate(tensors)}
         types = {spec.device_type for spec in specs}
         devices = {each: torch.empty(0, device=each).device for each in types}
 
@@ -115,7 +154,7 @@ class IncomingMessage:
             return tensor.device if index is None else devices[specs[index].device_type]
 
         try:
-            self._obj, pairs = match_out(obj, self._out, arrives_on)
+            self._obj, pairs = match_out(self._obj, self._out, arrives_on)
             found = {id(got) for _, got in pairs}
             for stub, index in indices.items():
                 if stub not in found:
@@ -124,31 +163,35 @@ class IncomingMessage:
                         "no dict, list, tuple, NamedTuple or dataclass"
                     )
         except Exception as error:
-            self._obj = None
-            self._error = _mismatch(self._label, error)
-            return []
-        return pairs
+            self._refuse(error)
+            return
+        self._matches = [(target, got, indices.get(id(got))) for target, got in pairs]
+
+    def _refuse(self, error: Exception) -> None:
+        self._obj = None
+        self._error = _mismatch(self._label, error)
 
     def _unpickle(self, tensors: list[torch.Tensor]) -> Any:
         try:
-            return unpickle(self._frames, tensors)
+            return self._codec.decode_with_tensors(self._frames, tensors)
         except Exception as error:
-            self._error = DecodeError(
-                f"{self._label}: can't decode a message with {len(tensors)} device tensors: "
-                f"{type(error).__name__}: {error}; it is consumed, the next recv gets the next "
-                "message"
-            )
-            self._error.__cause__ = error
+            self._error = self._undecodable(error)
             return None
 
+    def _undecodable(self, error: Exception) -> DecodeError:
+        told = DecodeError(
+            f"{self._label}: can't decode a message with {len(self._manifest.specs)} device "
+            f"tensors: {type(error).__name__}: {error}; it is consumed, the next recv gets the "
+            "next message"
+        )
+        told.__cause__ = error
+        return told
 
-def _restored(tensors: list[torch.Tensor], specs: list[TensorSpec]) -> list[torch.Tensor]:
-    return [
-        restore_autograd(tensor, spec.requires_grad, spec.is_parameter)
-        if spec.requires_grad or spec.is_parameter
-        else tensor
-        for tensor, spec in zip(tensors, specs, strict=True)
-    ]
+
+def _restored(tensor: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
+    if spec.requires_grad or spec.is_parameter:
+        return restore_autograd(tensor, spec.requires_grad, spec.is_parameter)
+    return tensor
 
 
 def _mismatch(label: str, error: Exception) -> InvalidArgument:
@@ -156,3 +199,12 @@ def _mismatch(label: str, error: Exception) -> InvalidArgument:
         f"{label}: the message does not match out: {error}; the message is consumed, out is as it "
         "was"
     )
+
+
+def _uncopied(label: str, error: Exception) -> InvalidArgument:
+    told = InvalidArgument(
+        f"{label}: the message's tensors can't be copied into out: {error}; the message is "
+        "consumed, and out may hold a part of it"
+    )
+    told.__cause__ = error
+    return told

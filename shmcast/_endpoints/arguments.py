@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from shmcast.errors import InvalidArgument
 
 _MAX_READERS = 4096
@@ -24,10 +26,32 @@ def check_int(name: str, value: int, low: int, high: int, label: str) -> None:
         raise InvalidArgument(f"{label}: {name}={value!r} must be an integer from {low} to {high}")
 
 
-def check_timeout(timeout: float | None, label: str) -> None:
-    """Raise InvalidArgument unless `timeout` is None or a number of seconds."""
-    good = timeout is None or (isinstance(timeout, (int, float)) and timeout >= 0)
-    if not good:
-        raise InvalidArgument(
-            f"{label}: send: timeout={timeout!r} must be None or a number of seconds >= 0"
-        )
+def check_seconds(name: str, value: float | None, label: str) -> float | None:
+    """Return a duration as a float; inf where no float is as large, None for None.
+
+    Args:
+        name: what the caller calls it.
+        value: anything that is a number, as numpy's are.
+        label: who is told, at the start of the error; "" for nobody.
+
+    Raises:
+        InvalidArgument: it is negative, nan, or no number.
+    """
+    if value is None:
+        return None
+    try:
+        seconds = math.fabs(value)  # (float() would take strings)
+        is_good = value >= 0
+    except OverflowError:
+        seconds, is_good = math.inf, value > 0
+    except (TypeError, ValueError):
+        is_good = False
+    if not is_good:
+        who = f"{label}: " if label else ""
+        raise InvalidArgument(f"{who}{name}={value!r} must be None or a number of seconds >= 0")
+    return seconds
+
+
+def check_timeout(timeout: float | None, label: str, action: str = "send") -> float | None:
+    """Return the time-out of an action as a float or None, as `check_seconds` does."""
+    return check_seconds("timeout", timeout, f"{label}: {action}")

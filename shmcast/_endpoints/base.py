@@ -25,9 +25,7 @@ class Endpoint:
     def __init__(self, frames: FrameEnd) -> None:
         self._end = frames
         self.handle: Handle = frames.handle
-        """Where readers find the writer's segment."""
         self.wait_policy: WaitPolicy = frames.wait_policy
-        """What this endpoint does while it waits, the operator's choice before the program's."""
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until every reader has attached. Sending and receiving need not wait for it.
@@ -37,6 +35,7 @@ class Endpoint:
 
         Raises:
             Timeout: some reader is still missing.
+            Interrupted: `interrupt` was called.
             Closed: this endpoint is closed, or the writer has closed.
             InvalidArgument: `timeout` is negative or no number; so for every call that has one.
         """
@@ -54,6 +53,15 @@ class Endpoint:
         """
         self._end.record_stream(view, stream)
 
+    def interrupt(self) -> None:
+        """End the call that waits here in another thread, or that a signal's handler interrupts.
+
+        It raises `Interrupted`, has taken or sent nothing, and this endpoint goes on being usable.
+        An interrupt ends one call: the one that is inside, which may just be done and return as
+        usual, or else the next one. To be called from any thread, and from a signal's handler.
+        """
+        self._end.interrupt()
+
     @property
     def closed(self) -> bool:
         """Whether `close` was called on this endpoint."""
@@ -62,10 +70,11 @@ class Endpoint:
     def close(self) -> None:
         """End this endpoint; idempotent. A call that waits in another thread raises `Closed`.
 
-        Of a writer's messages, readers receive those that were sent, and then `Closed`. This alone
-        is leaving in order, as is a `with` block that ends without an exception. After every other
-        end (an exception out of the block, the end of the process or another program in it,
-        garbage collection) the peers are told as of a death, and the place can be taken again.
+        Of a writer's messages, readers receive those that were sent, and then `Closed`; those who
+        have yet to attach find nothing any more, see `linger` of `Writer`. This alone is leaving in
+        order, as is a `with` block that ends without an exception. After every other end (an
+        exception out of the block, the end of the process or another program in it, garbage
+        collection) the peers are told as of a death, and the place can be taken again.
         """
         self._end.close()
 
@@ -78,6 +87,14 @@ class Endpoint:
             self.close()
         else:
             self._end.give_up()
+
+    def __repr__(self) -> str:
+        kind = type(self)
+        readers = f"{self.handle.readers} reader{'' if self.handle.readers == 1 else 's'}"
+        return (
+            f"<{kind.__module__}.{kind.__qualname__} {self._end.label!r}: {readers}, segment "
+            f"{self.handle.name}{', closed' if self.closed else ''}>"
+        )
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

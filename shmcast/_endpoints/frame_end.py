@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import atexit
 import functools
+import threading
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from shmcast import _core
+from shmcast._endpoints.arguments import check_seconds
+from shmcast._endpoints.ending import Ending
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.loans import address_of
 from shmcast._endpoints.peers import Watch
 from shmcast._endpoints.waiting import WaitPolicy, chosen_policy
-from shmcast._host.cpus import CpuBudget, is_crowded
+from shmcast._host.cpus import CpuQuota
 from shmcast.errors import (
     Closed,
     ConcurrentUse,
     Forked,
+    Interrupted,
     InvalidArgument,
     MessageTooLarge,
     SegmentCorrupted,
@@ -44,11 +48,33 @@ def is_orderly(error: BaseException | None) -> bool:
     return error is None or isinstance(error, GeneratorExit)
 
 
+_exit = threading.Event()
+"""The program exits: what is collected from now on is not closed by it."""
+
+
+@functools.cache
+def _exit_is_noted() -> None:
+    """Have the exit noted before the first finalizer runs: what registers last is called first."""
+    atexit.register(_exit.set)
+
+
+CORE_ERRORS = (
+    _core.TimedOut,
+    _core.EndpointClosed,
+    _core.Interrupted,
+    _core.ConcurrentUse,
+    _core.Forked,
+    _core.MessageTooLarge,
+    _core.BadTimeout,
+    _core.SegmentCorrupted,
+)
+"""What the core raises in a call, before anything is sent and nothing taken."""
+
+
 class FrameEnd:
     """One end of a ring, which carries frames: life cycle, peers, translated errors.
 
     Args:
-        members: how many endpoints share the ring, this one included.
         wait: what to do while waiting; None is `WaitPolicy.adaptive()`.
         label: how errors name this end.
         warn_after: seconds of a wait until the log says who is slow; None: never.
@@ -64,21 +90,18 @@ class FrameEnd:
     handle: Handle
     """Where readers find the writer's segment."""
 
-    def __init__(
-        self, members: int, wait: WaitPolicy | None, label: str, warn_after: float | None
-    ) -> None:
-        if warn_after is not None and not warn_after >= 0:
-            raise InvalidArgument(
-                f"{label}: warn_after={warn_after!r} is no number of seconds >= 0"
-            )
+    def __init__(self, wait: WaitPolicy | None, label: str, warn_after: float | None) -> None:
+        self.warn_after: float | None = check_seconds("warn_after", warn_after, label)
+        """Seconds of a wait until the log says who is slow; None: never."""
         self.wait_policy: WaitPolicy = chosen_policy(wait, label)
         """What this end does while it waits, the operator's choice before the program's."""
         self.label: str = label
         """How errors name this end."""
         self._closed = False
+        self._ending = Ending()
         self._pinned: PinnedArena | None = None
         # (Not bound to self: the core would keep it alive, and it the core.)
-        self._is_crowded = functools.partial(is_crowded, CpuBudget(), members)
+        self._cpu_quota = CpuQuota().read
 
     def _pin(self, pin: bool, mapping: _core.Mapping, nbytes: int, is_writer: bool) -> None:
         if pin:
@@ -99,6 +122,21 @@ class FrameEnd:
         except Exception as error:
             self._raise(error, "wait_ready", timeout)
         self.watch_peers()
+
+    def _named_by(self, names: Callable[[int], str]) -> Callable[[int], str]:
+        """Keep a callable of the user's, and return what calls it.
+
+        The core and the finalizer have the watch, and the watch this: none of them must keep alive
+        what a bound method or a closure reaches, which may be the owner of this very end.
+        """
+        self._names = names
+        me = weakref.ref(self)
+
+        def name(index: int) -> str:
+            end = me()
+            return f"member {index}" if end is None else end._names(index)  # noqa: SLF001
+
+        return name
 
     def watch_peers(self) -> None:
         """Watch all who have attached; warn of those that can't be watched."""
@@ -137,42 +175,56 @@ class FrameEnd:
         if self._pinned is not None:
             self._pinned.record_stream(address_of(view), stream)
 
+    def interrupt(self) -> None:
+        """End the call that waits in another thread; see `Writer.interrupt`."""
+        self._ring.interrupt()
+
     @property
     def closed(self) -> bool:
         """Whether `close` was called on this end."""
         return self._closed
 
-    def close(self) -> None:
-        """End this end; idempotent. A call that waits in another thread raises `Closed`."""
-        self._closed = True
-        self._ring.close()
-        self._finalizer()
-
-    def give_up(self) -> None:
-        """End this end otherwise than in order: its peers are told as of a death; idempotent."""
-        self._closed = True
-        self._finalizer()  # as if it were collected
-
-    def _open_until_closed(self, finalize: Callable[..., None], *args: object) -> None:
-        """Have `finalize(*args)` called when this end is closed, given up or collected.
+    def _end_when_collected(self) -> None:
+        """Take the steps of the ending also when this end is collected: without `close`, a failure.
 
         Not when the interpreter exits: that is no end in order, and the end of the process tells.
-        Then `_at_exit` is called.
+        Then `_at_exit` is called. A thread that waits goes on to do so: as for any other wait of a
+        daemon thread, the end of the program is no news to it.
         """
-        self._finalizer = weakref.finalize(self, finalize, *args)
+        self._ending.begin_with(self._ring.give_up)
+        self._finalizer = weakref.finalize(self, self._ending)
         self._finalizer.atexit = False
         _open.add(self)
+        _exit_is_noted()
 
     def _at_exit(self) -> None:
         """Leave nothing behind: the process is about to end."""
         self._ring.detach()
         self._finalizer.detach()
 
+    def _is_told_of_the_exit(self) -> bool:
+        """Return whether the other end, or this one, was closed because the program exits."""
+        is_main = threading.current_thread() is threading.main_thread()
+        return _exit.is_set() and not self._closed and not is_main
+
+    def close(self) -> None:
+        """End this end; idempotent. A call that waits in another thread raises `Closed`."""
+        self._closed = True
+        self._ring.close()
+        self._ending()
+
+    def give_up(self) -> None:
+        """End this end otherwise than in order: its peers are told as of a death; idempotent."""
+        self._closed = True
+        self._ending()  # as if it were collected
+
     def _raise(self, error: Exception, action: str, timeout: float | None) -> NoReturn:
         """Say what an error of the core means here, and what to do. Others pass unchanged."""
         who = self.label
         known: ShmcastError
         match error:
+            case _core.EndpointClosed() if self._is_told_of_the_exit():
+                raise SystemExit  # ends a thread without a word
             case _core.TimedOut():
                 known = Timeout(f"{who}: {action} timed out after {timeout} s{self._blocked_on()}")
             case _core.EndpointClosed() if self._closed:
@@ -182,6 +234,8 @@ class FrameEnd:
                     known = self._end_error(f"{who}: {action}")
                 except _core.SegmentCorrupted as corrupted:
                     self._raise(corrupted, action, timeout)
+            case _core.Interrupted():
+                known = Interrupted(f"{who}: {action} was ended by interrupt(); call again")
             case _core.ConcurrentUse():
                 known = ConcurrentUse(
                     f"{who}: {action} while another thread is inside this endpoint; give each "
@@ -214,7 +268,7 @@ class FrameEnd:
 
 
 @atexit.register
-def _exit() -> None:
+def _leave_nothing() -> None:
     for end in [*_open]:
         if not end.closed:
             end._at_exit()  # noqa: SLF001 (of this module)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
+import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from shmcast import _core
 from shmcast._codecs.base import Received
 from shmcast._endpoints import peers
 from shmcast._endpoints.arguments import check_int, check_shape
+from shmcast._endpoints.ending import setting_up
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER, FrameEnd
 from shmcast._endpoints.handle import ArenaHandle, Handle, geometry_of
 from shmcast._endpoints.peers import Watch, identity
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy, core_policy
-from shmcast._host import census, shared_memory
+from shmcast._host import shared_memory
 from shmcast._host.places import Places
+from shmcast._host.signals import is_interruption
 from shmcast.errors import (
     AlreadyAttached,
     DecodeError,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 class FrameReader(FrameEnd):
     """Takes a seat at a ring and consumes its messages of frames, all of them and in order.
 
-    Args and what is raised: as for `Reader`, which stands on it; less the codec.
+    It takes the arguments of `Reader`, which stands on it, but for the codec, and raises the same.
 
     Args:
         warmup: called about every 100 µs of spinning, to keep the code that follows `consume`
@@ -61,51 +63,50 @@ class FrameReader(FrameEnd):
             raise InvalidArgument(f"{label}: handle={handle!r} is not a Handle; pass writer.handle")
         check_shape(handle.readers, handle.slots, handle.slot_bytes, label)
         check_int("index", index, 0, handle.readers - 1, label)
-        super().__init__(handle.readers + 1, wait, label, warn_after)
+        super().__init__(wait, label, warn_after)
         self.handle = handle
         if peer_label is None:
             peer_label = functools.partial(_default_label, handle.readers)
-        self._watch = Watch(
-            index, label, peer_label, handle.readers, handle.drops_dead, warn_after
-        )  # fmt: skip
-        geometry = geometry_of(handle)
-        holder = handle.holder if rejoin else None
-        with contextlib.ExitStack() as undo:  # what is made before something fails
-            self._attach(geometry, index, holder, rejoin, pin, warmup, undo)
-            undo.pop_all()
-        self.ring_consume: Callable[[float | None, bool], list[Received]] = self._ring.consume
-        """The core's own `consume`, for a hot path that gives its errors to `fail`."""
+        with setting_up(label, self._ending):
+            names = self._named_by(peer_label)
+            self._watch = Watch(
+                index, label, names, handle.readers, handle.drops_dead, self.warn_after,
+                slots=handle.slots,
+            )  # fmt: skip
+            self._set_up(handle, index, rejoin, pin, warmup)
+        self.messages: Messages = self._ring
+        """The core's `consume`, for a hot path that gives its errors to `fail`: with a time-out and
+        `copy` in brackets. After a call Python would look for signals, and the error of a handler
+        would take the place of what was returned; after a subscription it does not."""
         if self._pinned is not None:
-            self.ring_consume = functools.partial(_consume_pinned, self._pinned, self._ring)
-        self.watch_peers()
-        if self._ring.attached() == handle.readers:
-            shared_memory.unlink(handle.name)  # everybody is in: nothing can leak any more
-            if handle.arena is not None:
-                shared_memory.unlink(handle.arena.name)
+            self.messages = _PinnedMessages(self._pinned, self._ring)
+        self.keep: Callable[[list[Received]], None] = self._ring.keep
+        """Take back frames of `messages`, which gives them again."""
 
-    def _attach(
+    def _set_up(
         self,
-        geometry: _core.Geometry,
+        handle: Handle,
         index: int,
-        holder: tuple[int, int] | None,
         rejoin: bool,
         pin: bool,
         warmup: Callable[[], object] | None,
-        undo: contextlib.ExitStack,
     ) -> None:
-        """Map the segment and take the seat."""
-        handle, label = self.handle, self.label
-        places = Places(shared_memory.find(handle.name, geometry.segment_bytes, holder))
-        undo.callback(places.close)
-        memory = shared_memory.map_whole(places.fileno(), geometry.segment_bytes)
+        """Find the segments and take the seat; whatever there is to end is in `_ending` at once."""
+        self._ending.add(self._watch.close)
+        geometry = geometry_of(handle)
+        size = geometry.segment_bytes
+        places = Places(shared_memory.find(handle.name, size, handle.holder, rejoin=rejoin))
+        self._ending.add(places.close)
+        memory = shared_memory.map_whole(places.fileno(), size).mapping
         mapping = None
         if handle.arena is not None:
-            mapping = _map_arena(handle.arena, handle.holder[0] if rejoin else None)
+            mapping = _map_arena(handle.arena, handle.holder[0], rejoin)
             self._pin(pin, mapping, handle.arena.nbytes, is_writer=False)
         elif pin:
             raise InvalidArgument(
-                f"{label}: pin=True, but the writer has no arena; make it with arena_bytes="
+                f"{self.label}: pin=True, but the writer has no arena; make it with arena_bytes="
             )
+        warm = None if warmup is None else self._warm_by(warmup)
 
         def attach(seat: int, may_hold: bool) -> _core.RingReader:
             lock = places.hold(index)
@@ -116,8 +117,8 @@ class FrameReader(FrameEnd):
                     handle.nonce,
                     index,
                     core_policy(self.wait_policy),
-                    self._is_crowded,
-                    warmup,
+                    self._cpu_quota,
+                    warm,
                     self._watch,
                     identity(lock),
                     seat,
@@ -128,8 +129,8 @@ class FrameReader(FrameEnd):
                 if lock is not None:
                     lock.release()
                 raise
-            self._watch.begin(ring, places)
-            self._open_until_closed(_end_reader, ring, self._watch, places, lock, census.enter())
+            if lock is not None:
+                self._ending.add(lock.release)
             return ring
 
         try:
@@ -140,16 +141,35 @@ class FrameReader(FrameEnd):
                 self._ring = attach(_core.VACANT, False)
         except _core.LayoutMismatch as error:
             raise SegmentMismatch(
-                f"{label}: {handle.name}: {error}; make the handle and both endpoints with one "
-                "version of shmcast"
+                f"{self.label}: {handle.name}: {error}; make the handle and both endpoints with "
+                "one version of shmcast"
             ) from None
         except _core.SeatTaken as error:
             raise AlreadyAttached(
-                f"{label}: index {index} of {handle.name} {error}; each of the "
+                f"{self.label}: index {index} of {handle.name} {error}; each of the "
                 f"{handle.readers} readers needs an index of its own"
             ) from None
         except _core.SegmentCorrupted as error:
             self._raise(error, "set-up", None)
+        self._watch.begin(self._ring, places)
+        self._end_when_collected()
+        self.watch_peers()
+        if self._ring.attached() == handle.readers:
+            shared_memory.unlink(handle.name)  # everybody is in: nothing can leak any more
+            if handle.arena is not None:
+                shared_memory.unlink(handle.arena.name)
+
+    def _warm_by(self, warmup: Callable[[], object]) -> Callable[[], None]:
+        """Keep what warms up, and return what calls it: as for `_named_by`, it has the codec."""
+        self._warmup = warmup
+        me = weakref.ref(self)
+
+        def warm_up() -> None:
+            end = me()
+            if end is not None:
+                end._warmup()  # noqa: SLF001
+
+        return warm_up
 
     def _take_place(
         self,
@@ -209,12 +229,25 @@ class FrameReader(FrameEnd):
             ShmcastError: what `Reader.recv` raises.
         """
         try:
-            return self.ring_consume(timeout, copy)
+            return self.messages[timeout, copy]
         except Exception as error:
             self.fail(error, timeout)
 
+    def not_decoded(self, frames: list[Received], error: BaseException) -> NoReturn:
+        """Raise what it means that frames, kept meanwhile, were not made an object.
+
+        If it is an error of the codec, the message is consumed. If a signal's handler has raised
+        it, the next `consume` returns the frames again.
+        """
+        if is_interruption(error):
+            raise error
+        self._ring.discard()
+        if not isinstance(error, Exception):
+            raise error
+        raise self.undecodable(f"{len(frames)} frame(s)", error) from error
+
     def fail(self, error: Exception, timeout: float | None) -> NoReturn:
-        """Raise what an error of `ring_consume` means here; others pass unchanged."""
+        """Raise what an error of `messages` means here; others pass unchanged."""
         if isinstance(error, MemoryError):
             raise self.undecodable("no memory for its frames", error) from error
         self._raise(error, "recv", timeout)
@@ -237,39 +270,32 @@ class FrameReader(FrameEnd):
         return Statistics(**self._ring.figures())
 
 
-def _map_arena(arena: ArenaHandle, holder: int | None) -> _core.Mapping:
-    fd = shared_memory.find(
-        arena.name, arena.nbytes, None if holder is None else (holder, arena.fd)
-    )
+def _map_arena(arena: ArenaHandle, holder: int, rejoin: bool) -> _core.Mapping:
+    fd = shared_memory.find(arena.name, arena.nbytes, (holder, arena.fd), rejoin)
     try:
-        return _core.Mapping(fd, arena.nbytes, False)
+        return shared_memory.map_arena(fd, arena.nbytes, writable=False)
     finally:
         os.close(fd)
 
 
-def _consume_pinned(
-    pinned: PinnedArena, ring: _core.RingReader, timeout: float | None, copy: bool
-) -> list[Received]:
-    """Give back first what asynchronous copies to a GPU are done with."""
-    pinned.release_finished()
-    return ring.consume(timeout, copy)
+class Messages(Protocol):
+    """The messages of a ring, each to be had once."""
+
+    def __getitem__(self, timeout_and_copy: tuple[float | None, bool], /) -> list[Received]:
+        """Receive the frames of the next message; see `FrameReader.consume`."""
+
+
+class _PinnedMessages:
+    """Gives back first what asynchronous copies to a GPU are done with."""
+
+    def __init__(self, pinned: PinnedArena, ring: _core.RingReader) -> None:
+        self._pinned = pinned
+        self._ring = ring
+
+    def __getitem__(self, timeout_and_copy: tuple[float | None, bool], /) -> list[Received]:
+        self._pinned.release_finished()
+        return self._ring[timeout_and_copy]
 
 
 def _default_label(readers: int, index: int) -> str:
     return f"reader {index}" if index < readers else "writer"
-
-
-def _end_reader(
-    ring: _core.RingReader,
-    watch: Watch,
-    places: Places,
-    lock: _core.LifeLock | None,
-    seat: census.Seat,
-) -> None:
-    """End a reader; without a close() before, its peers are told that it has failed."""
-    ring.give_up()
-    watch.close()
-    if lock is not None:
-        lock.release()
-    places.close()
-    seat.leave()

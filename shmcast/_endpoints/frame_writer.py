@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
 import os
+import warnings
+import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from shmcast import _core
 from shmcast._codecs.base import Frame
 from shmcast._endpoints.arguments import check_int, check_shape
-from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER, FrameEnd
+from shmcast._endpoints.ending import setting_up
+from shmcast._endpoints.frame_end import CORE_ERRORS, DEFAULT_WARN_AFTER, FrameEnd
 from shmcast._endpoints.handle import ArenaHandle, Handle
 from shmcast._endpoints.loans import Lender, Shape
 from shmcast._endpoints.peers import Watch, identity
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy, core_policy
-from shmcast._host import census, shared_memory
+from shmcast._host import shared_memory
 from shmcast._host.places import Places
-from shmcast.errors import Closed, InvalidArgument, PeerDied, ShmcastError
+from shmcast._host.signals import add_note, is_interruption
+from shmcast.errors import Closed, InvalidArgument, PeerDied, ShmcastError, ShmcastWarning
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -35,7 +39,7 @@ _MAX_ARENA_BYTES = 2**40 - _PAGE_BYTES
 class FrameWriter(FrameEnd):
     """Makes a segment and publishes messages of frames in it, to each reader all and in order.
 
-    Args and what is raised: as for `Writer`, which stands on it; less the codec.
+    It takes the arguments of `Writer`, which stands on it, but for the codec, and raises the same.
     """
 
     _ring: _core.RingWriter
@@ -52,9 +56,14 @@ class FrameWriter(FrameEnd):
         on_reader_death: Literal["raise", "drop"] = "raise",
         warn_after: float | None = DEFAULT_WARN_AFTER,
         on_death: Callable[[PeerDied], object] | None = None,
+        linger: float = 0.0,
         label: str = "writer",
         reader_label: Callable[[int], str] = "reader {}".format,
     ) -> None:
+        if not (isinstance(linger, int | float) and 0 <= linger < math.inf):
+            raise InvalidArgument(
+                f"{label}: linger={linger!r} is no number of seconds >= 0, which must end"
+            )
         check_shape(readers, slots, slot_bytes, label)
         check_int("arena_bytes", arena_bytes, 0, _MAX_ARENA_BYTES, label)
         if 0 < arena_bytes < _MIN_ARENA_BYTES:
@@ -71,48 +80,73 @@ class FrameWriter(FrameEnd):
                 f"{label}: on_death={on_death!r} must be callable, and is for a writer that goes "
                 'on: pass on_reader_death="drop"; otherwise send() raises PeerDied'
             )
-        super().__init__(readers + 1, wait, label, warn_after)
+        super().__init__(wait, label, warn_after)
         self._reader_label = reader_label
+        self._linger = linger
+        self._files: list[shared_memory.SegmentFile] = []
         drops = on_reader_death == "drop"
-        self._watch = Watch(readers, label, reader_label, readers, drops, warn_after, on_death)
-        with contextlib.ExitStack() as undo:  # what is made before something fails
-            arena, mapping = None, None
-            if arena_bytes:
-                nbytes = arena_bytes // _PAGE_BYTES * _PAGE_BYTES
-                arena_name, arena_fd = shared_memory.create_unreserved(nbytes)
-                arena = ArenaHandle(arena_name, nbytes, arena_fd)
-                undo.callback(os.close, arena.fd)
-                undo.callback(shared_memory.unlink, arena.name)
-                mapping = _core.Mapping(arena.fd, nbytes, True)
-                self._pin(pin, mapping, nbytes, is_writer=True)
-            elif pin:
-                raise InvalidArgument(f"{label}: pin=True needs an arena; pass arena_bytes=")
-            geometry = _core.Geometry(readers, slots, slot_bytes, _core.EXTENTS if arena else 0)
-            nonce = os.urandom(16)
-            name, memory, fd = shared_memory.create(geometry.segment_bytes)
-            undo.pop_all()
+        with setting_up(label, self._ending):
+            names = self._named_by(reader_label)
+            self._watch = Watch(
+                readers, label, names, readers, drops, self.warn_after,
+                on_death=None if on_death is None else self._told_by(on_death),
+            )  # fmt: skip
+            self._set_up(readers, slots, slot_bytes, arena_bytes, pin, drops)
+        self._lender: Lender | None = None  # there is one from the first loan on
+
+    def _set_up(
+        self, readers: int, slots: int, slot_bytes: int, arena_bytes: int, pin: bool, drops: bool
+    ) -> None:
+        """Make the segments and the ring; whatever there is to end is in `_ending` at once."""
+        self._ending.add(self._watch.close)
+        arena, mapping = None, None
+        if arena_bytes:
+            nbytes = arena_bytes // _PAGE_BYTES * _PAGE_BYTES
+            arena_file = shared_memory.SegmentFile(*shared_memory.create_unreserved(nbytes))
+            self._ending.add(arena_file.unlink, arena_file.close)
+            self._files.append(arena_file)
+            arena = ArenaHandle(arena_file.name, nbytes, arena_file.fd)
+            mapping = shared_memory.map_arena(arena.fd, nbytes, writable=True)
+            self._pin(pin, mapping, nbytes, is_writer=True)
+        elif pin:
+            raise InvalidArgument(f"{self.label}: pin=True needs an arena; pass arena_bytes=")
+        geometry = _core.Geometry(readers, slots, slot_bytes, _core.EXTENTS if arena else 0)
+        nonce = os.urandom(16)
+        name, memory, fd = shared_memory.create(geometry.segment_bytes)
+        file = shared_memory.SegmentFile(name, fd)
+        self._ending.add(file.unlink, file.close)
+        self._files.append(file)
         self.handle = Handle(
             name, nonce, readers, slots, slot_bytes, (os.getpid(), fd), drops, arena
         )
         places = Places(fd)
         lock = places.hold(readers)
+        if lock is not None:
+            self._ending.add(lock.release)
         self._ring = _core.RingWriter(
-            memory,
+            memory.mapping,
             geometry,
             nonce,
             core_policy(self.wait_policy),
-            self._is_crowded,
+            self._cpu_quota,
             self._watch,
             identity(lock),
             mapping,
         )
-        self._lender: Lender | None = None  # there is one from the first loan on
-        # Bound once: in a decode loop every look-up on the way is a cache miss.
-        self._ring_publish = self._ring.publish
         self._watch.begin(self._ring, places)
-        self._open_until_closed(
-            _end_writer, self._ring, self._watch, self.handle, places, lock, census.enter()
-        )
+        self._end_when_collected()
+
+    def _told_by(self, on_death: Callable[[PeerDied], object]) -> Callable[[PeerDied], None]:
+        """Keep what is told of deaths, and return what calls it; see `_named_by`."""
+        self._on_death = on_death
+        me = weakref.ref(self)
+
+        def tell(error: PeerDied) -> None:
+            end = me()
+            if end is not None:
+                end._on_death(error)  # noqa: SLF001
+
+        return tell
 
     def publish(self, frames: Sequence[Frame], timeout: float | None = None) -> None:
         """Publish one message: to all readers or, if this raises, to none.
@@ -126,11 +160,29 @@ class FrameWriter(FrameEnd):
             ShmcastError: what `Writer.send` raises.
         """
         try:
-            self._ring_publish(frames, timeout)
-        except Exception as error:
+            # Not by a call: after one, Python looks for signals, and the error of a handler would
+            # say that nothing was sent.
+            self._ring[timeout] = frames
+            if self._lender is not None:
+                self._lender.freeze_sent()
+        except BaseException as error:
+            self._not_published(error, timeout)
+
+    @property
+    def was_sent(self) -> bool:
+        """Whether the last `publish` published its message; see `Writer.was_sent`."""
+        return self._ring.is_sent()
+
+    def _not_published(self, error: BaseException, timeout: float | None) -> NoReturn:
+        if isinstance(error, CORE_ERRORS):
             self._raise(error, "send", timeout)
-        if self._lender is not None:
-            self._lender.freeze_sent()
+        is_sent = self._ring.is_sent()
+        if is_sent and self._lender is not None:
+            self._lender.freeze_sent()  # to the end: what is sent must not be written to
+        if is_interruption(error):
+            how = "had sent its message" if is_sent else "has sent nothing"
+            add_note(error, f"{self.label}: the send that this interrupted {how}")
+        raise error
 
     def forget_views(self) -> None:
         """Forget the views of loans that were seen in an object which will not be published."""
@@ -156,6 +208,8 @@ class FrameWriter(FrameEnd):
     def thaw(self, array: npt.NDArray[Any] | torch.Tensor) -> bool:
         """Return whether every reader is done with a loan; see `Writer.thaw`."""
         lender = self._lending("thaw")
+        if self._closed:
+            raise Closed(f"{self.label}: thaw after close(); make a new endpoint")
         try:
             return lender.thaw(array)
         except Exception as error:
@@ -174,12 +228,10 @@ class FrameWriter(FrameEnd):
         """Bring what the next `publish` touches into this core's cache.
 
         Args:
-            warmup: practises what comes before `publish`; None: nothing.
+            warmup: warms up what comes before `publish`; None: nothing.
         """
         try:
-            if warmup is not None:
-                warmup()
-            self._ring.fetch_ahead()
+            self._ring.warm(warmup)
         except Exception as error:
             self._raise(error, "warm", None)
 
@@ -198,14 +250,38 @@ class FrameWriter(FrameEnd):
         deaths = {**self._watch.dropped}
         return {index: error for index, error in deaths.items() if states[index] == "dropped"}
 
+    def close(self) -> None:
+        """End this end; first wait for readers to attach, if there is something for them."""
+        if self._linger and not self._closed:
+            self._wait_for_late_readers()
+        super().close()
+
+    def _wait_for_late_readers(self) -> None:
+        """Wait until all have attached who would otherwise miss what was sent, or `linger` ends."""
+        sent = self._ring.figures()["messages"]
+        if not sent or self._ring.attached() == self.handle.readers:
+            return
+        try:
+            self._ring.wait_ready(self._linger)
+        except _core.TimedOut:
+            warnings.warn(
+                f"{self.label}: closed although {self._ring.attached()} of {self.handle.readers} "
+                f"readers have attached in {self._linger} s: {sent} messages are lost to the "
+                "others",
+                ShmcastWarning,
+                stacklevel=4,
+            )
+        except (_core.EndpointClosed, _core.ConcurrentUse, _core.Forked, ShmcastError):
+            pass  # there is nobody left to wait for, or it is not for this thread to wait
+
     def present_readers(self) -> list[int]:
         """Return the indices of the readers that have neither closed nor been dropped."""
         return [p.index for p in self._ring.peers()[:-1] if p.state not in ("left", "dropped")]
 
     def _at_exit(self) -> None:
         super()._at_exit()
-        if os.getpid() == self.handle.holder[0]:
-            _remove_names(self.handle)
+        for file in self._files:
+            file.unlink()
 
     def _end_error(self, what: str) -> ShmcastError:
         dropped = [peer for peer in self._ring.peers() if peer.state == "dropped"]
@@ -230,33 +306,3 @@ class FrameWriter(FrameEnd):
             f": the ring of {self.handle.slots} slots is full; {', '.join(behind)}; "
             f"{self._ring.attached()} of {self.handle.readers} readers have attached"
         )
-
-
-def _end_writer(
-    ring: _core.RingWriter,
-    watch: Watch,
-    handle: Handle,
-    places: Places,
-    lock: _core.LifeLock | None,
-    seat: census.Seat,
-) -> None:
-    """End a writer and remove its segments' names, unless in a fork of its process.
-
-    Without a close() before, its peers are told that it has failed.
-    """
-    if os.getpid() == handle.holder[0]:
-        ring.give_up()
-        watch.close()
-        if lock is not None:
-            lock.release()
-        _remove_names(handle)
-        places.close()
-        if handle.arena:
-            os.close(handle.arena.fd)
-        seat.leave()
-
-
-def _remove_names(handle: Handle) -> None:
-    shared_memory.unlink(handle.name)
-    if handle.arena:
-        shared_memory.unlink(handle.arena.name)

@@ -5,6 +5,7 @@ Of what is lent it knows what was sent and is not to be written to until every r
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import warnings
@@ -102,7 +103,7 @@ class Lender:
         sizes = self._sizes(shape, dtype.itemsize)
         loan = self._loan(math.prod(sizes) * dtype.itemsize)
         if loan is None:
-            return torch.empty(sizes, dtype=dtype)
+            return torch.empty(sizes, dtype=dtype, device="cpu")
         tensor = torch.frombuffer(loan, dtype=dtype)
         self._keep(tensor, loan)
         return tensor.view(sizes)
@@ -120,7 +121,7 @@ class Lender:
         for lent in self._all():
             if lent.is_frozen:
                 self._thaw(lent, look=False)
-        for extent in sent:
+        for extent in set(sent):  # a loan may be in many frames
             entry = self._lent.get(extent)  # None: the frame was copied to the arena
             if entry is not None:
                 self._freeze(entry)
@@ -156,19 +157,15 @@ class Lender:
     def _keep(self, root: LoanedArray, loan: _core.Loan) -> None:
         # (The entry goes before the extent does: a reference ends before what it refers to.)
         extent, everything = loan.extent, self._lent
-        reference = weakref.ref(loan, lambda _: everything.pop(extent, None))
+        # No Python code: a signal's handler could take its place.
+        reference = weakref.ref(loan, functools.partial(everything.pop, extent))
         begin = address_of(root)
         end = begin + len(memoryview(loan))
         everything[extent] = _Lent(reference, weakref.ref(root), extent, begin, end)
 
     def _find(self, array: LoanedArray) -> _Lent | None:
         """Return the loan of this writer in which an array lies."""
-        try:
-            address = address_of(array)
-        except AttributeError:
-            raise InvalidArgument(
-                f"{self._label}: a {type(array).__qualname__} is no array or tensor"
-            ) from None
+        address = _checked_address(array, self._label)
         for lent in self._all():
             if lent.begin <= address < lent.end:
                 return lent
@@ -213,6 +210,8 @@ class Lender:
 class OrdinaryMemory:
     """The same interface for an end that shares memory with nobody."""
 
+    label: str
+
     def empty(self, shape: Shape, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Return an array in ordinary memory."""
         import numpy as np
@@ -223,10 +222,15 @@ class OrdinaryMemory:
         """Return a tensor in ordinary memory."""
         import torch
 
-        return torch.empty(shape, dtype=dtype)  # type: ignore[arg-type]
+        return torch.empty(shape, dtype=dtype, device="cpu")  # type: ignore[arg-type]
 
-    def thaw(self, _array: LoanedArray) -> bool:
-        """Return True: nothing is frozen."""
+    def thaw(self, array: LoanedArray) -> bool:
+        """Return True: nothing is frozen.
+
+        Raises:
+            InvalidArgument: `array` is neither a numpy array nor a tensor.
+        """
+        _checked_address(array, self.label)
         return True
 
     def record_stream(self, _array: LoanedArray, _stream: torch.Stream) -> None:
@@ -238,6 +242,15 @@ def address_of(array: Any) -> int:
     if hasattr(array, "data_ptr"):
         return int(array.data_ptr())
     return int(array.__array_interface__["data"][0])
+
+
+def _checked_address(array: Any, label: str) -> int:
+    try:
+        return address_of(array)
+    except AttributeError:
+        raise InvalidArgument(
+            f"{label}: a {type(array).__qualname__} is no array or tensor"
+        ) from None
 
 
 def _views(root: LoanedArray | None) -> list[Any]:

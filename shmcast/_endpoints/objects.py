@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from shmcast._codecs.base import Codec, Frame, Received
+from shmcast._codecs.base import Codec, Frame
 from shmcast._codecs.pickle_codec import PickleCodec
+from shmcast._core import MemoryChanged
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.warmup import Warmup
-from shmcast.errors import DecodeError, EncodeError, InvalidArgument
+from shmcast._host.signals import is_interruption
+from shmcast.errors import EncodeError, InvalidArgument
 
 
 def checked_codec(codec: Codec | None, label: str) -> Codec:
     """Return the codec to use; None is `PickleCodec()`.
 
     Raises:
-        InvalidArgument: it lacks one of a codec's methods.
+        InvalidArgument: it lacks one of a codec's methods, or is a class.
     """
     codec = PickleCodec() if codec is None else codec
+    if isinstance(codec, type):
+        raise InvalidArgument(
+            f"{label}: codec={codec!r} is a class; pass an object of it, such as "
+            f"codec={codec.__qualname__}(...)"
+        )
     for method in ("encode", "decode"):
         if not callable(getattr(codec, method, None)):
             raise InvalidArgument(f"{label}: codec={codec!r} has no method {method}()")
@@ -46,7 +53,7 @@ class ObjectSender:
     Args:
         sink: where the frames go.
         codec: makes them.
-        warmup: what `warm` practises on; None: the codec has no sample.
+        warmup: what `warm` runs first; None: the codec has no sample.
     """
 
     def __init__(self, sink: FrameSink, codec: Codec, warmup: Warmup | None) -> None:
@@ -60,15 +67,18 @@ class ObjectSender:
     def send(self, obj: Any, timeout: float | None = None) -> None:
         """Send `obj` to every reader. Returns when it is in the ring, not when it was read.
 
-        Either all readers can receive the whole message, or (when this raises) none will.
+        Either all readers can receive the whole message, or (when this raises) none will. A signal
+        whose handler raises ends it in the same way, but may come too late, in the last microsecond
+        before this returns; `was_sent` tells, as does a note of the handler's error.
 
         Args:
             obj: anything that the codec can encode.
-            timeout: seconds to wait for room in the ring, None for ever.
+            timeout: seconds to wait for room in the ring, None for ever. Copying is not counted.
 
         Raises:
             EncodeError: the codec can't encode `obj`; nothing was sent.
             Timeout: the ring stayed full: a reader is slow, stopped or never attached.
+            Interrupted: `interrupt` was called; nothing was sent.
             Closed: this writer is closed, or every reader is.
             PeerDied: there is no room, and a reader has died; dropping them, the last one.
             ConcurrentUse: another thread is inside this writer.
@@ -79,19 +89,30 @@ class ObjectSender:
             try:
                 frames = self._encode(obj)
             except Exception as error:
+                if is_interruption(error):
+                    raise
                 raise EncodeError.of(obj, error, self._sink.label) from error
             self._publish(frames, timeout)
         except BaseException as error:
             self._sink.forget_views()
-            if isinstance(error, (TypeError, BufferError)):
-                raise EncodeError(
-                    f"{self._sink.label}: {type(self._codec).__qualname__}.encode must return a "
-                    f"sequence of contiguous buffers: {error}; nothing was sent"
-                ) from error
-            raise
+            told = self._unsendable(error)
+            if told is None:
+                raise
+            raise told from error
+
+    def _unsendable(self, error: BaseException) -> EncodeError | None:
+        """Say what is wrong with frames that the sink refused; None: nothing is."""
+        if isinstance(error, MemoryChanged):
+            return EncodeError(f"{self._sink.label}: {error}; nobody receives the message")
+        if isinstance(error, TypeError | BufferError):
+            return EncodeError(
+                f"{self._sink.label}: {type(self._codec).__qualname__}.encode must return a "
+                f"sequence of contiguous buffers: {error}; nothing was sent"
+            )
+        return None
 
     def warm(self) -> None:
-        """Make the next `send` faster, by practising on a message that nobody receives.
+        """Warm up the next `send`, on a message that nobody receives.
 
         To be called shortly before it, when there is time: while the driver waits for its GPU, say.
         After some milliseconds of other work a small `send` costs several times as much as right
@@ -102,6 +123,7 @@ class ObjectSender:
             Closed: this writer is closed.
             ConcurrentUse: another thread is inside this writer.
             Forked: this process was forked from the writer's.
+            Exception: what the codec raises on its own `sample()`.
         """
         self._sink.warm(None if self._warmup is None else self._warmup.send)
 
@@ -117,14 +139,18 @@ class ObjectReceiver:
     def __init__(self, source: FrameReader, codec: Codec) -> None:
         self._source = source
         # Bound once: in a decode loop every look-up and every frame is a cache miss.
-        self._consume = source.ring_consume
+        self._messages = source.messages
         self._decode = codec.decode
+        self._keep = source.keep
 
     def recv(self, timeout: float | None = None, copy: bool = True) -> Any:
         """Receive the next object.
 
+        Nothing is lost either if a signal's handler raises, Ctrl-C for instance: the next call
+        receives what this one could not return, and decodes it again if need be.
+
         Args:
-            timeout: seconds to wait for it, None for ever, 0 to look only.
+            timeout: seconds to wait for all of it, None for ever, 0 to look only.
             copy: False: numpy arrays and CPU tensors that lie in the writer's arena are views of
                 it, not copies. Their memory is used again when the last view of it is gone, in
                 every reader; until then it is not there for later messages. They outlive `close`.
@@ -133,6 +159,7 @@ class ObjectReceiver:
 
         Raises:
             Timeout: no whole message came in time; nothing is lost, call again.
+            Interrupted: `interrupt` was called; nothing is lost, call again.
             Closed: this reader is closed, or the writer is and all was received.
             PeerDied: the writer has died and all that it had sent was received; or another reader
                 has, and the writer does not drop it.
@@ -141,13 +168,11 @@ class ObjectReceiver:
             Forked: this process was forked from the reader's.
         """
         try:
-            frames = self._consume(timeout, copy)
+            frames = self._messages[timeout, copy]  # (no call, see `FrameReader.messages`)
         except Exception as error:
             self._source.fail(error, timeout)
         try:
             return self._decode(frames)
-        except Exception as error:
-            raise self._undecodable(frames, error) from error
-
-    def _undecodable(self, frames: list[Received], error: Exception) -> DecodeError:
-        return self._source.undecodable(f"{len(frames)} frame(s)", error)
+        except BaseException as error:
+            self._keep(frames)  # first of all: nothing can come between, not even a signal
+            self._source.not_decoded(frames, error)

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from shmcast import _core
-from shmcast._endpoints.slow_peers import SlownessReport, SlowPeer
+from shmcast._endpoints.slow_peers import SlownessReport, SlowPeer, wait_of
+from shmcast._host.log import tell
 from shmcast._host.places import Places
 from shmcast._host.process import (
     Pidfd,
@@ -42,8 +43,6 @@ EXECUTED = "replaced by another program (exec)"
 _MOST_PID = 4 * 1024 * 1024  # PID_MAX_LIMIT of the kernel
 
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
-
-_log = logging.getLogger("shmcast")
 
 
 def identity(lock: _core.LifeLock | None) -> _core.Identity:
@@ -121,6 +120,7 @@ class Watch:
         drops: the writer goes on without readers that have died.
         warn_after: seconds of a wait after which it is told who is slow; None: never.
         on_death: called for each reader that is dropped.
+        slots: of the ring; 0: not known, so that a reader can't tell what its writer waits for.
     """
 
     def __init__(
@@ -132,6 +132,7 @@ class Watch:
         drops: bool,
         warn_after: float | None,
         on_death: Callable[[PeerDied], object] | None = None,
+        slots: int = 0,
     ) -> None:
         self._report = SlownessReport(label, math.inf if warn_after is None else warn_after)
         self.patience: float = self._report.first_look
@@ -152,6 +153,7 @@ class Watch:
         self._ring: Ring | None = None
         self._places: Places
         self._generation = 0
+        self._slots = slots
         self._owner_pid = os.getpid()
         self._warned: set[str] = set()
         self._closed = False
@@ -261,7 +263,7 @@ class Watch:
             self._forget(index)
             if self._me == self._writer:
                 self.dropped[index] = error = self.died(peer, how)
-                _log.warning("%s; it is dropped, the others go on", error)
+                tell(logging.WARNING, "%s; it is dropped, the others go on", error)
                 self._untold.append(error)
                 dropped.append(index)
             else:
@@ -288,22 +290,9 @@ class Watch:
         Returns:
             When to call again, in seconds of the wait.
         """
-        if self._me != self._writer:
-            waited_for = [(peers[self._writer], "")]
-            action, goal = "recv", "a message"
-        else:
-            waited_for = [(p, f"{p.behind} fragments behind") for p in peers[:-1] if p.behind]
-            action, goal = "send", "room"
-            if not waited_for:
-                waited_for = [(p, "not attached") for p in peers if p.state == "vacant"]
-                action, goal = "wait_ready", "readers"
-        return self._report.look(
-            seconds,
-            is_first,
-            action,
-            goal,
-            [SlowPeer(self._names(p.index), self._pid(p), behind) for p, behind in waited_for],
-        )
+        wait = wait_of(self._me, peers, self._slots, self._names(self._writer))
+        who = [SlowPeer(self._names(p.index), self._pid(p), behind) for p, behind in wait.peers]
+        return self._report.look(seconds, is_first, wait.action, wait.goal, who, wait.is_usual)
 
     def resumed(self, seconds: float) -> None:
         """Log that such a wait went on."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from shmcast._codecs.base import Codec
+from shmcast._endpoints import settings
 from shmcast._endpoints.base import Endpoint
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER
 from shmcast._endpoints.frame_reader import FrameReader
@@ -34,11 +35,18 @@ class Reader(ObjectReceiver, Endpoint):
         label: how errors name this endpoint; "reader `index`" by default.
         peer_label: how errors name the members; "reader `i`" and "writer" by default.
 
+    Attributes:
+        handle: where readers find the writer's segment.
+        wait_policy: what this endpoint does while it waits, the operator's choice before the
+            program's.
+
     Raises:
         InvalidArgument: the index is out of range, or another argument of the wrong kind.
         AlreadyAttached: the index is taken, or was.
-        SegmentNotFound: there is no such segment on this host, or not any more.
+        SegmentNotFound: there is no such segment on this host, or not any more; or its name is gone
+            and the kernel lets this process not in by the writer's descriptor.
         SegmentMismatch: the segment found is not the one that the handle speaks of.
+        HostError: the operating system refuses; the message says why, and the way out.
     """
 
     _end: FrameReader
@@ -57,7 +65,7 @@ class Reader(ObjectReceiver, Endpoint):
         peer_label: Callable[[int], str] | None = None,
     ) -> None:
         label = f"reader {index}" if label is None else label
-        codec = checked_codec(codec, label)
+        codec = checked_codec(settings.codec(codec), label)
         warmup = Warmup.with_sample_of(codec, label)
         frames = FrameReader(
             handle,
@@ -65,7 +73,7 @@ class Reader(ObjectReceiver, Endpoint):
             wait=wait,
             rejoin=rejoin,
             pin=pin,
-            warn_after=warn_after,
+            warn_after=settings.seconds(settings.WARN_AFTER, warn_after),
             label=label,
             peer_label=peer_label,
             warmup=None if warmup is None else warmup.receive,

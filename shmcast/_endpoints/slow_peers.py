@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
+from shmcast import _core
+from shmcast._host.log import is_on, tell
 from shmcast._host.process import State, stack_of, state_of
-
-_log = logging.getLogger("shmcast")
 
 # For the stacks of all peers of a report together: the wait may be over in the meantime.
 _STACK_SECONDS = 0.9
+
+
+# Of a thread that is itself making such a report: what is above the wait that it reports.
+_REPORT = re.compile(
+    r"(?:^    .*\n)*^    stack_of \(.*\n(?:^    .*\n)*?^    report_slow \(.*\n", re.M
+)
+
+_STUCK = ("stopped", "traced (at a breakpoint)", "zombie")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +35,42 @@ class SlowPeer:
     """None where it is unknown, or of another pid namespace."""
     behind: str = ""
     """How far behind it is, "5 fragments behind" say; "" where that means nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What waits, for what, and on whom it depends in the end."""
+
+    action: str
+    """What waits, "send" say."""
+    goal: str
+    """What it waits for, "room" say."""
+    peers: list[tuple[_core.Peer, str]]
+    """Whom it waits for, each with how far behind it is."""
+    is_usual: bool = False
+    """However long, it says nothing of anybody's slowness: there may be nothing to send."""
+
+
+def wait_of(me: int, peers: Sequence[_core.Peer], slots: int, writer_name: str) -> Wait:
+    """Find out what a member waits for, and follow that to the member that moves last.
+
+    Args:
+        me: the member: a reader's index; their number for the writer.
+        peers: all members.
+        slots: of the ring; 0: not known.
+        writer_name: how to name the writer.
+    """
+    *readers, writer = peers
+    behind = [(p, f"{p.behind} fragments behind") for p in readers if p.behind]
+    if me == writer.index:
+        if behind:
+            return Wait("send", "room", behind)
+        vacant = [(p, "not attached") for p in peers if p.state == "vacant"]
+        return Wait("wait_ready", "readers", vacant)
+    full = [(p, text) for p, text in behind if slots and p.behind >= slots and p.index != me]
+    if full:
+        return Wait("recv", f"a message, as {writer_name} waits for room", full)
+    return Wait("recv", "a message", [(writer, "")], is_usual=True)
 
 
 class SlownessReport:
@@ -58,7 +102,13 @@ class SlownessReport:
         self._cpu_seconds: dict[int | None, float] = {}  # by pid, when looked
 
     def look(
-        self, waited: float, is_first: bool, action: str, goal: str, peers: Iterable[SlowPeer]
+        self,
+        waited: float,
+        is_first: bool,
+        action: str,
+        goal: str,
+        peers: Iterable[SlowPeer],
+        is_usual: bool = False,
     ) -> float:
         """Look at the peers, and report the wait if that is due.
 
@@ -68,6 +118,7 @@ class SlownessReport:
             action: what waits, "send" say.
             goal: what it waits for, "room" say.
             peers: whom it waits for.
+            is_usual: it is for debugging only, unless one of them can't go on.
 
         Returns:
             When to look again, in seconds of the wait.
@@ -79,15 +130,18 @@ class SlownessReport:
         seen = [(peer, _state(peer)) for peer in peers]
         if waited >= self._next_report:
             self._next_report = 2 * waited
-            self._told = action
+            is_stuck = any(state is not None and state.name in _STUCK for _, state in seen)
+            level = logging.DEBUG if is_usual and not is_stuck else logging.WARNING
+            self._told = action if level == logging.WARNING else self._told
             lines = [f"{self._label}: {action} has waited {_seconds(waited)} for {goal}"]
             give_up = monotonic() + _STACK_SECONDS
             for peer, state in seen:
                 lines.append(f"  {self._line(waited, peer, state)}")
                 left = give_up - monotonic()
-                if state is not None and peer.pid is not None and left > 0:
-                    lines += textwrap.indent(stack_of(peer.pid, left), "    ").splitlines()
-            _log.warning("%s", "\n".join(lines))
+                if state is not None and peer.pid is not None and left > 0 and is_on(level):
+                    stack = _REPORT.sub("", stack_of(peer.pid, left))
+                    lines += textwrap.indent(stack, "    ").splitlines()
+            tell(level, "%s", "\n".join(lines))
         self._looked = waited
         self._cpu_seconds = {peer.pid: state.cpu_seconds for peer, state in seen if state}
         return self._next_report
@@ -95,7 +149,7 @@ class SlownessReport:
     def end(self, waited: float) -> None:
         """Report that a wait went on, if it was reported before."""
         if self._told:
-            _log.info("%s: %s went on after %s", self._label, self._told, _seconds(waited))
+            tell(logging.INFO, "%s: %s went on after %s", self._label, self._told, _seconds(waited))
             self._told = ""
 
     def _line(self, waited: float, peer: SlowPeer, state: State | None) -> str:
@@ -117,8 +171,12 @@ class SlownessReport:
 
 def _state(peer: SlowPeer) -> State | None:
     if peer.pid is not None:
-        with contextlib.suppress(OSError):  # /proc may hide it
+        try:
             return state_of(peer.pid)
+        except TimeoutError:  # not of /proc, but of a signal handler
+            raise
+        except OSError:  # /proc may hide it
+            return None
     return None
 
 

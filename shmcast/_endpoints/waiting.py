@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 
 from shmcast import _core
+from shmcast._endpoints.arguments import check_seconds
 from shmcast.errors import InvalidArgument
 
 DEFAULT_MAX_SPIN = 0.025
@@ -58,19 +59,20 @@ class WaitPolicy:
         is due. For gaps that can't be foretold, or after a pause, it is parked until woken. At
         most about a quarter of long gaps is spent spinning.
 
-        It never spins where members outnumber the CPUs that they may run on (see `is_crowded`):
-        there, a spinner takes the core of the member that it waits for. And it stops spinning, for
-        a while, when its core is taken away.
+        It never spins where the members of its writer outnumber the CPUs that they may run on:
+        there, a spinner takes the core of the member that it waits for. Nor on the CPU where that
+        member was seen last; nor, for some messages, after its core was taken away.
 
         Args:
-            max_spin: at most so many seconds of spinning in one wait.
+            max_spin: at most so many seconds of spinning in one wait; inf: no limit.
 
         Raises:
             InvalidArgument: `max_spin` is negative or not a number.
         """
-        if not max_spin >= 0:
-            raise InvalidArgument(f"max_spin={max_spin!r}: give a number of seconds >= 0")
-        return cls(_Mode.ADAPTIVE, float(max_spin))
+        seconds = check_seconds("max_spin", max_spin, "")
+        if seconds is None:
+            raise InvalidArgument("max_spin=None must be a number of seconds >= 0")
+        return cls(_Mode.ADAPTIVE, seconds)
 
     @classmethod
     def from_environment(cls) -> WaitPolicy | None:
@@ -120,5 +122,6 @@ def core_policy(policy: WaitPolicy) -> _core.WaitPolicy:
         case _Mode.SEMAPHORE:
             return _core.WaitPolicy.park()
         case _Mode.ADAPTIVE:
-            max_spin_ns = int(min(policy._max_spin * 1e9, _FOREVER_NS))  # noqa: SLF001
-            return _core.WaitPolicy.adaptive(max_spin_ns)
+            max_spin = policy._max_spin  # noqa: SLF001
+            is_limited = max_spin * 1e9 < _FOREVER_NS  # (which itself is no double)
+            return _core.WaitPolicy.adaptive(int(max_spin * 1e9) if is_limited else _FOREVER_NS)

@@ -7,7 +7,7 @@ GPU, sends itself a sample now and then.
 
 from __future__ import annotations
 
-import contextlib
+import math
 import mmap
 
 from shmcast import _core
@@ -26,29 +26,45 @@ class Warmup:
         self._codec = codec
         self._encode = codec.encode
         self._decode = codec.decode
-        self._take(sample)
+        if not self._take(sample):
+            raise ValueError("it is too large")
         self._rounds_left = _ROUNDS_PER_SAMPLE
+        self._is_empty = False  # the ring; there is none yet
+
+    def _take(self, sample: object) -> bool:
+        """Warm up on this sample from now on. Return False if it is too large."""
+        frames = [bytes(frame) for frame in self._encode(sample)]
+        if sum(len(frame) + _ENTRY_BYTES for frame in frames) > _SLOT_BYTES:
+            return False
+        self._sample = sample
+        self._frames = frames
+        return True
+
+    def _begin_round(self) -> None:
+        # A signal handler may raise anywhere. A round that did not come to its end, whatever it
+        # has left in the ring, costs that ring, and no later round.
+        if not self._is_empty:
+            self._make_ring()
+        self._is_empty = False
+
+    def _end_round(self) -> None:
+        self._is_empty = True
+        self._rounds_left -= 1
+        if self._rounds_left <= 0:
+            self._rounds_left = _ROUNDS_PER_SAMPLE
+            # Errors pass: one of the codec can't be told from one of a signal handler.
+            self._take(self._codec.sample())  # type: ignore[attr-defined]
+
+    def _make_ring(self) -> None:
         geometry = _core.Geometry(1, 2, _SLOT_BYTES, 0)
-        memory = mmap.mmap(-1, geometry.segment_bytes)
+        memory = mmap.mmap(-1, geometry.segment_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         nonce = bytes(16)
         ring = (memory, geometry, nonce)
         park, who = _core.WaitPolicy.park(), _core.Identity(0, 0)
-        self._writer = _core.RingWriter(*ring, park, _never, None, who, None)
-        self._reader = _core.RingReader(*ring, 0, park, _never, None, None, who, _core.VACANT, None)
-
-    def _take(self, sample: object) -> None:
-        frames = [bytes(frame) for frame in self._encode(sample)]
-        if sum(len(frame) + _ENTRY_BYTES for frame in frames) > _SLOT_BYTES:
-            raise ValueError("it is too large")
-        self._sample = sample
-        self._frames = frames
-
-    def _count_round(self) -> None:
-        self._rounds_left -= 1
-        if not self._rounds_left:
-            self._rounds_left = _ROUNDS_PER_SAMPLE
-            with contextlib.suppress(Exception):  # the old one will do
-                self._take(self._codec.sample())  # type: ignore[attr-defined]
+        self._writer = _core.RingWriter(*ring, park, _no_quota, None, who, None)
+        self._reader = _core.RingReader(
+            *ring, 0, park, _no_quota, None, None, who, _core.VACANT, None
+        )
 
     @classmethod
     def with_sample_of(cls, codec: Codec, label: str) -> Warmup | None:
@@ -65,24 +81,26 @@ class Warmup:
             warmup.send()
         except Exception as error:
             raise InvalidArgument(
-                f"{label}: codec={codec!r} can't practise on its sample(): {type(error).__name__}: "
+                f"{label}: codec={codec!r} can't warm up on its sample(): {type(error).__name__}: "
                 f"{error}; return an object that takes at most {_SLOT_BYTES} bytes, or have no "
                 "method sample()"
             ) from error
         return warmup
 
     def send(self) -> None:
-        """Do what `Writer.send` does."""
+        """Do what `Writer.send` does. Only for the thread whose turn it is with the endpoint."""
+        self._begin_round()
         self._writer.publish(self._encode(self._sample), 0)
         self._reader.consume(0)
-        self._count_round()
+        self._end_round()
 
     def receive(self) -> None:
-        """Do what `Reader.recv` does once a message is there."""
+        """Do what `Reader.recv` does once a message is there. Only for the thread as above."""
+        self._begin_round()
         self._writer.publish(self._frames, 0)
         self._decode(self._reader.consume(0))
-        self._count_round()
+        self._end_round()
 
 
-def _never(_attached: int) -> bool:
-    return False
+def _no_quota() -> float:
+    return math.inf

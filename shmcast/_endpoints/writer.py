@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from shmcast._codecs.base import Codec
+from shmcast._endpoints import settings
 from shmcast._endpoints.base import Endpoint
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER
 from shmcast._endpoints.frame_writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, FrameWriter
@@ -48,12 +49,22 @@ class Writer(ObjectSender, Endpoint):
             its message is sent, or while it waits for room. It must not use this writer. What it
             raises ends the call, and nothing was sent.
         warn_after: seconds; when a wait lasts longer, the log tells who is slow. None: never.
+        linger: seconds for which `close` waits for readers that are still to attach, if something
+            was sent: closed before that, it is lost to them, and so it is by default. Then it warns
+            of what was lost.
         label: how errors name this endpoint.
         reader_label: how errors name the reader of an index; "reader `index`" by default.
 
+    Attributes:
+        handle: where readers find the writer's segment.
+        wait_policy: what this endpoint does while it waits, the operator's choice before the
+            program's.
+
     Raises:
         InvalidArgument: an argument out of range or of the wrong kind.
-        SharedMemoryFull: no room for the segment, about `slots * slot_bytes`.
+        SharedMemoryFull: no room for the segment, about `slots * slot_bytes`: in /dev/shm, or under
+            a limit.
+        HostError: the operating system refuses; the message says why, and the way out.
     """
 
     _end: FrameWriter
@@ -71,26 +82,36 @@ class Writer(ObjectSender, Endpoint):
         on_reader_death: Literal["raise", "drop"] = "raise",
         on_death: Callable[[PeerDied], object] | None = None,
         warn_after: float | None = DEFAULT_WARN_AFTER,
+        linger: float = 0.0,
         label: str = "writer",
         reader_label: Callable[[int], str] = "reader {}".format,
     ) -> None:
-        codec = checked_codec(codec, label)
+        codec = checked_codec(settings.codec(codec), label)
         warmup = Warmup.with_sample_of(codec, label)
         frames = FrameWriter(
             readers,
-            slots=slots,
-            slot_bytes=slot_bytes,
-            arena_bytes=arena_bytes,
+            slots=settings.count(settings.SLOTS, slots),
+            slot_bytes=settings.count(settings.SLOT_BYTES, slot_bytes),
+            arena_bytes=settings.count(settings.ARENA_BYTES, arena_bytes),
             pin=pin,
             wait=wait,
             on_reader_death=on_reader_death,
             on_death=on_death,
-            warn_after=warn_after,
+            linger=linger,
+            warn_after=settings.seconds(settings.WARN_AFTER, warn_after),
             label=label,
             reader_label=reader_label,
         )
         Endpoint.__init__(self, frames)
         ObjectSender.__init__(self, frames, codec, warmup)
+
+    @property
+    def was_sent(self) -> bool:
+        """Whether the last `send` sent its object: for one that a signal's handler has ended.
+
+        Any other error of `send` says that nothing was sent.
+        """
+        return self._end.was_sent
 
     def empty(self, shape: Shape, dtype: npt.DTypeLike = float) -> npt.NDArray[Any]:
         """Lend an uninitialised array in the arena, to be filled and sent without any copy.

@@ -2,80 +2,90 @@
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Literal
 
 from shmcast._codecs.base import Codec
 from shmcast._devices.work import Work
+from shmcast._endpoints import settings
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER, is_orderly
 from shmcast._endpoints.frame_reader import FrameReader
-from shmcast._endpoints.frame_writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, FrameWriter
+from shmcast._endpoints.frame_writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS
 from shmcast._endpoints.handle import Handle
-from shmcast._endpoints.loans import Shape
-from shmcast._endpoints.objects import ObjectReceiver, ObjectSender, checked_codec
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy
-from shmcast._endpoints.warmup import Warmup
+from shmcast._group.codec_kind import CodecKind
+from shmcast._group.connection import Connection, connect, reconnect
 from shmcast._group.device_setup import choose_lane
-from shmcast._group.one_node import connect_one_node
+from shmcast._group.group_handle import GroupHandle, checked_place, label_of
+from shmcast._group.lender import Lender
 from shmcast._group.options import Options
-from shmcast._group.progress import RankProgress
 from shmcast._group.single_rank import SingleRank
-from shmcast._nodes.topology import Node, Topology, host_name
+from shmcast._nodes.topology import Node, Topology, host_name, warn_of_isolation
 from shmcast.errors import InvalidArgument, PeerDied, WrongRole
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-    import torch
     from torch.distributed import ProcessGroup
 
     from shmcast._devices.lane import DeviceLane
-    from shmcast._group.rendezvous import Rendezvous
     from shmcast._nodes.leader import LeaderRelay
-    from shmcast._nodes.source import SourceRelay
 
 
-class ShmBroadcaster:
+class ShmBroadcaster(Lender):
     """Broadcasts Python objects from one rank of a process group to all others.
 
     Making one is a collective: every rank of the group makes it, at the same point of its program
-    and with the same source, as for `torch.distributed.new_group`. From then on the group is not
-    used any more, unless for device tensors, and calls of several broadcasters don't disturb each
-    other. In a group of one rank there is no segment and nothing is copied.
+    and with the same source, as for `torch.distributed.new_group`. From then on the group is used
+    only for device tensors, and several broadcasters don't disturb each other. In a group of one
+    rank there is no segment and nothing is copied.
 
     Ranks of one node share memory. Where the group spans nodes, each other node gets every message
-    once, over a gloo group of the source and one leader for each node (see docs/nodes.md).
+    once, over a gloo group of the source and one leader for each node (see "Several nodes" in the
+    documentation).
 
     Device tensors, wherever they are in an object, are broadcast over a process group. They arrive
-    on each rank's current device, as they were: shape, strides (of dense layouts), dtype,
-    requires_grad, and one tensor that was there twice is one again. Small ones of one message
-    share their storage.
+    on each rank's current device with the same shape, strides (of dense layouts), dtype and
+    requires_grad; a tensor that occurs twice is one tensor again. Small ones of one message share
+    their storage.
 
     Args:
         group: a process group of any backend; None is the default group.
         src: the source as a global rank; None to give it by `group_src`.
         group_src: the source as a rank in the group.
         wait: see `Writer` and `Reader`; may differ from rank to rank.
-        codec: see `Writer` and `Reader`; must be the like on every rank. Only with `PickleCodec`
-            device tensors can be broadcast.
+        codec: see `Writer` and `Reader`; the same kind on every rank. Device tensors can be
+            broadcast only with `PickleCodec`.
         device_group: a process group that carries device tensors (NCCL), with the same ranks in
             the same order as `group`. None: `group` itself, where it has a backend of its own for
-            the device; else they are staged through host memory, with a `ShmcastWarning`. Other
-            collectives on it must not come in between in another order on some ranks.
+            the device; else they are staged through host memory, with a `ShmcastWarning`. All
+            ranks must issue its other collectives in the same order between broadcasts.
         device_types: types of devices whose tensors are broadcast so, as in `torch.device`; None:
-            all but "cpu". With {"cpu"} gloo carries tensors in host memory: to try things out.
-        on_reader_death: see `Writer`. Only the source's value counts; so for those up to the next.
+            all but "cpu". With {"cpu"} gloo carries tensors in host memory, for trying things out.
+        on_reader_death: see `Writer`. Counts on the source, and on each other node's leader.
         on_death: see `Writer`. Of the ranks of the source's own node.
-        slots, slot_bytes, arena_bytes: see `Writer`.
         warn_after: see `Writer`; may differ from rank to rank.
+        slots: see `Writer`. Counts on the source, and on each other node's leader.
+        slot_bytes: see `Writer`. Counts on the source, and on each other node's leader.
+        arena_bytes: see `Writer`. Counts on the source, and on each other node's leader.
         pin: see `Writer` and `Reader`; may differ from rank to rank.
+        timeout: seconds for all ranks to come and to set up; may differ from rank to rank. Pass
+            one, and the error names who has not come, after which all may try again. None: the
+            process group's own time-out.
+
+    Attributes:
+        group_rank: this process's rank in the group.
+        group_size: number of ranks in the group.
+        group_src: the source's rank in the group.
+        src: the source's global rank.
+        is_src: whether this process is the source.
+        topology: which ranks share a node, and who leads it; the same on every rank.
 
     Raises:
         InvalidArgument: no such rank in the group, this process is not in the group, or the ranks
-            name different sources or device groups. Of the device group: it has other ranks, or no
-            backend for one of the `device_types`.
+            name different sources or device groups, or have different codecs. Of the device group:
+            it has other ranks, or no backend for one of the `device_types`.
+        Timeout: some rank did not come in time.
         SharedMemoryFull: on the source; the other ranks then raise SegmentError.
         SegmentError: another rank could not set up; the message says which one and why.
     """
@@ -84,6 +94,7 @@ class ShmBroadcaster:
     _send: Callable[[Any, float | None], Work | None]  # on the source
     _recv: Callable[[float | None, bool], Any]  # elsewhere
     _begin_recv: Callable[[float | None, bool, Any], Work]
+    _relay: LeaderRelay | None = None
 
     def __init__(
         self,
@@ -102,102 +113,72 @@ class ShmBroadcaster:
         pin: bool = False,
         device_group: ProcessGroup | None = None,
         device_types: Collection[str] | None = None,
+        timeout: float | None = None,
     ) -> None:
         from shmcast._group.rendezvous import Rendezvous
 
-        meeting = Rendezvous(group, src, group_src)
-        self.group_rank: int = meeting.rank
-        """This process's rank in the group."""
-        self.group_size: int = len(meeting.ranks)
-        """Number of ranks in the group."""
-        self.group_src: int = meeting.group_src
-        """The source's rank in the group."""
-        self.src: int = meeting.ranks[meeting.group_src]
-        """The source's global rank."""
-        self.is_src: bool = meeting.rank == meeting.group_src
-        """Whether this process is the source."""
+        meeting = Rendezvous(group, src, group_src, timeout)
+        self._know(meeting.ranks, meeting.rank, meeting.group_src)
         self.topology: Topology
-        """Which ranks share a node, and who leads it; the same on every rank."""
-        self._label = meeting.label
-        self._end: FrameWriter | FrameReader | SourceRelay | SingleRank
-        self._relay: LeaderRelay | None = None
+        self._label, self._group_name = meeting.label, meeting.group_name
         self._lane: DeviceLane | None = None
         error: Exception | None = None
         options = Options(
             wait, on_reader_death, warn_after, slots, slot_bytes, arena_bytes, pin, on_death
         )
         try:
-            self._lane = choose_lane(group, device_group, device_types, meeting, codec)
+            options = options.with_settings()
+            codec = settings.codec(codec)
+            self._lane = choose_lane(device_group, device_types, meeting, codec)
         except Exception as caught:
             error = caught
         if self.group_size > 1:
-            self.topology = meeting.agree(self._lane.terms if self._lane else None, error)
-            self._set_up(meeting, options, codec)
-        elif error is not None:
+            terms = None if self._lane is None else self._lane.terms
+            self.topology = meeting.agree(terms, CodecKind.of(codec), error)
+            self._use(connect(meeting, self.topology, options, codec, self._lane))
+            if meeting.isolation and self.is_src:
+                warn_of_isolation(self._label, self.topology, meeting.isolation)
+        elif (error := meeting.error or error) is not None:
             raise error
         else:
             self.topology = Topology((Node(0, host_name(), self.src, (self.src,)),))
             self._end = SingleRank(self._label)
             self._send, self._warm = self._end.send, self._end.warm
 
-    def _set_up(self, meeting: Rendezvous, options: Options, codec: Codec | None) -> None:
-        """Bring the source and the other ranks together."""
-        ranks = meeting.ranks
-        self._reader_ranks = [ranks[r] for r in meeting.readers]  # by index in the ring
-        warmup: Warmup | None = None
-        error: Exception | None = None
-        try:
-            codec = self._lane.codec if self._lane else checked_codec(codec, self._label)
-            warmup = Warmup.with_sample_of(codec, self._label)
-        except Exception as caught:  # the others must hear of it
-            error = caught
-        warm_receive = None if warmup is None else warmup.receive
-        end: FrameWriter | FrameReader | SourceRelay
-        if len(self.topology.nodes) == 1:
-            readers = [ranks[r] for r in meeting.readers]
-            self._end = end = connect_one_node(meeting, options, warm_receive, error)
-        else:
-            from shmcast._group.many_nodes import Members
+    def _know(self, ranks: list[int], rank: int, group_src: int) -> None:
+        self._ranks = ranks
+        self.group_rank: int = rank
+        """This process's rank in the group."""
+        self.group_size: int = len(ranks)
+        """Number of ranks in the group."""
+        self.group_src: int = group_src
+        """The source's rank in the group."""
+        self.src: int = ranks[group_src]
+        """The source's global rank."""
+        self.is_src: bool = rank == group_src
+        """Whether this process is the source."""
 
-            members = Members(meeting, self.topology, options, warm_receive, error)
-            self._end = end = members.end
-            self._relay = members.relay
-            self._reader_ranks = readers = members.readers
+    def _use(self, connection: Connection) -> None:
+        """Send and receive with what the ranks' meeting has led to."""
+        if (patience := settings.seconds(settings.TIMEOUT, None)) is not None:
+            connection.give_patience(patience)
+        self._end, self._relay = connection.end, connection.relay
+        if connection.send is not None:
+            self._send = connection.send
+        if connection.warm is not None:
+            self._warm = connection.warm
+        if connection.recv is not None:
+            self._recv = connection.recv
+        if connection.begin_recv is not None:
+            self._begin_recv = connection.begin_recv
+        if connection.is_relayed:
             # (A relay serves other nodes, too: nobody but its owner can end it.)
-            weakref.finalize(self, members.end.close)
-        if self._lane is not None:
-            here = self.topology.node_of(ranks[meeting.rank]).ranks
-            self._lane.connect(self.group_src, ranks, RankProgress(end, ranks, here, readers))
-        assert codec is not None  # noqa: S101 (else the error was raised on every rank)
-        self._connect_objects(end, codec, warmup)
-
-    def _connect_objects(
-        self,
-        end: FrameWriter | FrameReader | SourceRelay,
-        codec: Codec,
-        warmup: Warmup | None,
-    ) -> None:
-        """Put what makes frames of objects, or objects of frames, before this rank's end."""
-        if self._lane is not None:
-            from shmcast._group.device_objects import DeviceReceiver, DeviceSender
-
-            if isinstance(end, FrameReader):
-                device_receiver = DeviceReceiver(end, self._lane)
-                self._recv, self._begin_recv = device_receiver.recv, device_receiver.begin
-            else:
-                device_sender = DeviceSender(end, self._lane, warmup)
-                self._send, self._warm = device_sender.begin, device_sender.warm
-        elif isinstance(end, FrameReader):
-            self._recv = ObjectReceiver(end, codec).recv
-            self._begin_recv = functools.partial(_begin_plain, self._label, self._recv)
-        else:
-            sender = ObjectSender(end, codec, warmup)
-            self._send, self._warm = sender.send, sender.warm
+            weakref.finalize(self, connection.end.close)
 
     def broadcast_object(
         self, obj: Any = None, timeout: float | None = None, copy: bool = True
     ) -> Any:
-        """Sends `obj` on the source, receives it on every other rank; returns it on all.
+        """Send `obj` on the source and receive it on every other rank; return it on all.
 
         On the source it returns when the object is in shared memory, and returns `obj` itself.
 
@@ -208,7 +189,7 @@ class ShmBroadcaster:
         Args:
             obj: on the source, anything that the codec can encode; ignored elsewhere.
             timeout: seconds, None for ever: for room in the ring on the source, for the object
-                elsewhere. After that so many again for device tensors, at least one second; None:
+                elsewhere. What is left of it is for device tensors, at least one second; None:
                 what the process group grants.
             copy: see `Reader.recv`; ignored on the source.
 
@@ -233,14 +214,14 @@ class ShmBroadcaster:
         async_op: bool = False,
         copy: bool = True,
     ) -> Any:
-        """`broadcast_object` for dicts, which can receive into given tensors and need not wait.
+        """Broadcast a dict: `broadcast_object` that can receive into tensors and need not wait.
 
         Args:
             d: on the source, a dict of anything; ignored elsewhere.
             out: on the other ranks, an object with tensors in the same places, of the same shapes
                 and dtypes, in dicts, lists, tuples, NamedTuples and dataclasses at any depth.
                 They are received into, device or not, and keep their addresses, as CUDA graphs
-                need it. What is no tensor need not match. Device tensors of 256 KiB and more whose
+                need it. Anything else need not match. Device tensors of 256 KiB and more whose
                 strides match arrive in place, others are copied there.
             timeout: as for `broadcast_object`.
             async_op: return as soon as the work on device tensors is enqueued.
@@ -272,10 +253,11 @@ class ShmBroadcaster:
         return work if async_op else work.wait()
 
     def send(self, obj: Any, timeout: float | None = None) -> None:
-        """`broadcast_object` for code that runs on the source only.
+        """Send `obj`: `broadcast_object` for code that runs on the source only.
 
         Raises:
-            WrongRole: on another rank. And what `broadcast_object` raises.
+            WrongRole: this is another rank.
+            ShmcastError: what `broadcast_object` raises.
         """
         if not self.is_src:
             raise WrongRole(
@@ -286,10 +268,11 @@ class ShmBroadcaster:
             work.wait()
 
     def recv(self, timeout: float | None = None, copy: bool = True) -> Any:
-        """`broadcast_object` for code that runs on the other ranks only.
+        """Receive an object: `broadcast_object` for code that runs on the other ranks only.
 
         Raises:
-            WrongRole: on the source. And what `broadcast_object` raises.
+            WrongRole: this is the source.
+            ShmcastError: what `broadcast_object` raises.
         """
         if self.is_src:
             raise WrongRole(
@@ -297,44 +280,8 @@ class ShmBroadcaster:
             )
         return self._recv(timeout, copy)
 
-    def empty(self, shape: Shape, dtype: npt.DTypeLike = float) -> npt.NDArray[Any]:
-        """An array in the arena, to fill and send without a copy: see `Writer.empty`.
-
-        Raises:
-            WrongRole: on another rank than the source. And what `Writer.empty` raises.
-        """
-        return self._lender("empty").empty(shape, dtype)
-
-    def empty_tensor(self, shape: Shape, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """`empty` as a tensor on the CPU: see `Writer.empty_tensor`.
-
-        Raises:
-            ShmcastError: what `empty` raises.
-        """
-        return self._lender("empty_tensor").empty_tensor(shape, dtype)
-
-    def thaw(self, array: npt.NDArray[Any] | torch.Tensor) -> bool:
-        """Whether every rank is done with a loan that was sent: see `Writer.thaw`.
-
-        Raises:
-            ShmcastError: what `empty` raises.
-        """
-        return self._lender("thaw").thaw(array)
-
-    def record_stream(self, view: npt.NDArray[Any] | torch.Tensor, stream: torch.Stream) -> None:
-        """Tells of work on a stream that reads a pinned view or loan: see `Writer`."""
-        self._end.record_stream(view, stream)
-
-    def _lender(self, action: str) -> FrameWriter | SourceRelay | SingleRank:
-        if isinstance(self._end, FrameReader):
-            raise WrongRole(
-                f"{self._label}: {action}() is for the source, rank {self.src}; receive with "
-                "copy=False here"
-            )
-        return self._end
-
     def warm(self) -> None:
-        """Makes the next `send` faster; see `Writer.warm`. Does nothing on the other ranks.
+        """Make the next `send` faster; see `Writer.warm`. Does nothing on the other ranks.
 
         Raises:
             ShmcastError: what `Writer.warm` raises.
@@ -342,37 +289,101 @@ class ShmBroadcaster:
         if self.is_src:
             self._warm()
 
+    def interrupt(self) -> None:
+        """End this rank's call that waits in another thread; see `Writer.interrupt`.
+
+        Not a collective: the other ranks notice nothing. A broadcast of device tensors that has
+        begun goes on.
+        """
+        self._end.interrupt()
+
     @property
     def handle(self) -> Handle | None:
-        """Where another process finds the segment, to take the place of a rank that has died.
+        """Where another process finds this node's segment, to take the place of a dead rank there.
 
-        `Reader(handle, index, rejoin=True)`, if the source drops such ranks; the index counts the
-        ranks in the group without the source. None in a group of one.
+        That process makes `ShmBroadcaster.rejoin(handle, rank)`, if the source drops such ranks; or
+        `Reader(handle, index, rejoin=True)`, where the index counts the node's ranks without the
+        source. None where there is no segment.
         """
-        return self._end.handle
+        handle = self._end.handle
+        if handle is None or isinstance(handle, GroupHandle):
+            return handle
+        rank = self._ranks[self.group_rank]
+        return GroupHandle.of(handle, self.topology, self._ranks, self.src, rank, self._group_name)
+
+    @classmethod
+    def rejoin(
+        cls,
+        handle: Handle,
+        rank: int,
+        *,
+        wait: WaitPolicy | None = None,
+        codec: Codec | None = None,
+        warn_after: float | None = DEFAULT_WARN_AFTER,
+        pin: bool = False,
+    ) -> ShmBroadcaster:
+        """Take the place of a rank that has died, if the source drops such; not a collective.
+
+        The process need not be in the process group, nor have one. The first message it receives is
+        the first that is sent from now on. Device tensors it can't receive.
+
+        Args:
+            handle: the `handle` of a living rank on this node, the source's where there is one.
+            rank: the global rank that has died; it is no leader.
+            wait: see `ShmBroadcaster`; so for the others.
+            codec: of the same kind as the other ranks'.
+            warn_after: seconds.
+            pin: whether to register the arena with CUDA.
+
+        Raises:
+            InvalidArgument: it is no handle of a broadcaster, or the rank is not one of those that
+                receive on its node.
+            AlreadyAttached: the rank lives.
+            ShmcastError: what `Reader` raises.
+        """
+        handle = checked_place(handle, rank)
+        options = Options(wait, "drop", warn_after, DEFAULT_SLOTS, DEFAULT_SLOT_BYTES, 0, pin)
+        self = cls.__new__(cls)
+        self._know([*handle.ranks], handle.ranks.index(rank), handle.ranks.index(handle.src))
+        self.topology, self._group_name, self._lane = handle.topology, handle.group_name, None
+        self._label = label_of(handle.ranks, self.group_rank, handle.group_name)
+        codec = settings.codec(codec)
+        self._use(reconnect(handle, rank, options.with_settings(), codec))
+        return self
 
     @property
     def dropped(self) -> dict[int, PeerDied]:
         """How ranks of the source's node have died that are dropped, by global rank."""
-        dropped = {} if isinstance(self._end, FrameReader) else self._end.dropped()
-        return {self._reader_ranks[index]: died for index, died in dropped.items()}
+        if isinstance(self._end, FrameReader):
+            return {}
+        readers = [rank for rank in self.topology.node_of(self.src).ranks if rank != self.src]
+        return {readers[index]: died for index, died in self._end.dropped().items()}
 
     def statistics(self) -> Statistics:
-        """What this rank has sent or received so far; on a leader also what it has relayed."""
+        """Return what this rank has sent or received so far; on a leader also what it relayed."""
         base = self._end.statistics()
         return base if self._relay is None else self._relay.statistics(base)
 
     def close(self) -> None:
-        """Ends this rank's part; idempotent, not a collective.
+        """End this rank's part; idempotent, not a collective.
 
-        Closed on the source, the other ranks receive what was sent and then raise `Closed`. Closed
-        elsewhere, the source goes on with the others; a leader relays to its node's other ranks
-        as long as its process lives. Does not wait; where there are other nodes, the source's
-        process waits when it exits, for at most 10 s, until they have taken what was sent.
+        After `close` on the source, the other ranks receive what was sent and then raise `Closed`.
+        After `close` elsewhere, the source goes on with the others, and a leader relays to its
+        node's other ranks as long as its process lives. Does not wait, but where there are other
+        nodes the source's process waits when it exits, for at most 10 s, until they have taken
+        what was sent.
         """
         self._end.close()
         if self._relay is not None:
             self._relay.reader_closed()
+
+    def __repr__(self) -> str:
+        role = "the source" if self.is_src else f"receives from rank {self.src}"
+        nodes = len(self.topology.nodes)
+        return (
+            f"<{type(self).__module__}.{type(self).__qualname__} {self._label}: {role}, {nodes} "
+            f"node{'' if nodes == 1 else 's'}>"
+        )
 
     def __enter__(self) -> ShmBroadcaster:
         return self
@@ -382,19 +393,3 @@ class ShmBroadcaster:
         if not is_orderly(error):
             self._end.give_up()
         self.close()
-
-
-def _begin_plain(
-    label: str,
-    recv: Callable[[float | None, bool], Any],
-    timeout: float | None,
-    copy: bool,
-    out: Any,
-) -> Work:
-    """Receive an object into `out`, with a codec that knows no device tensors."""
-    obj = recv(timeout, copy)
-    if out is None:
-        return Work.done(obj)
-    from shmcast._devices.receive import receive_into  # (imports torch)
-
-    return receive_into(label, obj, out)

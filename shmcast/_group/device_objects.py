@@ -5,19 +5,22 @@ Imported once torch is in use.
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import Any
 
 from shmcast._devices.lane import DeviceLane
 from shmcast._devices.manifest import has_manifest
 from shmcast._devices.receive import receive_into
 from shmcast._devices.work import Work
+from shmcast._endpoints.arguments import check_seconds
 from shmcast._endpoints.frame_reader import FrameReader
-from shmcast._endpoints.objects import FrameSink, ObjectReceiver, ObjectSender
+from shmcast._endpoints.objects import FrameSink, ObjectReceiver
 from shmcast._endpoints.warmup import Warmup
+from shmcast._host.signals import is_interruption
 from shmcast.errors import DeviceError, EncodeError
 
 
-class DeviceSender(ObjectSender):
+class DeviceSender:
     """Sends objects to a sink of frames, and their device tensors over a lane.
 
     Args:
@@ -27,8 +30,10 @@ class DeviceSender(ObjectSender):
     """
 
     def __init__(self, sink: FrameSink, lane: DeviceLane, warmup: Warmup | None) -> None:
-        super().__init__(sink, lane.codec, warmup)
+        self._sink = sink
         self._lane = lane
+        self._warmup = warmup
+        self._publish = sink.publish
         self._encode_with_tensors = lane.codec.encode_with_tensors
 
     def begin(self, obj: Any, timeout: float | None) -> Work | None:
@@ -36,8 +41,8 @@ class DeviceSender(ObjectSender):
 
         Args:
             obj: anything that pickle takes.
-            timeout: seconds, for the message and again for its tensors. None: no end for the
-                message, the group's own for its tensors.
+            timeout: seconds for the message and its tensors, which have at least one. None: no end
+                for the message, the group's own for its tensors.
 
         Returns:
             The broadcast, to be waited for; None: the object has no device tensors.
@@ -47,24 +52,30 @@ class DeviceSender(ObjectSender):
             DeviceError: an earlier broadcast failed and nothing was sent, or this one can't begin.
             ShmcastError: what the sink raises.
         """
+        began = 0.0 if timeout is None else monotonic()
         try:
             try:
                 frames, outgoing = self._encode_with_tensors(obj)
             except DeviceError:
                 raise
             except Exception as error:
+                if is_interruption(error):
+                    raise
                 raise EncodeError.of(obj, error, self._sink.label) from error
             self._publish(frames, timeout)
-        except BaseException:
+        except BaseException as error:
             self._sink.forget_views()
-            raise
-        return None if outgoing is None else self._lane.send(outgoing, obj, timeout)
+            told = self._unsendable(error)
+            if told is None:
+                raise
+            raise told from error
+        if outgoing is None:
+            return None
+        return self._lane.send(outgoing, obj, _left(timeout, began))
 
-    def send(self, obj: Any, timeout: float | None = None) -> None:
-        """Send an object; see `ShmBroadcaster.send`."""
-        work = self.begin(obj, timeout)
-        if work is not None:
-            work.wait()
+    def warm(self) -> None:
+        """Warm up the next `begin`; see `ObjectSender.warm`."""
+        self._sink.warm(None if self._warmup is None else self._warmup.send)
 
 
 class DeviceReceiver(ObjectReceiver):
@@ -81,23 +92,25 @@ class DeviceReceiver(ObjectReceiver):
 
     def recv(self, timeout: float | None = None, copy: bool = True) -> Any:
         """Receive the next object; see `ShmBroadcaster.recv`."""
+        began = 0.0 if timeout is None else monotonic()
         try:
-            frames = self._consume(timeout, copy)
+            frames = self._messages[timeout, copy]  # (no call, see `FrameReader.messages`)
         except Exception as error:
             self._source.fail(error, timeout)
         if len(frames) > 1 and has_manifest(frames):
-            return self._lane.receive(frames, None, timeout).wait()
+            return self._lane.receive(frames, None, _left(timeout, began)).wait()
         try:
             return self._decode(frames)
-        except Exception as error:
-            raise self._undecodable(frames, error) from error
+        except BaseException as error:
+            self._keep(frames)  # first of all: nothing can come between, not even a signal
+            self._source.not_decoded(frames, error)
 
     def begin(self, timeout: float | None, copy: bool, out: Any) -> Work:
         """Receive the next message and begin to receive its device tensors.
 
         Args:
-            timeout: seconds, for the message and again for its tensors. None: no end for the
-                message, the group's own for its tensors.
+            timeout: seconds for the message and its tensors, which have at least one. None: no end
+                for the message, the group's own for its tensors.
             copy: see `Reader.recv`.
             out: an object whose tensors to receive into; None: into new ones.
 
@@ -109,11 +122,22 @@ class DeviceReceiver(ObjectReceiver):
             DeviceError: its device tensors can't be received.
             ShmcastError: what `Reader.recv` raises.
         """
-        frames = self._source.consume(timeout, copy)
+        began = 0.0 if timeout is None else monotonic()
+        try:
+            frames = self._messages[timeout, copy]
+        except Exception as error:
+            self._source.fail(error, timeout)
         if has_manifest(frames):
-            return self._lane.receive(frames, out, timeout)
+            return self._lane.receive(frames, out, _left(timeout, began))
         try:
             obj = self._decode(frames)
-        except Exception as error:
-            raise self._undecodable(frames, error) from error
+        except BaseException as error:
+            self._keep(frames)
+            self._source.not_decoded(frames, error)
         return receive_into(self._source.label, obj, out)
+
+
+def _left(timeout: float | None, began: float) -> float | None:
+    """Return the seconds that are left of a call's time-out."""
+    seconds = check_seconds("timeout", timeout, "")
+    return None if seconds is None else max(0.0, seconds - (monotonic() - began))

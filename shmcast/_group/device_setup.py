@@ -17,13 +17,22 @@ if TYPE_CHECKING:
 
 
 def choose_lane(
-    group: ProcessGroup | None,
     device_group: ProcessGroup | None,
     device_types: Collection[str] | None,
     meeting: Rendezvous,
     codec: Codec | None,
 ) -> DeviceLane | None:
-    """What brings device tensors over; None: nothing, because the codec is the user's own."""
+    """Return what carries device tensors; None: nothing, because the codec is the user's own.
+
+    Args:
+        device_group: see `ShmBroadcaster`; may be None, so for the next one.
+        device_types: may be None.
+        meeting: of the group.
+        codec: the user's; None: `PickleCodec`.
+
+    Raises:
+        InvalidArgument: see `ShmBroadcaster`.
+    """
     label = meeting.label
     if codec is not None and type(codec) is not PickleCodec:
         if device_group is not None or device_types is not None:
@@ -36,19 +45,17 @@ def choose_lane(
         raise InvalidArgument(
             f"{label}: device_types={device_types!r} is no set of names such as {{'cuda'}}"
         )
-    import torch.distributed as dist
-
     from shmcast._devices.lane import DeviceLane
     from shmcast._group.process_group import members
 
     if device_group is not None:
-        device_ranks, _ = members(device_group, "device_group")
-        if device_ranks != meeting.ranks:
+        device_ranks, rank = members(device_group, "device_group")
+        if rank != meeting.rank or len(device_ranks) != len(meeting.ranks):
             raise InvalidArgument(
-                f"{label}: device_group has ranks {device_ranks} and group has {meeting.ranks}; "
-                "they must be the same, in the same order"
+                f"{label}: this process is rank {rank} of {len(device_ranks)} in device_group "
+                f"(ranks {device_ranks}) and rank {meeting.rank} of {len(meeting.ranks)} in group "
+                f"(ranks {meeting.ranks}); they must have the same ranks in the same order"
             )
-    carrier = group if device_group is None else device_group
-    if carrier is None:
-        carrier = dist.group.WORLD
-    return DeviceLane(carrier, device_group is not None, device_types, label)  # type: ignore[arg-type]
+    carrier = meeting.group if device_group is None else device_group
+    allow = None if codec is None else codec.allow
+    return DeviceLane(carrier, device_group is not None, device_types, label, allow)

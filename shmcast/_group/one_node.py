@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import FrameWriter
+from shmcast._endpoints.handle import Handle
 from shmcast._group.options import Options
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ def connect_one_node(
     warmup: Callable[[], object] | None,
     error: Exception | None,
 ) -> FrameWriter | FrameReader:
-    """Bring the source's writer and the other ranks' readers together.
+    """Bring the source's writer and the other ranks' readers together: a collective of the group.
+
+    What goes wrong on one rank is raised on every rank.
 
     Args:
         meeting: of the group.
@@ -28,31 +31,35 @@ def connect_one_node(
         error: why this rank can't take part, which the others are told.
     """
     end: FrameWriter | FrameReader | None = None
+
+    def make_writer() -> Handle | None:
+        nonlocal end
+        if meeting.rank != meeting.group_src:
+            return None
+        end = FrameWriter(
+            len(meeting.readers),
+            label=meeting.label,
+            reader_label=meeting.names.__getitem__,
+            **options.for_writer(),
+        )
+        return end.handle
+
+    def attach() -> None:
+        nonlocal end
+        if end is None:
+            assert handle is not None  # noqa: S101 (the source has made it)
+            end = FrameReader(
+                handle,
+                meeting.readers.index(meeting.rank),
+                label=meeting.label,
+                peer_label=meeting.names.__getitem__,
+                warmup=warmup,
+                **options.for_reader(),
+            )
+
     try:
-        try:
-            if error is None and meeting.rank == meeting.group_src:
-                end = FrameWriter(
-                    len(meeting.readers),
-                    label=meeting.label,
-                    reader_label=meeting.names.__getitem__,
-                    **options.for_writer(),
-                )
-        except Exception as caught:
-            error = caught
-        handle = meeting.share(end and end.handle, error)[meeting.group_src]
-        try:
-            if end is None:
-                end = FrameReader(
-                    handle,
-                    meeting.readers.index(meeting.rank),
-                    label=meeting.label,
-                    peer_label=meeting.names.__getitem__,
-                    warmup=warmup,
-                    **options.for_reader(),
-                )
-        except Exception as caught:
-            error = caught
-        meeting.confirm(error)
+        handle = meeting.share(make_writer, error)[meeting.group_src]
+        meeting.confirm(attach)
         assert end is not None  # noqa: S101 (else there was an error)
         end.watch_peers()
     except BaseException:

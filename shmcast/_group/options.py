@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from shmcast._endpoints import settings
 from shmcast._endpoints.waiting import WaitPolicy
 from shmcast.errors import PeerDied
 
@@ -23,8 +25,22 @@ class Options:
     pin: bool
     on_death: Callable[[PeerDied], object] | None = None
 
+    def with_settings(self) -> Options:
+        """Return these with the operator's settings in their place.
+
+        Raises:
+            InvalidArgument: one of them is of the wrong kind.
+        """
+        return dataclasses.replace(
+            self,
+            warn_after=settings.seconds(settings.WARN_AFTER, self.warn_after),
+            slots=settings.count(settings.SLOTS, self.slots),
+            slot_bytes=settings.count(settings.SLOT_BYTES, self.slot_bytes),
+            arena_bytes=settings.count(settings.ARENA_BYTES, self.arena_bytes),
+        )
+
     def for_writer(self) -> dict[str, Any]:
-        """The arguments of a `Writer` that are the user's."""
+        """Return the arguments of a writer that are the user's."""
         return {
             **self.for_reader(),
             "on_reader_death": self.on_reader_death,
@@ -35,7 +51,7 @@ class Options:
         }
 
     def for_reader(self) -> dict[str, Any]:
-        """The arguments of a `Reader` that are the user's."""
+        """Return the arguments of a reader that are the user's."""
         return {
             "wait": self.wait,
             "pin": self.pin,

@@ -5,43 +5,106 @@ Imported once torch is in use.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, cast
 
+import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _world
 
 from shmcast.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from torch.distributed.distributed_c10d import Store
+
+_NO_NAMES = ("", "undefined", "default_pg")  # descriptions that torch gives itself
 
 
 def members(group: ProcessGroup | None, name: str = "the group") -> tuple[list[int], int]:
-    """The group's global ranks, in the order of the group, and this process's rank in it.
+    """Return a group's global ranks, in the order of the group, and this process's rank in it.
+
+    The rank and the size are the group's own. What the default group calls this process says
+    nothing: groups can be made of processes that it did not number, or that have none.
+
+    Args:
+        group: None is the default group.
+        name: how errors name it.
 
     Raises:
-        InvalidArgument: it has none; or there are no groups yet.
+        InvalidArgument: this process is not in the group, or there are no groups yet.
     """
-    if not dist.is_available() or not dist.is_initialized():
+    if group is cast("object", dist.GroupMember.NON_GROUP_MEMBER):
+        # What new_group() returns to a rank that is not in it is not a group at all.
+        raise InvalidArgument(
+            f"rank {dist.get_rank()} is not a member of {name}; make the broadcaster only on the "
+            "group's ranks"
+        )
+    group = resolved(group)
+    if not isinstance(group, dist.ProcessGroup):
+        raise InvalidArgument(
+            f"process {os.getpid()}: {name} is {group!r}, which is no "
+            "torch.distributed.ProcessGroup"
+        )
+    return global_ranks(group), group.rank()
+
+
+def resolved(group: ProcessGroup | None) -> ProcessGroup:
+    """Return the group itself; None is the default group.
+
+    Raises:
+        InvalidArgument: there is none yet.
+    """
+    if group is not None:
+        return group
+    if not dist.is_available() or not dist.is_initialized() or dist.group.WORLD is None:
         raise InvalidArgument(
             f"process {os.getpid()}: torch.distributed is not initialised; call "
             "torch.distributed.init_process_group first, or use shmcast.Writer and shmcast.Reader"
         )
-    me = dist.get_rank()
-    # What new_group() returns to a rank that is not in it is not a group at all.
-    outside = group is cast("object", dist.GroupMember.NON_GROUP_MEMBER)
-    group = dist.group.WORLD if group is None else group  # torch 2.4 takes no None here
-    ranks = [] if outside else dist.get_process_group_ranks(group)
-    if me not in ranks:
-        raise InvalidArgument(
-            f"rank {me} is not a member of {name} (ranks {ranks or 'unknown here'}); make the "
-            "broadcaster only on the group's ranks"
-        )
-    return ranks, ranks.index(me)
+    return dist.group.WORLD
+
+
+def global_ranks(group: ProcessGroup) -> list[int]:
+    """Return how torch numbers a group's members; a group that it has no numbers for, from 0."""
+    try:
+        ranks = dist.get_process_group_ranks(group)
+    except (KeyError, RuntimeError, ValueError):  # made by hand, and not registered
+        ranks = []
+    size = group.size()
+    return ranks if len(ranks) == size else [*range(size)]
+
+
+def store_of(group: ProcessGroup) -> Store | None:
+    """Return the store by which a group's members found one another; None: it is not known."""
+    with contextlib.suppress(KeyError, RuntimeError, AttributeError):
+        return cast("Store | None", _world.pg_map[group][1])
+    with contextlib.suppress(RuntimeError, AttributeError):  # (torch 2.4 lacks it)
+        return group.get_group_store()
+    return None
+
+
+def device_of(group: ProcessGroup) -> torch.device:
+    """Return a device whose tensors a group can gather; of several, the CPU."""
+    types = {device.type for device in group._device_types}  # noqa: SLF001 (torch has no other way)
+    if "cpu" in types or not types:
+        return torch.device("cpu")
+    kind = sorted(types)[0]
+    return torch.device(kind, torch.get_device_module(kind).current_device())
 
 
 def source_rank(ranks: list[int], src: int | None, group_src: int) -> int:
-    """The source as a rank in the group."""
+    """Return the source as a rank in the group.
+
+    Args:
+        ranks: the group's global ranks.
+        src: the source as a global rank; None: `group_src` says it.
+        group_src: the source as a rank in the group.
+
+    Raises:
+        InvalidArgument: there is no such rank, or the two name different ones.
+    """
     if src is not None:
         if src not in ranks:
             raise InvalidArgument(f"src={src!r} is not one of the group's global ranks {ranks}")
@@ -59,6 +122,7 @@ def source_rank(ranks: list[int], src: int | None, group_src: int) -> int:
     return group_src
 
 
-def group_label(group: ProcessGroup | None) -> str:
-    description = getattr(dist.group.WORLD if group is None else group, "group_desc", "")
-    return f"group {description!r}" if description else "the group"
+def group_name(group: ProcessGroup) -> str:
+    """Return what somebody has called a group; "" for nothing."""
+    description = getattr(group, "group_desc", "")
+    return "" if description in _NO_NAMES else str(description)

@@ -35,11 +35,11 @@ class RankProgress:
         ]
 
     def announce_start(self) -> None:
-        """Tell all ranks that this one begins with the next message's device tensors."""
+        """Tell all ranks of this node that this one starts the next message's device tensors."""
         self._end.begin_tensor_set()
 
     def started(self) -> list[int | None]:
-        """Return with how many messages each rank has begun; None for ranks of other nodes."""
+        """Return for how many messages each rank has started; None for ranks of other nodes."""
         sets = self._end.tensor_sets()
         return [None if i is None or not sets else sets[i] for i in self._members]
 

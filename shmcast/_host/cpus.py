@@ -1,4 +1,4 @@
-"""The CPUs that this process may use, and whether members outnumber them."""
+"""The CPU quotas of this process's cgroups."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from shmcast._host import census
+from shmcast import _core
 
 
-class CpuBudget:
-    """CPUs that this process may use at once: its affinity, cut by its cgroups' CPU quotas.
+class CpuQuota:
+    """How many CPUs the quotas of its cgroups leave to this process.
 
     A container limited with `docker run --cpus=2.5` sees all of the host's cores in its affinity
     and gets 2.5 of them. The quota is the smallest one on the way from the process's cgroup to the
@@ -28,38 +28,19 @@ class CpuBudget:
     ) -> None:
         self._quotas = list(_quotas(proc, cgroups))
 
-    def usable(self) -> float:
-        """Return the number of CPUs as of now."""
-        affinity = len(os.sched_getaffinity(0))
-        return min([affinity, *(read(folder) for read, folder in self._quotas)])
-
-
-def is_crowded(budget: CpuBudget, members: int, attached: int) -> bool:
-    """Return whether members outnumber the CPUs that they may run on: then nobody should spin.
-
-    What counts is all threads of this user with endpoints on the node, of whatever writer, except
-    those that are pinned to CPUs which the calling thread may not use.
-
-    Args:
-        budget: the CPUs.
-        members: how many endpoints the caller's writer and readers are.
-        attached: how many of these readers have attached. Until all have, the missing are counted
-            as if they were here.
-    """
-    listed = census.members()
-    if listed is None or attached < members - 1:
-        listed = max(members, listed or 0)
-    return listed > budget.usable()
+    def read(self) -> float:
+        """Return the number of CPUs as of now; inf where there is no quota, or none to be read."""
+        return min([math.inf, *(read(folder) for read, folder in self._quotas)])
 
 
 def _quotas(proc: Path, cgroups: Path) -> Iterator[tuple[Callable[[str], float], str]]:
     """Yield how to read each quota that may bind the process, and the folder where it is."""
     try:
         lines = (proc / "cgroup").read_text().splitlines()
-    except OSError:
+    except (OSError, ValueError):
         return
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        controllers, _, path = line.partition(":")[2].partition(":")
         if not controllers:
             mounts, name, read = (cgroups, cgroups / "unified"), "cpu.max", _quota_v2
         elif "cpu" in controllers.split(","):
@@ -72,32 +53,30 @@ def _quotas(proc: Path, cgroups: Path) -> Iterator[tuple[Callable[[str], float],
             # what does not exist is skipped, and the mount's own root is always looked at.
             folder = mount / path.lstrip("/")
             for level in (folder, *folder.parents):
-                if (level / name).exists():
+                if os.access(level / name, os.R_OK):
                     yield read, str(level)
                 if level == mount:
                     break
 
 
+# These run in waits, where a signal handler may raise any exception at any time: they catch none.
+
+
 def _quota_v2(folder: str) -> float:
-    try:
-        quota, period = _read(f"{folder}/cpu.max").split()
-        return math.inf if quota == b"max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return math.inf
+    match (_core.read_small_file(f"{folder}/cpu.max") or b"").split():
+        case [quota, period]:
+            return _ratio(quota, period)
+    return math.inf
 
 
 def _quota_v1(folder: str) -> float:
-    try:
-        quota = int(_read(f"{folder}/cpu.cfs_quota_us"))
-        return math.inf if quota <= 0 else quota / int(_read(f"{folder}/cpu.cfs_period_us"))
-    except (OSError, ValueError):
-        return math.inf
+    quota = _core.read_small_file(f"{folder}/cpu.cfs_quota_us") or b""
+    period = _core.read_small_file(f"{folder}/cpu.cfs_period_us") or b""
+    return _ratio(quota.strip(), period.strip())
 
 
-def _read(path: str) -> bytes:
-    # This happens in waits: pathlib and text files would take several times as long.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(descriptor, 64)
-    finally:
-        os.close(descriptor)
+def _ratio(quota: bytes, period: bytes) -> float:
+    """Return the CPUs of a quota: inf if there is none (max, -1) or it is not understood."""
+    if quota.isdigit() and period.isdigit() and int(quota) and int(period):
+        return int(quota) / int(period)
+    return math.inf

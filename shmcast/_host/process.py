@@ -83,6 +83,7 @@ class Pidfd:
     def __init__(self, pid: int, started: int) -> None:
         self._pid = pid
         self._started = started
+        self._owner_pid = os.getpid()
         self._fd = _pidfd_open(pid)
         opened = os.fstat(self._fd)
         self._file = (opened.st_dev, opened.st_ino)
@@ -108,7 +109,8 @@ class Pidfd:
 
     def close(self) -> None:
         """Close the file descriptor; idempotent."""
-        if self.is_usable():
+        # In a fork, what is open there may be the child's own.
+        if self._owner_pid == os.getpid() and self.is_usable():
             os.close(self._fd)
         self._fd = -1
 

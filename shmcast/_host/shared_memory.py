@@ -1,4 +1,4 @@
-"""POSIX shared-memory segments: name, size, mode, unlink; not what is inside.
+"""POSIX shared-memory segments: made, reserved, mapped, cleaned up; not what is inside.
 
 A segment's name says whose it is, so that what a killed process has left can be told from what is
 in use, however little of it was made: user, pid namespace, pid and that process's start time.
@@ -6,9 +6,8 @@ in use, however little of it was made: user, pid namespace, pid and that process
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import errno
-import mmap
 import os
 import re
 import stat
@@ -17,21 +16,31 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-import posix_ipc
-
 from shmcast import _core
+from shmcast._host.memory_limit import MemoryLimit, Room
 from shmcast._host.process import is_alive, pid_namespace, start_time
-from shmcast.errors import SegmentMismatch, SegmentNotFound, SharedMemoryFull
+from shmcast._host.segment_file import MODE, open_name
+from shmcast._host.segment_file import SegmentFile as SegmentFile
+from shmcast._host.segment_file import find as find
+from shmcast._host.segment_file import unlink as unlink
+from shmcast._host.system_errors import SHM_FOLDER, explaining
+from shmcast.errors import InvalidArgument, SharedMemoryFull
 
-_MODE = 0o600
-_SHM_FOLDER = Path("/dev/shm")  # noqa: S108 (where shm_open puts its names on Linux)
+DUMP_VARIABLE = "SHMCAST_CORE_DUMP"
+"""Whether core dumps have shared memory in them: "1", or "0", the default."""
+
+_SHM_FOLDER = Path(SHM_FOLDER)
 _NAME = re.compile(r"shmcast-\d+-(\d+)-(\d+)-(\d+)-[0-9a-f]{16}", re.ASCII)
 
+_PART = 1024 * 1024
+_MOST_SPARE = 256 * 1024 * 1024  # what the arena leaves of the memory limit to the program
 
-class Verdict(Enum):
+
+class OwnerState(Enum):
     """Whether a segment's owner lives. The value is what `clean` prints."""
 
     DEAD = "its owner is dead"
+    STAYS = "its owner is dead, and the system refuses to remove it"
     ALIVE = "its owner is alive"
     ELSEWHERE = "its owner is in another pid namespace (container): run clean there"
 
@@ -45,11 +54,49 @@ class Found:
     """Bytes."""
     pid: int
     """The process that made it, as its own pid namespace numbers it."""
-    verdict: Verdict
+    owner: OwnerState
     """Only those of dead owners are removed."""
 
 
-def create(size: int) -> tuple[str, mmap.mmap, int]:
+class Memory:
+    """A mapped segment: its bytes, by slices. It is unmapped when nothing refers to it any more."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        with explaining(f"a segment of {size} bytes", "mmap"):
+            # Populated at once: a page fault per slot would hit the first lap of messages.
+            self.mapping = _core.Mapping(
+                fd, size, True, dump=dumps_segments(), populate=True, keep_fd=False
+            )
+        self._view = memoryview(self.mapping)
+
+    def __getitem__(self, where: slice) -> bytes:
+        return bytes(self._view[where])
+
+    def __setitem__(self, where: slice, what: bytes) -> None:
+        self._view[where] = what
+
+    def close(self) -> None:
+        """Let go of the bytes, which are not to be used from now on."""
+        self._view.release()
+        del self.mapping
+
+
+def dumps_segments() -> bool:
+    """Return whether core dumps are to have shared memory in them.
+
+    Raises:
+        InvalidArgument: the operator has set something else than 0 or 1.
+    """
+    chosen = os.environ.get(DUMP_VARIABLE) or "0"
+    if chosen not in ("0", "1"):
+        raise InvalidArgument(
+            f"the environment variable {DUMP_VARIABLE}={chosen!r} is neither 0 nor 1; set it to 1 "
+            "to have shared memory in core dumps"
+        )
+    return chosen == "1"
+
+
+def create(size: int) -> tuple[str, Memory, int]:
     """Make a segment that only this user can open, with all of its pages reserved.
 
     First removes what this user's killed processes have left, see `clean`.
@@ -58,18 +105,19 @@ def create(size: int) -> tuple[str, mmap.mmap, int]:
         size: bytes.
 
     Returns:
-        Its name, the mapping (zeroed), and a descriptor by which `attach` finds it when the name is
+        Its name, the memory (zeroed), and a descriptor by which `attach` finds it when the name is
         gone; the caller closes it.
 
     Raises:
-        SharedMemoryFull: /dev/shm has no room for `size` bytes.
+        SharedMemoryFull: there is no room for `size` bytes, in /dev/shm or under a limit.
+        HostError: the system refuses.
     """
-    name, fd = _make(lambda fd: _reserve(fd, size))
+    name, fd = _make(size, lambda fd: _reserve(fd, size))
     try:
         return name, _map(fd, size), fd
     except BaseException:
-        unlink(name)
         os.close(fd)
+        unlink(name)
         raise
 
 
@@ -78,93 +126,88 @@ def create_unreserved(size: int) -> tuple[str, int]:
 
     Returns:
         Its name and a descriptor; the caller closes it.
+
+    Raises:
+        SharedMemoryFull: no file may be as large.
+        HostError: the system refuses.
     """
-    return _make(lambda fd: os.ftruncate(fd, size))
+
+    def set_size(fd: int) -> None:
+        with explaining(f"an arena of {size} bytes", "ftruncate"):
+            os.ftruncate(fd, size)
+
+    return _make(size, set_size)
 
 
-def _make(size_it: Callable[[int], None]) -> tuple[str, int]:
-    clean()
-    owner = f"{os.getuid()}-{pid_namespace()}-{os.getpid()}-{start_time(os.getpid())}"
-    while True:
-        name = f"/shmcast-{owner}-{os.urandom(8).hex()}"
-        with contextlib.suppress(posix_ipc.ExistentialError):
-            shm = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=_MODE)
-            break
+def map_arena(fd: int, size: int, writable: bool) -> _core.Mapping:
+    """Map a segment that `create_unreserved` has made.
+
+    The mapping's `reserve` takes no more memory than the cgroup's limit leaves, nor the last of it:
+    a sixteenth of the limit, at most 256 MiB.
+
+    Raises:
+        HostError: the system refuses.
+    """
+    with explaining(f"an arena of {size} bytes", "mmap"):
+        return _core.Mapping(
+            fd, size, writable, dump=dumps_segments(), room=_arena_room() if writable else None
+        )
+
+
+def _arena_room() -> Callable[[], int | None]:
+    limit = MemoryLimit()
+
+    def room() -> int | None:
+        left = limit.room()
+        if left is None:
+            return None
+        return max(0, left.nbytes - min(left.limit // 16, _MOST_SPARE))
+
+    return room
+
+
+def _make(size: int, size_it: Callable[[int], None]) -> tuple[str, int]:
+    what = f"a segment of {size} bytes"
+    with explaining(what):
+        clean()
+        owner = f"{os.geteuid()}-{pid_namespace()}-{os.getpid()}-{start_time(os.getpid())}"
+    name = f"/shmcast-{owner}-{os.urandom(8).hex()}"
+    with explaining(what, "open"):
+        fd = open_name(name, os.O_CREAT | os.O_EXCL)
     try:
-        os.fchmod(shm.fd, _MODE)  # whatever the umask took away
-        size_it(shm.fd)
-        return name, shm.fd
+        with explaining(what):
+            os.fchmod(fd, MODE)  # whatever the umask took away
+        size_it(fd)
     except BaseException:
+        os.close(fd)
         unlink(name)
-        shm.close_fd()
         raise
+    return name, fd
 
 
-def attach(name: str, size: int, holder: tuple[int, int] | None = None) -> mmap.mmap:
+def attach(
+    name: str, size: int, holder: tuple[int, int] | None = None, rejoin: bool = False
+) -> Memory:
     """Map the segment that another process of this user and host has made.
 
     Args:
         name: as `create` gave it.
         size: bytes.
-        holder: a process and a descriptor of it, to find the segment when its name is gone.
+        holder: a process and a descriptor of it, to find the segment when its name was removed.
+        rejoin: also where the holder's /dev/shm, which is another one than this process's, has the
+            name.
 
     Raises:
-        SegmentNotFound: no segment of this name exists here.
+        SegmentNotFound: no segment of this name exists here, or the kernel does not let this
+            process in by the holder's descriptor (`errno` tells).
         SegmentMismatch: it has another owner, mode or size than `create` gives.
+        HostError: the system refuses.
     """
-    fd = find(name, size, holder)
+    fd = find(name, size, holder, rejoin)
     try:
         return _map(fd, size)
     finally:
         os.close(fd)
-
-
-def find(name: str, size: int, holder: tuple[int, int] | None = None) -> int:
-    """Return a descriptor of what `attach` maps, for the caller to close; raise what it raises."""
-    fd = _open(name, holder)
-    try:
-        found = os.fstat(fd)
-        checks = (
-            ("owner uid", os.getuid(), found.st_uid),
-            ("mode", stat.filemode(stat.S_IFREG | _MODE), stat.filemode(found.st_mode)),
-            ("size in bytes", size, found.st_size),
-        )
-        for what, want, got in checks:
-            if got != want:
-                raise SegmentMismatch(f"the segment {name} has {what} {got}, expected {want}")
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _open(name: str, holder: tuple[int, int] | None) -> int:
-    try:
-        return int(posix_ipc.SharedMemory(name).fd)
-    except posix_ipc.ExistentialError:
-        if holder is not None:
-            # What the holder has open is the same file; the kernel lets its user in only.
-            with contextlib.suppress(OSError):
-                return os.open("/proc/{}/fd/{}".format(*holder), os.O_RDWR | os.O_CLOEXEC)
-        raise SegmentNotFound(
-            errno.ENOENT,
-            f"no shared-memory segment {name} on this host: its readers must run on the writer's "
-            "node and share its /dev/shm (containers: --ipc=host or --ipc=container:<id>), and "
-            "attach while the writer lives and before all its readers are there",
-        ) from None
-    except posix_ipc.PermissionsError:
-        raise SegmentMismatch(
-            f"the segment {name} belongs to another user; readers must run as the writer's user, "
-            f"this process runs as uid {os.getuid()}"
-        ) from None
-    except (OSError, ValueError) as error:  # a symbolic link, a socket; a folder
-        raise SegmentMismatch(f"the segment {name} is not a file: {error}") from None
-
-
-def unlink(name: str) -> None:
-    """Remove the name, if it is still there; mappings live on."""
-    with contextlib.suppress(posix_ipc.ExistentialError):
-        posix_ipc.unlink_shared_memory(name)
 
 
 def clean(dry_run: bool = False) -> list[Found]:
@@ -178,14 +221,23 @@ def clean(dry_run: bool = False) -> list[Found]:
 
     Returns:
         This user's segments, those that were kept included.
+
+    Raises:
+        HostError: the system refuses to tell who lives.
     """
-    mine = sorted(_SHM_FOLDER.glob(f"shmcast-{os.getuid()}-*"))
-    found = [segment for path in mine if (segment := _judge(path))]
-    if not dry_run:
-        for segment in found:
-            if segment.verdict is Verdict.DEAD:
-                unlink(segment.name)
-    return found
+    with explaining("clean"):
+        mine = sorted(_SHM_FOLDER.glob(f"shmcast-{os.geteuid()}-*"))
+        found = [segment for path in mine if (segment := _judge(path))]
+    if dry_run:
+        return found
+    return [
+        segment if segment.owner is not OwnerState.DEAD else _remove(segment) for segment in found
+    ]
+
+
+def _remove(segment: Found) -> Found:
+    is_gone = unlink(segment.name)
+    return segment if is_gone else dataclasses.replace(segment, owner=OwnerState.STAYS)
 
 
 def _judge(path: Path) -> Found | None:
@@ -195,15 +247,15 @@ def _judge(path: Path) -> Found | None:
         status = path.lstat()
     except FileNotFoundError:
         return None
-    if not match or not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid():
+    if not match or not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
         return None
     namespace, pid, start = map(int, match.groups())
     has_members = _has_members(path)
     if namespace != pid_namespace():
-        verdict = Verdict.DEAD if has_members is False else Verdict.ELSEWHERE
+        owner = OwnerState.DEAD if has_members is False else OwnerState.ELSEWHERE
     else:
-        verdict = Verdict.ALIVE if has_members or is_alive(pid, start) else Verdict.DEAD
-    return Found(f"/{path.name}", status.st_size, pid, verdict)
+        owner = OwnerState.ALIVE if has_members or is_alive(pid, start) else OwnerState.DEAD
+    return Found(f"/{path.name}", status.st_size, pid, owner)
 
 
 def _has_members(path: Path) -> bool | None:
@@ -220,26 +272,35 @@ def _has_members(path: Path) -> bool | None:
 
 def _reserve(fd: int, size: int) -> None:
     """Make the file `size` bytes long with every page reserved, so that no use is a SIGBUS."""
-    try:
-        os.posix_fallocate(fd, 0, size)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    room = MemoryLimit().room()
+    if room is not None and size > room.nbytes:
+        raise SharedMemoryFull(errno.ENOMEM, _over_the_limit(size, room))
+    with explaining(f"a segment of {size} bytes", "fallocate"):
+        try:
+            # In parts: a signal undoes what one call has done, and a profiler sends many.
+            for begin in range(0, size, _PART):
+                os.posix_fallocate(fd, begin, min(_PART, size - begin))
+        except OSError:
+            os.ftruncate(fd, 0)  # the error says how much is free
             raise
-        room = os.statvfs(_SHM_FOLDER)
-        raise SharedMemoryFull(
-            errno.ENOSPC,
-            f"a segment needs {size} bytes of shared memory and {_SHM_FOLDER} has "
-            f"{room.f_bavail * room.f_frsize} free of {room.f_blocks * room.f_frsize}: enlarge it "
-            "(docker run --shm-size=1g, Kubernetes: an emptyDir of medium Memory on /dev/shm), "
-            "remove what others left there, or ask for fewer or smaller slots",
-        ) from None
 
 
-def map_whole(fd: int, size: int) -> mmap.mmap:
-    """Map a segment that `find` has found, for reading and writing."""
+def _over_the_limit(size: int, room: Room) -> str:
+    return (
+        f"a segment of {size} bytes: the memory limit of the cgroup {room.cgroup}, {room.limit} "
+        f"bytes, leaves {room.nbytes}, and the kernel kills who takes more: raise it (docker run "
+        "--memory=, Kubernetes: resources.limits.memory), or ask for fewer or smaller slots"
+    )
+
+
+def map_whole(fd: int, size: int) -> Memory:
+    """Map a segment that `find` has found, for reading and writing.
+
+    Raises:
+        HostError: the system refuses.
+    """
     return _map(fd, size)
 
 
-def _map(fd: int, size: int) -> mmap.mmap:
-    # Populated at once: a page fault per slot would hit the first lap of messages.
-    return mmap.mmap(fd, size, mmap.MAP_SHARED | mmap.MAP_POPULATE)
+def _map(fd: int, size: int) -> Memory:
+    return Memory(fd, size)

@@ -13,8 +13,8 @@ _SIOCGIFADDR = 0x8915
 Address = tuple[str, int]
 
 
-def addresses(port: int) -> list[Address]:
-    """Where this process may be reached on `port`, the likeliest first."""
+def local_addresses(port: int) -> list[Address]:
+    """Return where this process may be reached on `port`, the likeliest first."""
     found: list[str] = []
     interface = os.environ.get("GLOO_SOCKET_IFNAME", "").partition(",")[0]
     if interface:
@@ -49,7 +49,7 @@ def _of_interface(name: str) -> list[str]:
 
 
 def _towards(host: str) -> list[str]:
-    """The local address of this host's way to another; no packet is sent."""
+    """Return the local address of this host's route to another; no packet is sent."""
     with contextlib.suppress(OSError):
         for family, kind, proto, _, address in socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM):
             with socket.socket(family, kind, proto) as probe:

@@ -8,14 +8,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pickle import PickleBuffer
 
 import numpy as np
 import torch
 
 from shmcast._codecs.base import Frame
 
-MESSAGE, CLOSE = 1, 2
-"""Kinds of envelopes: frames, and the source's end."""
+MESSAGE, CLOSE, HEARTBEAT = 1, 2, 3
+"""Kinds of envelopes: frames, the source's end, and nothing, to keep the way open."""
 
 _HEADER = struct.Struct("<IIQQ")  # kind, number of frames, sequence number, bytes of it all
 
@@ -28,39 +29,49 @@ class Envelope:
     """One message, packed."""
 
     seq: int
+    """Sequence number, from 1."""
     total: int
-    """Bytes."""
+    """Bytes of header, lengths and frames."""
     nbytes: int
     """Bytes with the padding, up to the estimate it was packed for."""
     tensor: torch.Tensor
     """uint8, `nbytes` of them."""
 
 
-def pack(frames: Sequence[Frame], seq: int, estimate: int, kind: int = MESSAGE) -> Envelope:
-    """Packs `frames`, and pads them to `estimate` bytes."""
-    views = [memoryview(frame).cast("B") for frame in frames]
-    lengths = [view.nbytes for view in views]
+def flat_views(frames: Sequence[Frame]) -> list[memoryview]:
+    """Return the memory of contiguous buffers as views of bytes.
+
+    Raises:
+        TypeError, BufferError: `frames` is no sequence of contiguous buffers.
+    """
+    # (Unlike memoryview.cast(), it takes a zero in the shape, and any format.)
+    return [PickleBuffer(frame).raw() for frame in frames]
+
+
+def pack(frames: Sequence[memoryview], seq: int, estimate: int, kind: int = MESSAGE) -> Envelope:
+    """Copy `frames`, as `flat_views` returns them, and pad them to `estimate` bytes."""
+    lengths = [frame.nbytes for frame in frames]
     table = struct.pack(f"<{len(lengths)}Q", *lengths)
     total = _HEADER.size + len(table) + sum(lengths)
     array = np.empty(max(total, estimate), np.uint8)
     memory = array.data
     at = _HEADER.size + len(table)
-    memory[:at] = _HEADER.pack(kind, len(views), seq, total) + table
-    for view, length in zip(views, lengths, strict=True):
-        memory[at : at + length] = view
+    memory[:at] = _HEADER.pack(kind, len(frames), seq, total) + table
+    for frame, length in zip(frames, lengths, strict=True):
+        memory[at : at + length] = frame
         at += length
     array[total:] = 0  # none of this process's old memory
     return Envelope(seq, total, array.nbytes, torch.from_numpy(array))
 
 
 def read_header(memory: memoryview) -> tuple[int, int, int, int]:
-    """Kind, number of frames, sequence number and total bytes of the envelope in `memory`."""
+    """Return kind, number of frames, sequence number and total bytes of an envelope."""
     kind, frames, seq, total = _HEADER.unpack_from(memory)
     return kind, frames, seq, total
 
 
 def unpack(memory: memoryview, frames: int, total: int) -> list[memoryview]:
-    """The frames of an envelope, as views.
+    """Return the frames of an envelope, as views.
 
     Raises:
         ValueError: the lengths don't add up.

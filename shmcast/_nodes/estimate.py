@@ -1,7 +1,7 @@
 """How large the next message will be: the same guess wherever the same sizes were seen.
 
-The relay's source and leaders each keep one and never talk about it. So it computes with integers
-only: a floating-point logarithm may differ between two hosts in its last digit.
+The relay's source and its leaders each keep an estimate and never exchange it. So it computes with
+integers only: a floating-point logarithm may differ between two hosts in its last digit.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ FIRST_BYTES = 1024
 """The guess before any size is known."""
 
 MISS_BYTES = 512 * 1024
-"""What a miss costs, a second collective, in bytes that the network could have carried meanwhile:
-about 400 µs at 10 Gbit/s."""
+"""The cost of a miss, which is a second collective, in bytes that the network could have carried
+meanwhile: about 400 µs at 10 Gbit/s."""
 
 HISTORY = 512
 """Sizes that are remembered."""
@@ -25,7 +25,7 @@ _LEAST_GRAIN = 16
 
 
 def rounded(size: int) -> int:
-    """`size` rounded up by at most 1/32, so that small drifts of it change no guess."""
+    """Round `size` up by at most 1/32, so that small drifts of it change no guess."""
     grain = max(_LEAST_GRAIN, 1 << max(0, size.bit_length() - 1 - _GRAIN_BITS))
     return -(-size // grain) * grain
 
@@ -34,10 +34,10 @@ class SizeEstimate:
     """Guesses the next message's size from those before.
 
     The guess is the size g among those remembered for which the next message costs least on
-    average: max(g, size) bytes, and `MISS_BYTES` more if size > g. So now and then a message of
-    megabytes does not make all the others as long. To that comes what a size not seen yet may
-    be larger: it comes about once in n + 1 messages after n, the more the sizes vary the larger;
-    where all are alike, nothing is added.
+    average: max(g, size) bytes, and `MISS_BYTES` more if size > g. So a rare message of megabytes
+    does not make all others as long. A margin is added for a larger size than was ever seen, which
+    comes about once in n + 1 messages after n. It grows with the spread of the sizes; where all
+    are alike, there is none.
     """
 
     def __init__(self) -> None:
@@ -50,14 +50,14 @@ class SizeEstimate:
         self.restart()
 
     def restart(self) -> None:
-        """Forgets all sizes, but not how many were guessed well."""
+        """Forget all sizes, but not how many were guessed well."""
         self.next = FIRST_BYTES
         self._sizes: deque[int] = deque()
         self._sorted: list[int] = []
         self._until = 0
 
     def add(self, size: int) -> None:
-        """The message that `next` was for had `size` bytes."""
+        """Learn that the message that `next` was for had `size` bytes."""
         missed = size > self.next
         if missed:
             self.misses += 1
@@ -75,7 +75,7 @@ class SizeEstimate:
 
 
 def guess(sizes: list[int]) -> int:
-    """The best guess after these sizes, which are rounded and sorted; bytes."""
+    """Return the best guess, in bytes, after these sizes, which are rounded and sorted."""
     best = _cheapest(sizes)
     usual = sizes[: bisect.bisect_right(sizes, best)]
     spread = usual[len(usual) * 15 // 16] - usual[len(usual) // 2]
@@ -88,7 +88,7 @@ def guess(sizes: list[int]) -> int:
 
 
 def _cheapest(sizes: list[int]) -> int:
-    """The size g that minimises the sum of max(g, size) + (MISS_BYTES if size > g else 0)."""
+    """Return the size g that minimises the sum of max(g, size) + (MISS_BYTES if size > g)."""
     best, least = sizes[-1], len(sizes) * sizes[-1]
     above = above_bytes = 0  # of the sizes larger than the one looked at
     i = len(sizes)

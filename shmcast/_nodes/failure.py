@@ -1,19 +1,18 @@
 """Why a broadcaster of several nodes has ended, as data: for other nodes, and for a ring's readers.
 
-A leader that gives up leaves its reason in `LastWords`, one page of shared memory, and closes its
+A leader that gives up leaves its reason in `FailurePage`, one page of shared memory, and closes its
 ring: the readers receive what is in the ring, find it closed, and look there.
 """
 
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import struct
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from shmcast._host import shared_memory as segment
+from shmcast._host import shared_memory
 from shmcast.errors import Closed, NodeLost, PeerDied, ShmcastError
 
 _PAGE = 4096
@@ -21,7 +20,7 @@ _LENGTH = struct.Struct("<I")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Failure:
     """An error without the name of who raises it."""
 
     kind: str
@@ -33,7 +32,7 @@ class Verdict:
     node: int = -1
 
     def error(self, label: str) -> ShmcastError:
-        """The error, as `label` raises it."""
+        """Make the error that `label` raises."""
         text = f"{label}: {self.text}"
         match self.kind:
             case "PeerDied":
@@ -43,8 +42,8 @@ class Verdict:
         return Closed(text)
 
     @classmethod
-    def of(cls, error: ShmcastError, label: str) -> Verdict:
-        """What `error` says, raised by `label`."""
+    def of(cls, error: ShmcastError, label: str) -> Failure:
+        """Take what an error says that `label` has raised."""
         text = str(error).removeprefix(f"{label}: ")
         if isinstance(error, PeerDied):
             return cls("PeerDied", text, error.peer, error.pid, error.how)
@@ -53,12 +52,12 @@ class Verdict:
         return cls("Closed", text)
 
     def plain(self) -> dict[str, Any]:
-        """For JSON; `Verdict(**plain)` is the way back."""
+        """Return it as a dict for JSON; `Failure(**plain)` is the way back."""
         return asdict(self)
 
 
-class LastWords:
-    """A page that holds one verdict, or none yet.
+class FailurePage:
+    """A page that holds one failure, or none yet.
 
     Args:
         name: None to make it, else the name of one to attach.
@@ -69,35 +68,35 @@ class LastWords:
     """
 
     def __init__(self, name: str | None = None) -> None:
-        self._memory: mmap.mmap
+        self._memory: shared_memory.Memory
         self._is_mine = name is None
         if name is None:
-            name, self._memory, fd = segment.create(_PAGE)
+            name, self._memory, fd = shared_memory.create(_PAGE)
             os.close(fd)
         else:
-            self._memory = segment.attach(name, _PAGE)
+            self._memory = shared_memory.attach(name, _PAGE)
         self.name: str = name
 
-    def write(self, verdict: Verdict) -> None:
-        """Before the ring is closed; the first verdict stands."""
+    def write(self, failure: Failure) -> None:
+        """Write a failure, before the ring is closed. The first one stands."""
         if self.read() is not None:
             return
-        text = verdict.text[: _PAGE // 4]  # four bytes a character, at most
-        words = json.dumps(
-            verdict.plain() | {"text": text, "peer": verdict.peer[:200], "how": verdict.how[:200]},
+        text = failure.text[: _PAGE // 4]  # four bytes a character, at most
+        line = json.dumps(
+            failure.plain() | {"text": text, "peer": failure.peer[:200], "how": failure.how[:200]},
             ensure_ascii=False,
         ).encode()
-        self._memory[_LENGTH.size : _LENGTH.size + len(words)] = words
-        self._memory[: _LENGTH.size] = _LENGTH.pack(len(words))
+        self._memory[_LENGTH.size : _LENGTH.size + len(line)] = line
+        self._memory[: _LENGTH.size] = _LENGTH.pack(len(line))
 
-    def read(self) -> Verdict | None:
-        """The verdict, if there is one."""
+    def read(self) -> Failure | None:
+        """Return the failure; None: there is none."""
         (length,) = _LENGTH.unpack(self._memory[: _LENGTH.size])
         if not 0 < length <= _PAGE - _LENGTH.size:
             return None
-        return Verdict(**json.loads(self._memory[_LENGTH.size : _LENGTH.size + length]))
+        return Failure(**json.loads(self._memory[_LENGTH.size : _LENGTH.size + length]))
 
     def unlink(self) -> None:
-        """Removes the name, if it was made here; once all have attached."""
+        """Remove the name once all have attached; only its maker does."""
         if self._is_mine:
-            segment.unlink(self.name)
+            shared_memory.unlink(self.name)

@@ -1,8 +1,9 @@
-"""A gloo group of one broadcaster's source and leaders, on which nobody else can get in the way.
+"""A gloo group of one broadcaster's source and leaders, which nothing else uses.
 
-It is made on the default group's store and registered nowhere. `new_group` would not do: with
+It is made on a store of the source's own and registered nowhere. `new_group` would not do: with
 `use_local_synchronization` torch names a group after how many this process knows already, which
-differs between leaders. Imported once torch is in use.
+differs between leaders. Nor would the default group's store: the ranks need not have one in common,
+and it ends with the rank that serves it. Imported once torch is in use.
 """
 
 from __future__ import annotations
@@ -16,18 +17,43 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 CONNECT_SECONDS = 60.0
+"""How long the members of a new group wait for one another."""
 
-_FOR_EVER = timedelta(days=3650)  # slow is not dead; who died is known otherwise
-_SLICE = timedelta(seconds=0.25)  # a leader's wait comes back so often, to look what it was told
+_FOR_EVER = timedelta(days=3650)  # slow is not dead; who has died is known otherwise
+_SLICE = timedelta(seconds=0.25)  # a leader's wait returns so often, to look whether to go on
+
+
+def serve_store() -> TCPStore:
+    """Make the store of a source, which its leaders reach at the store's `port`.
+
+    Raises:
+        RuntimeError: it can't listen.
+    """
+    return _store("127.0.0.1", 0, is_server=True)
+
+
+def find_store(host: str, port: int) -> TCPStore:
+    """Return the store that a source serves.
+
+    Raises:
+        RuntimeError: it is not to be reached.
+    """
+    return _store(host, port, is_server=False)
+
+
+def _store(host: str, port: int, is_server: bool) -> TCPStore:
+    patience = timedelta(seconds=CONNECT_SECONDS)
+    return TCPStore(host, port, is_master=is_server, timeout=patience, wait_for_workers=False)
 
 
 class RelayGroup:
     """A gloo group of its own. Making one is a collective of its members.
 
     Args:
+        store: the source's.
         key: the same on all members, and no other group's.
         rank: this process's; 0 is the source.
         size: the number of members.
@@ -36,10 +62,12 @@ class RelayGroup:
         RuntimeError: gloo could not connect them all.
     """
 
-    def __init__(self, key: str, rank: int, size: int) -> None:
-        store = PrefixStore(f"shmcast/{key}", _get_default_store())
+    def __init__(self, store: TCPStore, key: str, rank: int, size: int) -> None:
         self._group: Any = dist.ProcessGroupGloo(
-            store, rank, size, timeout=timedelta(seconds=CONNECT_SECONDS)
+            PrefixStore(f"shmcast/{key}", store),
+            rank,
+            size,
+            timeout=timedelta(seconds=CONNECT_SECONDS),
         )
         self._options = dist.BroadcastOptions()
         self._options.rootRank = 0
@@ -47,7 +75,7 @@ class RelayGroup:
         self._pending: deque[Any] = deque()
 
     def broadcast(self, tensor: torch.Tensor) -> Any:
-        """Begins a broadcast of a contiguous tensor from rank 0; the work is torch's."""
+        """Begin to broadcast a contiguous tensor from rank 0; return torch's `Work`."""
         pending = self._pending
         while pending and pending[0].is_completed():
             pending.popleft()
@@ -56,7 +84,7 @@ class RelayGroup:
         return work
 
     def wait(self, work: Any) -> bool:
-        """Waits a while; whether the work is done.
+        """Wait a while; return whether the work is done.
 
         Raises:
             RuntimeError: it has failed.
@@ -69,35 +97,36 @@ class RelayGroup:
             work.wait()  # raises its error, unless it was completed just now
         return True
 
-    def bury(self) -> None:
-        """Ends the group as far as possible: gloo can't be told to stop waiting.
+    def retire(self) -> None:
+        """End the group as far as possible: gloo can't be told to stop waiting.
 
-        As long as one of its collectives is not over, the group is kept, because its end would wait
-        for it; also when the interpreter exits.
+        While one of its collectives is not over, the group is kept, because its end would wait for
+        it; also when the interpreter exits.
         """
-        with _digging:
-            _graves.append(self)
-        sweep()
+        with _retired_lock:
+            _retired.append(self)
+        collect_finished()
 
-    def _is_over(self) -> bool:
+    def is_over(self) -> bool:
+        """Return whether all collectives that were begun have ended."""
         return all(work.is_completed() for work in self._pending)
 
 
-_graves: list[RelayGroup] = []
-_digging = threading.Lock()
+_retired: list[RelayGroup] = []
+_retired_lock = threading.Lock()
 
 
-def sweep() -> None:
-    """Lets go of the groups that have nothing to do any more."""
-    with _digging:
-        over = [grave for grave in _graves if grave._is_over()]
-        _graves[:] = [grave for grave in _graves if grave not in over]
+def collect_finished() -> None:
+    """Let go of the retired groups whose collectives are all over."""
+    with _retired_lock:
+        over = [group for group in _retired if group.is_over()]
+        _retired[:] = [group for group in _retired if group not in over]
     over.clear()  # (their threads end; not under the lock)
 
 
 @atexit.register
-def keep_for_ever() -> None:
-    """The interpreter exits: it must not wait for the groups that can't end."""
-    sweep()
-    for grave in _graves:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(grave))
+def leak_at_exit() -> None:
+    """Leak the groups that can't end, for the interpreter's exit would wait for them."""
+    collect_finished()
+    for group in _retired:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))

@@ -1,7 +1,7 @@
 """A leader's side of the relay: what comes over the network goes into its node's ring.
 
 A thread of its own does it, in C++ nearly all of the time, so that neither a computing leader nor
-one that has closed starves its node. Nothing is unpickled on the way; the leader itself reads its
+one that has closed starves its node. Nothing is unpickled on the way. The leader itself reads its
 node's ring as the others do.
 """
 
@@ -13,29 +13,33 @@ import threading
 import weakref
 from collections.abc import Callable
 from multiprocessing.util import Finalize
-from typing import Any
-
-import numpy as np
-import torch
+from typing import Any, NamedTuple
 
 from shmcast._endpoints.statistics import Statistics
-from shmcast._nodes import control as _control
-from shmcast._nodes import envelope as _envelope
+from shmcast._nodes import control
 from shmcast._nodes.addresses import Address
 from shmcast._nodes.control import Link
-from shmcast._nodes.estimate import SizeEstimate
-from shmcast._nodes.failure import LastWords, Verdict
-from shmcast._nodes.gloo_group import RelayGroup, keep_for_ever
+from shmcast._nodes.envelope import CLOSE, HEARTBEAT
+from shmcast._nodes.failure import Failure, FailurePage
+from shmcast._nodes.gloo_group import find_store, leak_at_exit
+from shmcast._nodes.inbox import Inbox, Message
 from shmcast._nodes.node_ring import NodeWriter
 from shmcast._nodes.topology import Node, Topology
 from shmcast.errors import Closed, PeerDied, ShmcastError
 
 ACK_MESSAGES = 16
 ACK_BYTES = 16 * 1024 * 1024
-"""After so much the source is told what has been taken."""
+"""Acknowledge after this many messages or bytes."""
 
-_FIRST_BUFFER = 64 * 1024
 _EXIT_SECONDS = 5.0
+
+
+class _Place(NamedTuple):
+    """This leader's place in the gloo group of an epoch."""
+
+    epoch: int
+    rank: int
+    size: int
 
 
 class LeaderRelay:
@@ -43,7 +47,7 @@ class LeaderRelay:
 
     Args:
         writer: of the node's ring.
-        words: what its readers look at when the ring is closed.
+        page: what its readers look at when the ring is closed.
         topology: the group's.
         src: the source's global rank.
         rank: this one's.
@@ -55,8 +59,9 @@ class LeaderRelay:
     def __init__(
         self,
         writer: NodeWriter,
-        words: LastWords,
+        page: FailurePage,
         topology: Topology,
+        *,
         src: int,
         rank: int,
         source_pid: int,
@@ -64,41 +69,49 @@ class LeaderRelay:
         key: str,
     ) -> None:
         self._writer = writer
-        self._words = words
+        self._page = page
         self._source = topology.name(src)
         self._source_node: Node = topology.node_of(src)
         self._source_pid = source_pid
         self._name = topology.name(rank)
         self._label = label
-        self._key = key
+        self._inbox = Inbox(key)
         self._link: Link | None = None
-        self._group: RelayGroup | None = None
-        self._estimate = SizeEstimate()
-        self._memory = np.empty(_FIRST_BUFFER, np.uint8)
-        self._tensor = torch.from_numpy(self._memory)
-        self._taken = self._acked = 0  # sequence numbers
-        self._unacked_bytes = 0
-        self._bytes = self._messages = 0
-        self._epoch = 0  # of the group that is in use
-        self._told: tuple[int, int, int] = (0, 0, 0)  # epoch, rank and size of the group to use
-        self._over = False
+        self._taken = self._acknowledged = 0  # sequence numbers
+        self._unacknowledged_bytes = 0
+        self._messages = 0
+        self._epoch = 0  # of the group that is in use, or the next to be
+        self._place = _Place(0, 0, 0)  # as the source has said last
+        self._connect_epoch = 0  # all leaders are ready for the group of this epoch
+        self._is_over = False
+        self._is_receiving = False  # it waits for gloo
         self._pid = os.getpid()
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._at_exit: weakref.finalize[[], NodeWriter] | None = None
         self.thread: threading.Thread | None = None
 
-    def connect(self, addresses: list[Address], secret: str, rank: int) -> None:
-        """Makes the control connection. Raises ConnectionError if it can't."""
-        connection, rest = _control.connect(addresses, secret, rank)
-        self._link = Link(connection, self._hear, self._lost_source, rest)
+    def connect(self, addresses: list[Address], secret: str, rank: int, store_port: int) -> None:
+        """Make the control connection, and find the source's store.
+
+        Raises:
+            ConnectionError: none of the addresses leads to the source.
+            RuntimeError: the store is not to be reached.
+        """
+        connection = control.connect(addresses, secret, rank)
+        self._inbox.store = find_store(connection.getpeername()[0], store_port)
+        self._link = Link(connection, self._on_message, self._on_end)
 
     def join(self, rank: int, size: int) -> None:
-        """Makes the gloo group, with the source and the other leaders."""
-        self._group = RelayGroup(f"{self._key}/0", rank, size)
+        """Make the gloo group, with the source and the other leaders.
+
+        Raises:
+            RuntimeError: gloo could not connect them all.
+        """
+        self._inbox.connect(self._epoch, rank, size)
 
     def start(self) -> None:
-        """Begins to relay."""
-        self._writer.call_on_death(self._look)
+        """Begin to relay."""
+        self._writer.call_on_death(self._on_death)
         _open.add(self)
         # Before the writer's own finalizer, which is older; and at the exit of multiprocessing's
         # processes, where only its own finalizers run.
@@ -109,27 +122,22 @@ class LeaderRelay:
         self.thread.start()
 
     def close(self) -> None:
-        """Ends it at once, for the whole node."""
-        self._end(Verdict("Closed", f"{self._name}, which relays to this node, has ended"), False)
-        self._clean_up()
+        """End the relay at once, for the whole node."""
+        failure = Failure("Closed", f"{self._name}, which relays to this node, has ended")
+        self._fail(failure, tell_source=False)
+        self._inbox.disconnect()
 
     def reader_closed(self) -> None:
-        """The leader's own reader has closed: the relay ends if it was the last."""
+        """Note that the leader's own reader has closed; end the relay if it was the last."""
         is_mine = os.getpid() == self._pid
-        if is_mine and not self._over and not self._writer.present_readers():
+        if is_mine and not self._is_over and not self._writer.present_readers():
             self._leave()
 
     def statistics(self, base: Statistics) -> Statistics:
-        """`base` with the relay's figures."""
-        return dataclasses.replace(
-            base,
-            relayed=self._messages,
-            relayed_bytes=self._bytes,
-            estimate_hits=self._estimate.hits,
-            estimate_misses=self._estimate.misses,
-        )
+        """Return `base` with the relay's figures."""
+        return dataclasses.replace(self._inbox.statistics(base), relayed=self._messages)
 
-    # The relay's thread.
+    # In the relay's thread.
 
     def _run(self) -> None:
         while self.step():
@@ -140,207 +148,198 @@ class LeaderRelay:
             self._at_exit.detach()
 
     def step(self) -> bool:
-        """Relays one message, or takes notice of something; false when it is over."""
-        if self._over:
-            self._clean_up()
+        """Relay one message, or see to something else; return False when the relay is over."""
+        if self._is_over:
+            self._inbox.disconnect()
             return False
-        if self._told[0] != self._epoch:
-            self._regroup()
+        if self._place.epoch != self._epoch:
+            self._make_ready()
+            return True
+        if not self._inbox.is_connected:
+            self._rejoin()
             return True
         try:
-            whole = self._receive()
-            if whole is not None:
-                self._take(*whole)
+            message = self._receive()
+            if message is not None:
+                self._deliver(message)
         except Exception as error:
-            if not self._over:
-                self._end(self._failure(error), True)
+            if not self._is_over:
+                self._fail(self._failure_of(error), tell_source=True)
         return True
 
-    def _receive(self) -> tuple[int, list[memoryview], int, int] | None:
-        """The next message: kind, frames, number, bytes. None: something has happened instead."""
-        first = self._estimate.next
-        self._provide(first)
-        if not self._fill(0, first):
+    def _receive(self) -> Message | None:
+        """Receive a message; None: something else has come up."""
+        self._is_receiving = True
+        try:
+            return self._inbox.receive(self._is_interrupted)
+        except RuntimeError as error:
+            self._is_receiving = False
+            self._wait_for_cause(error)
             return None
-        kind, count, seq, total = _envelope.read_header(self._memory.data)
-        if total > first:
-            self._provide(total, keep=first)
-            if not self._fill(first, total):
-                return None
-        self._estimate.add(total)
-        self._bytes += max(first, total)
-        frames = _envelope.unpack(self._memory.data, count, total)
-        return kind, frames, seq, total
+        finally:
+            self._is_receiving = False
 
-    def _take(self, kind: int, frames: list[memoryview], seq: int, total: int) -> None:
+    def _deliver(self, message: Message) -> None:
+        seq = message.seq
         if seq <= self._taken:
             return  # sent again, because another leader had not got it
-        if kind == _envelope.CLOSE:
-            with self._news:  # before the source is told so: it ends the connection then
-                self._over = True
+        if message.kind == CLOSE:
+            with self._changed:  # before the source is told so: it ends the connection then
+                self._is_over = True
             self._writer.close()
-            self._tell({"ack": seq, "closed": True})
-            self._finish()
+            self._send({"ack": seq, "closed": True})
+            self._send_eof()
             return
         if seq != self._taken + 1:
             raise RuntimeError(f"message {seq} has come, {self._taken + 1} is missing")
+        if message.kind == HEARTBEAT:
+            self._taken = seq
+            self._acknowledge()
+            return
         try:
-            self._writer.publish(frames)
+            self._writer.publish(message.frames)
         except Closed:
-            if not self._over:
+            if not self._is_over:
                 self._leave()
             return
         self._taken = seq
         self._messages += 1
-        self._unacked_bytes += total
-        if seq - self._acked >= ACK_MESSAGES or self._unacked_bytes >= ACK_BYTES:
-            self._ack()
+        self._unacknowledged_bytes += message.nbytes
+        is_much = self._unacknowledged_bytes >= ACK_BYTES
+        if is_much or seq - self._acknowledged >= ACK_MESSAGES:
+            self._acknowledge()
 
-    def _ack(self, **more: Any) -> None:
-        self._acked, self._unacked_bytes = self._taken, 0
-        self._tell({"ack": self._taken, **more})
+    def _acknowledge(self, **more: Any) -> None:
+        self._acknowledged, self._unacknowledged_bytes = self._taken, 0
+        self._send({"ack": self._taken, **more})
 
-    def _provide(self, size: int, keep: int = 0) -> None:
-        """Makes the buffer large enough; it keeps its first `keep` bytes."""
-        if self._memory.nbytes < size:
-            old = self._memory
-            self._memory = np.empty(max(size, 2 * old.nbytes), np.uint8)
-            self._memory[:keep] = old[:keep]
-            self._tensor = torch.from_numpy(self._memory)
+    def _is_interrupted(self) -> bool:
+        return self._is_over or self._place.epoch != self._epoch
 
-    def _fill(self, start: int, end: int) -> bool:
-        """Receives into the buffer. False: it was given up for something that has happened."""
-        group = self._group
-        assert group is not None  # noqa: S101 (join() and _regroup() come first)
-        try:
-            work = group.broadcast(self._tensor[start:end])
-            while not group.wait(work):
-                if self._has_news():
-                    # gloo may still write there: it keeps the memory, this relay gets another.
-                    self._clean_up()
-                    self._memory = np.empty(_FIRST_BUFFER, np.uint8)
-                    self._tensor = torch.from_numpy(self._memory)
-                    return False
-        except RuntimeError as error:
-            self._clean_up()
-            self._await_news(error)
-            return False
-        return True
-
-    def _has_news(self) -> bool:
-        return self._over or self._told[0] != self._epoch
-
-    def _await_news(self, error: RuntimeError) -> None:
-        """Gloo has failed: the control connection soon tells why."""
-        seconds = _control.KEEPALIVE.seconds + 2
-        with self._news:
-            known = self._news.wait_for(self._has_news, seconds)
-        if not known:
+    def _wait_for_cause(self, error: RuntimeError) -> None:
+        """Wait after an error of gloo: the control connection soon tells why."""
+        seconds = control.KEEPALIVE.seconds + 2
+        with self._changed:
+            is_known = self._changed.wait_for(self._is_interrupted, seconds)
+        if not is_known:
             text = f"{self._source_node} can't be reached through gloo any more: {error}"
-            self._end(Verdict("NodeLost", text, node=self._source_node.index), True)
+            failure = Failure("NodeLost", text, node=self._source_node.index)
+            self._fail(failure, tell_source=True)
 
-    def _regroup(self) -> None:
-        """The source goes on with fewer nodes, in a new group."""
-        epoch, rank, size = self._told
-        self._clean_up()
-        self._ack(at=epoch)
+    def _make_ready(self) -> None:
+        """Leave the group for the next one: the source goes on with fewer nodes."""
+        epoch = self._place.epoch
+        self._inbox.disconnect()
         self._epoch = epoch
-        self._estimate.restart()
-        try:
-            self._group = RelayGroup(f"{self._key}/{epoch}", rank, size)
-        except RuntimeError as error:
-            self._await_news(error)
+        self._acknowledge(at=epoch)
 
-    def _clean_up(self) -> None:
-        group, self._group = self._group, None
-        if group is not None:
-            group.bury()
+    def _rejoin(self) -> None:
+        """Make the group of this epoch, once all others are ready for it.
+
+        (Before that, one of them may leave, and gloo would wait for it.)
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._is_interrupted() or self._connect_epoch == self._epoch
+            )
+            place = self._place
+        if self._is_interrupted():
+            return
+        try:
+            self._inbox.connect(*place)
+        except RuntimeError as error:
+            self._wait_for_cause(error)
 
     # What ends it, in whichever thread.
 
-    def _failure(self, error: Exception) -> Verdict:
+    def _failure_of(self, error: Exception) -> Failure:
         if isinstance(error, ShmcastError):
-            return Verdict.of(error, self._label)
-        return Verdict("Closed", f"{self._name} can't relay any more: {error!r}")
+            return Failure.of(error, self._label)
+        return Failure("Closed", f"{self._name} can't relay any more: {error!r}")
 
-    def _look(self) -> None:
-        """Somebody of this node has died (called by the sentry)."""
+    def _on_death(self) -> None:
+        """End the relay if somebody has died; called in the thread of the ring's watch."""
         try:
             self._writer.check_peers()
         except PeerDied as error:
-            self._end(Verdict.of(error, self._label), True)
+            self._fail(Failure.of(error, self._label), tell_source=True)
 
     def _leave(self) -> None:
-        """All readers of this node have closed."""
-        with self._news:
-            self._over = True
-            self._news.notify_all()
+        """Leave the group: all readers of this node have closed."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
         self._writer.close()
-        self._tell({"left": True})
-        self._finish()
+        self._send({"left": True})
+        self._send_eof()
 
-    def _end(self, verdict: Verdict, tell: bool) -> None:
-        with self._news:
-            if self._over:
+    def _fail(self, failure: Failure, tell_source: bool) -> None:
+        """End the node's ring, and tell its readers why."""
+        with self._changed:
+            if self._is_over:
                 return
-            self._over = True
-            self._news.notify_all()
-        self._words.write(verdict)
+            self._is_over = True
+            self._changed.notify_all()
+        self._page.write(failure)
         self._writer.close()
-        if tell:
-            self._tell({"verdict": verdict.plain()})
-        self._finish()
+        if tell_source:
+            self._send({"failure": failure.plain()})
+        self._send_eof()
 
-    def _finish(self) -> None:
+    def _send_eof(self) -> None:
         if self._link is not None:
-            self._link.finish()
+            self._link.send_eof()
 
-    def _tell(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any]) -> None:
         if self._link is not None:
             self._link.send(message)
 
-    # What the control connection says.
+    # What the control connection says, in the control thread.
 
-    def _hear(self, message: dict[str, Any]) -> None:
-        if "verdict" in message:
-            self._end(Verdict(**message["verdict"]), False)
+    def _on_message(self, message: dict[str, Any]) -> None:
+        if "failure" in message:
+            self._fail(Failure(**message["failure"]), tell_source=False)
         elif "ask" in message:
-            self._tell({"ack": self._taken, "answer": message["ask"]})
+            self._send({"ack": self._taken, "answer": message["ask"]})
+        elif "probe" in message:
+            self._send({"ack": self._taken, "receiving": self._is_receiving})
         elif "regroup" in message:
-            with self._news:
-                self._told = (message["regroup"], message["rank"], message["size"])
-                self._news.notify_all()
+            with self._changed:
+                self._place = _Place(message["regroup"], message["rank"], message["size"])
+                self._changed.notify_all()
+        elif "connect" in message:
+            with self._changed:
+                self._connect_epoch = message["connect"]
+                self._changed.notify_all()
 
-    def _lost_source(self, error: OSError | None) -> None:
-        if self._over:
+    def _on_end(self, error: OSError | None) -> None:
+        if self._is_over:
             return
         if error is None:
             who = f"{self._source} (pid {self._source_pid}), the source"
-            verdict = Verdict(
-                "PeerDied", f"{who}, has died, or ended without close()", self._source,
-                self._source_pid,
-            )  # fmt: skip
+            text = f"{who}, has died, or ended without close()"
+            failure = Failure("PeerDied", text, self._source, self._source_pid)
         else:
-            verdict = Verdict(
+            failure = Failure(
                 "NodeLost",
                 f"{self._source_node}, with the source {self._source}, can't be reached from "
                 f"{self._name} any more: {error}",
                 node=self._source_node.index,
             )
-        self._end(verdict, False)
+        self._fail(failure, tell_source=False)
 
     def leave_at_exit(self) -> None:
-        """The interpreter exits: who still receives from this process is told.
+        """Tell at the interpreter's exit who receives through this process no more.
 
         Its thread must end before the interpreter does, which would throw it out of C++.
         """
         if os.getpid() != self._pid:
             return  # a fork's: all of it is its parent's
-        if not self._over:
+        if not self._is_over:
             cut_off = len(self._writer.present_readers())
-            self._tell({"left": True, "cut_off": cut_off})
+            self._send({"left": True, "cut_off": cut_off})
             ended = f"{self._name}, which relays to this node, has ended before the source"
-            self._end(Verdict("Closed", ended), False)
+            self._fail(Failure("Closed", ended), tell_source=False)
         if self.thread is not None:
             self.thread.join(_EXIT_SECONDS)
 
@@ -352,4 +351,4 @@ _registered: list[Callable[[], object]] = []
 def _leave_all() -> None:
     for relay in [*_open]:
         relay.leave_at_exit()
-    keep_for_ever()
+    leak_at_exit()

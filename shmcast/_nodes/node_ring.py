@@ -8,21 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from shmcast._codecs.base import Frame
+from shmcast._endpoints.arguments import check_timeout
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._endpoints.handle import Handle
+from shmcast._endpoints.loans import OrdinaryMemory
 from shmcast._host.epoll_thread import epoll_thread
-from shmcast._nodes.failure import LastWords
-from shmcast.errors import ShmcastError
+from shmcast._nodes.failure import FailurePage
+from shmcast.errors import Forked, MessageTooLarge, PeerDied, ShmcastError
+
+# A ring's limits, as in the core's layout.
+_MAX_FRAMES = 2**23 - 1
+_MAX_BYTES = 2**40 - 1
+_ENTRY_BYTES = 8
 
 _THREAD = "shmcast-deaths"
 
 
 class NodeWriter(FrameWriter):
-    """A writer that tells of deaths when they happen."""
+    """A writer that reports deaths when they happen."""
 
     _alarm_fd = -1
 
@@ -47,33 +55,101 @@ class NodeWriter(FrameWriter):
             os.close(fd)
 
 
+class NoRing(OrdinaryMemory):
+    """Stands in for a `NodeWriter` on a node where nobody reads.
+
+    Args:
+        label: how errors name the source.
+    """
+
+    handle: None = None
+
+    def __init__(self, label: str) -> None:
+        self.label: str = label
+        """How errors name this end."""
+        self._pid = os.getpid()
+
+    def publish(self, frames: Sequence[Frame], timeout: float | None = None) -> None:
+        """Check what a ring would check, and do nothing.
+
+        Raises:
+            InvalidArgument: `timeout` is neither None nor a number of seconds.
+            MessageTooLarge: the rings of other nodes would refuse it, with nobody there to tell.
+            Forked: this process was forked from the source's.
+        """
+        check_timeout(timeout, self.label)
+        nbytes = _ENTRY_BYTES * len(frames) + sum(memoryview(frame).nbytes for frame in frames)
+        if len(frames) > _MAX_FRAMES or nbytes > _MAX_BYTES:
+            raise MessageTooLarge(
+                f"{self.label}: a message of {len(frames)} frames and {nbytes} bytes is over the "
+                f"limit of {_MAX_FRAMES} frames and {_MAX_BYTES} bytes; send it in parts"
+            )
+        if os.getpid() != self._pid:
+            raise Forked(
+                f"{self.label}: send in a process forked from the one that made this endpoint; "
+                "start processes with spawn"
+            )
+
+    def warm(self, _warmup: Callable[[], None] | None = None) -> None:
+        """Do nothing: no cache needs it."""
+
+    def interrupt(self) -> None:
+        """Do nothing: nothing waits."""
+
+    def forget_views(self) -> None:
+        """Do nothing: nothing is lent."""
+
+    def begin_tensor_set(self) -> None:
+        """Do nothing: nobody looks."""
+
+    def tensor_sets(self) -> list[int]:
+        """Return no member's."""
+        return []
+
+    def check_peers(self) -> None:
+        """Do nothing: there are no peers."""
+
+    def dropped(self) -> dict[int, PeerDied]:
+        """Return nothing: there is nobody to die."""
+        return {}
+
+    def call_on_death(self, _on_death: Callable[[], None]) -> None:
+        """Do nothing: there is nobody to die."""
+
+    def call_no_more(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 class NodeReader(FrameReader):
     """A reader that knows what lies behind its ring's writer.
 
     Args:
         handle: see `FrameReader`; so for what is not named here.
         index: see `FrameReader`.
-        words: why the ring is closed, if it is.
-        waits_for: on whom `consume` waits, for its time-out's message.
+        page: where to read why the ring is closed.
+        waits_for: whom `consume` waits for, named in its time-out's message.
     """
 
     def __init__(
-        self, handle: Handle, index: int, words: LastWords, waits_for: str, **options: Any
+        self, handle: Handle, index: int, page: FailurePage, waits_for: str, **options: Any
     ) -> None:
         super().__init__(handle, index, **options)
-        self._words = words
+        self._page = page
         self._waits_for = waits_for
 
     def check_peers(self) -> None:
         """Look whether a peer has died, or another node has ended this one's ring."""
         super().check_peers()
-        verdict = self._words.read()
-        if verdict is not None:
-            raise verdict.error(self.label)
+        failure = self._page.read()
+        if failure is not None:
+            raise failure.error(self.label)
 
     def _end_error(self, what: str) -> ShmcastError:
-        verdict = self._words.read()
-        return verdict.error(what) if verdict is not None else super()._end_error(what)
+        failure = self._page.read()
+        return failure.error(what) if failure is not None else super()._end_error(what)
 
     def _blocked_on(self) -> str:
         return f": nothing came from {self._waits_for}"

@@ -1,34 +1,40 @@
 """Who shares a node with whom, by test: ranks that can reach one another's shared memory.
 
-Host names are not asked: two hosts may have one name, and containers of one host with a /dev/shm
-of their own are nodes of their own.
+Host names don't count: two hosts may have the same name, and a container with a /dev/shm of its own
+is a node of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from shmcast._host import shared_memory as segment
-from shmcast.errors import SegmentError
+from shmcast._host import shared_memory
+from shmcast.errors import SegmentMismatch, SegmentNotFound, ShmcastWarning
 
 _NONCE_BYTES = 16
 
 
 @dataclass(frozen=True)
 class Node:
-    """Ranks that share memory."""
+    """Ranks that share memory.
+
+    Attributes:
+        index: its place in `Topology.nodes`.
+        host: its leader's host name: for people to read, nothing depends on it.
+        leader: the global rank that gets the messages for this node; on the source's node, the
+            source.
+        ranks: global ranks, in the order of the group.
+    """
 
     index: int
-    """Its place in `Topology.nodes`."""
     host: str
-    """Its leader's host name: for people to read, nothing depends on it."""
     leader: int
-    """The global rank that gets the messages for this node; on the source's node, the source."""
     ranks: tuple[int, ...]
-    """Global ranks, in the order of the group."""
 
     def __str__(self) -> str:
         return f"node {self.index} ({self.host})"
@@ -36,12 +42,16 @@ class Node:
 
 @dataclass(frozen=True)
 class Topology:
-    """The nodes of a process group, in the order of their first ranks; the same on every rank."""
+    """Which ranks of a process group share memory; the same on every rank.
+
+    Attributes:
+        nodes: in the order of their first ranks.
+    """
 
     nodes: tuple[Node, ...]
 
     def node_of(self, rank: int) -> Node:
-        """The node of a global rank.
+        """Return the node of a global rank.
 
         Raises:
             KeyError: it is not in the group.
@@ -52,14 +62,14 @@ class Topology:
         raise KeyError(rank)
 
     def name(self, rank: int) -> str:
-        """How errors name a global rank."""
+        """Return how errors name a global rank."""
         return f"rank {rank} on {self.node_of(rank)}"
 
     @classmethod
     def of(
         cls, ranks: Sequence[int], firsts: Sequence[int], hosts: Sequence[str], group_src: int
     ) -> Topology:
-        """From what `first_reached` has found on every rank.
+        """Make a topology of what `look` has found on every rank.
 
         Args:
             ranks: the group's global ranks.
@@ -81,11 +91,23 @@ class Topology:
 
 @dataclass(frozen=True)
 class Card:
-    """By what other ranks find this one's probe."""
+    """Lets other ranks find this one's probe."""
 
     name: str
     nonce: bytes
     host: str
+    machine: str
+    """The same for all that run under one kernel, whatever their containers; "": not known."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Whom a rank can share memory with."""
+
+    first: int
+    """The lowest rank in the group whose probe it reaches; at most its own."""
+    obstacle: tuple[int, str] | None
+    """A lower rank on its machine whose probe it can't reach, and why; None: there is none."""
 
 
 class Probe:
@@ -96,33 +118,97 @@ class Probe:
     """
 
     def __init__(self) -> None:
-        name, memory, fd = segment.create(_NONCE_BYTES)
+        name, memory, fd = shared_memory.create(_NONCE_BYTES)
         os.close(fd)
         self._memory = memory
-        self.card = Card(name, os.urandom(_NONCE_BYTES), host_name())
+        self.card = Card(name, os.urandom(_NONCE_BYTES), host_name(), machine_id())
         """What to tell the others."""
         memory[:] = self.card.nonce
 
     def close(self) -> None:
-        """Removes it. Once all ranks have looked."""
+        """Remove it, once all ranks have looked."""
         self._memory.close()
-        segment.unlink(self.card.name)
+        shared_memory.unlink(self.card.name)
 
 
 def host_name() -> str:
-    """This host's, as people know it."""
+    """Return this host's name, as people know it."""
     return os.uname().nodename
 
 
-def first_reached(cards: Sequence[Card], me: int) -> int:
-    """The lowest rank in the group whose probe can be reached from here; at the latest `me`."""
-    return next((rank for rank in range(me) if reaches(cards[rank])), me)
+def machine_id() -> str:
+    """Return what this kernel calls the time since it was started; "" where it is hidden."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return ""
 
 
-def reaches(card: Card) -> bool:
-    """Whether this process can attach the probe, and it is the one that is meant."""
-    with contextlib.suppress(SegmentError):
-        memory = segment.attach(card.name, _NONCE_BYTES)
-        with contextlib.closing(memory):
-            return memory[:] == card.nonce
-    return False
+def look(cards: Sequence[Card], me: int) -> View:
+    """Try to reach the probes of the ranks below `me`, a rank in the group.
+
+    Raises:
+        OSError: it could not be tried.
+    """
+    obstacle: tuple[int, str] | None = None
+    for rank, card in enumerate(cards[:me]):
+        why = obstacle_to(card)
+        if why is None:
+            return View(rank, obstacle)
+        if obstacle is None and card.machine and card.machine == cards[me].machine:
+            obstacle = (rank, why)
+    return View(me, obstacle)
+
+
+def obstacle_to(card: Card) -> str | None:
+    """Return why this process can't attach the probe that is meant; None: it can.
+
+    Raises:
+        OSError: it could not be tried, for want of descriptors, say.
+    """
+    try:
+        memory = shared_memory.attach(card.name, _NONCE_BYTES)
+    except (SegmentNotFound, SegmentMismatch) as error:
+        return str(error)
+    with contextlib.closing(memory):
+        return None if memory[:] == card.nonce else f"{card.name} is another segment here"
+
+
+def isolation(cards: Sequence[Card], views: Sequence[View], name_of: Callable[[int], str]) -> str:
+    """Describe what keeps ranks of one machine from sharing memory; "": nothing does.
+
+    Args:
+        cards: of all ranks.
+        views: of all ranks.
+        name_of: how to name a rank in the group.
+    """
+    said = []
+    for rank, view in enumerate(views):
+        # (Whose first rank it is not has an obstacle in common with that one.)
+        if view.obstacle is not None and view.first == rank:
+            other, why = view.obstacle
+            said.append(
+                f"{name_of(rank)} on host {cards[rank].host} can't attach the segment of "
+                f"{name_of(other)} on host {cards[other].host}: {why}"
+            )
+    return "; ".join(said)
+
+
+def warn_of_isolation(label: str, topology: Topology, why: str) -> None:
+    """Warn that ranks of one machine are of different nodes.
+
+    Args:
+        label: how warnings name this rank.
+        topology: the group's.
+        why: as `isolation` describes it.
+    """
+    nodes = "; ".join(
+        f"{n}: rank{'s' if len(n.ranks) > 1 else ''} {', '.join(map(str, n.ranks))}"
+        for n in topology.nodes
+    )
+    warnings.warn(
+        f"{label}: ranks of one machine can't share memory, so that messages between them go over "
+        f"the network, 15 to 30 times slower ({nodes}): {why}. Let their containers "
+        "share one /dev/shm, and run them as one user",
+        ShmcastWarning,
+        stacklevel=3,  # the caller of the broadcaster
+    )

@@ -23,6 +23,7 @@ from scheduler import Request, SamplingParams
 from tests.support.failing_ranks import raises_on_rank_1, rank_0_ends
 from tests.support.terminal import rendered
 from tiny_gpt import TensorParallel, TinyGPT, continue_alone
+from tp_generate import keep_silent
 
 GREEDY = Request("greedy", [*b"Once upon a time"], SamplingParams(6))
 SAMPLED = Request("sampled", [*b"Rain"], SamplingParams(6, temperature=0.8, top_k=40, seed=1))
@@ -58,7 +59,7 @@ def test_tokens_made_one_by_one_are_those_that_are_expected_of_all_at_once(
 ) -> None:
     tokens = grown(model, request_)
     assert len(tokens) == 6
-    rank.check_tokens([request_], [a_pass({request_.req_id: tokens})], seed=0)
+    rank.check_tokens([request_], [a_pass({request_.req_id: tokens})], 0, keep_silent)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_a_wrong_token_is_found_and_its_place_named(
     tokens = grown(model, SAMPLED)
     right, wrong = a_pass({"sampled": tokens}), a_pass({"sampled": change(tokens)}, "gloo")
     with pytest.raises(ValueError, match=rf"sampled, broadcast with gloo, .* token {place}: got"):
-        rank.check_tokens([SAMPLED], [right, wrong], seed=0)
+        rank.check_tokens([SAMPLED], [right, wrong], 0, keep_silent)
 
 
 def test_its_table_fits_a_terminal() -> None:
@@ -87,6 +88,21 @@ def test_its_table_fits_a_terminal() -> None:
     lines = rendered(passes.summarize(slow, ranks=4))
     assert sum(line.startswith("shmcast  ") for line in lines) == 1
     assert sum(line.startswith("gloo  ") for line in lines) == 1
+    assert not any(line.startswith("tokens/s:") for line in lines)
+
+
+def test_a_difference_in_tokens_per_second_is_put_beside_the_noise() -> None:
+    outputs = {"request-1": [1, 2, 3]}
+    measured = [
+        dataclasses.replace(a_pass(outputs, transport), seconds=seconds)
+        for transport, seconds in (("shmcast", 0.1), ("gloo", 0.2), ("shmcast", 0.125))
+    ]
+    lines = rendered(passes.summarize(measured, ranks=2))
+    # 30 and 24 tokens/s, of which 27 is the median
+    told = "tokens/s: computation but for the share; passes of one transport differ by 22%"
+    assert told in lines
+    (heads,) = (line.split() for line in lines if line.startswith("transport"))
+    assert heads[1:] == ["p50", "p99", "call", "p50", "the", "time", "p50", "tokens/s"]
 
 
 def test_a_prompt_that_is_too_long_is_named(tmp_path: Path) -> None:
@@ -108,14 +124,15 @@ def test_it_says_what_it_does_and_generates_the_same_by_both_transports(tmp_path
     )
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
-    assert lines[:7] == [
+    assert lines[:8] == [
         "importing torch ...",
         "2 ranks meet ...",
-        "generating with shmcast, pass that warms up ...",
         "generating with gloo, pass that warms up ...",
+        "generating with shmcast, pass that warms up ...",
         "generating with shmcast, pass 1 of 1 ...",
         "generating with gloo, pass 1 of 1 ...",
-        "checking every token against the unsharded model ...",
+        "checking tokens with the unsharded model, 1 of 4 ...",
+        "checking tokens with the unsharded model, 3 of 4 ...",
     ]
     assert "tokens equal the unsharded model's, each of them (checked)" in lines
     assert all(len(line) <= 80 for line in lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -19,8 +20,8 @@ import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.run import crew, harness, intervals, launchers, measure, smoke, suites
-from bench.run.case import BURST, PATTERNS, Case
+from bench.run import crew, harness, intervals, launchers, measure, neighbours, smoke, suites
+from bench.run.case import BURST, NEIGHBOURS, PATTERNS, Case
 from bench.run.crew import Crew
 from bench.run.harness import Harness
 from bench.run.measure import Done, Turn
@@ -308,3 +309,21 @@ def test_the_committed_bounds_are_of_transports_that_every_checkout_has() -> Non
         for name in (bound.transport, bound.peer):
             assert set(registry.peer(name).modules) <= {"torch", "msgspec"}
         assert bound.at_most > 0
+
+
+# Neighbours
+
+
+@pytest.mark.parametrize("name", ["", *NEIGHBOURS])
+def test_a_neighbour_is_there_and_gone(name: str) -> None:
+    before = multiprocessing.active_children()
+    with neighbours.beside(name):
+        there = [each for each in multiprocessing.active_children() if each not in before]
+        assert all(each.is_alive() for each in there)
+        assert len(there) == {"": 0, "two idle pairs": 2}.get(name, 1)
+    assert not any(each.is_alive() for each in there)
+
+
+def test_a_neighbour_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="neighbour 'a loud one' is none of two idle pairs"):
+        Case("49 B", beside="a loud one")

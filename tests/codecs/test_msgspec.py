@@ -112,7 +112,7 @@ def take_apart(whole: Everything) -> tuple[list[Any], list[Array]]:
     return [*values, maybe is None, {name: len(some) for name, some in named.items()}], found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(everything)
 def test_objects_of_many_fields_arrive_equal(sent: Everything) -> None:
     (values, found), (got_values, got_found) = map(
@@ -143,7 +143,9 @@ def check_same_array(got: Any, sent: Array) -> None:
     assert type(got) is np.ndarray
     assert (got.dtype, got.shape) == (sent.dtype, sent.shape)
     assert got.tobytes() == sent.tobytes()
-    assert got.flags.writeable
+    is_contiguous = sent.flags.c_contiguous or sent.flags.f_contiguous
+    is_exported = is_contiguous and sent.dtype.kind not in "mM"  # (else pickle makes a new array)
+    assert got.flags.writeable == (sent.flags.writeable or not is_exported)
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 10_000])
@@ -174,7 +176,9 @@ def test_arrays_of_every_dtype_and_layout_arrive_owned_and_writable(
     got, sizes = transfer([array], list[np.ndarray])
     check_same_array(got[0], array)
     assert got[0].flags.f_contiguous or not array.flags.f_contiguous
-    assert sizes[1:] == ([array.nbytes] if array.nbytes >= OUT_OF_BAND_BYTES else [])
+    is_broadcast = array.ndim == 2 and not array.strides[0]
+    nbytes = array[0].nbytes if is_broadcast else array.nbytes  # the elements, once
+    assert sizes[1:] == ([nbytes] if nbytes >= OUT_OF_BAND_BYTES else [])
 
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
@@ -186,7 +190,7 @@ def test_tensors_of_every_dtype_and_layout_arrive(dtype: torch.dtype, layout: st
     (got, none), sizes = transfer((sent, None), tuple[torch.Tensor | None, torch.Tensor | None])
     assert none is None
     assert describe(got) == describe(sent)
-    nbytes = sent.numel() * dtype.itemsize
+    nbytes = (sent[:1] if layout == "expanded" else sent).numel() * dtype.itemsize  # sent once
     assert sizes[1:] == ([nbytes] if nbytes >= OUT_OF_BAND_BYTES else [])
 
 

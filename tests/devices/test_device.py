@@ -122,7 +122,6 @@ def broadcast_plans(rank: int, plans: list[Any], with_out: bool) -> list[Any]:
 
 @settings(
     max_examples=25,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(plans=st.lists(plans, min_size=1, max_size=5), with_out=st.booleans())

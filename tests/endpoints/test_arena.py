@@ -180,7 +180,7 @@ def play(steps: list[int], writer: Writer, reader: Reader) -> None:
         one.check()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(steps=steps)
 def test_views_never_overlap_never_change_and_leave_one_free_extent(steps: list[int]) -> None:
     with Writer(1, arena_bytes=ARENA) as writer, Reader(writer.handle, 0) as reader:

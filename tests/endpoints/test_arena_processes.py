@@ -19,12 +19,12 @@ import pytest
 
 import shmcast
 from shmcast import Reader, Writer
-from shmcast._host import shared_memory as segment
+from shmcast._host import shared_memory
 from tests.support import arena_roles
 from tests.support.arena import address, check_whole, is_free
 from tests.support.arena_roles import ARENA, LARGE, MIB, SECONDS, RawCodec, filled
 from tests.support.processes import Crew, results
-from tests.support.subprocess_programs import run_to_its_end, wait_until
+from tests.support.subprocess_programs import TorchPrograms, wait_until
 
 
 def has_said(writer: Writer, index: int, times: int = 1) -> Callable[[], bool]:
@@ -230,8 +230,8 @@ EXIT_AFTER_CLOSE = EXIT.replace("print(", "reader.close(); writer.close(); del w
         pytest.param(EXIT_AFTER_CLOSE, id="exit with views of closed endpoints is clean"),
     ],
 )
-def test_program(program: str) -> None:
-    ran = run_to_its_end(program)
+def test_program(torch_programs: TorchPrograms, program: str) -> None:
+    ran = torch_programs.run_to_its_end(program)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "done\n", "")
 
 
@@ -258,6 +258,7 @@ def test_both_names_are_gone_when_all_have_attached() -> None:
 
 
 @pytest.mark.parametrize("end", ["close", "collect"])
+@pytest.mark.usefixtures("no_gc")  # which closes what other tests have left
 def test_both_names_are_gone_when_the_writer_is(end: str) -> None:
     writer = Writer(2, arena_bytes=ARENA)
     paths = names(writer)
@@ -270,13 +271,14 @@ def test_both_names_are_gone_when_the_writer_is(end: str) -> None:
     assert len([*Path("/proc/self/fd").iterdir()]) < files
 
 
+@pytest.mark.usefixtures("no_gc")  # which closes what other tests have left
 def test_a_writer_that_cannot_be_made_leaves_no_arena(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_size: int) -> NoReturn:
         raise shmcast.SharedMemoryFull("full")
 
     Writer(1).close()  # opens what stays open
     files = len([*Path("/proc/self/fd").iterdir()])
-    monkeypatch.setattr(segment, "create", fail)
+    monkeypatch.setattr(shared_memory, "create", fail)
     with pytest.raises(shmcast.SharedMemoryFull):
         Writer(1, arena_bytes=ARENA)
     assert len([*Path("/proc/self/fd").iterdir()]) == files

@@ -169,12 +169,13 @@ def test_who_cannot_be_watched_is_told_at_set_up(
             fill(writer, 0.2)
 
 
+@pytest.mark.usefixtures("no_gc")  # which closes what other tests have left
 def test_watching_leaves_no_descriptor_behind(crew: Crew) -> None:
     def open_files() -> int:
         return len([*Path("/proc/self/fd").iterdir()])
 
     for turn in range(4):
-        if turn == 1:  # the census keeps one, and the crew, of whom this may be the first use
+        if turn == 1:  # the watch and the crew, of which this may be the first use, keep some
             before = open_files()
         with Writer(2) as writer, Reader(writer.handle, 1):
             job = crew.workers[0].start(leave_in_order, 0, writer.handle)
@@ -187,23 +188,23 @@ def test_watching_leaves_no_descriptor_behind(crew: Crew) -> None:
 def test_a_long_wait_is_told_with_what_the_peers_do(
     crew: Crew, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "shmcast")
+    caplog.set_level(logging.DEBUG, "shmcast")
     with Writer(2, slots=2, warn_after=0.05) as writer:
         job = crew.workers[0].start(attach_only, 0, writer.handle)
         wait_until(lambda: writer._end._ring.attached() == 1)
         with pytest.raises(shmcast.Timeout):
-            writer.wait_ready(0.5)
+            writer.wait_ready(0.2)
         assert "writer: wait_ready has waited" in caplog.text
         assert "reader 1, not attached" in caplog.text
         with Reader(writer.handle, 1, warn_after=0.05) as reader:
             caplog.clear()
             with pytest.raises(shmcast.Timeout):
-                reader.recv(0.5)
+                reader.recv(0.2)
             assert "reader 1: recv has waited" in caplog.text
             assert f"writer, pid {os.getpid()}: running" in caplog.text
             caplog.clear()
             with pytest.raises(shmcast.Timeout):
-                fill(writer, 0.5)
+                fill(writer, 0.2)
             pid = job.worker.pid
             assert f"reader 0, pid {pid}, 2 fragments behind: sleeping" in caplog.text
             assert caplog.text.count("send has waited") < 6  # ever rarer
@@ -214,3 +215,32 @@ def test_a_long_wait_is_told_with_what_the_peers_do(
 def test_a_time_to_warn_after_that_is_none_is_refused(warn_after: float) -> None:
     with pytest.raises(shmcast.InvalidArgument, match=f"warn_after={warn_after}"):
         Writer(1, warn_after=warn_after)
+
+
+def test_a_reader_without_a_message_blames_whom_its_writer_waits_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with (
+        Writer(2, slots=2) as writer,
+        Reader(writer.handle, 0),
+        Reader(writer.handle, 1, warn_after=0.05) as reader,
+    ):
+        with pytest.raises(shmcast.Timeout):
+            reader.recv(0.2)
+        assert not caplog.records  # the engine is idle
+        for k in range(2):
+            writer.send(k)
+            assert reader.recv() == k
+        with pytest.raises(shmcast.Timeout):
+            reader.recv(0.2)
+        goal = "recv has waited 0.1 s for a message, as writer waits for room"
+        assert goal in re.sub(r"0\.\d s", "0.1 s", caplog.text)
+        assert f"reader 0, pid {os.getpid()}, 2 fragments behind" in caplog.text
+
+
+def test_endpoints_say_what_they_are() -> None:
+    with Writer(1) as writer, Reader(writer.handle, 0) as reader:
+        name = writer.handle.name
+        assert repr(writer) == f"<shmcast.Writer 'writer': 1 reader, segment {name}>"
+        assert repr(reader) == f"<shmcast.Reader 'reader 0': 1 reader, segment {name}>"
+    assert repr(reader) == f"<shmcast.Reader 'reader 0': 1 reader, segment {name}, closed>"

@@ -69,9 +69,7 @@ frame_sizes = st.one_of(st.integers(0, 3 * SLOT), st.integers(0, 40 * SLOT))
 message_shapes = st.lists(st.lists(frame_sizes, max_size=5), min_size=1, max_size=30)
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shapes=message_shapes,
     readers=st.integers(1, 8),

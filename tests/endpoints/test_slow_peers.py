@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from shmcast import _core
 from shmcast._endpoints import slow_peers as _slowness
-from shmcast._endpoints.slow_peers import SlownessReport, SlowPeer
+from shmcast._endpoints.slow_peers import SlownessReport, SlowPeer, wait_of
 from shmcast._host.process import state_of
 from tests.support.subprocess_programs import BLOCKS, SPINS, hear, running, wait_until
 
@@ -199,6 +202,17 @@ def test_a_process_that_may_not_be_looked_at_breaks_no_report(
     assert "not in /proc" in caplog.text
 
 
+def test_a_time_limit_that_goes_off_in_a_report_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler of SIGALRM raises TimeoutError, which is an OSError, wherever the program is."""
+
+    def interrupt(_path: Path) -> bytes:
+        raise TimeoutError
+
+    monkeypatch.setattr(Path, "read_bytes", interrupt)
+    with pytest.raises(TimeoutError):
+        Wait(60, [SlowPeer("rank 1", os.getpid())]).until(60)
+
+
 def test_the_stack_of_a_peer_is_told_below_it(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,3 +241,115 @@ def test_all_stacks_of_a_report_together_take_less_than_a_second(
     Wait(60, [SlowPeer(f"rank {rank}", os.getpid()) for rank in range(1, 8)]).until(60)
     assert limits == pytest.approx([0.9, 0.4])
     assert "rank 7" in caplog.text
+
+
+# Who is to blame
+
+
+@dataclasses.dataclass
+class FakePeer:
+    """A member as the core shows it."""
+
+    index: int
+    behind: int = 0
+    state: str = "attached"
+
+
+def members(*behind: int) -> Sequence[_core.Peer]:
+    """Readers that are so far behind, and their writer."""
+    return cast("Sequence[_core.Peer]", [FakePeer(*pair) for pair in enumerate([*behind, 0])])
+
+
+def blamed(me: int, *behind: int) -> tuple[str, list[int], bool]:
+    wait = wait_of(me, members(*behind), 64, "rank 0")
+    return f"{wait.action} for {wait.goal}", [p.index for p, _ in wait.peers], wait.is_usual
+
+
+def test_a_reader_that_waits_for_a_writer_without_room_blames_who_leaves_none() -> None:
+    goal = "recv for a message, as rank 0 waits for room"
+    assert blamed(0, 0, 64, 3, 64) == (goal, [1, 3], False)
+
+
+def test_a_reader_that_waits_for_an_idle_writer_blames_nobody() -> None:
+    assert blamed(0, 0, 63, 3) == ("recv for a message", [3], True)
+    assert blamed(1, 5, 64) == ("recv for a message", [2], True)  # it is what the writer waits for
+
+
+def test_a_writer_blames_the_readers_that_are_behind_and_then_those_that_are_missing() -> None:
+    assert blamed(3, 2, 0, 1) == ("send for room", [0, 2], False)
+    peers = members(0, 0)
+    cast("FakePeer", peers[1]).state = "vacant"
+    wait = wait_of(2, peers, 64, "rank 0")
+    assert (wait.action, [p.index for p, _ in wait.peers]) == ("wait_ready", [1])
+
+
+def test_a_usual_wait_is_for_debugging_only(caplog: pytest.LogCaptureFixture) -> None:
+    report = SlownessReport("rank 1", 60)
+    report.look(60, True, "recv", "a message", [SlowPeer("rank 0", os.getpid())], is_usual=True)
+    report.end(61)
+    assert [record.levelname for record in caplog.records] == ["DEBUG"]
+
+
+def test_a_usual_wait_for_a_stopped_process_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with running(BLOCKS) as process:
+        process.send_signal(signal.SIGSTOP)
+        wait_until(is_in_state(process.pid, "stopped"))
+        report = SlownessReport("rank 1", 60)
+        peers = [SlowPeer("rank 0", process.pid)]
+        report.look(60, True, "recv", "a message", peers, is_usual=True)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_no_stacks_are_taken_for_a_message_that_nobody_reads(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stack_of(_pid: int, _timeout: float) -> str:
+        raise AssertionError("taken")
+
+    caplog.set_level(logging.WARNING, "shmcast")
+    monkeypatch.setattr(_slowness, "stack_of", stack_of)
+    report = SlownessReport("rank 1", 60)
+    report.look(60, True, "recv", "a message", [SlowPeer("rank 0", os.getpid())], is_usual=True)
+    assert not caplog.records
+
+
+def test_a_peer_that_makes_a_report_itself_is_shown_in_its_wait(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = """Thread 7 (active): "MainThread"
+    poll (selectors.py:415)
+    communicate (subprocess.py:2021)
+    run (subprocess.py:503)
+    stack_of (shmcast/_host/process.py:218)
+    look (shmcast/_endpoints/slow_peers.py:88)
+    report_slow (shmcast/_endpoints/peers.py:200)
+    consume (shmcast/_endpoints/frame_reader.py:99)
+    step (engine.py:8)
+Thread 8 (idle): "other"
+    wait (threading.py:320)
+"""
+    monkeypatch.setattr(_slowness, "stack_of", lambda _pid, _timeout: stack)
+    Wait(60, [SlowPeer("rank 1", os.getpid())]).until(60)
+    assert [line.strip() for line in caplog.messages[0].splitlines()[2:]] == [
+        'Thread 7 (active): "MainThread"',
+        "consume (shmcast/_endpoints/frame_reader.py:99)",
+        "step (engine.py:8)",
+        'Thread 8 (idle): "other"',
+        "wait (threading.py:320)",
+    ]
+
+
+def test_a_filter_that_raises_breaks_no_wait(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_record: logging.LogRecord) -> bool:
+        raise RuntimeError("a filter's fault")
+
+    log = logging.getLogger("shmcast")
+    log.addFilter(refuse)
+    try:
+        Wait(60).until(60)
+    finally:
+        log.removeFilter(refuse)
+    assert not caplog.records
+    assert "RuntimeError: a filter's fault" in capsys.readouterr().err

@@ -87,9 +87,14 @@ def alone(rank: int) -> tuple[Any, int]:
         assert bc.broadcast_object(marker) is marker
         bc.send(lambda: "need not even be picklable")
         bc.warm()
+        assert bc.thaw(bc.empty(3))
+        with pytest.raises(shmcast.InvalidArgument, match="a list is no array or tensor"):
+            bc.thaw([1, 2])  # type: ignore[arg-type]
         messages = bc.statistics().messages
     with pytest.raises(shmcast.Closed, match="after close"):
         bc.broadcast_object(1)
+    with pytest.raises(shmcast.Closed, match="after close"):
+        bc.warm()
     return (bc.is_src, bc.src, bc.group_size), messages
 
 
@@ -206,7 +211,7 @@ def slow_rank_is_named(rank: int) -> str:
 
 def test_the_rank_that_holds_the_source_up_is_named(world: Crew) -> None:
     error = world.run(4, slow_rank_is_named)[0]
-    assert "rank 0 (rank 0 of 4" in error
+    assert "rank 0 of 4" in error
     assert "rank 2 is 2 fragments behind" in error
 
 
@@ -233,7 +238,7 @@ def test_a_rank_that_is_killed_is_named_on_the_others(fresh: tuple[Crew, str], v
     pid = jobs[victim].worker.pid
     for rank in {0, 1, 2} - {victim}:
         error = jobs[rank].result()
-        assert error.startswith(f"rank {rank} (rank {rank} of 3 in ")
+        assert error.startswith(f"rank {rank} of 3: ")
         assert f": rank {victim} (pid {pid}) has died" in error
 
 

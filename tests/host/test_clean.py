@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import multiprocessing
 import os
@@ -19,10 +20,10 @@ from typing import Any, NoReturn
 
 import pytest
 
-from shmcast import Handle, Reader, Writer
-from shmcast._host import census
-from shmcast._host import shared_memory as segment
-from shmcast._host.shared_memory import Verdict
+from shmcast import Handle, HostError, Reader, ShmcastWarning, Writer, __main__
+from shmcast._endpoints.frame_end import FrameEnd
+from shmcast._host import shared_memory
+from shmcast._host.shared_memory import OwnerState
 from tests.support.processes import Crew
 
 SHM = Path("/dev/shm")
@@ -53,18 +54,18 @@ def map_and_die(fd: int, size: int) -> None:
 # Where a process is killed: what it was about to call, and what it calls instead.
 WRITER_DEATHS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "after shm_open": (os, "fchmod", die),
-    "in posix_fallocate": (segment, "_reserve", reserve_a_part),
-    "after posix_fallocate": (segment, "_reserve", reserve_and_die),
-    "before mapping": (segment, "_map", die),
-    "after mapping": (segment, "_map", map_and_die),
-    "when formatted": (census, "enter", die),
+    "in posix_fallocate": (shared_memory, "_reserve", reserve_a_part),
+    "after posix_fallocate": (shared_memory, "_reserve", reserve_and_die),
+    "before mapping": (shared_memory, "_map", die),
+    "after mapping": (shared_memory, "_map", map_and_die),
+    "when formatted": (FrameEnd, "_end_when_collected", die),
     "before readers attach": (Writer, "wait_ready", die),
 }
 READER_DEATHS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "after shm_open": (os, "fstat", die),
-    "after mapping": (segment, "_map", map_and_die),
-    "when seated": (census, "enter", die),
-    "before it removes the name": (segment, "unlink", die),
+    "after mapping": (shared_memory, "_map", map_and_die),
+    "when seated": (FrameEnd, "_end_when_collected", die),
+    "before it removes the name": (shared_memory, "unlink", die),
 }
 
 
@@ -113,6 +114,34 @@ def test_clean_removes_what_was_left_and_says_so() -> None:
     assert name not in run_clean()
 
 
+def test_what_can_not_be_removed_is_not_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    pid = run_until_killed(die_as_writer, "before readers attach")
+    with monkeypatch.context() as patched:
+
+        def refuse(_path: Path, missing_ok: bool = False) -> NoReturn:
+            raise PermissionError(errno.EPERM, "no")
+
+        patched.setattr(Path, "unlink", refuse)
+        with pytest.warns(ShmcastWarning, match="stays in /dev/shm: unlink"):
+            found = [f for f in shared_memory.clean() if f.pid == pid]
+    assert [f.owner for f in found] == [OwnerState.STAYS]
+    shared_memory.clean()
+    assert not left_by(pid)
+
+
+def test_clean_without_proc_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> NoReturn:
+        raise FileNotFoundError(errno.ENOENT, "none", "/proc/self/ns/pid")
+
+    with Writer(1):
+        monkeypatch.setattr(shared_memory, "pid_namespace", missing)
+        with pytest.raises(HostError, match=r"clean: /proc: .*mount -t proc"):
+            shared_memory.clean()
+        monkeypatch.setattr(sys, "argv", ["shmcast", "clean"])
+        with pytest.raises(SystemExit, match="mount -t proc"):
+            __main__.main()
+
+
 def run_clean(*options: str) -> str:
     return run_module("clean", *options)
 
@@ -154,7 +183,7 @@ def kill_at_random(_index: int, seed: int, rounds: int) -> list[str]:
         time.sleep(delay.random() * 0.004)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        segment.clean()
+        shared_memory.clean()
         if left := left_by(pid):
             return left
     return []
@@ -184,19 +213,19 @@ def make() -> Iterator[Callable[..., Path]]:
         path.unlink(missing_ok=True)
 
 
-def verdict_on(path: Path, dry_run: bool = False) -> Verdict | None:
+def owner_state(path: Path, dry_run: bool = False) -> OwnerState | None:
     """Return what `clean` says of that file; None if it does not care."""
-    verdicts = {found.name: found.verdict for found in segment.clean(dry_run)}
-    return verdicts.get(f"/{path.name}")
+    owners = {found.name: found.owner for found in shared_memory.clean(dry_run)}
+    return owners.get(f"/{path.name}")
 
 
 def test_a_process_that_has_the_pid_of_a_dead_owner_is_not_the_owner(
     make: Callable[..., Path],
 ) -> None:
     path = make(start=START - 1)
-    assert verdict_on(path, dry_run=True) is Verdict.DEAD
+    assert owner_state(path, dry_run=True) is OwnerState.DEAD
     assert path.exists()
-    assert verdict_on(path) is Verdict.DEAD
+    assert owner_state(path) is OwnerState.DEAD
     assert not path.exists()
 
 
@@ -205,14 +234,14 @@ def test_a_zombie_is_dead(make: Callable[..., Path]) -> None:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
         assert fields[0] == "Z"
-        assert verdict_on(make(pid=process.pid, start=int(fields[19]))) is Verdict.DEAD
+        assert owner_state(make(pid=process.pid, start=int(fields[19]))) is OwnerState.DEAD
 
 
 def test_what_a_living_process_owns_is_kept(make: Callable[..., Path]) -> None:
     path = make(start=START)
-    assert verdict_on(path) is Verdict.ALIVE
+    assert owner_state(path) is OwnerState.ALIVE
     with Writer(1) as writer:
-        assert verdict_on(SHM / writer.handle.name[1:]) is Verdict.ALIVE
+        assert owner_state(SHM / writer.handle.name[1:]) is OwnerState.ALIVE
         assert f"{writer.handle.name}  " in run_clean()
         with Reader(writer.handle, 0) as reader:
             writer.send("in use")
@@ -222,18 +251,18 @@ def test_what_a_living_process_owns_is_kept(make: Callable[..., Path]) -> None:
 
 def test_what_another_pid_namespace_owns_is_kept(make: Callable[..., Path]) -> None:
     path = make(namespace=NAMESPACE + 1)
-    assert verdict_on(path) is Verdict.ELSEWHERE
-    assert f"kept: {Verdict.ELSEWHERE.value}" in run_clean()
+    assert owner_state(path) is OwnerState.ELSEWHERE
+    assert f"kept: {OwnerState.ELSEWHERE.value}" in run_clean()
     assert path.exists()
 
 
 ELSEWHERE = """
 import sys
 from shmcast import Writer
-from shmcast._host import shared_memory as segment
+from shmcast._host import shared_memory
 with Writer(1) as writer:
-    verdicts = {found.name: found.verdict.name for found in segment.clean()}
-    print(verdicts[sys.argv[1]], verdicts[writer.handle.name])
+    owners = {found.name: found.owner.name for found in shared_memory.clean()}
+    print(owners[sys.argv[1]], owners[writer.handle.name])
 """
 
 
@@ -265,7 +294,7 @@ def test_in_another_pid_namespace_only_its_own_segments_are_judged(proc: list[st
 
 def test_what_another_user_owns_is_not_touched(make: Callable[..., Path]) -> None:
     path = make(uid=os.getuid() + 1)
-    assert verdict_on(path) is None
+    assert owner_state(path) is None
     assert path.exists()
 
 
@@ -275,7 +304,7 @@ def test_another_users_file_is_not_touched_whatever_its_name_says(
 ) -> None:
     path = make()
     os.chown(path, 1, -1)
-    assert verdict_on(path) is None
+    assert owner_state(path) is None
     assert path.exists()
 
 
@@ -289,7 +318,7 @@ def test_what_is_no_file_is_not_touched(make: Callable[..., Path], kind: int) ->
         path.mkdir()
     else:
         os.mkfifo(path)
-    assert verdict_on(path) is None
+    assert owner_state(path) is None
     assert stat.S_IFMT(path.lstat().st_mode) == kind
     if kind == stat.S_IFDIR:
         path.rmdir()
@@ -300,7 +329,7 @@ def test_other_files_in_shared_memory_are_not_touched(suffix: str) -> None:
     path = SHM / f"shmcast-{os.getuid()}{suffix}"
     path.touch()
     try:
-        assert verdict_on(path) is None
+        assert owner_state(path) is None
         assert path.exists()
     finally:
         path.unlink()

@@ -161,12 +161,12 @@ def test_a_living_writer_of_another_time_keeps_its_segment() -> None:
         assert process.stdout is not None
         assert process.stdin is not None
         name = process.stdout.readline().strip()
-        found = {segment.name: segment.verdict for segment in shared_memory.clean()}
-        assert found[name] is shared_memory.Verdict.ALIVE
+        found = {segment.name: segment.owner for segment in shared_memory.clean()}
+        assert found[name] is shared_memory.OwnerState.ALIVE
         process.stdin.write("\n")
         process.stdin.close()
         process.wait()
-    assert {s.name: s.verdict for s in shared_memory.clean()}[name] is shared_memory.Verdict.DEAD
+    assert {s.name: s.owner for s in shared_memory.clean()}[name] is shared_memory.OwnerState.DEAD
 
 
 def test_a_lock_outlives_closed_descriptors_and_forks() -> None:

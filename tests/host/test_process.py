@@ -262,6 +262,7 @@ def test_close_gives_the_descriptor_back_and_is_idempotent() -> None:
             os.fstat(descriptor)
 
 
+@pytest.mark.usefixtures("no_gc")  # which closes what other tests have left
 def test_a_refused_process_leaves_no_descriptor_open() -> None:
     before = sorted(Path("/proc/self/fd").iterdir())
     with pytest.raises(ProcessLookupError) as refusal:  # (its traceback keeps the object alive)

@@ -16,7 +16,7 @@ import pytest
 import shmcast
 from shmcast import Handle, Reader, Writer
 from shmcast._endpoints.handle import geometry_of
-from shmcast._host import shared_memory as segment
+from shmcast._host import shared_memory
 
 SHM = Path("/dev/shm")
 
@@ -168,7 +168,7 @@ def test_a_failed_set_up_leaves_no_name(monkeypatch: pytest.MonkeyPatch) -> None
     def fail(fd: int, size: int) -> mmap.mmap:
         raise MemoryError
 
-    monkeypatch.setattr(segment, "_map", fail)
+    monkeypatch.setattr(shared_memory, "_map", fail)
     with pytest.raises(MemoryError):
         Writer(1)
 
@@ -220,7 +220,7 @@ def test_a_slot_that_no_writer_wrote_is_found() -> None:
 
 
 # Where a word lies in a segment for two readers with 2 slots of 128 bytes, and what it is not.
-MEMBERS, SLOTS = 384, 1024
+MEMBERS, SLOTS = 384, 1408
 SEAT = MEMBERS + 128 + 8  # of reader 1
 WRONG_WORDS = {
     "a seat is in no state": (SEAT, 7 << 32 | 9, "a seat's state is 9"),

@@ -106,7 +106,11 @@ class Sender {
     do {
       outcome = ring_.advance(deadline, kNoStop);
     } while (outcome == Outcome::interrupted);
-    if (outcome != Outcome::ready) ring_.abandon();
+    if (outcome == Outcome::ready) {
+      ring_.commit();
+    } else {
+      ring_.abandon();
+    }
     for (const std::uint32_t id : ids) {
       arena_.sent(id, ring_.published());
       arena_.give_back(id);

@@ -128,6 +128,7 @@ class Sender {
     try {
       ring_.wait_ready(0, kNoStop);
       const Outcome outcome = ring_.advance(0, kNoStop);
+      if (outcome == Outcome::ready) ring_.commit();
       tally.sent += outcome == Outcome::ready;
       sending_ = outcome == Outcome::timed_out && random_() % 8 != 0;
       if (outcome != Outcome::ready && !sending_) ring_.abandon();

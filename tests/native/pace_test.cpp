@@ -1,10 +1,12 @@
 // What a waiter predicts from the gaps that it has seen, and when it stops spinning.
 #include "wait/pace.hpp"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "check.hpp"
@@ -167,23 +169,51 @@ void a_nap_must_be_worth_its_risk() {
   CHECK(refusals > 10 && refusals < 200);
 }
 
-void a_lost_core_ends_spinning_for_a_while() {
+// Return for how many messages that come without a loss the waiter stays parked.
+std::int64_t pause_of(Contention& contention) {
+  std::int64_t messages = 0;
+  for (; contention.is_on(); ++messages) contention.arrived();
+  return messages;
+}
+
+void a_lost_core_ends_spinning_for_some_messages() {
   Contention contention;
-  std::int64_t now = 1'000 * kMillisecond;
-  CHECK(!contention.spun(now, 100 * kMicrosecond));
-  CHECK(contention.until_ns() <= now);
-  CHECK(contention.spun(now, 3 * kMillisecond));
-  CHECK(contention.until_ns() > now);
-  CHECK(contention.until_ns() > now + 3 * kMillisecond);
-  CHECK(contention.until_ns() <= now + 5 * kMillisecond);
-  // Losing it again and again ends spinning for longer and longer, up to a limit.
-  for (int k = 0; k < 20; ++k) CHECK(contention.spun(now += 2 * kMillisecond, 3 * kMillisecond));
-  CHECK(contention.until_ns() > now + 900 * kMillisecond);
-  CHECK(contention.until_ns() <= now + 1'100 * kMillisecond);
-  // After a long time without a loss, it is a short while again.
-  now += 60'000 * kMillisecond;
-  CHECK(contention.spun(now, 3 * kMillisecond));
-  CHECK(contention.until_ns() <= now + 5 * kMillisecond);
+  CHECK(!contention.looked(499 * kMicrosecond));
+  CHECK(!contention.is_on());
+  CHECK(contention.looked(500 * kMicrosecond));
+  CHECK(contention.is_on());
+  CHECK(pause_of(contention) == 500 / 30);
+}
+
+void a_pause_makes_up_for_what_was_lost() {
+  for (const auto& [lost_ms, messages] : {std::pair{0.5, 16}, {1.5, 50}, {4.0, 64}, {1e6, 64}}) {
+    Contention contention;
+    CHECK(contention.looked(static_cast<std::int64_t>(lost_ms * 1e6)));
+    CHECK(pause_of(contention) == messages);
+  }
+}
+
+void a_core_that_is_lost_again_ends_spinning_for_longer() {
+  Contention contention;
+  CHECK(contention.looked(4 * kMillisecond));
+  CHECK(pause_of(contention) == 64);
+  // Within four pauses it is twice as long, up to a limit.
+  std::int64_t pause = 64;
+  for (int k = 0; k < 10; ++k) {
+    for (std::int64_t message = 0; message < 4 * pause - 1; ++message) contention.arrived();
+    CHECK(contention.looked(kMillisecond));
+    pause = std::min<std::int64_t>(2 * pause, 4096);
+    CHECK(pause_of(contention) == pause);
+  }
+  CHECK(pause == 4096);
+  // A loss in the midst of a pause (a wait for the rest of a message) begins a longer one, too.
+  CHECK(contention.looked(kMillisecond));
+  CHECK(contention.looked(kMillisecond));
+  CHECK(pause_of(contention) == 4096);
+  // After four pauses without a loss, it counts as the first again.
+  for (std::int64_t message = 0; message < 4 * pause; ++message) contention.arrived();
+  CHECK(contention.looked(500 * kMicrosecond));
+  CHECK(pause_of(contention) == 16);
 }
 
 }  // namespace
@@ -202,6 +232,8 @@ int main() {
   std::printf("ok  pace\n");
   oversleep_finds_what_is_usual();
   a_nap_must_be_worth_its_risk();
-  a_lost_core_ends_spinning_for_a_while();
+  a_lost_core_ends_spinning_for_some_messages();
+  a_pause_makes_up_for_what_was_lost();
+  a_core_that_is_lost_again_ends_spinning_for_longer();
   std::printf("ok  oversleep, contention\n");
 }

@@ -89,6 +89,7 @@ void the_dead_are_replaced(std::uint64_t messages) {
       const bool is_held = state != SeatState::vacant && state != SeatState::dropped;
       if (is_held && Seat::pid(mortal.seat) <= dead) writer.drop(1, mortal.seat);
     }
+    writer.commit();
   }
   is_over = true;
   writer.close();

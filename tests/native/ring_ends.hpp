@@ -105,7 +105,11 @@ inline Outcome publish(RingWriter& writer, const Message& message,
   do {
     outcome = writer.advance(deadline, kNoStop);
   } while (outcome == Outcome::interrupted);
-  if (outcome != Outcome::ready) writer.abandon();
+  if (outcome == Outcome::ready) {
+    writer.commit();
+  } else {
+    writer.abandon();
+  }
   return outcome;
 }
 

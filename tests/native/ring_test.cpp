@@ -200,6 +200,47 @@ void a_reader_leaves() {
   std::printf("ok  a reader leaves\n");
 }
 
+// A call whose time is over takes what was published by then, and no more.
+void a_late_call_takes_what_was_there() {
+  const Geometry geometry{1, 64, 128};
+  Memory memory(geometry);
+  RingWriter writer(memory.format(), kPark);
+  const Segment segment = memory.attach();
+  CHECK(RingReader::attach(segment, 0, kWho));
+  RingReader reader(segment, 0, kPark);
+  const Message huge{std::vector<std::byte>(200 * 128, std::byte{0xee})};
+  writer.begin(pieces_of(huge));
+  const auto fill_ring = [&] { return writer.advance(monotonic_ns(), kNoStop); };
+  const auto consumed = [&] { return peek(segment.member(0).consumed); };
+  CHECK(fill_ring() == Outcome::timed_out);
+  CHECK(!reader.is_late(0));
+  CHECK(!reader.is_late(kForever));
+  CHECK(!reader.is_late(deadline_after(3'600'000'000'000)));
+
+  // The writer goes on at each look of the reader, whose time is over: it is as fast as the reader.
+  const std::int64_t before = monotonic_ns();
+  CHECK(reader.begin(before, kNoStop) == Outcome::ready);
+  Message message{std::vector<std::byte>(reader.remaining())};
+  const MutablePiece piece{message[0].data(), message[0].size()};
+  reader.into({&piece, 1});
+  CHECK(reader.fetch(before, kNoStop) == Outcome::timed_out);
+  const std::uint64_t taken = consumed();
+  CHECK(taken >= 63 && taken <= 64);
+  CHECK(reader.is_late(before) == (taken == 64));
+  CHECK(fill_ring() == Outcome::timed_out);
+  CHECK(reader.fetch(before, kNoStop) == Outcome::timed_out);
+  CHECK(consumed() <= taken + 16);
+  // The next call begins anew, and looks at all that is there now.
+  Outcome outcome = Outcome::timed_out;
+  for (int call = 0; call < 10 && outcome != Outcome::ready; ++call) {
+    fill_ring();
+    outcome = reader.fetch(monotonic_ns(), kNoStop);
+  }
+  CHECK(outcome == Outcome::ready);
+  CHECK(message == huge);
+  std::printf("ok  a late call\n");
+}
+
 void limits() {
   const Geometry geometry{1, 2, 128};
   Memory memory(geometry);
@@ -234,5 +275,6 @@ int main(int argc, char** argv) {
   abandoned_message(300 * scale);
   dropped_message(1000 * scale);
   a_reader_leaves();
+  a_late_call_takes_what_was_there();
   limits();
 }

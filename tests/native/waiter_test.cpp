@@ -2,6 +2,8 @@
 // and every hint of this CPU's kind returns.
 #include "wait/waiter.hpp"
 
+#include <sched.h>
+
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
@@ -12,6 +14,7 @@
 #include "check.hpp"
 #include "layout.hpp"
 #include "settings.hpp"
+#include "wait/cpus.hpp"
 #include "wait/gate.hpp"
 #include "wait/hints.hpp"
 #include "wait/pace.hpp"
@@ -123,6 +126,135 @@ void a_wait_ends(const WaitPolicy& policy) {
   CHECK(!Gate(gate).wake());
 }
 
+// A waiter and the word it waits for, which may change while the waiter looks.
+struct Waiting {
+  explicit Waiting(const WaitPolicy& policy) : waiter(policy, figures) {}
+
+  // Wait for a message that is there when ready() says so, and record that it has come.
+  template <class Ready>
+  void receive(Ready ready) {
+    CHECK(slices(ready, 1'000'000) == Outcome::ready);
+    waiter.arrived(kForever);
+  }
+  // Take at most `count` slices of a wait.
+  template <class Ready>
+  Outcome slices(Ready ready, int count) {
+    Outcome outcome = Outcome::interrupted;
+    for (int k = 0; k < count && outcome == Outcome::interrupted; ++k) {
+      outcome = waiter.wait(Gate(gate), kForever, word, Beat::yes, ready, [] { return false; });
+    }
+    return outcome;
+  }
+  // Return whether the next wait spins. It gets its message at the second look.
+  bool spins() {
+    const std::uint64_t before = figures.spins;
+    int looks = 0;
+    receive([&] { return ++looks > 1; });
+    return figures.spins != before;
+  }
+
+  Figures figures = {};
+  Waiter waiter;
+  std::uint64_t word = 0, gate = 0;
+};
+
+void lose_the_core() {
+  const std::int64_t until = monotonic_ns() + 2 * kMillisecond;
+  while (monotonic_ns() < until) {
+  }
+}
+
+// The core is lost in a look, before one, or while the caller has it; with the message there or
+// not.
+void a_loss_is_seen_whenever_it_happens() {
+  for (const bool is_last : {false, true}) {
+    Waiting in_a_look(kAdaptive);
+    int looks = 0;
+    in_a_look.receive([&] {
+      if (++looks == 3) lose_the_core();
+      return is_last ? looks >= 3 : looks >= 4;
+    });
+    CHECK(in_a_look.figures.preemptions == 1);
+    CHECK(!in_a_look.spins());
+
+    Waiting between_calls(kAdaptive);
+    CHECK(between_calls.slices([] { return false; }, 1) == Outcome::interrupted);
+    CHECK(between_calls.waiter.is_spinning());
+    lose_the_core();
+    if (is_last) {
+      between_calls.waiter.arrived(kForever);  // found by the caller's own look
+    } else {
+      looks = 0;
+      between_calls.receive([&] { return ++looks > 1; });
+    }
+    CHECK(between_calls.figures.preemptions == 1);
+    CHECK(!between_calls.spins());
+  }
+}
+
+// How long the caller does something else between two messages, or after it has given a wait up,
+// says nothing about the core.
+void time_between_waits_is_no_loss() {
+  Waiting waiting(kAdaptive);
+  CHECK(waiting.spins());
+  lose_the_core();
+  CHECK(waiting.spins());
+  CHECK(waiting.slices([] { return false; }, 1) == Outcome::interrupted);
+  waiting.waiter.done();
+  lose_the_core();
+  CHECK(waiting.spins());
+  CHECK(waiting.figures.preemptions == 0);
+}
+
+// A pause lasts for some messages, however long they take and however often a wait for one is given
+// up in between; after it, the waiter spins again.
+void a_pause_is_counted_in_messages() {
+  Waiting waiting(kAdaptive);
+  int looks = 0;
+  waiting.receive([&] {
+    if (++looks == 2) lose_the_core();
+    return looks > 2;
+  });
+  const auto never = [] { return false; };
+  for (int k = 0; k < 200; ++k) {
+    CHECK(waiting.waiter.wait(Gate(waiting.gate), deadline_after(1), waiting.word, Beat::yes, never,
+                              never) == Outcome::timed_out);
+  }
+  int parked = 0;
+  while (!waiting.spins()) ++parked;
+  CHECK(parked >= 63 && parked <= 64);
+}
+
+// Whoever waits on the CPU of the member that it waits for makes room for it.
+void nobody_spins_on_the_cpu_of_its_peer() {
+  cpu_set_t before, one;
+  CHECK(sched_getaffinity(0, sizeof before, &before) == 0);
+  CPU_ZERO(&one);
+  CPU_SET(sched_getcpu(), &one);
+  CHECK(sched_setaffinity(0, sizeof one, &one) == 0);
+  std::uint64_t peer = 0;
+  Waiting waiting(kAdaptive);
+  waiting.waiter.set_peer_cpu(peer);
+  CHECK(waiting.spins());  // it was seen nowhere
+  LastCpu(peer).note();
+  CHECK(!waiting.spins());
+  put(peer, peer + 1);
+  CHECK(waiting.spins());
+  CHECK(sched_setaffinity(0, sizeof before, &before) == 0);
+}
+
+void cpus_overlap_as_far_as_they_are_known() {
+  const Affinity mine = Affinity::of_this_thread();
+  CHECK(mine.count >= 1);
+  CpuMask other{};
+  CHECK(mine.overlaps(other));  // it may run anywhere
+  mine.publish(other);
+  CHECK(mine.overlaps(other));
+  for (std::uint64_t& word : other.words) word = ~word;
+  CHECK(!mine.overlaps(other));
+  CHECK(Affinity{}.overlaps(other));
+}
+
 // An adaptive wait does not spin where it is crowded, or where the policy gives it no time to.
 void crowded_means_parked() {
   for (const std::int64_t max_spin : {0 * kMillisecond, 25 * kMillisecond}) {
@@ -159,5 +291,10 @@ int main() {
     a_wait_ends(policy);
   }
   crowded_means_parked();
+  a_loss_is_seen_whenever_it_happens();
+  time_between_waits_is_no_loss();
+  a_pause_is_counted_in_messages();
+  nobody_spins_on_the_cpu_of_its_peer();
+  cpus_overlap_as_far_as_they_are_known();
   std::printf("ok  waits\n");
 }

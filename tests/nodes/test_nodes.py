@@ -102,7 +102,7 @@ def test_a_cut_link_ends_in_an_error_on_both_sides(network: Network) -> None:
     network.cut(1)
     for rank, (kind, error, count) in enumerate(results(jobs)):
         assert kind == "NodeLost"
-        assert error.startswith(f"rank {rank} (rank {rank} of 4")
+        assert error.startswith(f"rank {rank} of 4: ")
         assert ("node 1 (there)" if rank < 2 else "node 0 (here)") in error
         assert ("rank 2" if rank < 2 else "rank 0") in error.partition(": ")[2]
         assert "can't be reached" in error
@@ -139,6 +139,7 @@ def test_a_slow_and_lossy_network_loses_nothing(network: Network) -> None:
     assert results(network.start(counted, 2, 100)) == [[*range(100)]] * 2
 
 
+@pytest.mark.timeout(180)  # four processes import torch, on a busy machine
 @on_hosts("here there", 0, 0)
 def test_the_example_runs_on_two_nodes_by_torchrun(network: Network) -> None:
     launch = [
@@ -153,11 +154,11 @@ def test_the_example_runs_on_two_nodes_by_torchrun(network: Network) -> None:
         for i in range(2)
     ]  # fmt: skip
     try:
-        out, err = processes[0].communicate(timeout=50)
+        out, err = processes[0].communicate(timeout=80)
         assert processes[0].returncode == 0, err
         assert "tokens equal the unsharded model's" in out
         assert "shmcast" in out
-        _, err = processes[1].communicate(timeout=50)
+        _, err = processes[1].communicate(timeout=80)
         assert processes[1].returncode == 0, err
     finally:
         for process in processes:

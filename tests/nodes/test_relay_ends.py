@@ -13,8 +13,10 @@ import pytest
 import torch.distributed as dist
 
 import shmcast
-from shmcast._nodes import addresses as _addresses
+from shmcast._nodes import envelope
+from shmcast._nodes import leader as _relay_leader
 from shmcast._nodes import source as _relay_source
+from shmcast._nodes.addresses import Address
 from tests.support import ranks
 from tests.support.fake_nodes import SPREADS, TWO, opened, threads
 from tests.support.processes import Crew
@@ -109,9 +111,9 @@ def test_a_node_that_leaves_costs_the_others_nothing(world: Crew) -> None:
         assert got == [*range(lengths[rank])]
 
 
-def set_up_fails(rank: int, culprit: int) -> tuple[str, str]:
+def set_up_fails(rank: int, failing: int) -> tuple[str, str]:
     before = segments_of(os.getpid())
-    options = {"slots": 48} if rank == culprit else {}
+    options = {"slots": 48} if rank == failing else {}
     with pytest.raises(shmcast.ShmcastError) as caught:
         opened(rank, TWO, **options)
     dist.barrier()
@@ -119,28 +121,25 @@ def set_up_fails(rank: int, culprit: int) -> tuple[str, str]:
     return type(caught.value).__name__, str(caught.value)
 
 
-@pytest.mark.parametrize("culprit", [0, 2], ids=["source", "leader"])
-def test_whoever_fails_in_set_up_is_named_everywhere(world: Crew, culprit: int) -> None:
-    for rank, (kind, error) in enumerate(world.run(4, set_up_fails, culprit)):
-        assert kind == ("InvalidArgument" if rank == culprit else "SegmentError")
+@pytest.mark.parametrize("failing", [0, 2], ids=["source", "leader"])
+def test_whoever_fails_in_set_up_is_named_everywhere(world: Crew, failing: int) -> None:
+    for rank, (kind, error) in enumerate(world.run(4, set_up_fails, failing)):
+        assert kind == ("InvalidArgument" if rank == failing else "SegmentError")
         assert "slots=48 is not a power of two" in error
-        assert f"rank {culprit}" in error
+        assert f"rank {failing}" in error
 
 
-def nowhere(port: int) -> list[_addresses.Address]:
+def nowhere(port: int) -> list[Address]:
     assert port > 0
     return [("127.0.0.1", 9)]
 
 
 def is_unreachable(rank: int) -> str:
-    if rank == 0:
-        real, _addresses.addresses = _addresses.addresses, nowhere
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 0:
+            patch.setattr("shmcast._nodes.leaders.local_addresses", nowhere)
         with pytest.raises((shmcast.SegmentError, ConnectionError)) as caught:
             opened(rank, TWO)
-    finally:
-        if rank == 0:
-            _addresses.addresses = real
     return str(caught.value)
 
 
@@ -172,7 +171,7 @@ def test_a_dead_rank_is_named_on_every_node(fresh: tuple[Crew, str], victim: int
     for rank in {0, 1, 2, 3} - {victim}:
         kind, error, got, _ = jobs[rank].result()
         assert kind == "PeerDied"
-        assert error.startswith(f"rank {rank} (rank {rank} of 4")
+        assert error.startswith(f"rank {rank} of 4: ")
         assert f"rank {victim}" in error.partition(": ")[2]
         assert f"node {victim // 2} ({TWO[victim]})" in error
         assert f"(pid {pid})" in error
@@ -240,3 +239,70 @@ def test_the_interpreter_exits_while_a_relay_waits(tmp_path: Path, how: str) -> 
         check=False,
     )
     assert (ran.returncode, ran.stdout) == (0, "all have ended\n"), ran.stderr
+
+
+def all_leave_during_close(rank: int) -> bool:
+    """Let the leaders leave between the source's look at them and its last message."""
+    with opened(rank, ("a", "b", "c", "d")) as bc, pytest.MonkeyPatch.context() as patch:
+        if isinstance(bc._end, _relay_source.SourceRelay):
+            leaders = bc._end._remote._leaders
+            pack = envelope.pack
+
+            def pack_late(*args: Any) -> envelope.Envelope:
+                wait_until(lambda: not leaders.live())
+                return pack(*args)
+
+            patch.setattr("shmcast._nodes.outbox.pack", pack_late)
+        bc.close()
+        wait_until(lambda: not _relay_source._open)
+    dist.barrier()
+    return True
+
+
+def test_a_source_that_all_leave_while_it_closes_ends(world: Crew) -> None:
+    assert world.run(4, all_leave_during_close) == [True] * 4
+
+
+def one_leaves_after_close(rank: int) -> list[int]:
+    """Rank 1 leaves with the source closed: in gloo's tree, rank 3 got everything through it."""
+    got: list[int] = []
+    with opened(rank, ("a", "b", "c", "d"), slots=2) as bc:
+        if bc.is_src:
+            for k in range(40):
+                bc.send(k, SECONDS)
+            bc.close()
+        dist.barrier()
+        if rank == 1:
+            bc.close()
+        dist.barrier()
+        if rank > 1:
+            with pytest.raises(shmcast.Closed):  # noqa: PT012 (until then)
+                while True:
+                    got.append(bc.recv(SECONDS))
+        wait_until(lambda: not _relay_source._open)
+    return got
+
+
+def test_what_was_sent_arrives_though_a_node_leaves_after_close(world: Crew) -> None:
+    assert world.run(4, one_leaves_after_close) == [[], [], [*range(40)], [*range(40)]]
+
+
+def another_leaves_when_asked_to_regroup(rank: int) -> list[int]:
+    with opened(rank, ("a", "b", "c", "d")) as bc, pytest.MonkeyPatch.context() as patch:
+        if rank == 2:
+            relay = _relay_leader.LeaderRelay
+            patch.setattr(relay, "_make_ready", relay._leave)
+        got = []
+        try:
+            for k in range(300):
+                if rank == 1 and k == 100:
+                    break
+                got.append(bc.broadcast_object(k if bc.is_src else None, SECONDS))
+        except shmcast.Closed:
+            assert rank == 2
+    return got
+
+
+def test_nobody_waits_for_a_node_that_leaves_while_the_others_regroup(world: Crew) -> None:
+    source, _, _, other = world.run(4, another_leaves_when_asked_to_regroup)
+    assert source == other == [*range(300)]

@@ -8,26 +8,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shmcast._host import shared_memory as segment
+from shmcast._host import shared_memory
 from shmcast._nodes import topology
-from shmcast._nodes.topology import Node, Probe, Topology, first_reached
+from shmcast._nodes.topology import Node, Probe, Topology, View, look
 
 
 def test_the_lowest_rank_whose_nonce_is_found_is_the_first() -> None:
     probes = [Probe(), Probe()]
     cards = [probe.card for probe in probes]
     try:
-        assert first_reached(cards, 0) == 0
-        assert first_reached(cards, 1) == 0
+        assert look(cards, 0) == View(0, None)
+        assert look(cards, 1) == View(0, None)
         # Another host has a segment of that name, by accident: the nonce tells.
         elsewhere = dataclasses.replace(cards[0], nonce=bytes(16))
-        assert first_reached([elsewhere, cards[1]], 1) == 1
-        assert not topology.reaches(dataclasses.replace(cards[0], name="/shmcast-none"))
+        seen = look([elsewhere, cards[1]], 1)
+        assert (seen.first, seen.obstacle) == (1, (0, f"{cards[0].name} is another segment here"))
+        # That ranks of other machines don't share memory is in order.
+        elsewhere = dataclasses.replace(elsewhere, machine="another")
+        assert look([elsewhere, cards[1]], 1) == View(1, None)
+        missing = topology.obstacle_to(dataclasses.replace(cards[0], name="/shmcast-none"))
+        assert "no shared-memory segment /shmcast-none" in (missing or "")
     finally:
         for probe in probes:
             probe.close()
-    assert not topology.reaches(cards[0])
-    assert all(found.name != cards[0].name for found in segment.clean(dry_run=True))
+    assert topology.obstacle_to(cards[0]) is not None
+    assert all(found.name != cards[0].name for found in shared_memory.clean(dry_run=True))
 
 
 def test_nodes_are_told_in_global_ranks_and_led_by_the_source_on_its_own() -> None:

@@ -13,19 +13,19 @@ from typing import Any
 from shmcast import ShmBroadcaster
 from shmcast._nodes import topology
 
-_reaches = topology.reaches
+_obstacle_to = topology.obstacle_to
 
 
 @contextlib.contextmanager
 def on_host(name: str) -> Iterator[None]:
     """Take this process's /dev/shm for that of the host `name`."""
-    reaches, host_name = topology.reaches, topology.host_name
-    topology.reaches = lambda card: card.host == name and _reaches(card)
-    topology.host_name = lambda: name
+    originals = topology.obstacle_to, topology.host_name, topology.machine_id
+    topology.obstacle_to = lambda card: _obstacle_to(card) if card.host == name else "elsewhere"
+    topology.host_name = topology.machine_id = lambda: name
     try:
         yield
     finally:
-        topology.reaches, topology.host_name = reaches, host_name
+        topology.obstacle_to, topology.host_name, topology.machine_id = originals
 
 
 TWO = ("a", "a", "b", "b")

@@ -7,10 +7,13 @@ The fixtures of conftest.py keep a crew of workers for the whole session.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import functools
 import multiprocessing
 import os
 import signal
+import tempfile
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext, ForkServerContext
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -28,6 +32,9 @@ if TYPE_CHECKING:
 
 ANSWER_SECONDS = 45.0
 """Below the time-out of pytest, so that the crew's error is what one sees."""
+
+LATE_SECONDS = 5.0
+"""For those who may wait for ever for a worker that has failed."""
 
 PRELOADED = ["torch", "torch.distributed", "numpy", "shmcast", "msgspec", "pytest", "hypothesis"]
 
@@ -64,9 +71,9 @@ class Job:
 
     worker: Worker
 
-    def result(self) -> Any:
-        """Return what the function returned; raise what went wrong with it."""
-        return self.worker.answer()
+    def result(self, seconds: float = ANSWER_SECONDS) -> Any:
+        """Return what the function returned within so long; raise what went wrong with it."""
+        return self.worker.answer(seconds)
 
     def kill(self) -> int:
         """Kill the worker in the middle of the job; return the pid that it had."""
@@ -90,6 +97,7 @@ class Worker:
         self._context = context
         self._connection: Connection | None = None
         self._process: BaseProcess | None = None
+        self._told: Path  # where the process writes its stacks
         self._is_idle = True
 
     @property
@@ -116,14 +124,18 @@ class Worker:
         self._is_idle = False
         return Job(self)
 
-    def answer(self) -> Any:
-        """Return what the function under way returned; raise what went wrong with it."""
+    def answer(self, seconds: float = ANSWER_SECONDS) -> Any:
+        """Return what the function under way returned; raise what went wrong with it.
+
+        A worker that does not answer within so long is ended; the error has its stacks.
+        """
         connection, process = self._connection, self._process
         assert connection is not None
         assert process is not None
-        if not connection.poll(ANSWER_SECONDS):
+        if not connection.poll(seconds):
+            stacks = self._stacks()
             self.end()
-            raise WorkerFailed(f"{self.name}: no answer in {ANSWER_SECONDS} s")
+            raise WorkerFailed(f"{self.name}: no answer in {seconds} s\n{stacks}")
         try:
             done, value = connection.recv()
         except (EOFError, ConnectionResetError):
@@ -136,12 +148,23 @@ class Worker:
             raise WorkerFailed(f"{self.name}:\n{value}")
         return value
 
+    def _stacks(self) -> str:
+        """Return where the threads of the process are, as it tells within a second."""
+        os.kill(self.pid, signal.SIGUSR1)
+        told, before = "", None
+        give_up = time.monotonic() + 1
+        while (not told or told != before) and time.monotonic() < give_up:
+            time.sleep(0.05)  # it writes line by line
+            told, before = self._told.read_text(), told
+        return told
+
     def end(self) -> None:
         """End the process, if there is one; the next use starts another."""
         if self._process is not None and self._connection is not None:
             self._process.kill()
             self._process.join()
             self._connection.close()
+            self._told.unlink(missing_ok=True)
         self._process, self._connection = None, None
         self._is_idle = True
 
@@ -149,8 +172,11 @@ class Worker:
         if self._connection is None:
             context: Any = self._context or forking()
             self._connection, theirs = context.Pipe()
+            fd, name = tempfile.mkstemp(prefix="shmcast-worker-")
+            os.close(fd)
+            self._told = Path(name)
             self._process = context.Process(
-                target=_serve, args=(theirs,), name=self.name, daemon=True
+                target=_serve, args=(theirs, self._told), name=self.name, daemon=True
             )
             self._process.start()
             theirs.close()
@@ -195,10 +221,11 @@ class Crew:
 
 def results(jobs: Sequence[Job]) -> list[Any]:
     """Return the results of all jobs. All are collected before the first error is raised."""
-    values, errors = [], []
+    values: list[Any] = []
+    errors: list[str] = []
     for job in jobs:
         try:
-            values.append(job.result())
+            values.append(job.result(LATE_SECONDS if errors else ANSWER_SECONDS))
         except WorkerFailed as error:
             errors.append(str(error))
     if errors:
@@ -206,7 +233,9 @@ def results(jobs: Sequence[Job]) -> list[Any]:
     return values
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, told: Path) -> None:
+    stacks = told.open("w")
+    faulthandler.register(signal.SIGUSR1, stacks)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:

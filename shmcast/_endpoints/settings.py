@@ -1,0 +1,82 @@
+"""What an operator sets in the environment, before what the program chose."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+from shmcast._codecs.base import Codec
+from shmcast._codecs.pickle_codec import PickleCodec
+from shmcast.errors import InvalidArgument
+
+WARN_AFTER = "SHMCAST_WARN_AFTER"
+SLOTS = "SHMCAST_SLOTS"
+SLOT_BYTES = "SHMCAST_SLOT_BYTES"
+ARENA_BYTES = "SHMCAST_ARENA_BYTES"
+CODEC = "SHMCAST_CODEC"
+TIMEOUT = "SHMCAST_TIMEOUT"
+SET_UP_TIMEOUT = "SHMCAST_SETUP_TIMEOUT"
+
+_T = TypeVar("_T")
+
+
+def seconds(variable: str, chosen: float | None) -> float | None:
+    """Return the operator's number of seconds, where "none" is None, else the program's.
+
+    Raises:
+        InvalidArgument: the variable is set to something else.
+    """
+    return _setting(variable, chosen, _seconds, 'a number of seconds >= 0, or "none"')
+
+
+def count(variable: str, chosen: int) -> int:
+    """Return the operator's number, else the program's.
+
+    Raises:
+        InvalidArgument: the variable is set to something else.
+    """
+    return _setting(variable, chosen, int, "a whole number")
+
+
+def codec(chosen: Codec | None) -> Codec | None:
+    """Return the operator's codec, else the program's.
+
+    Raises:
+        InvalidArgument: the variable leads to none.
+    """
+    what = '"pickle", or module:attribute of a codec or of what makes one'
+    return _setting(CODEC, chosen, _codec, what)
+
+
+def _setting(variable: str, chosen: _T, parse: Callable[[str], _T], what: str) -> _T:
+    text = os.environ.get(variable, "").strip()
+    if not text:
+        return chosen
+    try:
+        return parse(text)
+    except Exception as error:
+        raise InvalidArgument(
+            f"the environment variable {variable}={text!r} is not {what} ({error}); unset it to "
+            "let the program choose"
+        ) from error
+
+
+def _seconds(text: str) -> float | None:
+    if text == "none":
+        return None
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise ValueError("out of range")
+    return number
+
+
+def _codec(text: str) -> Codec:
+    if text == "pickle":
+        return PickleCodec()
+    module, _, attribute = text.partition(":")
+    found = getattr(importlib.import_module(module), attribute)
+    made: Codec = found() if isinstance(found, type) or not hasattr(found, "encode") else found
+    return made

@@ -1,0 +1,171 @@
+"""A rank's end of a broadcaster, and what makes frames of objects there, or objects of frames."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shmcast._codecs.base import Codec
+from shmcast._devices.work import Work
+from shmcast._endpoints.frame_reader import FrameReader
+from shmcast._endpoints.frame_writer import FrameWriter
+from shmcast._endpoints.objects import ObjectReceiver, ObjectSender, checked_codec
+from shmcast._endpoints.warmup import Warmup
+from shmcast._group.group_handle import GroupHandle, label_of
+from shmcast._group.one_node import connect_one_node
+from shmcast._group.options import Options
+from shmcast._group.progress import RankProgress
+from shmcast._nodes.topology import Topology
+
+if TYPE_CHECKING:
+    from shmcast._devices.lane import DeviceLane
+    from shmcast._group.rendezvous import Rendezvous
+    from shmcast._nodes.leader import LeaderRelay
+    from shmcast._nodes.source import SourceRelay
+
+
+@dataclass
+class Connection:
+    """What a rank sends and receives with: the first two on the source, the others elsewhere."""
+
+    end: FrameWriter | FrameReader | SourceRelay
+    relay: LeaderRelay | None = None
+    """On a leader that is not the source."""
+    is_relayed: bool = False
+    """The group spans nodes."""
+    send: Callable[[Any, float | None], Work | None] | None = None
+    warm: Callable[[], None] | None = None
+    recv: Callable[[float | None, bool], Any] | None = None
+    begin_recv: Callable[[float | None, bool, Any], Work] | None = None
+
+    def send_objects(self, codec: Codec, lane: DeviceLane | None, warmup: Warmup | None) -> None:
+        """Make frames of objects before the end."""
+        assert not isinstance(self.end, FrameReader)  # noqa: S101 (this is the source)
+        if lane is None:
+            sender = ObjectSender(self.end, codec, warmup)
+            self.send, self.warm = sender.send, sender.warm
+        else:
+            from shmcast._group.device_objects import DeviceSender
+
+            device_sender = DeviceSender(self.end, lane, warmup)
+            self.send, self.warm = device_sender.begin, device_sender.warm
+
+    def receive_objects(self, codec: Codec, lane: DeviceLane | None) -> None:
+        """Make objects of frames behind the end."""
+        assert isinstance(self.end, FrameReader)  # noqa: S101 (this is not the source)
+        if lane is None:
+            self.recv = ObjectReceiver(self.end, codec).recv
+            self.begin_recv = functools.partial(_begin_plain, self.end.label, self.recv)
+        else:
+            from shmcast._group.device_objects import DeviceReceiver
+
+            device_receiver = DeviceReceiver(self.end, lane)
+            self.recv, self.begin_recv = device_receiver.recv, device_receiver.begin
+
+    def give_patience(self, seconds: float) -> None:
+        """Let calls without a `timeout` have the operator's."""
+
+        def patient(timeout: float | None) -> float:
+            return seconds if timeout is None else timeout
+
+        send, recv, begin = self.send, self.recv, self.begin_recv
+        if send is not None:
+            self.send = lambda obj, timeout: send(obj, patient(timeout))
+        if recv is not None:
+            self.recv = lambda timeout, copy: recv(patient(timeout), copy)
+        if begin is not None:
+            self.begin_recv = lambda timeout, copy, out: begin(patient(timeout), copy, out)
+
+
+def connect(
+    meeting: Rendezvous,
+    topology: Topology,
+    options: Options,
+    codec: Codec | None,
+    lane: DeviceLane | None,
+) -> Connection:
+    """Bring the source and the other ranks together: a collective of the group.
+
+    What goes wrong on one rank is raised on every rank.
+
+    Args:
+        meeting: of the group, whose ranks have agreed.
+        topology: the group's.
+        options: the user's.
+        codec: the user's; None: `PickleCodec`.
+        lane: carries device tensors; None: nothing does.
+    """
+    ranks = meeting.ranks
+    warmup: Warmup | None = None
+    error: Exception | None = None
+    try:
+        codec = lane.codec if lane else checked_codec(codec, meeting.label)
+        warmup = Warmup.with_sample_of(codec, meeting.label)
+    except Exception as caught:  # the others must hear of it
+        error = caught
+    warm_receive = None if warmup is None else warmup.receive
+    if len(topology.nodes) == 1:
+        readers = [ranks[r] for r in meeting.readers]
+        connection = Connection(connect_one_node(meeting, options, warm_receive, error))
+    else:
+        from shmcast._group.many_nodes import connect_many_nodes
+
+        member = connect_many_nodes(meeting, topology, options, warm_receive, error)
+        readers = member.readers
+        connection = Connection(member.end, member.relay, is_relayed=True)
+    if lane is not None:
+        here = topology.node_of(ranks[meeting.rank]).ranks
+        lane.connect(meeting.group_src, ranks, RankProgress(connection.end, ranks, here, readers))
+    assert codec is not None  # noqa: S101 (else the error was raised on every rank)
+    if meeting.rank == meeting.group_src:
+        connection.send_objects(codec, lane, warmup)
+    else:
+        connection.receive_objects(codec, lane)
+    return connection
+
+
+def reconnect(handle: GroupHandle, rank: int, options: Options, codec: Codec | None) -> Connection:
+    """Take the place of a rank that has died, without the group.
+
+    Args:
+        handle: of a living rank on the same node.
+        rank: the dead one's global rank, which is among the node's readers.
+        options: the user's.
+        codec: the user's; None: `PickleCodec`.
+
+    Raises:
+        ShmcastError: what `Reader` raises.
+    """
+    label = label_of(handle.ranks, handle.ranks.index(rank), handle.group_name)
+    codec = checked_codec(codec, label)
+    warmup = Warmup.with_sample_of(codec, label)
+    end = FrameReader(
+        handle,
+        handle.reader_ranks.index(rank),
+        rejoin=True,
+        label=label,
+        peer_label=handle.peer_names().__getitem__,
+        warmup=None if warmup is None else warmup.receive,
+        **options.for_reader(),
+    )
+    connection = Connection(end)
+    connection.receive_objects(codec, None)
+    return connection
+
+
+def _begin_plain(
+    label: str,
+    recv: Callable[[float | None, bool], Any],
+    timeout: float | None,
+    copy: bool,
+    out: Any,
+) -> Work:
+    """Receive an object into `out`, with a codec that knows no device tensors."""
+    obj = recv(timeout, copy)
+    if out is None:
+        return Work.done(obj)
+    from shmcast._devices.receive import receive_into  # (imports torch)
+
+    return receive_into(label, obj, out)

@@ -1,0 +1,132 @@
+"""The collectives of a set-up: what each rank has to say goes to all, in time or not at all.
+
+Imported once torch is in use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import pickle
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+
+from shmcast._group.arrivals import Arrivals
+from shmcast._group.process_group import device_of, store_of
+from shmcast.errors import SegmentError, Timeout
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_LONGEST_PAUSE = 0.01
+_LOOK_SECONDS = 0.5
+
+
+class Gathering:
+    """Gathers objects from all ranks of a group, step by step.
+
+    Args:
+        group: the process group.
+        label: how errors name this rank.
+        name_of: how errors name another, by rank in the group.
+        timeout: seconds for all steps together; None: for each, the process group's own time-out.
+    """
+
+    def __init__(
+        self,
+        group: ProcessGroup,
+        label: str,
+        name_of: Callable[[int], str],
+        timeout: float | None,
+    ) -> None:
+        self._group = group
+        self._size = group.size()
+        self._device = device_of(group)
+        self._label = label
+        self._name_of = name_of
+        self._timeout = timeout
+        self._deadline = math.inf if timeout is None else time.monotonic() + timeout
+        store = store_of(group)
+        self._arrivals = None if store is None else Arrivals(store, group.rank(), self._size)
+
+    def gather(self, mine: Any) -> list[Any]:
+        """Return every rank's object, by rank in the group.
+
+        Raises:
+            Timeout: a rank did not come in time, and this or another rank has given up.
+            SegmentError: the process group failed.
+        """
+        if self._arrivals is not None:
+            self._arrivals.arrive()
+            if self._timeout is not None:
+                self._arrivals.wait(self._deadline)
+                self._check_given_up()
+        data = pickle.dumps(mine)
+        sizes = self._gather_tensors(torch.tensor([len(data)], dtype=torch.long))
+        longest = max(int(size) for size in sizes)
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        parts = self._gather_tensors(padded)
+        return [
+            pickle.loads(part.numpy()[: int(size)].tobytes())  # noqa: S301 (as torch does it)
+            for part, size in zip(parts, sizes, strict=True)
+        ]
+
+    def _gather_tensors(self, mine: torch.Tensor) -> list[torch.Tensor]:
+        here = mine.to(self._device)
+        parts = [torch.empty_like(here) for _ in range(self._size)]
+        try:
+            work = self._group.allgather([parts], [here])
+            self._wait(work)
+        except RuntimeError as error:
+            self._fail(error)
+        return [part.cpu() for part in parts]
+
+    def _wait(self, work: Any) -> None:
+        pause = 0.0001
+        look_at = time.monotonic() + _LOOK_SECONDS
+        while not work.is_completed():
+            now = time.monotonic()
+            if now >= look_at:
+                look_at = now + _LOOK_SECONDS
+                self._check_given_up()
+            if now >= self._deadline:
+                raise Timeout(
+                    f"{self._label}: set-up timed out after {self._timeout} s: "
+                    f"{self._missing() or 'all ranks have come, but their process group hangs'}. "
+                    "A collective of the process group is left unfinished: make a new group"
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        work.wait()  # raises its error
+
+    def _check_given_up(self) -> None:
+        given_up = self._arrivals.given_up() if self._arrivals is not None else None
+        if given_up is None:
+            return
+        rank, missing = given_up
+        names = ", ".join(map(self._name_of, missing)) or "some rank"
+        raise Timeout(
+            f"{self._label}: set-up: {self._name_of(rank)} gave up waiting for {names}, which had "
+            "not come in time: every rank of the group must make the broadcaster, at the same "
+            "point of its program. All ranks may try again"
+        )
+
+    def _fail(self, error: RuntimeError) -> NoReturn:
+        missing = self._missing()
+        raise SegmentError(
+            f"{self._label}: set-up: the process group failed: {error}"
+            f"{f' ({missing})' if missing else ''}"
+        ) from error
+
+    def _missing(self) -> str:
+        """Describe who has not come to this step; "" where that is not known."""
+        missing: list[int] = []
+        if self._arrivals is not None:
+            with contextlib.suppress(RuntimeError):  # the store may have died with its rank
+                missing = self._arrivals.missing()
+        names = ", ".join(map(self._name_of, missing))
+        return f"{names} {'have' if len(missing) > 1 else 'has'} not come" if missing else ""

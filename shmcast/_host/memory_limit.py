@@ -1,0 +1,142 @@
+"""How much memory this process's cgroups still let it take.
+
+Shared memory counts against the memory limit of the cgroup that first touches it. Where it is
+reserved beyond that limit, the kernel does not refuse: it kills the process, inside `fallocate`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_UNLIMITED = 1 << 60  # v1 has a number near 2**63 for it
+
+
+@dataclass(frozen=True)
+class Room:
+    """What is left under the tightest memory limit of a process."""
+
+    nbytes: int
+    """May still be taken, page cache that can be dropped and free swap included."""
+    limit: int
+    """Bytes in all."""
+    cgroup: str
+    """The folder of the cgroup that sets it."""
+
+
+class MemoryLimit:
+    """The memory limits of this process's cgroups, on the way to the root, in v2 and v1.
+
+    Args:
+        proc: the process's folder in procfs.
+        cgroups: where the cgroup file systems are mounted.
+    """
+
+    def __init__(
+        self, proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")
+    ) -> None:
+        self._meminfo = proc.parent / "meminfo"
+        self._limits = list(_limited(proc, cgroups))
+
+    def room(self) -> Room | None:
+        """Return what is left as of now; None: nothing limits this process."""
+        rooms = [room for kind, folder in self._limits if (room := self._left(kind, folder))]
+        return min(rooms, key=lambda room: room.nbytes, default=None)
+
+    def _left(self, kind: _Files, folder: Path) -> Room | None:
+        limit = _number(folder / kind.limit)
+        used = _number(folder / kind.used)
+        if limit is None or used is None or limit >= _UNLIMITED:
+            return None
+        left = limit - used + _droppable(folder, kind) + self._swap(folder, kind)
+        return Room(max(0, int(left)), int(limit), str(folder))
+
+    def _swap(self, folder: Path, kind: _Files) -> float:
+        """Return the bytes of swap that this cgroup may still use."""
+        free = _fields(self._meminfo).get("SwapFree:", 0) * 1024
+        if not free:
+            return 0
+        limit, used = _number(folder / kind.swap_limit), _number(folder / kind.swap_used)
+        if limit is None or used is None or limit >= _UNLIMITED:
+            return free
+        if kind is _V1:  # memory and swap in one
+            limit -= _number(folder / kind.limit) or 0
+            used -= _number(folder / kind.used) or 0
+        return max(0, min(free, limit - used))
+
+
+@dataclass(frozen=True)
+class _Files:
+    limit: str
+    used: str
+    swap_limit: str
+    swap_used: str
+    cache: tuple[str, ...]
+    """The fields of memory.stat that sum up to page cache; shared memory is not in them."""
+
+
+_V2 = _Files(
+    "memory.max",
+    "memory.current",
+    "memory.swap.max",
+    "memory.swap.current",
+    ("inactive_file", "active_file"),
+)
+_V1 = _Files(
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    "memory.memsw.limit_in_bytes",
+    "memory.memsw.usage_in_bytes",
+    ("total_inactive_file", "total_active_file"),
+)
+
+
+def _limited(proc: Path, cgroups: Path) -> Iterator[tuple[_Files, Path]]:
+    """Yield each cgroup that may limit the process's memory."""
+    try:
+        lines = (proc / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            files, mounts = _V2, (cgroups, cgroups / "unified")
+        elif "memory" in controllers.split(","):
+            files, mounts = _V1, (cgroups / controllers, cgroups / "memory")
+        else:
+            continue
+        for mount in mounts:
+            # In a container the path is often that of the host, and the mount its own subtree:
+            # what does not exist is skipped, and the mount's own root is always looked at.
+            folder = mount / path.lstrip("/")
+            for level in (folder, *folder.parents):
+                with contextlib.suppress(OSError):
+                    if (level / files.limit).exists():
+                        yield files, level
+                if level == mount:
+                    break
+
+
+def _number(path: Path) -> float | None:
+    try:
+        text = path.read_text().strip()
+        return math.inf if text == "max" else int(text)
+    except (OSError, ValueError):
+        return None
+
+
+def _droppable(folder: Path, kind: _Files) -> int:
+    stat = _fields(folder / "memory.stat")
+    return sum(stat.get(field, 0) for field in kind.cache)
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """Return the numbers of a file of lines "name number [unit]"."""
+    try:
+        lines = [line.split() for line in path.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}

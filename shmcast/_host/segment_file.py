@@ -1,0 +1,165 @@
+"""A segment's name and descriptors: made, found by name or by who has it open, removed.
+
+Knows files in the folder that POSIX shared memory lies in; does not know what is in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import warnings
+from pathlib import Path
+
+from shmcast._host.system_errors import SHM_FOLDER, explained, explaining
+from shmcast.errors import SegmentMismatch, SegmentNotFound, ShmcastWarning
+
+MODE = 0o600
+"""Of a segment's file: only its user may open it."""
+
+_LOWEST_FD = 3
+_READ_WRITE = os.O_RDWR | os.O_CLOEXEC
+
+
+class SegmentFile:
+    """This process's descriptor of a segment that it has made, and the segment's name.
+
+    A program may close descriptors by number and open files of its own there: what is closed here
+    is still the segment, or it is left alone. Nothing is closed in a fork.
+    """
+
+    def __init__(self, name: str, fd: int) -> None:
+        self.name = name
+        self.fd = fd
+        self._identity = _identity(fd)
+        self._owner_pid = os.getpid()
+
+    def unlink(self) -> None:
+        """Remove the name, see `unlink`."""
+        if self._owner_pid == os.getpid():
+            unlink(self.name)
+
+    def close(self) -> None:
+        """Close the descriptor; idempotent, also where a signal's handler interrupts it."""
+        if self.fd < 0 or self._owner_pid != os.getpid():
+            return
+        with contextlib.suppress(OSError):  # it is closed
+            if _identity(self.fd) == self._identity:
+                os.close(self.fd)
+        self.fd = -1
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def open_name(name: str, flags: int = 0) -> int:
+    """Do what shm_open(3) does, and keep 0 to 2 free: what others print there is no message.
+
+    (shm_open's own bindings for Python hide errno.)
+
+    Raises:
+        OSError: what the kernel says.
+    """
+    flags |= os.O_NOFOLLOW
+    return _above_stdio(os.open(f"{SHM_FOLDER}{name}", flags | _READ_WRITE, MODE))
+
+
+def _above_stdio(fd: int) -> int:
+    if fd >= _LOWEST_FD:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_FD)
+    finally:
+        os.close(fd)
+
+
+def find(name: str, size: int, holder: tuple[int, int] | None = None, rejoin: bool = False) -> int:
+    """Return a descriptor of a segment, for the caller to close.
+
+    Args and what is raised: as for `shared_memory.attach`.
+    """
+    fd = _open(name, holder, rejoin)
+    try:
+        with explaining(f"the segment {name}"):
+            found = os.fstat(fd)
+        checks = (
+            ("owner uid", os.geteuid(), found.st_uid),
+            ("mode", stat.filemode(stat.S_IFREG | MODE), stat.filemode(found.st_mode)),
+            ("size in bytes", size, found.st_size),
+        )
+        for what, want, got in checks:
+            if got != want:
+                raise SegmentMismatch(f"the segment {name} has {what} {got}, expected {want}")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _open(name: str, holder: tuple[int, int] | None, rejoin: bool) -> int:
+    try:
+        return open_name(name)
+    except FileNotFoundError:
+        return _open_of_holder(name, holder, rejoin)
+    except PermissionError as error:
+        raise SegmentMismatch(
+            f"the segment {name} belongs to another user, or a policy closes it "
+            f"({os.strerror(error.errno or 0)}); readers must run as the writer's user, this "
+            f"process runs as uid {os.geteuid()}"
+        ) from None
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSYS):
+            raise explained(error, f"the segment {name}", "open") from error
+        # A symbolic link, a socket; a folder.
+        raise SegmentMismatch(f"the segment {name} is not a file: {error}") from None
+
+
+def _open_of_holder(name: str, holder: tuple[int, int] | None, rejoin: bool) -> int:
+    """Open the segment by the descriptor of the process that has made it."""
+    code, why = errno.ENOENT, ""
+    if holder is not None:
+        path = "/proc/{}/fd/{}".format(*holder)
+        try:
+            # The name is random: what has it is the segment, not what another process of that pid
+            # has open there. (And nothing else is opened: that could wait, or have effects.)
+            place, gone, _ = str(Path(path).readlink()).partition(" (deleted)")
+            if place.rpartition("/")[2] == name[1:] and (gone or rejoin):
+                # It is the same file; the kernel lets its user in only.
+                return _above_stdio(os.open(path, _READ_WRITE))
+        except PermissionError as error:
+            code = error.errno or code
+            why = (
+                f". If process {holder[0]} is the writer, the kernel lets this process not in by "
+                f"its descriptor, {path} ({os.strerror(code)}): that needs the writer's user, its "
+                "user namespace and at least its capabilities, and a writer that has not changed "
+                "its user since it was started and may be dumped (ptrace(2), access mode "
+                "PTRACEMODE_READ_FSCREDS)"
+            )
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESRCH, errno.ENOTDIR, errno.ENXIO):
+                raise explained(error, f"the segment {name}", "open") from error
+    raise SegmentNotFound(
+        code,
+        f"no shared-memory segment {name} on this host: its readers must run on the writer's "
+        "node and share its /dev/shm (containers: --ipc=host or --ipc=container:<id>), and "
+        f"attach while the writer lives and before all its readers are there{why}",
+    )
+
+
+def unlink(name: str) -> bool:
+    """Remove the name, if it is still there; mappings live on. Warn where that fails.
+
+    Returns:
+        Whether it is gone.
+    """
+    try:
+        Path(f"{SHM_FOLDER}{name}").unlink(missing_ok=True)
+    except OSError as error:
+        said = explained(error, f"the segment {name} stays in {SHM_FOLDER}", "unlink")
+        warnings.warn(str(said), ShmcastWarning, stacklevel=2)
+        return False
+    return True

@@ -1,0 +1,139 @@
+"""A program ends while its threads wait: they end without a word, and so does it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.subprocess_programs import run_to_its_end
+
+PREAMBLE = """
+import logging, sys, threading, time
+import shmcast
+from shmcast import Reader, WaitPolicy, Writer
+
+def beside(function, *arguments):
+    threading.Thread(target=function, args=arguments, daemon=True).start()
+    time.sleep(0.1)  # (it is inside now; else nothing is tested, but nothing fails)
+
+def pair(**wait):
+    writer = Writer(1, slots=2)
+    reader = Reader(writer.handle, 0, **wait)
+    kept.append(writer)
+    return writer, reader
+
+kept = []
+"""
+
+CALLS = {
+    "recv": "beside(pair()[1].recv)",
+    "recv, with a time-out": "beside(pair()[1].recv, 1000)",
+    "recv, spinning": "beside(pair(wait=WaitPolicy.spin())[1].recv)",
+    "recv, parked": "beside(pair(wait=WaitPolicy.semaphore())[1].recv)",
+    "send to a full ring": """
+writer, reader = pair()
+def send():
+    while True:
+        writer.send(bytes(60_000))
+beside(send)
+""",
+    "send of a streamed message": """
+writer, reader = pair()
+beside(writer.send, bytes(1_000_000))
+""",
+    "wait_ready": "kept.append(Writer(2)); beside(kept[0].wait_ready)",
+    "messages": """
+writer, reader = pair()
+def talk():
+    while True:
+        writer.send(1)
+        reader.recv()
+beside(talk)
+""",
+    # The core calls Python, which gives up the GIL and wants it back when there is none.
+    "a filter of the log, called by the core": """
+def slow(record):
+    while True:
+        time.sleep(0.0001)
+logging.getLogger("shmcast").addFilter(slow)
+beside(pair(warn_after=0.01)[1].recv)
+""",
+    "a codec, called by the core to warm up": """
+class Slow(shmcast.PickleCodec):
+    practises = False
+    def decode(self, frames):
+        while self.practises:
+            time.sleep(0.0001)
+        return super().decode(frames)
+codec = Slow()
+writer, reader = pair(wait=WaitPolicy.spin(), codec=codec)
+codec.practises = True
+beside(reader.recv)
+""",
+    "a large message on its way to the arena": """
+import numpy as np
+writer = Writer(1, arena_bytes=1 << 28)
+kept.append(writer)
+def send():
+    while True:
+        writer.send([np.ones(1 << 26, np.uint8)])
+beside(send)
+""",
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_thread_that_waits_at_exit_ends_without_a_word(call: str) -> None:
+    for _ in range(3):
+        program = run_to_its_end(f"{PREAMBLE}{call}\nsys.exit(3)")
+        assert (program.returncode, program.stdout, program.stderr) == (3, "", "")
+
+
+def test_a_thread_that_close_ends_at_exit_is_told() -> None:
+    program = run_to_its_end(f"""{PREAMBLE}
+import atexit
+def stop():
+    reader.close()
+    thread.join()
+atexit.register(stop)
+writer, reader = pair()
+def receive():
+    try:
+        reader.recv()
+    except shmcast.Closed as error:
+        print("closed")
+thread = threading.Thread(target=receive, daemon=True)
+thread.start()
+""")
+    assert (program.returncode, program.stdout, program.stderr) == (0, "closed\n", "")
+
+
+def test_a_subinterpreter_is_told_that_it_cannot_have_the_core() -> None:
+    program = run_to_its_end("""
+import shmcast, sys
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+with shmcast.Writer(1) as writer, shmcast.Reader(writer.handle, 0) as reader:
+    other = interpreters.create()
+    code = f'''
+import sys
+sys.path[:] = {sys.path!r}
+try:
+    import shmcast._core
+except ImportError:
+    pass
+else:
+    raise SystemError("imported")
+'''
+    run = getattr(interpreters, "run_string", None) or interpreters.exec
+    assert run(other, code) is None
+    interpreters.destroy(other)
+    writer.send("still here")
+    assert reader.recv() == "still here"
+    try:
+        reader.recv(0)
+    except shmcast.Timeout:
+        print("and its errors")
+""")
+    assert (program.returncode, program.stdout, program.stderr) == (0, "and its errors\n", "")

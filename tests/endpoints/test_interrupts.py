@@ -1,0 +1,203 @@
+"""Calls that are ended from outside: by interrupt(), and by signals whose handlers raise."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+import pytest
+
+import shmcast
+from shmcast import PickleCodec, Reader, WaitPolicy, Writer
+
+SECONDS = 30.0
+
+
+class Handled(Exception):
+    """What a signal's handler raises."""
+
+
+@contextmanager
+def handler(function: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    before = signal.signal(signal.SIGUSR1, function)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def fail(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise Handled
+
+
+class SignalsOnce(PickleCodec):
+    """Signals itself while it encodes or decodes the first object."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self._what = what
+
+    def _signal(self, what: str) -> None:
+        if self._what == what:
+            self._what = ""
+            signal.raise_signal(signal.SIGUSR1)
+
+    def encode(self, obj: Any) -> list[Any]:
+        self._signal("encode")
+        return super().encode(obj)
+
+    def decode(self, frames: list[Any]) -> Any:
+        self._signal("decode")
+        return super().decode(frames)
+
+    sample = None  # type: ignore[assignment]
+
+
+def test_an_error_of_a_handler_is_not_the_codecs_and_loses_nothing() -> None:
+    with Writer(1) as writer, Reader(writer.handle, 0, codec=SignalsOnce("decode")) as reader:
+        writer.send(1)
+        writer.send(2)
+        with handler(fail), pytest.raises(Handled):
+            reader.recv(SECONDS)
+        assert [reader.recv(SECONDS), reader.recv(SECONDS)] == [1, 2]
+
+
+def test_nor_is_that_of_an_object_that_puts_another_in_its_place() -> None:
+    class Handler:
+        def __call__(self, *_arguments: Any) -> NoReturn:
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            raise Handled
+
+    with Writer(1) as writer, Reader(writer.handle, 0, codec=SignalsOnce("decode")) as reader:
+        writer.send(1)
+        with handler(Handler()), pytest.raises(Handled):
+            reader.recv(SECONDS)
+        assert reader.recv(SECONDS) == 1
+
+
+def test_while_encoding_a_handler_ends_the_send_with_its_own_error() -> None:
+    with (
+        Writer(1, codec=SignalsOnce("encode")) as writer,
+        Reader(writer.handle, 0) as reader,
+        handler(fail),
+    ):
+        with pytest.raises(Handled):
+            writer.send(1)
+        writer.send(2)
+        assert reader.recv(SECONDS) == 2
+
+
+def test_an_error_of_the_codec_still_consumes_the_message() -> None:
+    class Fails(PickleCodec):
+        def decode(self, frames: list[Any]) -> Any:
+            obj = super().decode(frames)
+            if obj == "bad":
+                raise Handled
+            if obj == "worse":
+                raise SystemExit(obj)
+            return obj
+
+    with Writer(1) as writer, Reader(writer.handle, 0, codec=Fails()) as reader:
+        for obj in ("bad", "worse", "good"):
+            writer.send(obj)
+        with pytest.raises(shmcast.DecodeError, match="Handled"):
+            reader.recv(SECONDS)
+        with pytest.raises(SystemExit):
+            reader.recv(SECONDS)
+        assert reader.recv(SECONDS) == "good"
+
+
+def test_what_was_kept_is_received_before_the_writers_end_and_not_after_close() -> None:
+    writer = Writer(1)
+    reader = Reader(writer.handle, 0, codec=SignalsOnce("decode"))
+    writer.send(1)
+    writer.close()
+    with handler(fail), pytest.raises(Handled):
+        reader.recv(SECONDS)
+    assert reader.recv(SECONDS) == 1
+    with pytest.raises(shmcast.Closed, match="the writer has closed"):
+        reader.recv(SECONDS)
+    reader.close()
+
+
+@pytest.mark.parametrize("timeout", [None, SECONDS])
+def test_interrupt_ends_a_recv_which_takes_nothing(wait: WaitPolicy, timeout: float | None) -> None:
+    with Writer(1) as writer, Reader(writer.handle, 0, wait=wait) as reader:
+        caught: list[BaseException] = []
+
+        def receive() -> None:
+            try:
+                reader.recv(timeout)
+            except BaseException as error:
+                caught.append(error)
+
+        receiving = threading.Thread(target=receive)
+        receiving.start()
+        reader.interrupt()  # before it waits, or when it does
+        receiving.join()
+        (error,) = caught
+        assert isinstance(error, shmcast.Interrupted)
+        assert isinstance(error, InterruptedError)
+        assert str(error) == "reader 0: recv was ended by interrupt(); call again"
+        writer.send("later")
+        assert reader.recv(SECONDS) == "later"
+
+
+def test_interrupt_ends_a_send_which_reaches_nobody() -> None:
+    with Writer(1, slots=2, slot_bytes=128) as writer, Reader(writer.handle, 0) as reader:
+        interrupting = threading.Timer(0.05, writer.interrupt)
+        interrupting.start()
+        with pytest.raises(shmcast.Interrupted, match=r"writer: send was ended by interrupt\(\)"):
+            writer.send(bytes(10_000))
+        assert not writer.was_sent
+        sending = threading.Thread(target=writer.send, args=("next",))
+        sending.start()
+        assert reader.recv(SECONDS) == "next"
+        sending.join()
+        assert writer.was_sent
+
+
+def test_interrupt_ends_wait_ready_from_a_handler() -> None:
+    with Writer(1) as writer:
+
+        def interrupt(_number: int, _frame: FrameType | None) -> None:
+            writer.interrupt()
+
+        main = threading.get_ident()
+        with handler(interrupt):
+            threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGUSR1)).start()
+            with pytest.raises(shmcast.Interrupted, match="wait_ready"):
+                writer.wait_ready()
+
+
+def test_an_interrupt_ends_one_call_the_next_if_there_is_none() -> None:
+    with Writer(1) as writer, Reader(writer.handle, 0) as reader:
+        writer.send(1)
+        reader.interrupt()
+        reader.interrupt()
+        with pytest.raises(shmcast.Interrupted):
+            reader.recv()
+        assert reader.recv() == 1
+
+
+def test_an_awaiting_caller_that_gives_up_loses_nothing() -> None:
+    async def receive_within(reader: Reader, seconds: float) -> Any:
+        receiving = asyncio.create_task(asyncio.to_thread(reader.recv))
+        done, _ = await asyncio.wait({receiving}, timeout=seconds)
+        if not done:
+            reader.interrupt()
+        return await receiving
+
+    async def main() -> None:
+        with pytest.raises(shmcast.Interrupted):
+            await receive_within(reader, 0.01)
+        writer.send("message 1")
+        assert await receive_within(reader, SECONDS) == "message 1"
+
+    with Writer(1) as writer, Reader(writer.handle, 0) as reader:
+        asyncio.run(main())

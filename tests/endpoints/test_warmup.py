@@ -1,0 +1,181 @@
+"""Warming up breaks no real call: it may be interrupted anywhere, and hides no error."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import shmcast
+from shmcast import PickleCodec, Reader, WaitPolicy, Writer
+from shmcast._codecs.base import Frame
+from shmcast._endpoints import warmup
+
+ROUNDS = 40
+"""More than a sample is used for."""
+
+
+class Boom(BaseException):
+    """What a signal handler raises."""
+
+
+class _Interrupter:
+    """Raises Boom when the `at`-th line of the module is reached, as a signal handler may."""
+
+    def __init__(self, at: int) -> None:
+        self._left = at
+
+    def __call__(self, frame: FrameType, event: str, _arg: object) -> Any:
+        if frame.f_code.co_filename != warmup.__file__:
+            return None
+        if event == "line":
+            self._left -= 1
+            if self._left < 0:
+                raise Boom
+        return self
+
+
+def is_interrupted(call: Callable[[], object], at: int) -> bool:
+    """Call, and return whether that was interrupted: there are so many lines."""
+    before = sys.gettrace()
+    sys.settrace(_Interrupter(at))
+    try:
+        call()
+    except Boom:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def interruptions(call: Callable[[], object]) -> int:
+    """Interrupt a call once at each of its lines, each time right after the time before."""
+    at = 0
+    while is_interrupted(call, at):
+        at += 1
+    return at
+
+
+@pytest.mark.parametrize("rounds_before", [0, 14, 15])
+def test_warm_may_be_interrupted_anywhere(rounds_before: int) -> None:
+    with Writer(1) as writer, Reader(writer.handle, 0) as reader:
+        for _ in range(rounds_before):
+            writer.warm()
+        assert interruptions(writer.warm) > 5
+        for at in range(8):  # and again and again at the same place
+            for _ in range(4):
+                is_interrupted(writer.warm, at)
+        for _ in range(ROUNDS):
+            writer.warm()
+        writer.send("real")
+        assert reader.recv(10) == "real"
+
+
+def test_a_spinning_reader_may_be_interrupted_anywhere() -> None:
+    def warm_up() -> None:
+        with pytest.raises(shmcast.Timeout):
+            reader.recv(0.02)
+
+    with Writer(1) as writer, Reader(writer.handle, 0, wait=WaitPolicy.spin()) as reader:
+        for at in range(60):
+            is_interrupted(warm_up, at)
+        for _ in range(10):
+            warm_up()
+        writer.send("real")
+        assert reader.recv(10) == "real"
+
+
+class Slow(PickleCodec):
+    """Lets another thread in while it encodes, once it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_slow = False
+        self.has_begun = threading.Event()
+        self.may_end = threading.Event()
+
+    def encode(self, obj: Any, /) -> list[Frame]:
+        if self.is_slow:
+            self.is_slow = False
+            self.has_begun.set()
+            assert self.may_end.wait(30)
+        return super().encode(obj)
+
+
+def test_warming_up_is_one_threads_turn() -> None:
+    codec = Slow()
+    with Writer(1, codec=codec) as writer, Reader(writer.handle, 0) as reader:
+        codec.is_slow = True
+        thread = threading.Thread(target=writer.warm)
+        thread.start()
+        codec.has_begun.wait(30)
+        with pytest.raises(shmcast.ConcurrentUse, match="writer: warm while another thread"):
+            writer.warm()
+        with pytest.raises(shmcast.ConcurrentUse, match="writer: send while another thread"):
+            writer.send(1)
+        codec.may_end.set()
+        thread.join()
+        for _ in range(ROUNDS):
+            writer.warm()
+        writer.send("real")
+        assert reader.recv(10) == "real"
+
+
+class Limit(Exception):
+    """A time limit: what a handler of SIGALRM may raise, wherever the program is."""
+
+
+class Alarmed(PickleCodec):
+    """Is in sample() when an alarm goes off, once that is set."""
+
+    is_set = False
+
+    def sample(self) -> Any:
+        if self.is_set:
+            self.is_set = False
+            raise Limit
+        return super().sample()
+
+
+def warm_often(writer: Writer) -> None:
+    for _ in range(ROUNDS):
+        writer.warm()
+
+
+def test_an_exception_in_the_midst_of_a_sample_comes_out() -> None:
+    codec = Alarmed()
+    with (
+        Writer(1, codec=codec) as writer,
+        Reader(writer.handle, 0, wait=WaitPolicy.spin(), codec=codec) as reader,
+    ):
+        for call in (functools.partial(warm_often, writer), reader.recv):
+            codec.is_set = True
+            with pytest.raises(Limit):
+                call()
+        writer.warm()
+        writer.send("real")
+        assert reader.recv(10) == "real"
+
+
+class Growing(PickleCodec):
+    """Its sample outgrows what can be warmed up on."""
+
+    size = 10
+
+    def sample(self) -> Any:
+        return bytes(self.size)
+
+
+def test_a_sample_that_has_grown_too_large_is_not_taken() -> None:
+    codec = Growing()
+    with Writer(1, codec=codec) as writer, Reader(writer.handle, 0) as reader:
+        codec.size = 100_000
+        for _ in range(ROUNDS):
+            writer.warm()
+        writer.send("real")
+        assert reader.recv(10) == "real"

@@ -1,0 +1,153 @@
+"""What goes wrong while a broadcaster is made: every rank is told, in time, and none is left."""
+
+from __future__ import annotations
+
+import errno
+import os
+import warnings
+from typing import Any
+
+import pytest
+
+import shmcast
+from shmcast import PickleCodec, ShmBroadcaster
+from shmcast._nodes import topology
+from tests.support import ranks
+from tests.support.fake_nodes import on_host
+from tests.support.processes import Crew, WorkerFailed
+
+
+def fails_when_it_looks_around(rank: int) -> tuple[str, str]:
+    def obstacle_to(card: topology.Card) -> str | None:
+        raise OSError(errno.EMFILE, "Too many open files", card.name)
+
+    real = topology.obstacle_to
+    if rank == 2:
+        topology.obstacle_to = obstacle_to
+    try:
+        with pytest.raises((shmcast.SegmentError, OSError)) as caught:
+            ShmBroadcaster()
+    finally:
+        topology.obstacle_to = real
+    return type(caught.value).__name__, str(caught.value)
+
+
+def test_an_error_between_two_collectives_reaches_everybody(world: Crew) -> None:
+    for rank, (kind, error) in enumerate(world.run(4, fails_when_it_looks_around)):
+        assert "Too many open files" in error
+        assert kind == ("OSError" if rank == 2 else "SegmentError")
+        assert rank == 2 or "rank 2, could not set up" in error
+
+
+def wrong_on_one_rank(rank: int, arguments: dict[str, Any]) -> str:
+    with pytest.raises(shmcast.ShmcastError) as caught:
+        ShmBroadcaster(**(arguments if rank == 1 else {}))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"src": 9}, "src=9 is not one of"),
+        ({"group_src": -3}, "group_src=-3 is not a rank"),
+        ({"timeout": "soon"}, "timeout='soon' must be"),
+        ({"device_types": "cuda"}, "device_types='cuda' is no set"),
+        ({"group_src": 2}, "rank 1 says 2"),
+        ({"warn_after": -1}, "warn_after=-1"),
+    ],
+)
+def test_an_argument_that_is_wrong_on_one_rank_is_told_on_all(
+    world: Crew, arguments: dict[str, Any], why: str
+) -> None:
+    for error in world.run(4, wrong_on_one_rank, arguments):
+        assert why in error
+
+
+def comes_late(rank: int, store: str, timeout: float | None, path: str) -> list[str]:
+    ranks.join(rank, 3, store)
+    errors = []
+    if rank == 2:  # comes when the others have given up
+        with open(path) as others:  # noqa: PTH123
+            assert others.read(1)
+    with pytest.raises(shmcast.Timeout) as caught:
+        ShmBroadcaster(timeout=timeout if rank == 0 else 30)
+    errors.append(str(caught.value))
+    if rank == 0:
+        with open(path, "w") as late:  # noqa: PTH123
+            late.write("x")
+    with ShmBroadcaster(timeout=30) as bc:
+        errors.append(bc.broadcast_object("at last" if bc.is_src else None, 30))
+    return errors
+
+
+def test_a_rank_that_does_not_come_in_time_is_named_and_all_may_try_again(
+    fresh: tuple[Crew, str],
+) -> None:
+    crew, store = fresh
+    os.mkfifo(f"{store}-late")
+    for rank, (error, got) in enumerate(crew.run(3, comes_late, store, 0.2, f"{store}-late")):
+        assert error.startswith(f"rank {rank} of 3: set-up: rank 0 gave up waiting for rank 2,")
+        assert got == "at last"
+
+
+class _Other:
+    def encode(self, obj: Any) -> list[bytes]:
+        return [repr(obj).encode()]
+
+    def decode(self, frames: list[Any]) -> Any:
+        return frames
+
+
+class _Extended(PickleCodec):
+    pass
+
+
+def other_codec(rank: int) -> str:
+    with pytest.raises(shmcast.InvalidArgument) as caught:
+        ShmBroadcaster(codec=_Other() if rank == 3 else None)
+    with ShmBroadcaster(codec=_Extended() if rank == 3 else PickleCodec()) as bc:
+        assert bc.broadcast_object([1] if bc.is_src else None, 30) == [1]
+    return str(caught.value)
+
+
+def test_ranks_with_different_codecs_are_told(world: Crew) -> None:
+    for error in world.run(4, other_codec):
+        assert "rank 0 has PickleCodec, rank 1 has PickleCodec" in error
+        assert "rank 3 has _Other" in error
+
+
+def apart_on_one_machine(rank: int) -> list[str]:
+    with on_host("ab"[rank // 2]), warnings.catch_warnings(record=True) as caught:
+        topology.machine_id = lambda: "one"
+        warnings.simplefilter("always")
+        ShmBroadcaster().close()
+    return [str(w.message) for w in caught if w.category is shmcast.ShmcastWarning]
+
+
+def test_ranks_of_one_machine_that_do_not_share_memory_are_warned_of(world: Crew) -> None:
+    (warning,), *others = world.run(4, apart_on_one_machine)
+    assert others == [[]] * 3
+    assert "node 0 (a): ranks 0, 1; node 1 (b): ranks 2, 3" in warning
+    assert "rank 2 on host b can't attach the segment of rank 0 on host a: elsewhere" in warning
+    assert "share one /dev/shm" in warning
+
+
+def one_ends_before(rank: int, store: str) -> str:
+    ranks.join(rank, 3, store)
+    if rank == 2:
+        os._exit(3)
+    with pytest.raises(shmcast.SegmentError) as caught:
+        ShmBroadcaster()
+    return str(caught.value)
+
+
+def test_a_rank_that_ends_before_it_comes_is_named(fresh: tuple[Crew, str]) -> None:
+    crew, store = fresh
+    jobs = crew.start(3, one_ends_before, store)
+    for rank in (0, 1):
+        error = jobs[rank].result()
+        assert error.startswith(f"rank {rank} of 3: set-up: the process group failed: ")
+        assert "rank 2" in error
+        assert "not come)" in error
+    with pytest.raises(WorkerFailed, match="exit code 3"):
+        jobs[2].result()
