@@ -47,6 +47,18 @@ class FrameSink(Protocol):
         """Bring what the next `publish` touches into this core's cache, `warmup` included."""
 
 
+def unsendable(error: BaseException, codec: Codec, label: str) -> EncodeError | None:
+    """Say what is wrong with frames of a codec that the sink refused; None: nothing is."""
+    if isinstance(error, MemoryChanged):
+        return EncodeError(f"{label}: {error}; nobody receives the message")
+    if isinstance(error, TypeError | BufferError):
+        return EncodeError(
+            f"{label}: {type(codec).__qualname__}.encode must return a sequence of contiguous "
+            f"buffers: {error}; nothing was sent"
+        )
+    return None
+
+
 class ObjectSender:
     """Sends objects to a sink of frames.
 
@@ -95,21 +107,10 @@ class ObjectSender:
             self._publish(frames, timeout)
         except BaseException as error:
             self._sink.forget_views()
-            told = self._unsendable(error)
+            told = unsendable(error, self._codec, self._sink.label)
             if told is None:
                 raise
             raise told from error
-
-    def _unsendable(self, error: BaseException) -> EncodeError | None:
-        """Say what is wrong with frames that the sink refused; None: nothing is."""
-        if isinstance(error, MemoryChanged):
-            return EncodeError(f"{self._sink.label}: {error}; nobody receives the message")
-        if isinstance(error, TypeError | BufferError):
-            return EncodeError(
-                f"{self._sink.label}: {type(self._codec).__qualname__}.encode must return a "
-                f"sequence of contiguous buffers: {error}; nothing was sent"
-            )
-        return None
 
     def warm(self) -> None:
         """Warm up the next `send`, on a message that nobody receives.

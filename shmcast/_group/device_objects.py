@@ -14,7 +14,7 @@ from shmcast._devices.receive import receive_into
 from shmcast._devices.work import Work
 from shmcast._endpoints.arguments import check_seconds
 from shmcast._endpoints.frame_reader import FrameReader
-from shmcast._endpoints.objects import FrameSink, ObjectReceiver
+from shmcast._endpoints.objects import FrameSink, ObjectReceiver, unsendable
 from shmcast._endpoints.warmup import Warmup
 from shmcast._host.signals import is_interruption
 from shmcast.errors import DeviceError, EncodeError
@@ -65,7 +65,7 @@ class DeviceSender:
             self._publish(frames, timeout)
         except BaseException as error:
             self._sink.forget_views()
-            told = self._unsendable(error)
+            told = unsendable(error, self._lane.codec, self._sink.label)
             if told is None:
                 raise
             raise told from error
