@@ -29,6 +29,7 @@ from shmcast._host.process import (
     start_time,
     state_of,
 )
+from shmcast._host.signals import is_interruption
 from shmcast.errors import PeerDied, ShmcastWarning
 
 LIVING = ("attached", "claimed", "rejoining")
@@ -199,7 +200,11 @@ class Watch:
                 self._watched[peer.index] = _Watched(peer.pid, 0, gone="")
         elif known is None or not _is_watched(known, peer):
             self._forget(peer.index)
-            self._open(peer)
+            try:
+                self._open(peer)
+            except BaseException:  # a signal's handler, say: begin anew the next time
+                self._forget(peer.index)
+                raise
 
     def find_dead(self) -> None:
         """Find out whose process has ended, before `attribute_deaths` is given their seats."""
@@ -335,10 +340,14 @@ class Watch:
         try:
             watched.pidfd = pidfd = Pidfd(peer.pid, peer.start_time)
         except ProcessLookupError as error:
+            if is_interruption(error):
+                raise
             # (The lock's word counts more: clocks differ between time namespaces.)
             if not (peer.holds_lock and self._places.is_held(peer.index)):
                 watched.gone = str(error).partition(": ")[2]
         except OSError as error:  # no pidfds here; or no room for one at this moment
+            if is_interruption(error):
+                raise
             watched.must_look = error.errno in _PASSING
         else:
             self._raise_alarm(watched, lambda ring: ring.watch_process(pidfd.fileno()))
@@ -349,6 +358,8 @@ class Watch:
         try:
             watched.alarms.append(add(self._ring))
         except OSError as error:
+            if is_interruption(error):
+                raise
             watched.must_look = True
             self._warn(
                 "thread",

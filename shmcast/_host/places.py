@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from shmcast import _core
+from shmcast._host.signals import is_interruption
 
 
 class Places:
@@ -30,7 +31,9 @@ class Places:
         """Lock a place; None where there are no such locks, or another process has it."""
         try:
             return _core.LifeLock(self._fd, place)
-        except OSError:
+        except OSError as error:
+            if is_interruption(error):
+                raise
             return None
 
     def is_held(self, place: int) -> bool | None:
@@ -49,6 +52,8 @@ class Places:
 def _file_of(fd: int) -> tuple[int, int] | None:
     try:
         found = os.fstat(fd)
-    except OSError:
+    except OSError as error:
+        if is_interruption(error):
+            raise
         return None
     return found.st_dev, found.st_ino

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shmcast import _core
+from shmcast._host.signals import is_interruption
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
@@ -130,7 +131,9 @@ class Pidfd:
     def _is_ours(self) -> bool:
         try:
             found = os.fstat(self._fd)
-        except OSError:
+        except OSError as error:
+            if is_interruption(error):
+                raise
             return False
         return (found.st_dev, found.st_ino) == self._file
 
@@ -214,7 +217,9 @@ def is_exiting(pid: int) -> bool:
     """Return whether process `pid` has ended or is about to: what it held may be gone."""
     try:
         fields = _stat(pid)
-    except OSError:  # hidden
+    except OSError as error:  # hidden
+        if is_interruption(error):
+            raise
         return False
     return not fields or fields[_STATE] in _ENDED or bool(int(fields[_FLAGS]) & _PF_EXITING)
 
