@@ -12,13 +12,13 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 from shmcast._endpoints.arguments import check_seconds, check_timeout
 from shmcast._endpoints.statistics import Statistics
 from shmcast._host.log import tell
 from shmcast._nodes import control
 from shmcast._nodes.addresses import Address
+from shmcast._nodes.deadline import Deadline
 from shmcast._nodes.envelope import CLOSE
 from shmcast._nodes.failure import Failure
 from shmcast._nodes.heartbeat import Heartbeat
@@ -32,18 +32,6 @@ ASK_SECONDS = 0.5
 
 CLOSE_SECONDS = 5.0
 """How long `close` may wait for a group without those that were lost just before."""
-
-
-class _Deadline(NamedTuple):
-    timeout: float | None
-    at: float
-
-    @classmethod
-    def after(cls, timeout: float | None) -> _Deadline:
-        return cls(timeout, math.inf if timeout is None else time.monotonic() + timeout)
-
-    def left(self) -> float | None:
-        return None if self.timeout is None else max(0.0, self.at - time.monotonic())
 
 
 class RemoteNodes:
@@ -80,14 +68,14 @@ class RemoteNodes:
         self._on_failure = on_failure
         self._on_finish = on_finish
         self._outbox = Outbox(key)
-        self._leaders = Leaders(
-            nodes,
-            label,
-            key,
-            Callbacks(
-                self._on_progress, self._go_on_without, self._on_lost, self._on_flow, self.fail
-            ),
+        callbacks = Callbacks(
+            self._on_progress,
+            self._go_on_without,
+            self._on_lost,
+            lambda leader, flows: self._heartbeat.on_answer(leader, flows),
+            self.fail,
         )
+        self._leaders = Leaders(nodes, label, key, callbacks)
         self._heartbeat = Heartbeat(
             self._outbox, self._leaders, turn, lambda: self.closed, self._on_silent
         )
@@ -149,19 +137,13 @@ class RemoteNodes:
 
     def is_ready(self) -> bool:
         """Return whether a message can be sent without waiting for anything."""
-        return not (
-            self._outbox.is_blocked()
-            or self.closed
-            or self.failure is not None
-            or self._is_interrupted
-        )
+        is_held_up = self._outbox.is_blocked() or self._is_interrupted
+        return not (is_held_up or self.closed or self.failure is not None)
 
     def interrupt(self) -> None:
         """End the wait for room in another thread, or the next one."""
-        with self._changed:
-            self._is_interrupted = True
-            self._changes += 1
-            self._changed.notify_all()
+        self._is_interrupted = True
+        self._notify()
 
     def take_interrupt(self) -> bool:
         """Return whether `interrupt` was called since the last time."""
@@ -180,7 +162,7 @@ class RemoteNodes:
             PeerDied, NodeLost, Closed: no message can be sent any more.
         """
         timeout = check_timeout(timeout, self._label)
-        deadline = _Deadline.after(timeout)
+        deadline = Deadline.after(timeout)
         begin = time.monotonic()
         warn_at = begin + self._warn_after
         self._ask_at = begin + ASK_SECONDS / 4
@@ -203,7 +185,7 @@ class RemoteNodes:
                 warn_at = math.inf
                 tell(logging.WARNING, "%s: waits for %s", self._label, self.backlog())
 
-    def _wait(self, seen: int, deadline: _Deadline) -> None:
+    def _wait(self, seen: int, deadline: Deadline) -> None:
         """Wait until something has changed since there were `seen` changes, or for a moment."""
         now = time.monotonic()
         if now >= deadline.at:
@@ -219,7 +201,7 @@ class RemoteNodes:
             self._changed.wait_for(lambda: self._changes != seen, patience)
         self._outbox.check_oldest()
 
-    def _wait_for_cause(self, seen: int, deadline: _Deadline) -> None:
+    def _wait_for_cause(self, seen: int, deadline: Deadline) -> None:
         """Wait after an error of gloo: a control connection soon tells why."""
         error = self._outbox.error
         assert error is not None  # noqa: S101 (the caller has looked)
@@ -229,7 +211,7 @@ class RemoteNodes:
         nodes = ", ".join(map(str, self._leaders.live()))
         self.fail(Failure("NodeLost", f"gloo can't reach {nodes} any more: {error.text}"))
 
-    def _regroup(self, deadline: _Deadline) -> None:
+    def _regroup(self, deadline: Deadline) -> None:
         """Go on with the nodes that are left, in a new group.
 
         When one more is lost meanwhile, return with `must_regroup` set, to be called again.
@@ -324,7 +306,7 @@ class RemoteNodes:
         self._finish(self.failure or Failure("Closed", "the source has closed"))
 
     def _regroup_while_needed(self) -> None:
-        deadline = _Deadline.after(CLOSE_SECONDS)
+        deadline = Deadline.after(CLOSE_SECONDS)
         while self._outbox.must_regroup and not self._is_finished:
             self._regroup(deadline)
 
@@ -386,9 +368,6 @@ class RemoteNodes:
             return
         tell(logging.WARNING, "%s: %s; it is dropped, the others go on", self._label, failure.text)
         self._go_on_without(leader)
-
-    def _on_flow(self, leader: Leader, is_receiving: bool) -> None:
-        self._heartbeat.on_answer(leader, is_receiving)
 
     def _on_silent(self, leader: Leader, failure: Failure) -> None:
         if self._drops and self.failure is None:

@@ -69,6 +69,9 @@ def test_a_message_of_many_fragments_that_is_there_is_received_by_who_looks_only
         assert reader.recv(0) == bytes(6000)
 
 
+HUGE = bytes(1 << 24)  # in so many slots the writer has to wait, however fast the reader
+
+
 class Abandoning:
     """Sends the beginnings of messages, one after the other, until it is told to stop."""
 
@@ -81,7 +84,7 @@ class Abandoning:
     def _send(self) -> None:
         while not self._is_over:
             try:
-                self._writer.send(bytes(400_000), timeout=0)
+                self._writer.send(HUGE, timeout=0)
             except shmcast.Timeout:
                 continue
             except shmcast.Closed:

@@ -89,20 +89,23 @@ def test_a_thread_that_waits_at_exit_ends_without_a_word(call: str) -> None:
 
 
 def test_a_thread_that_close_ends_at_exit_is_told() -> None:
+    # (A writer whose reader never comes: an end of this process would be closed by the exit first.)
     program = run_to_its_end(f"""{PREAMBLE}
 import atexit
 def stop():
-    reader.close()
+    writer.close()
     thread.join()
 atexit.register(stop)
-writer, reader = pair()
-def receive():
+writer = Writer(1, wait=WaitPolicy.semaphore())
+def wait():
     try:
-        reader.recv()
+        writer.wait_ready()
     except shmcast.Closed as error:
         print("closed")
-thread = threading.Thread(target=receive, daemon=True)
+thread = threading.Thread(target=wait, daemon=True)
 thread.start()
+while not writer.statistics().parks:
+    time.sleep(0.001)
 """)
     assert (program.returncode, program.stdout, program.stderr) == (0, "closed\n", "")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from shmcast._nodes import topology
 from tests.support import ranks
 from tests.support.fake_nodes import on_host
 from tests.support.processes import Crew, WorkerFailed
+from tests.support.subprocess_programs import wait_until
 
 
 def fails_when_it_looks_around(rank: int) -> tuple[str, str]:
@@ -134,7 +136,9 @@ def test_ranks_of_one_machine_that_do_not_share_memory_are_warned_of(world: Crew
 
 def one_ends_before(rank: int, store: str) -> str:
     ranks.join(rank, 3, store)
+    Path(f"{store}.{rank}").touch()
     if rank == 2:
+        wait_until(lambda: all(Path(f"{store}.{other}").exists() for other in (0, 1)))
         os._exit(3)
     with pytest.raises(shmcast.SegmentError) as caught:
         ShmBroadcaster()
