@@ -5,6 +5,7 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/vector.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -48,9 +49,9 @@ class Endpoint : public Alarm {
 
   // For observers: from any thread, at any time, also after close().
   std::uint32_t attached() const { return attached_readers(segment()); }
-  std::vector<std::uint64_t> tensor_sets() const { return shmcast::tensor_sets(segment()); }
+  nb::list tensor_sets() const { return list_of(shmcast::tensor_sets(segment())); }
   nb::dict figures() const { return as_dict(own_figures()); }
-  std::vector<Peer> look_at_peers() const { return peers(segment()); }
+  nb::list look_at_peers() const { return list_of(peers(segment())); }
 
   // Tell the peers and release the endpoint. If another thread is inside, its call ends with
   // EndpointClosed and does so. Idempotent.
@@ -209,7 +210,7 @@ class Endpoint : public Alarm {
         case Outcome::closed: throw_if_stopped(); throw EndpointClosed("closed");
         default:
           if (long_wait.is_reported) {
-            call(watch_.callee.attr("resumed"), long_wait.seconds(monotonic_ns()));
+            call_method(watch_.callee, "resumed", long_wait.seconds(monotonic_ns()));
           }
           return outcome;
       }
@@ -237,9 +238,10 @@ class Endpoint : public Alarm {
   }
   nb::object memory_owner() const { return nb::borrow(nb::handle(view_.obj)); }
   // Ask the watch for the readers whose processes have exited, whether or not they left before.
-  nb::object exited_readers() {
-    if (watch_.callee.is_none()) return nb::list();
-    return call(watch_.callee.attr("exited"), peers(segment()));
+  std::vector<std::uint32_t> exited_readers() {
+    if (watch_.callee.is_none()) return {};
+    return nb::cast<std::vector<std::uint32_t>>(
+        call_method(watch_.callee, "exited", look_at_peers()));
   }
   std::span<std::byte> memory() const {
     return {static_cast<std::byte*>(view_.buf), static_cast<std::size_t>(view_.len)};
@@ -268,8 +270,8 @@ class Endpoint : public Alarm {
     observe_changes(now);
     if (now - long_wait.began_ns >= long_wait.patience_ns) {
       long_wait.patience_ns =
-          timeout_ns(call(watch_.callee.attr("report_slow"), long_wait.seconds(now),
-                          !long_wait.is_reported, peers(segment())));
+          timeout_ns(call_method(watch_.callee, "report_slow", long_wait.seconds(now),
+                                 !long_wait.is_reported, look_at_peers()));
       long_wait.is_reported = true;
     }
   }
@@ -282,10 +284,10 @@ class Endpoint : public Alarm {
     if (watch_.callee.is_none()) return;
     watch_.round_ns = now + Watch::kRoundNs;
     watch_.must_look = true;  // if it throws
-    const bool is_dead = nb::cast<bool>(call(watch_.callee.attr("observe"), peers(segment())));
+    const bool is_dead = nb::cast<bool>(call_method(watch_.callee, "observe", look_at_peers()));
     // relaxed: this thread reads it.
     if (is_dead) alarmed_.store(true, std::memory_order_relaxed);
-    watch_.must_look = nb::cast<bool>(watch_.callee.attr("must_look"));
+    watch_.must_look = nb::cast<bool>(attribute(watch_.callee, "must_look"));
   }
 
   [[gnu::cold, gnu::noinline]] void look_at_peers_now() {
@@ -314,14 +316,15 @@ class Endpoint : public Alarm {
     alarmed_.store(false, std::memory_order_relaxed);
     try {
       // Find the dead first, then read the seats: who left before its process ended has not died.
-      call(watch_.callee.attr("find_dead"));
+      call_method(watch_.callee, "find_dead");
       const std::vector<Peer> all = peers(segment());
-      for (const nb::handle index : call(watch_.callee.attr("attribute_deaths"), all)) {
-        const Peer& dead = all.at(nb::cast<std::size_t>(index));
+      const nb::object dropped = call_method(watch_.callee, "attribute_deaths", list_of(all));
+      for (const std::size_t index : nb::cast<std::vector<std::size_t>>(dropped)) {
+        const Peer& dead = all.at(index);
         drop(dead.index, dead.seat);
       }
-      call(watch_.callee.attr("tell_deaths"));
-      watch_.must_look = nb::cast<bool>(watch_.callee.attr("must_look"));
+      call_method(watch_.callee, "tell_deaths");
+      watch_.must_look = nb::cast<bool>(attribute(watch_.callee, "must_look"));
     } catch (...) {
       alarmed_.store(true, std::memory_order_relaxed);
       throw;
@@ -371,7 +374,7 @@ class Endpoint : public Alarm {
   }
 
   Py_buffer view_{};  // held to the end, so that observers need no turn
-  nb::object cpu_quota_;
+  Reference cpu_quota_;
   double quota_ = 0;
   std::int64_t quota_due_ns_ = 0;
   Watch watch_;

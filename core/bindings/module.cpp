@@ -101,7 +101,7 @@ void bind_pickle(nb::module_& m) {
   m.def(
       "piece_collector",
       [](const nb::list& pieces, const nb::list& buffers) {
-        return owned(piece_collector(pieces.ptr(), buffers.ptr()));
+        return owned(stops_at_exit([&] { return piece_collector(pieces.ptr(), buffers.ptr()); }));
       },
       "pieces"_a, "buffers"_a);
 }
@@ -153,7 +153,10 @@ void bind_arena(nb::module_& m) {
                    [](const ArenaMapping& mapping) {
                      return reinterpret_cast<std::uintptr_t>(mapping.bytes().data());
                    })
-      .def_rw("keeper", &ArenaMapping::keeper, nb::for_setter(nb::arg().none()))
+      .def_prop_rw(
+          "keeper", [](const ArenaMapping& mapping) { return nb::object(mapping.keeper); },
+          [](ArenaMapping& mapping, nb::object keeper) { mapping.keeper = std::move(keeper); },
+          nb::for_setter(nb::arg().none()))
       .def(
           "reserve",
           [](ArenaMapping& mapping, std::uint64_t nbytes) {
@@ -180,13 +183,14 @@ void bind_arena(nb::module_& m) {
 }
 
 // Return the members of a segment in which this process has no endpoint.
-std::vector<Peer> peers_in(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce) {
+nb::list peers_in(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce) {
   Py_buffer view;
-  if (PyObject_GetBuffer(memory.ptr(), &view, PyBUF_WRITABLE) != 0) throw nb::python_error();
+  if (stops_at_exit([&] { return PyObject_GetBuffer(memory.ptr(), &view, PyBUF_WRITABLE); }) != 0)
+    throw nb::python_error();
   const std::unique_ptr<Py_buffer, decltype(&PyBuffer_Release)> held(&view, &PyBuffer_Release);
   const std::span<std::byte> bytes(static_cast<std::byte*>(view.buf),
                                    static_cast<std::size_t>(view.len));
-  return peers(Segment::attach(bytes, geometry, nonce_of(nonce)));
+  return list_of(peers(Segment::attach(bytes, geometry, nonce_of(nonce))));
 }
 
 void bind_members(nb::module_& m) {

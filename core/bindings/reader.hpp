@@ -321,8 +321,8 @@ class PyRingReader final : public Endpoint {
   const Segment& segment() const override { return segment_; }
   std::uint32_t place() const override { return index_; }
 
-  nb::object warmup_;
-  nb::object mapping_;
+  Reference warmup_;
+  Reference mapping_;
   std::uint32_t index_;
   Segment segment_;
   RingReader ring_;

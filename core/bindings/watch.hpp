@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "bindings/convert.hpp"
+#include "bindings/gil.hpp"
 #include "wait/gate.hpp"
 #include "wait/pace.hpp"
 
@@ -25,9 +26,9 @@ struct Watch {
 
   explicit Watch(nb::object watch)
       : callee(std::move(watch)),
-        patience_ns(callee.is_none() ? kForever : timeout_ns(callee.attr("patience"))) {}
+        patience_ns(callee.is_none() ? kForever : timeout_ns(attribute(callee, "patience"))) {}
 
-  nb::object callee;  // None: nobody is told
+  Reference callee;  // None: nobody is told
   std::int64_t patience_ns;
   std::int64_t look_ns = 0;    // when the next look is due
   std::int64_t round_ns = 0;   // when the next call is due in any case

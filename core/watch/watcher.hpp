@@ -123,9 +123,9 @@ class Watcher {
   using Map = std::unordered_map<Id, Watched>;
 
   Watcher() {
-    epoll_ = epoll_create1(EPOLL_CLOEXEC);
+    epoll_ = above_stdio(epoll_create1(EPOLL_CLOEXEC));
     if (epoll_ < 0) throw_errno("epoll_create1");
-    mark_ = eventfd(0, EFD_CLOEXEC);
+    mark_ = above_stdio(eventfd(0, EFD_CLOEXEC));
     int error = mark_ < 0 ? errno : 0;
     if (error == 0 && !mark(EPOLL_CTL_ADD)) error = errno;
     if (error == 0) error = start();
@@ -133,6 +133,17 @@ class Watcher {
     close(epoll_);
     if (mark_ >= 0) close(mark_);
     throw std::system_error(error, std::generic_category(), "a thread that watches processes");
+  }
+
+  // Return a descriptor of the same file that nobody takes for standard input, output or error in a
+  // program that has closed those. -1: there is none, see errno.
+  static int above_stdio(int fd) {
+    if (fd < 0 || fd > STDERR_FILENO) return fd;
+    const int above = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    const int error = errno;
+    close(fd);
+    errno = error;
+    return above;
   }
 
   // Start the thread, with all signals blocked: they are for the program's own threads.
