@@ -357,6 +357,8 @@ class Endpoint:
         """Do what close() does, but tell the peers that it has failed. Idempotent."""
     def detach(self) -> None:
         """Tell nobody anything when this is destroyed without close()."""
+    def hold(self, lock: LifeLock | None) -> None:
+        """Keep the lock of this endpoint's place until its peers are told of its end."""
     def watch_process(self, pidfd: int) -> int:
         """Raise the alarm, once, when a process ends; close `pidfd` after unwatch().
 

@@ -27,6 +27,7 @@
 #include "wait/gate.hpp"
 #include "wait/pace.hpp"
 #include "wait/waiter.hpp"
+#include "watch/life_lock.hpp"
 #include "watch/watcher.hpp"
 
 namespace shmcast {
@@ -62,6 +63,9 @@ class Endpoint : public Alarm {
 
   // Tell nobody anything when this is destroyed: the process is about to end, which tells.
   void detach() { is_detached_ = true; }
+
+  // Keep the lock of this endpoint's place until the peers are told of its end.
+  void hold(nb::object lock) { lock_ = std::move(lock); }
 
   // Let the watcher's thread raise the alarm when a process ends, or a lock is dropped. Throws
   // std::system_error.
@@ -362,9 +366,9 @@ class Endpoint : public Alarm {
   bool is_closing() const { return end_.load(std::memory_order_seq_cst) != End::none; }
   void leave_if_idle() {
     // seq_cst: see Use. Whoever is inside will leave(). Once left, the endpoint stays busy.
-    if (!busy_.exchange(true, std::memory_order_seq_cst)) {
-      leave(end_.load(std::memory_order_seq_cst));
-    }
+    if (busy_.exchange(true, std::memory_order_seq_cst)) return;
+    leave(end_.load(std::memory_order_seq_cst));
+    if (!lock_.is_none()) nb::inst_ptr<LifeLock>(lock_)->release();
   }
   void end(End how) {
     End none = End::none;
@@ -378,6 +382,7 @@ class Endpoint : public Alarm {
   double quota_ = 0;
   std::int64_t quota_due_ns_ = 0;
   Watch watch_;
+  Reference lock_ = nb::none();  // a LifeLock
   const unsigned generation_ = fork_generation.load(std::memory_order_relaxed);
   std::atomic<bool> busy_{false};
   std::atomic<End> end_{End::none};  // what close() or give_up() has asked for

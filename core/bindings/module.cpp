@@ -261,6 +261,7 @@ void bind_endpoints(nb::module_& m) {
       .def("close", &Endpoint::close)
       .def("give_up", &Endpoint::give_up)
       .def("detach", &Endpoint::detach)
+      .def("hold", &Endpoint::hold, "lock"_a.none())
       .def("watch_process", &Endpoint::watch_process, "pidfd"_a)
       .def("watch_lock", &Endpoint::watch_lock, "fd"_a, "place"_a)
       .def_static("unwatch", &Watcher::remove, "watch"_a)

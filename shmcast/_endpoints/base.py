@@ -83,7 +83,7 @@ class Endpoint:
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         """Close this endpoint; after an exception, tell the peers that it has failed."""
-        if is_orderly(error):
+        if is_orderly(error, self._end.receives):
             self.close()
         else:
             self._end.give_up()

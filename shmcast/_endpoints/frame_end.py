@@ -24,6 +24,8 @@ from shmcast.errors import (
     Interrupted,
     InvalidArgument,
     MessageTooLarge,
+    NodeLost,
+    PeerDied,
     SegmentCorrupted,
     ShmcastError,
     Timeout,
@@ -41,8 +43,16 @@ DEFAULT_WARN_AFTER = 60.0
 _open: weakref.WeakSet[FrameEnd] = weakref.WeakSet()
 
 
-def is_orderly(error: BaseException | None) -> bool:
-    """Return whether a `with` block that ends with this exception has ended in order."""
+def is_orderly(error: BaseException | None, receives: bool) -> bool:
+    """Return whether a `with` block that ends with this exception has ended in order.
+
+    Args:
+        error: None: there is none.
+        receives: the end in the block is a reader. If the end of another is what ends the block,
+            its peers are told of that one, and not of a second death.
+    """
+    if isinstance(error, PeerDied | NodeLost):
+        return receives
     if isinstance(error, SystemExit):
         return error.code in (None, 0)
     return error is None or isinstance(error, GeneratorExit)
@@ -87,6 +97,8 @@ class FrameEnd:
     _watch: Watch
     _finalizer: weakref.finalize[..., FrameEnd]
 
+    receives = False
+    """Whether this is a reader's end."""
     handle: Handle
     """Where readers find the writer's segment."""
 

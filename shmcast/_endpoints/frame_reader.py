@@ -44,6 +44,7 @@ class FrameReader(FrameEnd):
     """
 
     _ring: _core.RingReader
+    receives = True
 
     def __init__(
         self,
@@ -109,8 +110,7 @@ class FrameReader(FrameEnd):
         warm = None if warmup is None else self._warm_by(warmup)
 
         def attach(seat: int, may_hold: bool) -> _core.RingReader:
-            lock = places.hold(index)
-            try:
+            with places.holding(index) as lock:
                 ring = _core.RingReader(
                     memory,
                     geometry,
@@ -125,13 +125,8 @@ class FrameReader(FrameEnd):
                     mapping,
                     may_hold,
                 )
-            except BaseException:
-                if lock is not None:
-                    lock.release()
-                raise
-            if lock is not None:
-                self._ending.add(lock.release)
-            return ring
+                ring.hold(lock)
+                return ring
 
         try:
             if rejoin:

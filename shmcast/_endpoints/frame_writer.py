@@ -120,19 +120,18 @@ class FrameWriter(FrameEnd):
             name, nonce, readers, slots, slot_bytes, (os.getpid(), fd), drops, arena
         )
         places = Places(fd)
-        lock = places.hold(readers)
-        if lock is not None:
-            self._ending.add(lock.release)
-        self._ring = _core.RingWriter(
-            memory.mapping,
-            geometry,
-            nonce,
-            core_policy(self.wait_policy),
-            self._cpu_quota,
-            self._watch,
-            identity(lock),
-            mapping,
-        )
+        with places.holding(readers) as lock:
+            self._ring = _core.RingWriter(
+                memory.mapping,
+                geometry,
+                nonce,
+                core_policy(self.wait_policy),
+                self._cpu_quota,
+                self._watch,
+                identity(lock),
+                mapping,
+            )
+            self._ring.hold(lock)
         self._watch.begin(self._ring, places)
         self._end_when_collected()
 

@@ -253,8 +253,8 @@ class Watch:
     def _attribute_deaths(self, peers: Sequence[_core.Peer]) -> list[int]:
         dropped = []
         has_writer_left = peers[self._writer].state == "left"
-        for index, watched in [*self._watched.items()]:
-            peer = peers[index]
+        for index, watched in sorted(self._watched.items(), key=lambda item: item[0]):
+            peer = peers[index]  # (the writer last: it may have ended because of a reader)
             if peer.state not in (*LIVING, "failed") or peer.pid != watched.pid:
                 self._forget(index)  # it closed before it ended, or its place was taken
                 continue

@@ -173,7 +173,7 @@ class ShmBroadcaster(Lender):
             self._begin_recv = connection.begin_recv
         if connection.is_relayed:
             # (A relay serves other nodes, too: nobody but its owner can end it.)
-            weakref.finalize(self, connection.end.close)
+            weakref.finalize(self, connection.end.give_up).atexit = False
 
     def broadcast_object(
         self, obj: Any = None, timeout: float | None = None, copy: bool = True
@@ -390,6 +390,6 @@ class ShmBroadcaster(Lender):
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         """Close this rank's part; after an exception, tell the others that it has failed."""
-        if not is_orderly(error):
+        if not is_orderly(error, receives=not self.is_src):
             self._end.give_up()
         self.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 from shmcast import _core
 from shmcast._host.signals import is_interruption
@@ -35,6 +37,17 @@ class Places:
             if is_interruption(error):
                 raise
             return None
+
+    @contextlib.contextmanager
+    def holding(self, place: int) -> Iterator[_core.LifeLock | None]:
+        """Lock a place for who is about to be made in the block; if that fails, unlock it."""
+        lock = self.hold(place)
+        try:
+            yield lock
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
 
     def is_held(self, place: int) -> bool | None:
         """Return whether somebody has locked a place; None where that can't be known."""

@@ -122,6 +122,9 @@ class NoRing(OrdinaryMemory):
     def close(self) -> None:
         """Do nothing."""
 
+    def give_up(self) -> None:
+        """Do nothing."""
+
 
 class NodeReader(FrameReader):
     """A reader that knows what lies behind its ring's writer.

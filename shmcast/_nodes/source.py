@@ -21,7 +21,7 @@ from shmcast._endpoints.statistics import Statistics
 from shmcast._host.log import tell
 from shmcast._nodes.addresses import Address
 from shmcast._nodes.envelope import flat_views
-from shmcast._nodes.failure import Failure, FailurePage
+from shmcast._nodes.failure import CLOSED, Failure, FailurePage
 from shmcast._nodes.gloo_group import leak_at_exit
 from shmcast._nodes.node_ring import NodeWriter, NoRing
 from shmcast._nodes.remote_nodes import CLOSE_SECONDS, RemoteNodes
@@ -203,17 +203,42 @@ class SourceRelay:
 
     def close(self) -> None:
         """End the source; what was sent still arrives while this process lives. Idempotent."""
+        if self._refuse_messages():
+            self._close_ring()
+            self._close_remote(CLOSED)
+
+    def give_up(self) -> None:
+        """End it otherwise than in order: all ranks are told, after what was sent; idempotent."""
+        if self._refuse_messages():
+            self._ring.give_up()
+            self._ring.call_no_more()
+            self._close_remote(self._death())
+
+    def _end_at_exit(self) -> None:
+        """Tell the other nodes that the program ends without `close`; the own one will know."""
+        if self._refuse_messages():
+            self._close_remote(self._death())
+
+    def _death(self) -> Failure:
+        name = f"rank {self._src}, the source"
+        text = f"{name} (pid {self._pid}), has {ENDED_WITHOUT_CLOSE}"
+        return Failure("PeerDied", text, name, self._pid, ENDED_WITHOUT_CLOSE)
+
+    def _refuse_messages(self) -> bool:
+        """Accept no further message; return False if there is nothing to end."""
         if os.getpid() != self._pid:
-            return  # a fork's: all of it is its parent's
+            return False  # a fork's: all of it is its parent's
         if not self._remote.refuse_messages():
-            return
+            return False
         if self._remote.failure is not None:  # (the thread that found it may not be so far yet)
             self._write_page(self._remote.failure)
-        self._close_ring()
+        return True
+
+    def _close_remote(self, ending: Failure) -> None:
         # (Not for ever: a signal's handler may have come between a send and its end.)
         is_mine = self._turn.acquire(timeout=CLOSE_SECONDS)
         try:
-            self._remote.close(may_send=is_mine)
+            self._remote.close(is_mine, ending)
         finally:
             if is_mine:
                 self._turn.release()
@@ -221,14 +246,6 @@ class SourceRelay:
     def dropped(self) -> dict[int, PeerDied]:
         """See `FrameWriter.dropped`: of the source's own node."""
         return self._ring.dropped()
-
-    def give_up(self) -> None:
-        """End the source otherwise than in order: all ranks are told; idempotent."""
-        if os.getpid() == self._pid and not self._remote.closed:
-            name = f"rank {self._src}, the source"
-            text = f"{name} (pid {self._pid}), has {ENDED_WITHOUT_CLOSE}"
-            self._remote.fail(Failure("PeerDied", text, name, self._pid, ENDED_WITHOUT_CLOSE))
-            self.close()
 
     def begin_tensor_set(self) -> None:
         """See `FrameEnd.begin_tensor_set`."""
@@ -318,7 +335,7 @@ def _linger() -> None:
     """
     relays = [*_open]
     for relay in relays:
-        relay.close()
+        relay._end_at_exit()  # noqa: SLF001 (of this module)
     until = time.monotonic() + LINGER_SECONDS
     for relay in relays:
         relay.linger(until)

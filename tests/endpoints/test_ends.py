@@ -176,6 +176,25 @@ def test_who_waits_is_told_of_an_end_in_a_living_process(wait: shmcast.WaitPolic
         assert "ended without close" in str(told[0])
 
 
+def test_a_place_is_held_until_its_end_is_told() -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        inside.set()
+        go_on.wait(SECONDS)
+
+    with Writer(1) as writer, Reader(writer.handle, 0) as reader:
+        ring, places = reader._end._ring, reader._end._watch._places
+        thread = threading.Thread(target=writer._end._ring.warm, args=(stay,))
+        thread.start()
+        inside.wait(SECONDS)
+        writer.close()  # which the other thread will tell
+        assert (ring.peers()[-1].state, places.is_held(1)) == ("attached", True)
+        go_on.set()
+        thread.join(SECONDS)
+        assert (ring.peers()[-1].state, places.is_held(1)) == ("left", False)
+
+
 def test_a_reader_that_failed_holds_its_views_until_it_lets_go(crew: Crew) -> None:
     with Writer(1, arena_bytes=1 << 20, on_reader_death="drop") as writer:
         reader = Reader(writer.handle, 0)
