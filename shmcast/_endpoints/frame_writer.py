@@ -102,8 +102,11 @@ class FrameWriter(FrameEnd):
         arena, mapping = None, None
         if arena_bytes:
             nbytes = arena_bytes // _PAGE_BYTES * _PAGE_BYTES
-            arena_file = shared_memory.SegmentFile(*shared_memory.create_unreserved(nbytes))
+            name, fd, lock = shared_memory.create_unreserved(nbytes)
+            arena_file = shared_memory.SegmentFile(name, fd)
             self._ending.add(arena_file.unlink, arena_file.close)
+            if lock is not None:
+                self._ending.add(lock.release)
             self._files.append(arena_file)
             arena = ArenaHandle(arena_file.name, nbytes, arena_file.fd)
             mapping = shared_memory.map_arena(arena.fd, nbytes, writable=True)

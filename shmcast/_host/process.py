@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shmcast import _core
+from shmcast._host.descriptors import above_stdio
 from shmcast._host.signals import is_interruption
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -85,7 +86,7 @@ class Pidfd:
         self._pid = pid
         self._started = started
         self._owner_pid = os.getpid()
-        self._fd = _pidfd_open(pid)
+        self._fd = above_stdio(_pidfd_open(pid))
         opened = os.fstat(self._fd)
         self._file = (opened.st_dev, opened.st_ino)
         try:

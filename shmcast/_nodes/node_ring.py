@@ -17,6 +17,7 @@ from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.loans import OrdinaryMemory
+from shmcast._host.descriptors import above_stdio
 from shmcast._host.epoll_thread import epoll_thread
 from shmcast._nodes.failure import FailurePage
 from shmcast.errors import Forked, MessageTooLarge, PeerDied, ShmcastError
@@ -36,7 +37,7 @@ class NodeWriter(FrameWriter):
 
     def call_on_death(self, on_death: Callable[[], None]) -> None:
         """Call `on_death` in another thread whenever a reader may have ended."""
-        self._alarm_fd = fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._alarm_fd = fd = above_stdio(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
 
         def notify(_events: int) -> None:
             with contextlib.suppress(BlockingIOError):

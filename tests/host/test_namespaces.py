@@ -15,6 +15,7 @@ import pytest
 
 from shmcast import PeerDied, Reader, Writer
 from shmcast._host import shared_memory
+from shmcast._host.places import Places
 from tests.support.endings import SECONDS
 from tests.support.subprocess_programs import ROOT
 
@@ -31,8 +32,8 @@ os._exit(9)
 LEAVE_A_SEGMENT = """
 import os
 from shmcast import Writer
-writer = Writer(1)
-print(writer.handle.name, flush=True)
+writer = Writer(1, arena_bytes=1 << 20)
+print(writer.handle.name, writer.handle.arena.name, flush=True)
 input()
 os.kill(os.getpid(), 9)
 os._exit(9)
@@ -143,16 +144,37 @@ def test_what_a_killed_writer_of_another_namespace_left_is_removed(kinds: tuple[
     with start(command, LEAVE_A_SEGMENT) as process:
         assert process.stdout is not None
         assert process.stdin is not None
-        name = process.stdout.readline().strip()
-        path = Path("/dev/shm", name[1:])
+        paths = [Path("/dev/shm", name[1:]) for name in process.stdout.readline().split()]
+        assert len(paths) == 2  # the ring and the arena
         shared_memory.clean()
-        assert path.exists()  # its owner lives
+        assert all(path.exists() for path in paths)  # their owner lives
         process.stdin.write("\n")
         process.stdin.close()
         process.wait()
-    assert path.exists()
+    assert all(path.exists() for path in paths)
     shared_memory.clean()
-    assert not path.exists()
+    assert not any(path.exists() for path in paths)
+
+
+def test_an_arena_that_is_being_made_elsewhere_is_left_alone() -> None:
+    path = Path(f"/dev/shm/shmcast-{os.geteuid()}-1-1-1-{os.urandom(8).hex()}-arena")
+    path.touch(0o600)
+    try:
+        shared_memory.clean()
+        assert path.exists()
+        os.truncate(path, 4096)  # it would have been locked before
+        shared_memory.clean()
+        assert not path.exists()
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def test_without_locks_an_arena_has_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Places, "hold", lambda *_: None)
+    with Writer(1, arena_bytes=1 << 20) as writer:
+        assert writer.handle.arena is not None
+        assert not writer.handle.arena.name.endswith("-arena")
+        assert not writer._end._ring.peers()[-1].holds_lock
 
 
 def test_a_living_writer_of_another_time_keeps_its_segment() -> None:
@@ -160,13 +182,14 @@ def test_a_living_writer_of_another_time_keeps_its_segment() -> None:
     with start(command, LEAVE_A_SEGMENT) as process:
         assert process.stdout is not None
         assert process.stdin is not None
-        name = process.stdout.readline().strip()
+        names = process.stdout.readline().split()
         found = {segment.name: segment.owner for segment in shared_memory.clean()}
-        assert found[name] is shared_memory.OwnerState.ALIVE
+        assert {found[name] for name in names} == {shared_memory.OwnerState.ALIVE}
         process.stdin.write("\n")
         process.stdin.close()
         process.wait()
-    assert {s.name: s.owner for s in shared_memory.clean()}[name] is shared_memory.OwnerState.DEAD
+    found = {segment.name: segment.owner for segment in shared_memory.clean()}
+    assert {found[name] for name in names} == {shared_memory.OwnerState.DEAD}
 
 
 def test_a_lock_outlives_closed_descriptors_and_forks() -> None:
