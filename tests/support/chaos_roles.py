@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import pickle
 import random
+import resource
 import signal
 import time
 import zlib
@@ -15,6 +18,7 @@ from typing import Any
 
 from shmcast import Reader, ShmcastError, WaitPolicy, Writer
 from shmcast._endpoints.handle import Handle
+from tests.support.alarms import Alarmed, Alarms
 
 ENDINGS = {
     "killed": signal.SIGKILL,
@@ -24,6 +28,12 @@ ENDINGS = {
     "another program": signal.SIGHUP,
 }
 """How a member ends, and the signal that makes it do so."""
+
+_CORE_BYTES = 1 << 20
+"""A crash dumps core, but not all of it."""
+
+ALARM_SECONDS = 2e-3
+"""A signal whose handler raises comes within so long from each call's begin."""
 
 HANG_SECONDS = 20.0
 """Nobody needs so long, whatever the machine does."""
@@ -84,6 +94,8 @@ class Report:
     last: int | None = None
     error: str = ""  # its type
     wrong: str = ""  # what must not be
+    alarms: int = 0  # calls in which a signal's handler has raised
+    lost: int = 0  # messages, between a recv that one has interrupted and its caller
     waited_from_ns: int = 0  # the call that ended in the error
     ended_ns: int = 0
 
@@ -95,21 +107,66 @@ class Role:
     seed: int
     policy: WaitPolicy
     slow: float  # seconds, now and then
+    pace: float  # seconds between two messages
+    alarmed: bool  # a signal's handler raises in each call
+
+    def calls(self) -> Calls:
+        """Return how its calls are made."""
+        return Calls(self.seed) if self.alarmed else Calls(None)
+
+
+class Calls:
+    """Makes a member's calls, and a signal's handler raise in each of them.
+
+    Args:
+        seed: of the moments; None: no signals come.
+    """
+
+    def __init__(self, seed: int | None) -> None:
+        self._alarms = None if seed is None else Alarms(Alarmed, seed)
+
+    def __enter__(self) -> Calls:
+        self._open = contextlib.ExitStack()
+        if self._alarms is not None:
+            self._open.enter_context(self._alarms.in_place())
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._open.close()
+
+    @property
+    def count(self) -> int:
+        """How often the handler has raised."""
+        return 0 if self._alarms is None else self._alarms.count
+
+    def make(self, call: Callable[[], Any]) -> Any:
+        """Make a call; whatever the handler raises passes."""
+        return call() if self._alarms is None else self._alarms.during(call, ALARM_SECONDS)
 
 
 def write(connection: Connection, role: Role, readers: int, on_death: Any) -> Report:
     """Send until told to end, or until that is impossible."""
     rng = random.Random(role.seed)  # noqa: S311
     report = Report()
-    with Writer(
-        readers,
-        slots=4,
-        slot_bytes=1024,
-        arena_bytes=ARENA_BYTES,
-        wait=role.policy,
-        on_reader_death=on_death,
-    ) as writer:
+    with (
+        Writer(
+            readers,
+            slots=4,
+            slot_bytes=1024,
+            arena_bytes=ARENA_BYTES,
+            wait=role.policy,
+            on_reader_death=on_death,
+        ) as writer,
+        role.calls() as calls,
+    ):
         connection.send(writer.handle)
+
+        def send(number: int, data: Any) -> None:
+            """Send, again and again if need be, until it is sent."""
+            while writer.statistics().messages == number:
+                with contextlib.suppress(Alarmed):
+                    calls.make(lambda: writer.send((number, data)))
+
         number = 0
         try:
             report.waited_from_ns = time.monotonic_ns()
@@ -119,17 +176,19 @@ def write(connection: Connection, role: Role, readers: int, on_death: Any) -> Re
                     time.sleep(role.slow)
                 report.waited_from_ns = time.monotonic_ns()
                 data: Any = message(role.seed, number)
-                writer.send((number, pickle.PickleBuffer(data) if len(data) == LARGE else data))
+                send(number, pickle.PickleBuffer(data) if len(data) == LARGE else data)
                 report.last = number
                 number += 1
+                time.sleep(role.pace)
             connection.recv()
             report.waited_from_ns = time.monotonic_ns()
-            writer.send((number, None))  # let go of everything
+            send(number, None)  # let go of everything
             report.last = number
             if not wait_until_free(writer):
                 report.wrong = "extents of the arena were not given back"
         except ShmcastError as error:
             report.error = type(error).__name__
+        report.alarms = calls.count
     report.ended_ns = time.monotonic_ns()
     return report
 
@@ -139,19 +198,30 @@ def read(connection: Connection, role: Role, handle: Handle, index: int, rejoin:
     rng = random.Random(role.seed + index)  # noqa: S311
     report = Report()
     kept = Kept(rng)
-    with Reader(handle, index, wait=role.policy, rejoin=rejoin) as reader:
+    with (
+        Reader(handle, index, wait=role.policy, rejoin=rejoin) as reader,
+        role.calls() as calls,
+    ):
         connection.send("attached")
+        excused = 0  # alarms since the last message
         try:
             while True:
                 if rng.random() < 0.02:
                     time.sleep(role.slow)
                 report.waited_from_ns = time.monotonic_ns()
-                number, data = reader.recv(copy=rng.random() < 0.3)
-                if report.first is None:
-                    report.first = number
-                elif number != (report.last or 0) + 1:
+                copy = rng.random() < 0.3
+                try:
+                    number, data = calls.make(functools.partial(reader.recv, copy=copy))
+                except Alarmed:
+                    excused += 1
+                    continue
+                missing = 0 if report.first is None else number - (report.last or 0) - 1
+                if not 0 <= missing <= excused:
                     report.wrong = f"message {number} came after {report.last}"
+                report.lost += missing
+                report.first = number if report.first is None else report.first
                 report.last = number
+                excused = 0
                 if data is None:
                     kept.drop_all()
                     continue
@@ -161,6 +231,7 @@ def read(connection: Connection, role: Role, handle: Handle, index: int, rejoin:
                 del data
         except ShmcastError as error:
             report.error = type(error).__name__
+        report.alarms = calls.count
     report.ended_ns = time.monotonic_ns()
     kept.drop_all()  # views outlive the reader
     return report
@@ -178,8 +249,12 @@ def _execute(_signal: int, _frame: object) -> None:
     os.execv("/bin/sleep", ["sleep", "0.2"])  # noqa: S606
 
 
-def serve(connection: Connection) -> None:
-    """Play one role after the other."""
+def serve(connection: Connection, folder: str) -> None:
+    """Play one role after the other; cores are dumped in the folder."""
+    os.chdir(folder)
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    wanted = _CORE_BYTES if most == resource.RLIM_INFINITY else min(most, _CORE_BYTES)
+    resource.setrlimit(resource.RLIMIT_CORE, (wanted, most))
     signal.signal(ENDINGS["an exception"], _raise)
     signal.signal(ENDINGS["an exit code"], _exit)
     signal.signal(ENDINGS["another program"], _execute)
