@@ -232,43 +232,54 @@ class FrameEnd:
 
     def _raise(self, error: Exception, action: str, timeout: float | None) -> NoReturn:
         """Say what an error of the core means here, and what to do. Others pass unchanged."""
+        known = self._meaning(error, action, timeout)
+        try:
+            if known is None:
+                raise error
+            raise known from None
+        finally:
+            # In a cycle, they would hold what their tracebacks know until it is collected.
+            del error, known
+
+    def _meaning(
+        self, error: Exception, action: str, timeout: float | None
+    ) -> ShmcastError | SystemExit | None:
+        """Return the error that says what one of the core means here; None: it is another."""
         who = self.label
-        known: ShmcastError
         match error:
             case _core.EndpointClosed() if self._is_told_of_the_exit():
-                raise SystemExit  # ends a thread without a word
+                return SystemExit()  # ends a thread without a word
             case _core.TimedOut():
-                known = Timeout(f"{who}: {action} timed out after {timeout} s{self._blocked_on()}")
+                return Timeout(f"{who}: {action} timed out after {timeout} s{self._blocked_on()}")
             case _core.EndpointClosed() if self._closed:
-                known = Closed(f"{who}: {action} after close(); make a new endpoint")
+                return Closed(f"{who}: {action} after close(); make a new endpoint")
             case _core.EndpointClosed():
                 try:
-                    known = self._end_error(f"{who}: {action}")
+                    return self._end_error(f"{who}: {action}")
                 except _core.SegmentCorrupted as corrupted:
-                    self._raise(corrupted, action, timeout)
+                    return self._meaning(corrupted, action, timeout)
             case _core.Interrupted():
-                known = Interrupted(f"{who}: {action} was ended by interrupt(); call again")
+                return Interrupted(f"{who}: {action} was ended by interrupt(); call again")
             case _core.ConcurrentUse():
-                known = ConcurrentUse(
+                return ConcurrentUse(
                     f"{who}: {action} while another thread is inside this endpoint; give each "
                     "thread an endpoint of its own, or guard this one with a lock"
                 )
             case _core.Forked():
-                known = Forked(
+                return Forked(
                     f"{who}: {action} in a process forked from the one that made this endpoint; "
                     "start processes with spawn and make a Reader(handle, index) in each"
                 )
             case _core.MessageTooLarge():
-                known = MessageTooLarge(f"{who}: {error}; send it in parts")
+                return MessageTooLarge(f"{who}: {error}; send it in parts")
             case _core.BadTimeout():
-                known = InvalidArgument(
+                return InvalidArgument(
                     f"{who}: {action}: timeout={timeout!r} must be None or a number of seconds >= 0"
                 )
             case _core.SegmentCorrupted():
-                known = SegmentCorrupted(f"{who}: segment {self.handle.name}: {error}")
+                return SegmentCorrupted(f"{who}: segment {self.handle.name}: {error}")
             case _:
-                raise error
-        raise known from None
+                return None
 
     def _end_error(self, what: str) -> ShmcastError:
         """Make the error for a wait whose other side is gone."""

@@ -234,12 +234,15 @@ class FrameReader(FrameEnd):
         If it is an error of the codec, the message is consumed. If a signal's handler has raised
         it, the next `consume` returns the frames again.
         """
-        if is_interruption(error):
-            raise error
-        self._ring.discard()
-        if not isinstance(error, Exception):
-            raise error
-        raise self.undecodable(f"{len(frames)} frame(s)", error) from error
+        try:
+            if is_interruption(error):
+                raise error
+            self._ring.discard()
+            if not isinstance(error, Exception):
+                raise error
+            raise self.undecodable(f"{len(frames)} frame(s)", error) from error
+        finally:
+            del frames, error  # in a cycle, they would hold the arena until it is collected
 
     def fail(self, error: Exception, timeout: float | None) -> NoReturn:
         """Raise what an error of `messages` means here; others pass unchanged."""

@@ -176,15 +176,18 @@ class FrameWriter(FrameEnd):
         return self._ring.is_sent()
 
     def _not_published(self, error: BaseException, timeout: float | None) -> NoReturn:
-        if isinstance(error, CORE_ERRORS):
-            self._raise(error, "send", timeout)
-        is_sent = self._ring.is_sent()
-        if is_sent and self._lender is not None:
-            self._lender.freeze_sent()  # to the end: what is sent must not be written to
-        if is_interruption(error):
-            how = "had sent its message" if is_sent else "has sent nothing"
-            add_note(error, f"{self.label}: the send that this interrupted {how}")
-        raise error
+        try:
+            if isinstance(error, CORE_ERRORS):
+                self._raise(error, "send", timeout)
+            is_sent = self._ring.is_sent()
+            if is_sent and self._lender is not None:
+                self._lender.freeze_sent()  # to the end: what is sent must not be written to
+            if is_interruption(error):
+                how = "had sent its message" if is_sent else "has sent nothing"
+                add_note(error, f"{self.label}: the send that this interrupted {how}")
+            raise error
+        finally:
+            del error  # in a cycle, it would hold what was to be sent until it is collected
 
     def forget_views(self) -> None:
         """Forget the views of loans that were seen in an object which will not be published."""

@@ -214,6 +214,7 @@ def read(connection: Connection, role: Role, handle: Handle, index: int, rejoin:
                     number, data = calls.make(functools.partial(reader.recv, copy=copy))
                 except Alarmed:
                     excused += 1
+                    kept.drop_all()  # the message that is lost may have been the one that says so
                     continue
                 missing = 0 if report.first is None else number - (report.last or 0) - 1
                 if not 0 <= missing <= excused:
@@ -246,6 +247,7 @@ def _exit(_signal: int, _frame: object) -> None:
 
 
 def _execute(_signal: int, _frame: object) -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0)  # it would go on
     os.execv("/bin/sleep", ["sleep", "0.2"])  # noqa: S606
 
 
