@@ -86,6 +86,7 @@ class Pidfd:
         self._pid = pid
         self._started = started
         self._owner_pid = os.getpid()
+        self._file: tuple[int, int] | None = None  # not known yet
         self._fd = above_stdio(_pidfd_open(pid))
         opened = os.fstat(self._fd)
         self._file = (opened.st_dev, opened.st_ino)
@@ -136,7 +137,7 @@ class Pidfd:
             if is_interruption(error):
                 raise
             return False
-        return (found.st_dev, found.st_ino) == self._file
+        return self._file in (None, (found.st_dev, found.st_ino))
 
     def how(self) -> str:
         """Return how the process ended, such as "killed by SIGKILL"; "" if it lives or is unknown.
