@@ -39,9 +39,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
-    """End the whole run, with all stacks, if a test's time-out can't end the test.
+    """End the test's process, with all stacks, if its time-out can't end the test.
 
-    Its signal is handled in Python, to which native code that hangs never returns.
+    Its signal is handled in Python, to which native code that hangs never returns. The run goes on:
+    xdist replaces the process, and counts the test as failed.
     """
     seconds = 3 * settings.timeout
     faulthandler.dump_traceback_later(seconds, exit=True, file=item.config.stash[_terminal])

@@ -88,6 +88,10 @@ def test_never_returns():
     mutex = ctypes.create_string_buffer(64)
     lock(mutex)
     lock(mutex)
+
+
+def test_the_next_one():
+    pass
 """
 
 
@@ -113,10 +117,11 @@ def test_a_test_that_hangs_fails_alone_and_the_run_goes_on(tmp_path: Path) -> No
     assert len(ended) == 8, ran.stdout
 
 
-def test_a_test_that_hangs_in_native_code_ends_the_run_and_shows_where(tmp_path: Path) -> None:
+def test_a_test_that_hangs_in_native_code_ends_its_process_and_shows_where(tmp_path: Path) -> None:
     tests = tmp_path / "test_hangs.py"
     tests.write_text(HANGS_IN_NATIVE_CODE)
     ran = run(tests, "-p", "tests.conftest")
     assert ran.returncode == 1, ran.stdout
+    assert "1 failed, 1 passed" in ran.stdout
     assert "Timeout (" in ran.stderr
     assert re.search(r'File ".*test_hangs\.py", line \d+ in test_never_returns', ran.stderr)

@@ -23,7 +23,14 @@ from shmcast._devices.collectives import DeviceBroadcast, PeerProgress, Route
 from shmcast._devices.manifest import Manifest, OutgoingTensors
 from shmcast._devices.receive import IncomingMessage
 from shmcast._devices.work import Work
-from shmcast.errors import DeviceError, InvalidArgument, NodeLost, PeerDied, ShmcastWarning
+from shmcast.errors import (
+    Closed,
+    DeviceError,
+    InvalidArgument,
+    NodeLost,
+    PeerDied,
+    ShmcastWarning,
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ class DeviceLane:
             tuple(sorted(backends.items())),
             is_dedicated,
         )
-        self._group = group
+        self._group: dist.ProcessGroup | None = group
         self._backends = backends
         self._is_dedicated = is_dedicated
         self._device_types = device_types
@@ -98,7 +105,12 @@ class DeviceLane:
             ranks: the group's global ranks.
             progress: how far they are.
         """
+        assert self._group is not None  # noqa: S101 (it comes before close())
         self._route = Route(self._group, self._backends, group_src, ranks, progress)
+
+    def close(self) -> None:
+        """Let go of the process group: who destroys it must not wait for the garbage collector."""
+        self._group = self._route = None
 
     def carrier_of(self, device_type: str) -> Carrier:
         """Return what carries the tensors on a type of device.
@@ -197,9 +209,11 @@ class DeviceLane:
         timeout: float | None,
         result: Callable[[], Any],
     ) -> Work:
-        assert self._route is not None  # noqa: S101 (connect() comes first)
+        route = self._route
+        if route is None:
+            raise Closed(f"{self._label}: closed")
         try:
-            broadcast = DeviceBroadcast(self._route, manifest, prepare(), timeout)
+            broadcast = DeviceBroadcast(route, manifest, prepare(), timeout)
         except BaseException as error:
             self._failure = f"{type(error).__name__}: {error}"
             if not isinstance(error, Exception):

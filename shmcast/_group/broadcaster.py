@@ -376,6 +376,8 @@ class ShmBroadcaster(Lender):
         self._end.close()
         if self._relay is not None:
             self._relay.reader_closed()
+        if self._lane is not None:
+            self._lane.close()
 
     def __repr__(self) -> str:
         role = "the source" if self.is_src else f"receives from rank {self.src}"

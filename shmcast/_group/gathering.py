@@ -9,7 +9,7 @@ import contextlib
 import math
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -31,7 +31,7 @@ class Gathering:
     Args:
         group: the process group.
         label: how errors name this rank.
-        name_of: how errors name another, by rank in the group.
+        names: how errors name the ranks, by rank in the group.
         timeout: seconds for all steps together; None: for each, the process group's own time-out.
     """
 
@@ -39,14 +39,14 @@ class Gathering:
         self,
         group: ProcessGroup,
         label: str,
-        name_of: Callable[[int], str],
+        names: Sequence[str],
         timeout: float | None,
     ) -> None:
         self._group = group
         self._size = group.size()
         self._device = device_of(group)
         self._label = label
-        self._name_of = name_of
+        self._names = names
         self._timeout = timeout
         self._deadline = math.inf if timeout is None else time.monotonic() + timeout
         store = store_of(group)
@@ -108,9 +108,9 @@ class Gathering:
         if given_up is None:
             return
         rank, missing = given_up
-        names = ", ".join(map(self._name_of, missing)) or "some rank"
+        names = ", ".join(self._names[rank] for rank in missing) or "some rank"
         raise Timeout(
-            f"{self._label}: set-up: {self._name_of(rank)} gave up waiting for {names}, which had "
+            f"{self._label}: set-up: {self._names[rank]} gave up waiting for {names}, which had "
             "not come in time: every rank of the group must make the broadcaster, at the same "
             "point of its program. All ranks may try again"
         )
@@ -128,5 +128,5 @@ class Gathering:
         if self._arrivals is not None:
             with contextlib.suppress(RuntimeError):  # the store may have died with its rank
                 missing = self._arrivals.missing()
-        names = ", ".join(map(self._name_of, missing))
+        names = ", ".join(self._names[rank] for rank in missing)
         return f"{names} {'have' if len(missing) > 1 else 'has'} not come" if missing else ""

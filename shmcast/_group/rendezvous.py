@@ -76,14 +76,14 @@ class Rendezvous:
         """How errors name the ring's members: the readers by index, then the source."""
         self.isolation: str = ""
         """Why ranks of one machine don't share memory; "": they do."""
+        self._rank_names = [f"rank {rank}" for rank in self.ranks]
+        # (What gathers must not refer to `self`: in a circle, the process group would outlive its
+        # destruction, and a thread of gloo's that outlives Python ends the process by abort().)
         self._all_gather = (
-            Gathering(self.group, self.label, self._name, timeout).gather
+            Gathering(self.group, self.label, self._rank_names, timeout).gather
             if len(self.ranks) > 1
             else lambda mine: [mine]
         )
-
-    def _name(self, rank: int) -> str:
-        return f"rank {self.ranks[rank]}"
 
     def agree(
         self, terms: Terms | None, codec: CodecKind | None, error: Exception | None
@@ -123,7 +123,7 @@ class Rendezvous:
         finally:
             if probe is not None:
                 probe.close()
-        self.isolation = topology.isolation(cards, views, self._name)
+        self.isolation = topology.isolation(cards, views, self._rank_names)
         firsts = [view.first for view in views]
         return Topology.of(self.ranks, firsts, [card.host for card in cards], self.group_src)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -173,13 +173,13 @@ def obstacle_to(card: Card) -> str | None:
         return None if memory[:] == card.nonce else f"{card.name} is another segment here"
 
 
-def isolation(cards: Sequence[Card], views: Sequence[View], name_of: Callable[[int], str]) -> str:
+def isolation(cards: Sequence[Card], views: Sequence[View], names: Sequence[str]) -> str:
     """Describe what keeps ranks of one machine from sharing memory; "": nothing does.
 
     Args:
         cards: of all ranks.
         views: of all ranks.
-        name_of: how to name a rank in the group.
+        names: how to name the ranks, by rank in the group.
     """
     said = []
     for rank, view in enumerate(views):
@@ -187,8 +187,8 @@ def isolation(cards: Sequence[Card], views: Sequence[View], name_of: Callable[[i
         if view.obstacle is not None and view.first == rank:
             other, why = view.obstacle
             said.append(
-                f"{name_of(rank)} on host {cards[rank].host} can't attach the segment of "
-                f"{name_of(other)} on host {cards[other].host}: {why}"
+                f"{names[rank]} on host {cards[rank].host} can't attach the segment of "
+                f"{names[other]} on host {cards[other].host}: {why}"
             )
     return "; ".join(said)
 

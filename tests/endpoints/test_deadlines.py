@@ -18,8 +18,8 @@ from shmcast._endpoints.arguments import check_seconds
 from shmcast._group.single_rank import SingleRank
 
 FOR_EVER = [math.inf, 1e300, 10**400, np.float64("inf"), 2**63, 1e10]
-SECONDS = [0, 0.0, 1, True, np.float32(0.5), np.int64(3), Decimal("0.5"), Fraction(1, 2), -0.0]
-NONE = [-1, -1e-9, -math.inf, math.nan, -(10**400), "1", b"1", "x", [], object(), 1j]
+SECONDS = [0, 0.0, 1, True, np.float32(0.5), np.int64(1), Decimal("0.5"), Fraction(1, 2), -0.0]
+NONE = [-1, -1e-9, -math.inf, math.nan, -(10**400), "1", b"1", "x", [], ..., 1j]
 
 
 def test_the_waits_of_one_call_share_its_time() -> None:
