@@ -58,8 +58,8 @@ cross: $(NATIVE_TESTS:%=build/%-aarch64) ## compile the core for aarch64 and run
 prove: ## model-check the protocols (needs spin)
 	models/check
 
-chaos: $(VENV)/ready ## kill, stop and replace members at random for an hour
-	$(BIN)/python -m tests.support.chaos --seconds 3600
+chaos: $(VENV)/ready ## end, stop, interrupt and replace members at random for an hour, or ROUNDS=1000
+	$(BIN)/python -m tests.support.chaos $(if $(ROUNDS),--rounds $(ROUNDS),--seconds 3600)
 
 soak: $(VENV)/ready ## send ten million messages; memory and descriptors must stay as they are
 	$(BIN)/python -m tests.support.soak

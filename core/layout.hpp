@@ -27,7 +27,7 @@ namespace shmcast {
 inline constexpr std::size_t kLine = 64;
 inline constexpr std::size_t kLinePair = 2 * kLine;
 inline constexpr std::uint64_t kMagic = 0x0074'7361'636d'6873;  // "shmcast\0"
-inline constexpr std::uint32_t kLayoutVersion = 6;
+inline constexpr std::uint32_t kLayoutVersion = 7;
 inline constexpr std::size_t kNonceBytes = 16;
 inline constexpr std::uint64_t kNever = UINT64_MAX;
 
@@ -37,9 +37,10 @@ static_assert(std::atomic_ref<std::uint64_t>::is_always_lock_free,
 // Which process a member is. The kernel reuses pids, but not together with a start time. A pid is
 // meaningful only within its pid namespace.
 struct Identity {
-  std::uint64_t start_time;     // field 22 of /proc/<pid>/stat
+  std::uint64_t start_time;     // field 22 of /proc/<pid>/stat, as the host's clock counts
   std::uint64_t pid_namespace;  // inode of /proc/<pid>/ns/pid
   std::uint32_t pid;
+  std::uint64_t holds_lock = 0;  // 1: it holds the LifeLock of its place while it takes part
 };
 
 // Written once by the writer, `magic` last, before any reader can know the segment's name.
@@ -59,10 +60,10 @@ struct alignas(kLinePair) Header {
 // What every member reads, and nobody writes while messages flow without parking.
 struct alignas(kLinePair) Lobby {
   std::uint64_t gate;      // the Gate on which readers park; the writer wakes them
-  std::uint32_t arrivals;  // times that a seat was taken
+  std::uint32_t arrivals;  // times that a seat was taken, or given up by a living process
   std::uint32_t rejoins;   // times that the seat of a dead reader was taken
   std::uint32_t left;      // readers that have closed
-  std::uint32_t closed;    // 1 once the writer has closed
+  std::uint32_t closed;    // an End: whether the writer has ended, and how
 };
 
 struct alignas(kLinePair) WriterSeat {
@@ -71,13 +72,21 @@ struct alignas(kLinePair) WriterSeat {
   std::uint64_t cpu;      // where the writer last published, see LastCpu
 };
 
+// How an endpoint has ended that told so itself.
+enum class End : std::uint32_t {
+  none,
+  left,    // in order, by close()
+  failed,  // otherwise, in a process that lives: collected, or left by an exception
+};
+
 enum class SeatState : std::uint32_t {
   vacant,
   attached,
   left,       // closed in order
-  dropped,    // died, and the writer continues without it
+  dropped,    // died or failed, and the writer continues without it
   claimed,    // taken over from a dead reader by a process that has yet to write its identity
   rejoining,  // taken over, identity written; the writer attaches it at its next message
+  failed,     // ended otherwise than by close(), in a process that lives and may have views
 };
 
 // Who has a reader's seat. Pid and state share one word, changed by compare-and-swap, so that a

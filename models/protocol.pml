@@ -43,6 +43,10 @@
 #ifndef DEATHS
 #define DEATHS 1 /* in one run, at most */
 #endif
+#ifndef FAILS
+#define FAILS 0 /* 1: who sits in the second seat may end without leaving, and live on */
+#endif
+#define MAY_FAIL (FAILS && mine == SEAT_B)
 #ifndef MORTAL
 #define MORTAL 31 /* who may die: bit p is process p */
 #endif
@@ -63,11 +67,16 @@
 #define DROPPED 3
 #define CLAIMED 4
 #define REJOINING 5
+#define FAILED 6
 #define word(pid, state) ((state) * 8 + (pid))
 #define pid_in(word) ((word) % 8)
 #define state_in(word) ((word) / 8)
 #define taken(word) (word != 0 && state_in(word) != LEFT && state_in(word) != DROPPED)
+#ifdef FAILED_ARE_KEPT
 #define orphaned(word) (taken(word) && dead[pid_in(word)])
+#else
+#define orphaned(word) (taken(word) && (dead[pid_in(word)] || state_in(word) == FAILED))
+#endif
 
 /* Shared memory. */
 byte seq[SLOTS], descriptor[SLOTS], payload[SLOTS];
@@ -309,7 +318,7 @@ inline take() {
     index++;
     if
     :: true
-    :: MAY_STOP -> break
+    :: MAY_STOP || MAY_FAIL -> break
     fi
   }
 }
@@ -323,6 +332,17 @@ inline leave() {
   consumed[mine] = NEVER;
   seat[mine] = word(_pid, LEFT)
 #endif
+}
+
+/* Says itself what else its death would say: the drop sees to `consumed`. Of its views of the arena,
+ * which it may keep, arena.pml speaks. */
+inline fail(state) {
+  d_step {
+    if
+    :: seat[mine] == word(_pid, state) -> seat[mine] = word(_pid, FAILED)
+    :: else
+    fi
+  }
 }
 
 inline read_messages() {
@@ -343,7 +363,10 @@ inline read_messages() {
     fi;
     take()
   od;
-  leave()
+  if
+  :: leave()
+  :: MAY_FAIL -> fail(ATTACHED)
+  fi
 }
 
 /* So that the dead are told apart by nothing. */
@@ -407,7 +430,7 @@ end: /* it may never get the seat */
     if
     :: seat[mine] == word(_pid, ATTACHED)
     :: closed || dead[WRITER] || impatient ->
-      compare_and_swap(mine, word(_pid, REJOINING), word(_pid, DROPPED))
+      compare_and_swap(mine, word(_pid, REJOINING), word(_pid, (MAY_FAIL -> FAILED : DROPPED)))
     fi;
     if
     :: swapped

@@ -212,13 +212,37 @@ class Loan:
         """Return whether the address is in a loan of this process, from any writer."""
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
+class LifeLock:
+    """A lock on one byte of a file, until release() or the end of this program (exit or exec).
+
+    No fork inherits it, and no descriptor stays open.
+
+    Raises: OSError (another open file has it; there are no such locks).
+    """
+
+    def __init__(self, fd: int, place: int) -> None: ...
+    def release(self) -> None:
+        """Give it up; idempotent."""
+
+def is_locked(fd: int, place: int) -> bool | None:
+    """Return whether anybody holds such a lock; None where that can't be known."""
+
+def has_members(fd: int) -> bool | None:
+    """Return whether any member of the segment lives; None where that can't be known."""
+
+def watch_generation() -> int:
+    """Return a number that changes when all watches were lost, because of closed descriptors."""
+
+def is_readable(fd: int) -> bool:
+    """Return whether `fd` can be read from now. Of a pidfd: whether the process has ended."""
+
 VACANT: int
 """A seat that nobody has taken yet."""
 
 class Identity:
     """This process, as its peers know it."""
 
-    def __init__(self, start_time: int, pid_namespace: int) -> None: ...
+    def __init__(self, start_time: int, pid_namespace: int, holds_lock: bool = False) -> None: ...
 
 class Peer:
     """A member as it was when peers() looked."""
@@ -231,7 +255,7 @@ class Peer:
         """Pid and state in one word, as RingReader takes it."""
     @property
     def state(self) -> str:
-        """One of vacant, attached, left, dropped, claimed and rejoining.
+        """One of vacant, attached, left, dropped, claimed, rejoining and failed.
 
         Raises: SegmentCorrupted (it is none of these).
         """
@@ -242,6 +266,9 @@ class Peer:
         """0: not written yet. While `state` is claimed, it may be the previous process's."""
     @property
     def pid_namespace(self) -> int: ...
+    @property
+    def holds_lock(self) -> bool:
+        """It holds the LifeLock of its index, as long as it takes part."""
     @property
     def behind(self) -> int:
         """Fragments published and not yet consumed."""
@@ -260,9 +287,14 @@ class Watch(Protocol):
 
     patience: float
     """Seconds of waiting before the first report_slow(). Read once."""
+    must_look: bool
+    """Call observe() once a second also while messages flow. Read after each call."""
 
     def observe(self, peers: Sequence[Peer]) -> bool:
         """Observe the peers, on each arrival and once a second. Return True if one has died.
+
+        A wait calls it once a second. A call that need not wait does so if somebody has come or
+        gone, or if `must_look`.
 
         The endpoint then acts as after alarm().
         """
@@ -273,6 +305,8 @@ class Watch(Protocol):
 
         Called after find_dead().
         """
+    def tell_deaths(self) -> None:
+        """Tell the program of these readers, now that they are dropped."""
     def exited(self, peers: Sequence[Peer]) -> Sequence[int]:
         """Return the indices of the readers whose processes have exited."""
     def report_slow(self, seconds: float, is_first: bool, peers: Sequence[Peer]) -> float:
@@ -319,8 +353,27 @@ class Endpoint:
         """
     def close(self) -> None:
         """Tell the peers, and end waits in other threads. Idempotent. From any thread."""
-    def close_if_idle(self) -> None:
-        """close(), unless another thread is inside, which then goes on. From any thread."""
+    def give_up(self) -> None:
+        """Do what close() does, but tell the peers that it has failed. Idempotent."""
+    def detach(self) -> None:
+        """Tell nobody anything when this is destroyed without close()."""
+    def hold(self, lock: LifeLock | None) -> None:
+        """Keep the lock of this endpoint's place until its peers are told of its end."""
+    def watch_process(self, pidfd: int) -> int:
+        """Raise the alarm, once, when a process ends; close `pidfd` after unwatch().
+
+        Raises: OSError (there can be no thread, or no pidfds).
+        """
+    def watch_lock(self, fd: int, place: int) -> int:
+        """Raise the alarm, once, within a second after a LifeLock was dropped.
+
+        Raises: OSError (there can be no thread).
+        """
+    @staticmethod
+    def unwatch(watch: int) -> None:
+        """Undo watch_process() or watch_lock()."""
+    def set_alarm_fd(self, fd: int) -> None:
+        """Write to this eventfd, too, at each alarm; -1: to none, from now on."""
 
 class RingWriter(Endpoint):
     """Formats zeroed `memory` as a ring, and writes to it."""
@@ -388,7 +441,8 @@ class RingReader(Endpoint):
 
     Args:
         warmup: called about every 100 µs of spinning, to keep warm what follows a message.
-        found: the seat as it was seen: VACANT, or of a reader that has died.
+        found: the seat as it was seen: VACANT, or of a reader that has died or failed.
+        may_hold: the process of that reader lives; while it has views, the seat is not taken.
 
     Raises: LayoutMismatch, SeatTaken, IndexError.
     """
@@ -406,6 +460,7 @@ class RingReader(Endpoint):
         who: Identity,
         found: int,
         arena: Mapping | None,
+        may_hold: bool = False,
     ) -> None: ...
     def consume(
         self, timeout: float | None = None, copy: bool = True

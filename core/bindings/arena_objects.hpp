@@ -33,12 +33,12 @@ struct ArenaMapping : Mapping {
   std::byte* data() const { return bytes().data(); }
   std::size_t size() const { return bytes().size(); }
 
-  nb::object keeper = nb::none();
-  nb::object room = nb::none();
+  Reference keeper = nb::none();
+  Reference room = nb::none();
 
   // Return how many bytes of memory may be taken now, by the mapping's `room`. With the GIL.
   std::uint64_t room_bytes() const {
-    const nb::object bytes = room.is_none() ? nb::none() : room();
+    const nb::object bytes = room.is_none() ? nb::none() : call(room);
     return bytes.is_none() ? std::numeric_limits<std::uint64_t>::max()
                            : nb::cast<std::uint64_t>(bytes);
   }
@@ -55,13 +55,14 @@ template <class MakeClaim>
 void hand_to_keeper(const nb::object& mapping, const std::byte* data, std::size_t size,
                     MakeClaim make_claim) noexcept {
   if (!nb::is_alive()) return;
-  const nb::object& keeper = nb::inst_ptr<ArenaMapping>(mapping)->keeper;
+  const Reference& keeper = nb::inst_ptr<ArenaMapping>(mapping)->keeper;
   if (keeper.is_none()) return;
   nb::error_scope pending;  // keeps an error that is pending where the object is dropped
   try {
     call(keeper, Claim{make_claim()}, reinterpret_cast<std::uintptr_t>(data), size);
   } catch (nb::python_error& error) {
-    error.discard_as_unraisable(keeper);
+    error.restore();
+    stops_at_exit([&keeper] { PyErr_WriteUnraisable(keeper.ptr()); });
   }
 }
 
@@ -86,7 +87,7 @@ class Hold {
   }
 
  private:
-  nb::object ring_memory_;
+  Reference ring_memory_;
   Held* held_;
   unsigned generation_ = fork_generation.load(std::memory_order_relaxed);
 };
@@ -114,7 +115,7 @@ class Lease {
 
  private:
   Hold hold_;
-  nb::object mapping_;
+  Reference mapping_;
   std::uint64_t offset_;
   std::size_t size_;
 };
@@ -135,7 +136,7 @@ class CopyOnWrite {
 
  private:
   PrivateCopy copy_;
-  nb::object lease_;  // null: a copy needs the arena's memory no longer
+  Reference lease_;  // null: a copy needs the arena's memory no longer
   std::size_t size_;
 };
 
@@ -167,7 +168,7 @@ class Loan {
   std::uint32_t id() const { return id_; }
 
   // Weak references to arrays over this memory that were found in a sent object.
-  nb::list views;
+  nb::list views = list_of(std::vector<nb::object>{});
 
   // Return whether the address is in a loan of this process, from any writer.
   static bool covers(std::uintptr_t address) {
@@ -189,7 +190,7 @@ class Loan {
   }
 
   std::shared_ptr<Arena> arena_;
-  nb::object mapping_;
+  Reference mapping_;
   std::uint32_t id_;
   std::size_t size_;
 };
@@ -206,7 +207,7 @@ class View {
   std::size_t size() const { return size_; }
 
  private:
-  nb::object owner_;
+  Reference owner_;
   std::byte* data_;
   std::size_t size_;
 };
@@ -234,14 +235,14 @@ class StorageView {
   // 0: it has no memory, or (as torch says of a zero tensor's) none to be read.
   std::uintptr_t address() const {
     try {
-      return nb::cast<std::uintptr_t>(storage_.attr("data_ptr")());
+      return nb::cast<std::uintptr_t>(call_method(storage_, "data_ptr"));
     } catch (const nb::python_error&) {
       return 0;
     }
   }
-  std::size_t nbytes() const { return nb::cast<std::size_t>(storage_.attr("nbytes")()); }
+  std::size_t nbytes() const { return nb::cast<std::size_t>(call_method(storage_, "nbytes")); }
 
-  nb::object storage_;
+  Reference storage_;
   std::uintptr_t base_;
   std::size_t bytes_;
   std::size_t size_;

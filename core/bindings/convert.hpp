@@ -1,5 +1,5 @@
 // Room: bindings. Conversions between Python's values and the core's.
-// Knows: time-outs, figures, seat states, nonces, references.
+// Knows: time-outs, figures, seat states, nonces.
 // Does not know: endpoints.
 #pragma once
 
@@ -12,6 +12,7 @@
 #include <string>
 
 #include "bindings/errors.hpp"
+#include "bindings/gil.hpp"
 #include "layout.hpp"
 #include "ring/message.hpp"
 #include "wait/gate.hpp"
@@ -24,7 +25,7 @@ namespace nb = nanobind;
 // Throws BadTimeout for what is negative, nan or no number.
 inline std::int64_t timeout_ns(nb::handle timeout) {
   if (timeout.is_none()) return kForever;
-  const double seconds = PyFloat_AsDouble(timeout.ptr());
+  const double seconds = stops_at_exit([=] { return PyFloat_AsDouble(timeout.ptr()); });
   if (seconds == -1 && PyErr_Occurred() != nullptr) {
     // An integer that no double can hold is a number all the same.
     const bool is_huge = PyErr_ExceptionMatches(PyExc_OverflowError) != 0;
@@ -33,8 +34,10 @@ inline std::int64_t timeout_ns(nb::handle timeout) {
     if (!is_known) throw nb::python_error();  // of a signal handler, say
     PyErr_Clear();
     const nb::object zero = nb::steal(PyLong_FromLong(0));
-    const int is_positive =
-        is_huge ? PyObject_RichCompareBool(timeout.ptr(), zero.ptr(), Py_GT) : 0;
+    const int is_positive = is_huge ? stops_at_exit([&] {
+      return PyObject_RichCompareBool(timeout.ptr(), zero.ptr(), Py_GT);
+    })
+                                    : 0;
     if (is_positive < 0) throw nb::python_error();
     if (is_positive != 0) return kForever;
   }
@@ -55,7 +58,7 @@ inline nb::object read_small_file(const char* path) {
 
 // Return a member's figures by the names of the fields of `Statistics`.
 inline nb::dict as_dict(const Figures& now) {
-  nb::dict figures;
+  nb::dict figures = new_dict();
   figures["messages"] = peek(now.messages);
   figures["payload_bytes"] = peek(now.bytes);
   figures["fragments"] = peek(now.fragments);
@@ -83,6 +86,7 @@ inline const char* name_of(SeatState state) {
     case SeatState::dropped: return "dropped";
     case SeatState::claimed: return "claimed";
     case SeatState::rejoining: return "rejoining";
+    case SeatState::failed: return "failed";
   }
   throw SegmentCorrupted("a seat's state is " + std::to_string(static_cast<unsigned>(state)));
 }
@@ -90,12 +94,6 @@ inline const char* name_of(SeatState state) {
 inline Segment::Nonce nonce_of(const nb::bytes& nonce) {
   if (nonce.size() != kNonceBytes) throw nb::value_error("a nonce has 16 bytes");
   return Segment::Nonce(static_cast<const std::byte*>(nonce.data()), kNonceBytes);
-}
-
-// Take over a new reference. Throws the pending Python error if it is null.
-inline nb::object owned(PyObject* fresh) {
-  if (fresh == nullptr) throw nb::python_error();
-  return nb::steal(fresh);
 }
 
 }  // namespace shmcast

@@ -5,10 +5,13 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/vector.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <utility>
@@ -18,36 +21,21 @@
 #include "bindings/errors.hpp"
 #include "bindings/fork.hpp"
 #include "bindings/gil.hpp"
+#include "bindings/watch.hpp"
 #include "layout.hpp"
 #include "ring/members.hpp"
 #include "wait/gate.hpp"
 #include "wait/pace.hpp"
 #include "wait/waiter.hpp"
+#include "watch/life_lock.hpp"
+#include "watch/watcher.hpp"
 
 namespace shmcast {
 
 namespace nb = nanobind;
 
-// The object that an endpoint tells about its peers while it waits: the protocol `Watch` in
-// _core.pyi.
-struct Watch {
-  // Look for arrivals this often, and call the watch this often in any case.
-  static constexpr std::int64_t kLookNs = 10 * kMillisecond;
-  static constexpr std::int64_t kRoundNs = 1'000 * kMillisecond;
-
-  explicit Watch(nb::object watch)
-      : callee(std::move(watch)),
-        patience_ns(callee.is_none() ? kForever : timeout_ns(callee.attr("patience"))) {}
-
-  nb::object callee;  // None: nobody is told
-  std::int64_t patience_ns;
-  std::int64_t look_ns = 0;    // when the next look is due
-  std::int64_t round_ns = 0;   // when the next call is due in any case
-  std::uint32_t arrivals = 0;  // as of the last call
-};
-
 // Owns the mapping's buffer and decides who may use it now.
-class Endpoint {
+class Endpoint : public Alarm {
  public:
   Endpoint(nb::handle memory, nb::object cpu_quota, nb::object watch)
       : cpu_quota_(std::move(cpu_quota)), watch_(std::move(watch)) {
@@ -62,25 +50,32 @@ class Endpoint {
 
   // For observers: from any thread, at any time, also after close().
   std::uint32_t attached() const { return attached_readers(segment()); }
-  std::vector<std::uint64_t> tensor_sets() const { return shmcast::tensor_sets(segment()); }
+  nb::list tensor_sets() const { return list_of(shmcast::tensor_sets(segment())); }
   nb::dict figures() const { return as_dict(own_figures()); }
-  std::vector<Peer> look_at_peers() const { return peers(segment()); }
+  nb::list look_at_peers() const { return list_of(peers(segment())); }
 
   // Tell the peers and release the endpoint. If another thread is inside, its call ends with
   // EndpointClosed and does so. Idempotent.
-  void close() {
-    if (is_forked() || closing_.exchange(true, std::memory_order_seq_cst)) return;
-    interrupt();
-    leave_if_idle();
-  }
+  void close() { end(End::left); }
 
-  // close(), unless another thread is inside: when the program ends, what its threads wait for is
-  // no longer their business. The peers are then told by the end of the process.
-  void close_if_idle() {
-    // seq_cst: see Use. The turn is given back for close() to take.
-    if (is_forked() || busy_.exchange(true, std::memory_order_seq_cst)) return;
-    busy_.store(false, std::memory_order_seq_cst);
-    close();
+  // The same, but tell the peers that this endpoint has not left in order.
+  void give_up() { end(End::failed); }
+
+  // Tell nobody anything when this is destroyed: the process is about to end, which tells.
+  void detach() { is_detached_ = true; }
+
+  // Keep the lock of this endpoint's place until the peers are told of its end.
+  void hold(nb::object lock) { lock_ = std::move(lock); }
+
+  // Let the watcher's thread raise the alarm when a process ends, or a lock is dropped. Throws
+  // std::system_error.
+  Watcher::Id watch_process(int pidfd) { return Watcher::add_process(pidfd, *this); }
+  Watcher::Id watch_lock(int fd, std::int64_t place) { return Watcher::add_lock(fd, place, *this); }
+
+  // Write to this eventfd, too, at each alarm. -1: to none, from now on.
+  void set_alarm_fd(int fd) {
+    const std::lock_guard lock(Watcher::mutex());
+    alarm_fd_ = fd;
   }
 
   // End the call that waits in another thread, or the next one, with Interrupted.
@@ -101,19 +96,21 @@ class Endpoint {
     count_tensor_set();
   }
 
-  // Report, from another thread, that a peer has died. The current wait, or the next one, handles
-  // it.
-  void alarm() {
+  // Report that a peer has died, in the watcher's thread and under its mutex. The current call, or
+  // the next one, handles it.
+  void alarm() override {
     // seq_cst: a waiter reads it between announce() and park(), see Gate.
     alarmed_.store(true, std::memory_order_seq_cst);
     interrupt();
+    const std::uint64_t one = 1;
+    if (alarm_fd_ >= 0 && write(alarm_fd_, &one, sizeof one) < 0) return;  // (full: it is known)
   }
 
  protected:
   // One thread's turn with the endpoint. Throws Forked, EndpointClosed, ConcurrentUse.
   //
   // Its flags are seq_cst, because closer and user each write one and read the other's: the closer
-  // sets `closing` and then finds `busy`, or the user clears `busy` and then finds `closing`. At
+  // sets `end` and then finds `busy`, or the user clears `busy` and then finds `end`. At
   // least one of them must see the other's store, and leave().
   class Use {
    public:
@@ -134,6 +131,16 @@ class Endpoint {
    private:
     Endpoint& endpoint_;
   };
+
+  // Look after the peers before a call that may not wait at all: who has come, who has died. Drops
+  // the dead, or throws. `segment` is segment(), which costs a call here.
+  void attend(const Segment& segment) {
+    // relaxed: the alarm is a hint here, as are arrivals; what they speak of was stored before, and
+    // is read again with what orders it.
+    const bool is_alarmed = alarmed_.load(std::memory_order_relaxed);
+    if (!is_alarmed && arrivals_so_far(segment) == watch_.arrivals && !watch_.must_look) return;
+    look_at_peers_now();
+  }
 
   void refuse_fork() const {
     if (is_forked()) throw Forked("created before a fork");
@@ -178,6 +185,7 @@ class Endpoint {
     const std::int64_t deadline = end_of_call.ns();
     LongWait long_wait{monotonic_ns(), watch_.patience_ns};
     const EndOfWait end(waiter());
+    observe_changes(long_wait.began_ns);
     for (;;) {
       if (waiter().review_is_due()) review();
       Outcome outcome;
@@ -206,7 +214,7 @@ class Endpoint {
         case Outcome::closed: throw_if_stopped(); throw EndpointClosed("closed");
         default:
           if (long_wait.is_reported) {
-            call(watch_.callee.attr("resumed"), long_wait.seconds(monotonic_ns()));
+            call_method(watch_.callee, "resumed", long_wait.seconds(monotonic_ns()));
           }
           return outcome;
       }
@@ -221,6 +229,11 @@ class Endpoint {
              (alarmed_.load(std::memory_order_seq_cst) && !is_draining_);
     };
   }
+  // To be called first by each destructor: alarms need the whole object.
+  void destroy() {
+    Watcher::forget(*this);
+    if (!is_detached_) give_up();
+  }
   // To be called between two waits of a call that may go on without end. Throws what signal
   // handlers throw, EndpointClosed and Interrupted.
   void check_between_waits() const {
@@ -229,9 +242,10 @@ class Endpoint {
   }
   nb::object memory_owner() const { return nb::borrow(nb::handle(view_.obj)); }
   // Ask the watch for the readers whose processes have exited, whether or not they left before.
-  nb::object exited_readers() {
-    if (watch_.callee.is_none()) return nb::list();
-    return call(watch_.callee.attr("exited"), peers(segment()));
+  std::vector<std::uint32_t> exited_readers() {
+    if (watch_.callee.is_none()) return {};
+    return nb::cast<std::vector<std::uint32_t>>(
+        call_method(watch_.callee, "exited", look_at_peers()));
   }
   std::span<std::byte> memory() const {
     return {static_cast<std::byte*>(view_.buf), static_cast<std::size_t>(view_.len)};
@@ -250,48 +264,41 @@ class Endpoint {
     Waiter& waiter_;
   };
 
-  // A wait that the watch is told about if it lasts too long.
-  struct LongWait {
-    std::int64_t began_ns;
-    std::int64_t patience_ns;
-    bool is_reported = false;
-    double seconds(std::int64_t now) const { return static_cast<double>(now - began_ns) / 1e9; }
-  };
-
   // Let the watch observe whoever has arrived, and report a wait that lasts long.
   void observe_peers(LongWait& long_wait) {
     const std::int64_t now = monotonic_ns();
     rest(now);
     if (now < watch_.look_ns || watch_.callee.is_none()) return;
     watch_.look_ns = now + Watch::kLookNs;
-    const std::uint32_t arrivals = arrivals_so_far(segment());
-    if (arrivals != watch_.arrivals || now >= watch_.round_ns) {
-      watch_.arrivals = arrivals;
-      watch_.round_ns = now + Watch::kRoundNs;
-      // relaxed: this thread reads it.
-      if (nb::cast<bool>(call(watch_.callee.attr("observe"), peers(segment())))) {
-        alarmed_.store(true, std::memory_order_relaxed);
-      }
-    }
+    if (now >= watch_.round_ns) watch_.must_look = true;
+    observe_changes(now);
     if (now - long_wait.began_ns >= long_wait.patience_ns) {
       long_wait.patience_ns =
-          timeout_ns(call(watch_.callee.attr("report_slow"), long_wait.seconds(now),
-                          !long_wait.is_reported, peers(segment())));
+          timeout_ns(call_method(watch_.callee, "report_slow", long_wait.seconds(now),
+                                 !long_wait.is_reported, look_at_peers()));
       long_wait.is_reported = true;
     }
   }
 
-  // Lets a step run although the alarm is on, to receive what the dead have sent.
-  class DrainAfterAlarm {
-   public:
-    explicit DrainAfterAlarm(bool& is_draining) : is_draining_(is_draining) { is_draining_ = true; }
-    DrainAfterAlarm(const DrainAfterAlarm&) = delete;
-    DrainAfterAlarm& operator=(const DrainAfterAlarm&) = delete;
-    ~DrainAfterAlarm() { is_draining_ = false; }
+  // Let the watch observe the peers, if any has come or gone, or it must look once a second.
+  void observe_changes(std::int64_t now) {
+    const std::uint32_t arrivals = arrivals_so_far(segment());
+    if (arrivals == watch_.arrivals && !(watch_.must_look && now >= watch_.round_ns)) return;
+    watch_.arrivals = arrivals;
+    if (watch_.callee.is_none()) return;
+    watch_.round_ns = now + Watch::kRoundNs;
+    watch_.must_look = true;  // if it throws
+    const bool is_dead = nb::cast<bool>(call_method(watch_.callee, "observe", look_at_peers()));
+    // relaxed: this thread reads it.
+    if (is_dead) alarmed_.store(true, std::memory_order_relaxed);
+    watch_.must_look = nb::cast<bool>(attribute(watch_.callee, "must_look"));
+  }
 
-   private:
-    bool& is_draining_;
-  };
+  [[gnu::cold, gnu::noinline]] void look_at_peers_now() {
+    observe_changes(monotonic_ns());
+    // relaxed: see attend().
+    if (alarmed_.load(std::memory_order_relaxed) && !watch_.callee.is_none()) attribute_deaths();
+  }
 
   // Take in what a dead peer did before, then let the watch decide. Returns the step's outcome if
   // it ended; the alarm then stays on for the next wait, as it does if the watch throws.
@@ -303,21 +310,29 @@ class Endpoint {
       return step(0);
     }();
     if (last != Outcome::timed_out) return last;
+    attribute_deaths();
+    return std::nullopt;
+  }
+
+  // Let the watch decide about the dead. The alarm stays on if it throws.
+  void attribute_deaths() {
     // relaxed: find_dead() looks at every peer, so an alarm that is overwritten here is not lost.
     alarmed_.store(false, std::memory_order_relaxed);
     try {
       // Find the dead first, then read the seats: who left before its process ended has not died.
-      call(watch_.callee.attr("find_dead"));
+      call_method(watch_.callee, "find_dead");
       const std::vector<Peer> all = peers(segment());
-      for (const nb::handle index : call(watch_.callee.attr("attribute_deaths"), all)) {
-        const Peer& dead = all.at(nb::cast<std::size_t>(index));
+      const nb::object dropped = call_method(watch_.callee, "attribute_deaths", list_of(all));
+      for (const std::size_t index : nb::cast<std::vector<std::size_t>>(dropped)) {
+        const Peer& dead = all.at(index);
         drop(dead.index, dead.seat);
       }
+      call_method(watch_.callee, "tell_deaths");
+      watch_.must_look = nb::cast<bool>(attribute(watch_.callee, "must_look"));
     } catch (...) {
       alarmed_.store(true, std::memory_order_relaxed);
       throw;
     }
-    return std::nullopt;
   }
 
   // Look whether the members outnumber the CPUs. Looks at this segment, and now and then at files
@@ -343,28 +358,39 @@ class Endpoint {
   virtual const Figures& own_figures() const = 0;
   virtual void count_tensor_set() = 0;
   virtual Outcome wait_attached(std::int64_t deadline_ns) = 0;
-  virtual void interrupt() = 0;  // end this endpoint's wait in another thread
-  virtual void leave() = 0;      // tell the peers, in shared memory
+  virtual void interrupt() = 0;     // end this endpoint's wait in another thread
+  virtual void leave(End how) = 0;  // tell the peers, in shared memory
 
   bool is_forked() const { return generation_ != fork_generation.load(std::memory_order_relaxed); }
   // seq_cst: see Use; and a waiter reads it between announce() and park(), see Gate.
-  bool is_closing() const { return closing_.load(std::memory_order_seq_cst); }
+  bool is_closing() const { return end_.load(std::memory_order_seq_cst) != End::none; }
   void leave_if_idle() {
     // seq_cst: see Use. Whoever is inside will leave(). Once left, the endpoint stays busy.
-    if (!busy_.exchange(true, std::memory_order_seq_cst)) leave();
+    if (busy_.exchange(true, std::memory_order_seq_cst)) return;
+    leave(end_.load(std::memory_order_seq_cst));
+    if (!lock_.is_none()) nb::inst_ptr<LifeLock>(lock_)->release();
+  }
+  void end(End how) {
+    End none = End::none;
+    if (is_forked() || !end_.compare_exchange_strong(none, how, std::memory_order_seq_cst)) return;
+    interrupt();
+    leave_if_idle();
   }
 
   Py_buffer view_{};  // held to the end, so that observers need no turn
-  nb::object cpu_quota_;
+  Reference cpu_quota_;
   double quota_ = 0;
   std::int64_t quota_due_ns_ = 0;
   Watch watch_;
+  Reference lock_ = nb::none();  // a LifeLock
   const unsigned generation_ = fork_generation.load(std::memory_order_relaxed);
   std::atomic<bool> busy_{false};
-  std::atomic<bool> closing_{false};
+  std::atomic<End> end_{End::none};  // what close() or give_up() has asked for
   std::atomic<bool> interrupted_{false};
   std::atomic<bool> alarmed_{false};
   bool is_draining_ = false;  // see DrainAfterAlarm
+  bool is_detached_ = false;
+  int alarm_fd_ = -1;  // guarded by the watcher's mutex
 };
 
 }  // namespace shmcast

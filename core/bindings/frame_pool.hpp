@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "arena/mapping.hpp"
-#include "bindings/convert.hpp"
+#include "bindings/gil.hpp"
 #include "wait/gate.hpp"
 
 namespace shmcast {

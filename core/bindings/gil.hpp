@@ -6,7 +6,9 @@
 // functions that can't be unwound (destructors, nanobind's own): std::terminate() would end the
 // process. Others would drop references without the GIL. So whatever may take the GIL is called
 // through stops_at_exit(), where the unwinding meets its end and the thread sleeps until the
-// process is gone, which is what CPython 3.14 itself does.
+// process is gone, which is what CPython 3.14 itself does. That is whatever may run Python code:
+// a call, a conversion of what users pass, the end of a last reference, and (before 3.12) to make
+// a list or a dict, which may run the garbage collector.
 #pragma once
 
 #include <Python.h>
@@ -16,8 +18,7 @@
 #include <array>
 #include <cstddef>
 #include <utility>
-
-#include "bindings/convert.hpp"
+#include <vector>
 
 namespace shmcast {
 
@@ -48,6 +49,51 @@ class WithoutGil {
   PyThreadState* thread_;
 };
 
+// A reference whose end may run Python code.
+class Reference : public nb::object {
+ public:
+  Reference() = default;
+  Reference(nb::object object) : nb::object(std::move(object)) {}
+  Reference(const Reference&) = default;
+  Reference(Reference&&) noexcept = default;
+  Reference& operator=(const Reference&) = default;
+  Reference& operator=(Reference&&) noexcept = default;
+  ~Reference() {
+    PyObject* const object = release().ptr();
+    stops_at_exit([object] { Py_XDECREF(object); });
+  }
+};
+
+// Take over a new reference. Throws the pending Python error if it is null.
+inline nb::object owned(PyObject* fresh) {
+  if (fresh == nullptr) throw nb::python_error();
+  return nb::steal(fresh);
+}
+
+inline nb::dict new_dict() {
+  return nb::steal<nb::dict>(owned(stops_at_exit([] { return PyDict_New(); })).release());
+}
+
+// Return a list of values that Python has types for. It has them when it comes into being: the
+// garbage collector shows it to whoever asks.
+template <class Value>
+nb::list list_of(const std::vector<Value>& values) {
+  std::vector<nb::object> objects;
+  objects.reserve(values.size());
+  for (const Value& value : values) objects.push_back(nb::cast(value));
+  const auto count = static_cast<Py_ssize_t>(objects.size());
+  nb::object list = owned(stops_at_exit([count] { return PyList_New(count); }));
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyList_SET_ITEM(list.ptr(), i, objects[static_cast<std::size_t>(i)].release().ptr());
+  }
+  return nb::steal<nb::list>(list.release());
+}
+
+// Return an attribute. Throws the error that it raises.
+inline nb::object attribute(nb::handle object, const char* name) {
+  return owned(stops_at_exit([=] { return PyObject_GetAttrString(object.ptr(), name); }));
+}
+
 // Call a Python object. Throws the error that it raises.
 template <class... Arguments>
 nb::object call(nb::handle callee, Arguments&&... arguments) {
@@ -57,6 +103,12 @@ nb::object call(nb::handle callee, Arguments&&... arguments) {
   for (std::size_t i = 0; i < kCount; ++i) all[i] = owners[i].ptr();
   return owned(stops_at_exit(
       [&] { return PyObject_Vectorcall(callee.ptr(), all.data(), kCount, nullptr); }));
+}
+
+// Call a method of a Python object. Throws the error that it raises.
+template <class... Arguments>
+nb::object call_method(nb::handle object, const char* name, Arguments&&... arguments) {
+  return call(attribute(object, name), std::forward<Arguments>(arguments)...);
 }
 
 // Run the handlers of signals that have come. Returns whether one has raised, with the error set.

@@ -5,6 +5,7 @@
 // All of the core is this one translation unit, so that a message's path is inlined.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/vector.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -12,6 +13,7 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <system_error>
 #include <utility>
@@ -36,6 +38,9 @@
 #include "wait/gate.hpp"
 #include "wait/hints.hpp"
 #include "wait/waiter.hpp"
+#include "watch/life_lock.hpp"
+#include "watch/ownership.hpp"
+#include "watch/watcher.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -96,7 +101,7 @@ void bind_pickle(nb::module_& m) {
   m.def(
       "piece_collector",
       [](const nb::list& pieces, const nb::list& buffers) {
-        return owned(piece_collector(pieces.ptr(), buffers.ptr()));
+        return owned(stops_at_exit([&] { return piece_collector(pieces.ptr(), buffers.ptr()); }));
       },
       "pieces"_a, "buffers"_a);
 }
@@ -148,7 +153,10 @@ void bind_arena(nb::module_& m) {
                    [](const ArenaMapping& mapping) {
                      return reinterpret_cast<std::uintptr_t>(mapping.bytes().data());
                    })
-      .def_rw("keeper", &ArenaMapping::keeper, nb::for_setter(nb::arg().none()))
+      .def_prop_rw(
+          "keeper", [](const ArenaMapping& mapping) { return nb::object(mapping.keeper); },
+          [](ArenaMapping& mapping, nb::object keeper) { mapping.keeper = std::move(keeper); },
+          nb::for_setter(nb::arg().none()))
       .def(
           "reserve",
           [](ArenaMapping& mapping, std::uint64_t nbytes) {
@@ -175,13 +183,14 @@ void bind_arena(nb::module_& m) {
 }
 
 // Return the members of a segment in which this process has no endpoint.
-std::vector<Peer> peers_in(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce) {
+nb::list peers_in(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce) {
   Py_buffer view;
-  if (PyObject_GetBuffer(memory.ptr(), &view, PyBUF_WRITABLE) != 0) throw nb::python_error();
+  if (stops_at_exit([&] { return PyObject_GetBuffer(memory.ptr(), &view, PyBUF_WRITABLE); }) != 0)
+    throw nb::python_error();
   const std::unique_ptr<Py_buffer, decltype(&PyBuffer_Release)> held(&view, &PyBuffer_Release);
   const std::span<std::byte> bytes(static_cast<std::byte*>(view.buf),
                                    static_cast<std::size_t>(view.len));
-  return peers(Segment::attach(bytes, geometry, nonce_of(nonce)));
+  return list_of(peers(Segment::attach(bytes, geometry, nonce_of(nonce))));
 }
 
 void bind_members(nb::module_& m) {
@@ -192,10 +201,11 @@ void bind_members(nb::module_& m) {
   nb::class_<Identity>(m, "Identity")
       .def(
           "__init__",
-          [](Identity* self, std::uint64_t start_time, std::uint64_t pid_namespace) {
-            new (self) Identity{start_time, pid_namespace, static_cast<std::uint32_t>(getpid())};
+          [](Identity* self, std::uint64_t start_time, std::uint64_t pid_namespace, bool lock) {
+            const auto pid = static_cast<std::uint32_t>(getpid());
+            new (self) Identity{start_time, pid_namespace, pid, lock ? 1u : 0u};
           },
-          "start_time"_a, "pid_namespace"_a);
+          "start_time"_a, "pid_namespace"_a, "holds_lock"_a = false);
   nb::class_<Peer>(m, "Peer")
       .def_ro("index", &Peer::index)
       .def_ro("seat", &Peer::seat)
@@ -203,9 +213,45 @@ void bind_members(nb::module_& m) {
       .def_prop_ro("pid", [](const Peer& peer) { return Seat::pid(peer.seat); })
       .def_prop_ro("start_time", [](const Peer& peer) { return peer.identity.start_time; })
       .def_prop_ro("pid_namespace", [](const Peer& peer) { return peer.identity.pid_namespace; })
+      .def_prop_ro("holds_lock", [](const Peer& peer) { return peer.identity.holds_lock == 1; })
       .def_ro("behind", &Peer::behind);
   m.def("peers", &peers_in, "memory"_a, "geometry"_a, "nonce"_a);
   m.attr("VACANT") = RingReader::kVacant;
+}
+
+void bind_watch(nb::module_& m) {
+  nb::class_<LifeLock>(m, "LifeLock")
+      .def(
+          "__init__",
+          [](LifeLock* self, int fd, std::int64_t place) {
+            // A fork in another thread would keep the lock.
+            const std::lock_guard lock(Watcher::mutex());
+            new (self) LifeLock(fd, place);
+          },
+          "fd"_a, "place"_a)
+      .def("release", &LifeLock::release);
+  m.def(
+      "is_locked",
+      [](int fd, std::int64_t place) {
+        const Locked found = is_locked(fd, place);
+        return found == Locked::unknown ? nb::none() : nb::cast(found == Locked::yes);
+      },
+      "fd"_a, "place"_a);
+  m.def(
+      "has_members",
+      [](int fd) {
+        const Locked found = has_members(fd);
+        return found == Locked::unknown ? nb::none() : nb::cast(found == Locked::yes);
+      },
+      "fd"_a);
+  m.def("watch_generation", &Watcher::generation);
+  m.def(
+      "is_readable",
+      [](int fd) {
+        pollfd one{fd, POLLIN, 0};
+        return poll(&one, 1, 0) == 1 && (one.revents & POLLIN) != 0;
+      },
+      "fd"_a);
 }
 
 void bind_endpoints(nb::module_& m) {
@@ -213,7 +259,13 @@ void bind_endpoints(nb::module_& m) {
       .def("peers", &Endpoint::look_at_peers)
       .def("wait_ready", &Endpoint::wait_ready, "timeout"_a = nb::none())
       .def("close", &Endpoint::close)
-      .def("close_if_idle", &Endpoint::close_if_idle)
+      .def("give_up", &Endpoint::give_up)
+      .def("detach", &Endpoint::detach)
+      .def("hold", &Endpoint::hold, "lock"_a.none())
+      .def("watch_process", &Endpoint::watch_process, "pidfd"_a)
+      .def("watch_lock", &Endpoint::watch_lock, "fd"_a, "place"_a)
+      .def_static("unwatch", &Watcher::remove, "watch"_a)
+      .def("set_alarm_fd", &Endpoint::set_alarm_fd, "fd"_a)
       .def("interrupt", &Endpoint::interrupt_call)
       .def("alarm", &Endpoint::alarm)
       .def("attached", &Endpoint::attached)
@@ -244,10 +296,11 @@ void bind_endpoints(nb::module_& m) {
 
   nb::class_<PyRingReader, Endpoint>(m, "RingReader")
       .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, std::uint32_t, const WaitPolicy&,
-                    nb::object, nb::object, nb::object, const Identity&, std::uint64_t,
-                    nb::object>(),
+                    nb::object, nb::object, nb::object, const Identity&, std::uint64_t, nb::object,
+                    bool>(),
            "memory"_a, "geometry"_a, "nonce"_a, "index"_a, "wait"_a, "cpu_quota"_a,
-           "warmup"_a.none(), "watch"_a.none(), "who"_a, "found"_a, "arena"_a.none())
+           "warmup"_a.none(), "watch"_a.none(), "who"_a, "found"_a, "arena"_a.none(),
+           "may_hold"_a = false)
       .def("consume", &PyRingReader::consume, "timeout"_a = nb::none(), "copy"_a = true)
       .def(
           "__getitem__",
@@ -268,6 +321,7 @@ void bind_endpoints(nb::module_& m) {
 NB_MODULE(_core, m) {
   using namespace shmcast;
   count_forks();
+  Watcher::guard_forks();
   // A program may still hold arrays over the arena when the interpreter exits: no leak.
   nb::set_leak_warnings(false);
   bind_errors(m);
@@ -276,6 +330,7 @@ NB_MODULE(_core, m) {
   bind_memory(m);
   bind_arena(m);
   bind_members(m);
+  bind_watch(m);
   bind_endpoints(m);
 }
 #undef PyInit__core

@@ -35,15 +35,15 @@ class PyRingReader final : public Endpoint {
   PyRingReader(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce,
                std::uint32_t index, const WaitPolicy& policy, nb::object cpu_quota,
                nb::object warmup, nb::object watch, const Identity& who, std::uint64_t found,
-               nb::object arena)
+               nb::object arena, bool may_hold)
       : Endpoint(memory, std::move(cpu_quota), std::move(watch)),
         warmup_(std::move(warmup)),
         mapping_(std::move(arena)),
         index_(index),
         segment_(Segment::attach(this->memory(), geometry, nonce_of(nonce))),
-        ring_(seated(segment_, index, who, found), index, policy, found) {}
+        ring_(seated(segment_, index, who, found, may_hold), index, policy, found) {}
   ~PyRingReader() override {
-    close();
+    destroy();
     drop_kept();  // after close(), too, frames may have been taken back
   }
 
@@ -120,9 +120,9 @@ class PyRingReader final : public Endpoint {
   static constexpr std::size_t kPooledFrame = 256 * 1024;
 
   static const Segment& seated(const Segment& segment, std::uint32_t index, const Identity& who,
-                               std::uint64_t found) {
+                               std::uint64_t found, bool may_hold) {
     if (index >= segment.geometry().readers) throw nb::index_error("no such reader index");
-    if (!RingReader::attach(segment, index, who, found)) {
+    if (!RingReader::attach(segment, index, who, found, may_hold)) {
       // relaxed: for the text only.
       const std::uint64_t seat = peek(segment.member(index).seat);
       const bool gone = Seat::state(seat) == SeatState::left;
@@ -311,18 +311,18 @@ class PyRingReader final : public Endpoint {
     return ring_.wait_ready(deadline_ns, stop());
   }
   void interrupt() override { ring_.interrupt(); }
-  void leave() override {
+  void leave(End how) override {
     reset();  // release what it holds of messages that nobody has got
     drop_kept();
     pool_.clear();
-    ring_.leave();
+    how == End::failed ? ring_.fail() : ring_.leave();
   }
   void rest(std::int64_t now) override { pool_.rest(now); }
   const Segment& segment() const override { return segment_; }
   std::uint32_t place() const override { return index_; }
 
-  nb::object warmup_;
-  nb::object mapping_;
+  Reference warmup_;
+  Reference mapping_;
   std::uint32_t index_;
   Segment segment_;
   RingReader ring_;

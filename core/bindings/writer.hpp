@@ -46,13 +46,14 @@ class PyRingWriter final : public Endpoint {
     if (geometry.extents != Arena::kExtents) throw nb::value_error("an arena has EXTENTS extents");
     arena_ = std::make_shared<Arena>(nb::cast<ArenaMapping&>(mapping_), segment_);
   }
-  ~PyRingWriter() override { close(); }
+  ~PyRingWriter() override { destroy(); }
 
   // Publish a message to all readers or, if this throws, to none.
   void publish(nb::handle frames, nb::handle timeout) {
     const Call call(*this);
     is_sent_ = false;
     Deadline end(timeout_ns(timeout));
+    attend(segment_);
     const Buffers buffers(*this, frames);
     const Settling settling(*this);
     if (arena_ != nullptr && pieces_.size() > 1) {
@@ -112,7 +113,7 @@ class PyRingWriter final : public Endpoint {
   }
 
   // Return the extents that the last message refers to.
-  const std::vector<std::uint32_t>& sent() const { return sent_; }
+  nb::list sent() const { return list_of(sent_); }
 
   std::uint64_t arena_reserved() const {
     return mapping_.is_none() ? 0 : nb::cast<ArenaMapping&>(mapping_).reserved();
@@ -122,17 +123,17 @@ class PyRingWriter final : public Endpoint {
   // thread's turn as a whole: what warms up is no more for two threads than the ring is.
   void warm(nb::handle warmup) {
     const Use use(*this);
-    if (!warmup.is_none()) warmup();
+    if (!warmup.is_none()) call(warmup);
     ring_.fetch_ahead();
   }
 
-  std::vector<std::uint64_t> lags() const { return ring_.lags(); }
+  nb::list lags() const { return list_of(ring_.lags()); }
   nb::list reader_figures() const {
-    nb::list readers;
+    std::vector<nb::dict> readers;
     for (std::uint32_t i = 0; i < segment_.geometry().readers; ++i) {
-      readers.append(as_dict(segment_.reader_figures(i)));
+      readers.push_back(as_dict(segment_.reader_figures(i)));
     }
-    return readers;
+    return list_of(readers);
   }
 
  private:
@@ -140,9 +141,9 @@ class PyRingWriter final : public Endpoint {
   class Buffers {
    public:
     Buffers(PyRingWriter& writer, nb::handle frames) : writer_(writer) {
-      const nb::object items =
-          nb::steal(PySequence_Fast(frames.ptr(), "frames must be a sequence of buffers"));
-      if (!items.is_valid()) throw nb::python_error();
+      const nb::object items = owned(stops_at_exit([frames] {
+        return PySequence_Fast(frames.ptr(), "frames must be a sequence of buffers");
+      }));
       const Py_ssize_t count = PySequence_Fast_GET_SIZE(items.ptr());
       for (Py_ssize_t i = 0; i < count; ++i) {
         Py_buffer view;
@@ -271,9 +272,7 @@ class PyRingWriter final : public Endpoint {
     const std::int64_t now = monotonic_ns();
     if (now < next_exit_check_ns_) return false;
     next_exit_check_ns_ = now + kExitCheckNs;
-    for (const nb::handle reader : exited_readers()) {
-      arena_->mark_dead(nb::cast<std::uint32_t>(reader));
-    }
+    for (const std::uint32_t reader : exited_readers()) arena_->mark_dead(reader);
     return true;
   }
 
@@ -290,17 +289,19 @@ class PyRingWriter final : public Endpoint {
     return ring_.wait_ready(deadline_ns, stop());
   }
   void interrupt() override { ring_.interrupt(); }
-  void leave() override { ring_.close(); }
+  void leave(End how) override { ring_.close(how); }
   const Segment& segment() const override { return segment_; }
   std::uint32_t place() const override { return segment_.geometry().readers; }
   void drop(std::uint32_t index, std::uint64_t seat) override {
     ring_.drop(index, seat);
-    if (arena_ != nullptr) arena_->mark_dead(index);
+    // One that failed may have views as long as its process lives: see mark_exited_dead().
+    if (arena_ == nullptr || Seat::state(seat) == SeatState::failed) return;
+    arena_->mark_dead(index);
   }
 
   Segment segment_;
   RingWriter ring_;
-  nb::object mapping_;
+  Reference mapping_;
   std::shared_ptr<Arena> arena_;  // loans may outlive this writer; null: there is none
   std::int64_t next_exit_check_ns_ = 0;
   bool is_sent_ = false;

@@ -26,7 +26,7 @@ inline std::uint32_t attached_readers(const Segment& segment) {
   return count;
 }
 
-// Return a count that changes whenever somebody takes a seat.
+// Return a count that changes whenever somebody takes a seat or gives it up.
 inline std::uint32_t arrivals_so_far(const Segment& segment) {
   // relaxed: a hint.
   return std::atomic_ref(segment.lobby().arrivals).load(std::memory_order_relaxed);
@@ -50,15 +50,17 @@ inline std::vector<Peer> peers(const Segment& segment) {
     const auto seat = std::atomic_ref(member.seat).load(std::memory_order_acquire);
     // acquire: pairs with the release store of the start time in RingReader::attach().
     const auto start = std::atomic_ref(member.identity.start_time).load(std::memory_order_acquire);
-    const Identity identity{start, peek(member.identity.pid_namespace), Seat::pid(seat)};
+    const Identity identity{start, peek(member.identity.pid_namespace), Seat::pid(seat),
+                            peek(member.identity.holds_lock)};
     const std::uint64_t consumed = peek(member.consumed);
     all.push_back({i, seat, identity, consumed >= published ? 0 : published - consumed});
   }
   // acquire: pairs with RingWriter::close().
-  const bool is_closed =
-      std::atomic_ref(segment.lobby().closed).load(std::memory_order_acquire) != 0;
+  const auto end = std::atomic_ref(segment.lobby().closed).load(std::memory_order_acquire);
   const Identity& writer = segment.header().writer;
-  const auto state = is_closed ? SeatState::left : SeatState::attached;
+  const auto state = end == std::uint32_t(End::none)     ? SeatState::attached
+                     : end == std::uint32_t(End::failed) ? SeatState::failed
+                                                         : SeatState::left;
   all.push_back({segment.geometry().readers, Seat::pack(writer.pid, state), writer, 0});
   return all;
 }

@@ -26,9 +26,11 @@ class RingReader {
   static constexpr std::uint64_t kVacant = Seat::pack(0, SeatState::vacant);
 
   // Take the seat `index`. `found` is the seat as it was read: vacant, or that of a reader which
-  // the caller knows to be dead. Returns false if the seat has changed since.
+  // the caller knows to be dead or to have failed; of one that `may_hold` views its process lives.
+  // Returns false if the seat has changed since, or there are such views.
   static bool attach(const Segment& segment, std::uint32_t index, const Identity& who,
-                     std::uint64_t found = kVacant) {
+                     std::uint64_t found = kVacant, bool may_hold = false) {
+    if (may_hold && holds_any(segment, index)) return false;
     Member& member = segment.member(index);
     Lobby& lobby = segment.lobby();
     const auto seat = std::atomic_ref(member.seat);
@@ -42,7 +44,8 @@ class RingReader {
       return false;
     }
     put(member.identity.pid_namespace, who.pid_namespace);
-    // release: pairs with peers(); who sees the start time sees the pid namespace.
+    put(member.identity.holds_lock, who.holds_lock);
+    // release: pairs with peers(); who sees the start time sees the others.
     std::atomic_ref(member.identity.start_time).store(who.start_time, std::memory_order_release);
     if (!is_first) {
       // Free what the dead reader held in the arena, even if this one leaves before it is attached.
@@ -189,6 +192,25 @@ class RingReader {
   // Give up the message that begin() found: the next begin() skips the rest of it.
   void drop() { release_slot(); }
 
+  // End otherwise than in order: the writer and the other readers see to it as after a death.
+  void fail() {
+    const auto seat_word = std::atomic_ref(segment_.member(index_).seat);
+    std::uint64_t word = seat();
+    do {
+      const SeatState state = Seat::state(word);
+      if (state != SeatState::attached && state != SeatState::rejoining) return;
+      // release: pairs with peers(); the last use of the slots is over. acquire on failure: as in
+      // leave().
+    } while (!seat_word.compare_exchange_weak(word, Seat::pack(Seat::pid(word), SeatState::failed),
+                                              std::memory_order_release,
+                                              std::memory_order_acquire));
+    // release: who sees the count sees the seat. Pairs with nothing stronger than a hint: it is
+    // looked at again.
+    std::atomic_ref(segment_.lobby().arrivals).fetch_add(1, std::memory_order_release);
+    Gate(segment_.writer_seat().gate).wake();
+    Gate(segment_.lobby().gate).wake();
+  }
+
   // Leave for good: the writer no longer waits for this reader.
   void leave() {
     Member& member = segment_.member(index_);
@@ -232,6 +254,17 @@ class RingReader {
   void interrupt() { Gate(segment_.lobby().gate).wake(); }
 
  private:
+  // Return whether views of the arena are counted for the reader `index`.
+  static bool holds_any(const Segment& segment, std::uint32_t index) {
+    for (std::uint32_t extent = 0; extent < segment.geometry().extents; ++extent) {
+      // acquire: pairs with the release in ~Hold(), as in Arena::is_done().
+      if (std::atomic_ref(segment.held(index, extent)).load(std::memory_order_acquire) != 0) {
+        return true;
+      }
+    }
+    return false;
+  }
+
   std::uint64_t capacity() const { return segment_.geometry().slot_capacity; }
 
   // Return whether to look at the clock although fragments are there: now and then.

@@ -127,14 +127,16 @@ class RingWriter {
     add(figures_.abandoned, 1);
   }
 
-  // Close the ring and wake the readers, which drain what is published and then see the end.
-  void close() {
+  // Close the ring and wake the readers, which drain what is published and then see how it ended.
+  void close(End how = End::left) {
     // seq_cst: a waiter loads it between announce() and park(), as it does `seq` (see Gate).
-    std::atomic_ref(segment_.lobby().closed).store(1, std::memory_order_seq_cst);
+    std::atomic_ref(segment_.lobby().closed)
+        .store(static_cast<std::uint32_t>(how), std::memory_order_seq_cst);
     wake_readers();
   }
 
-  // Continue without a reader that the caller knows to be dead. `found` is its seat as it was read.
+  // Continue without a reader that the caller knows to be dead or to have failed. `found` is its
+  // seat as it was read.
   void drop(std::uint32_t index, std::uint64_t found) {
     Member& member = segment_.member(index);
     // acq_rel: pairs with RingReader::attach(). relaxed on failure, which means that somebody has
@@ -146,6 +148,13 @@ class RingWriter {
     }
     // relaxed: only this writer waits for it, and until admit() a replacement stores the same.
     put(member.consumed, kNever);
+    if (Seat::state(found) != SeatState::failed) {
+      // Its views went with its program, whatever runs in its process now. Who takes the seat has
+      // none before admit(). relaxed: read by this thread, and by attach() as a hint.
+      for (std::uint32_t extent = 0; extent < segment_.geometry().extents; ++extent) {
+        std::atomic_ref(segment_.held(index, extent)).store(0, std::memory_order_relaxed);
+      }
+    }
     if (!is_dropped_[index]) ++dropped_;
     is_dropped_[index] = true;
   }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from shmcast._endpoints.frame_end import FrameEnd
+from shmcast._endpoints.frame_end import FrameEnd, is_orderly
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.waiting import WaitPolicy
 
@@ -71,15 +71,22 @@ class Endpoint:
         """End this endpoint; idempotent. A call that waits in another thread raises `Closed`.
 
         Of a writer's messages, readers receive those that were sent, and then `Closed`; those who
-        have yet to attach find nothing any more, see `linger` of `Writer`.
+        have yet to attach find nothing any more, see `linger` of `Writer`. This alone is leaving in
+        order, as is a `with` block that ends without an exception. After every other end (an
+        exception out of the block, the end of the process or another program in it, garbage
+        collection) the peers are told as of a death, and the place can be taken again.
         """
         self._end.close()
 
     def __enter__(self: _Self) -> _Self:
         return self
 
-    def __exit__(self, *_error: object) -> None:
-        self.close()
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        """Close this endpoint; after an exception, tell the peers that it has failed."""
+        if is_orderly(error, self._end.receives):
+            self.close()
+        else:
+            self._end.give_up()
 
     def __repr__(self) -> str:
         kind = type(self)

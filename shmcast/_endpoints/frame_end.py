@@ -24,6 +24,8 @@ from shmcast.errors import (
     Interrupted,
     InvalidArgument,
     MessageTooLarge,
+    NodeLost,
+    PeerDied,
     SegmentCorrupted,
     ShmcastError,
     Timeout,
@@ -37,6 +39,23 @@ if TYPE_CHECKING:
 
 DEFAULT_WARN_AFTER = 60.0
 """Seconds of a wait until the log says who is slow."""
+
+_open: weakref.WeakSet[FrameEnd] = weakref.WeakSet()
+
+
+def is_orderly(error: BaseException | None, receives: bool) -> bool:
+    """Return whether a `with` block that ends with this exception has ended in order.
+
+    Args:
+        error: None: there is none.
+        receives: the end in the block is a reader. If the end of another is what ends the block,
+            its peers are told of that one, and not of a second death.
+    """
+    if isinstance(error, PeerDied | NodeLost):
+        return receives
+    if isinstance(error, SystemExit):
+        return error.code in (None, 0)
+    return error is None or isinstance(error, GeneratorExit)
 
 
 _exit = threading.Event()
@@ -76,7 +95,10 @@ class FrameEnd:
 
     _ring: _core.RingWriter | _core.RingReader
     _watch: Watch
+    _finalizer: weakref.finalize[..., FrameEnd]
 
+    receives = False
+    """Whether this is a reader's end."""
     handle: Handle
     """Where readers find the writer's segment."""
 
@@ -128,21 +150,6 @@ class FrameEnd:
 
         return name
 
-    def _make_alarm(self) -> Callable[[], None]:
-        """Make what the watch calls when a peer has ended; it must not keep this end alive."""
-        me = weakref.ref(self)
-
-        def alarm() -> None:
-            end = me()
-            if end is not None:
-                end.on_peer_exit()
-
-        return alarm
-
-    def on_peer_exit(self) -> None:
-        """Wake this end's wait, in the thread of the watch: a peer's process has ended."""
-        self._ring.alarm()
-
     def watch_peers(self) -> None:
         """Watch all who have attached; warn of those that can't be watched."""
         try:
@@ -190,14 +197,22 @@ class FrameEnd:
         return self._closed
 
     def _end_when_collected(self) -> None:
-        """Take the steps of the ending also when this end is collected, or the program ends.
+        """Take the steps of the ending also when this end is collected: without `close`, a failure.
 
-        A thread that waits then goes on to do so: as for any other wait of a daemon thread, the end
-        of the program is no news to it.
+        Not when the interpreter exits: that is no end in order, and the end of the process tells.
+        Then `_at_exit` is called. A thread that waits goes on to do so: as for any other wait of a
+        daemon thread, the end of the program is no news to it.
         """
-        self._ending.begin_with(self._ring.close_if_idle)
-        weakref.finalize(self, self._ending)
+        self._ending.begin_with(self._ring.give_up)
+        self._finalizer = weakref.finalize(self, self._ending)
+        self._finalizer.atexit = False
+        _open.add(self)
         _exit_is_noted()
+
+    def _at_exit(self) -> None:
+        """Leave nothing behind: the process is about to end."""
+        self._ring.detach()
+        self._finalizer.detach()
 
     def _is_told_of_the_exit(self) -> bool:
         """Return whether the other end, or this one, was closed because the program exits."""
@@ -210,45 +225,61 @@ class FrameEnd:
         self._ring.close()
         self._ending()
 
+    def give_up(self) -> None:
+        """End this end otherwise than in order: its peers are told as of a death; idempotent."""
+        self._closed = True
+        self._ending()  # as if it were collected
+
     def _raise(self, error: Exception, action: str, timeout: float | None) -> NoReturn:
         """Say what an error of the core means here, and what to do. Others pass unchanged."""
+        known = self._meaning(error, action, timeout)
+        try:
+            if known is None:
+                raise error
+            raise known from None
+        finally:
+            # In a cycle, they would hold what their tracebacks know until it is collected.
+            del error, known
+
+    def _meaning(
+        self, error: Exception, action: str, timeout: float | None
+    ) -> ShmcastError | SystemExit | None:
+        """Return the error that says what one of the core means here; None: it is another."""
         who = self.label
-        known: ShmcastError
         match error:
             case _core.EndpointClosed() if self._is_told_of_the_exit():
-                raise SystemExit  # ends a thread without a word
+                return SystemExit()  # ends a thread without a word
             case _core.TimedOut():
-                known = Timeout(f"{who}: {action} timed out after {timeout} s{self._blocked_on()}")
+                return Timeout(f"{who}: {action} timed out after {timeout} s{self._blocked_on()}")
             case _core.EndpointClosed() if self._closed:
-                known = Closed(f"{who}: {action} after close(); make a new endpoint")
+                return Closed(f"{who}: {action} after close(); make a new endpoint")
             case _core.EndpointClosed():
                 try:
-                    known = self._end_error(f"{who}: {action}")
+                    return self._end_error(f"{who}: {action}")
                 except _core.SegmentCorrupted as corrupted:
-                    self._raise(corrupted, action, timeout)
+                    return self._meaning(corrupted, action, timeout)
             case _core.Interrupted():
-                known = Interrupted(f"{who}: {action} was ended by interrupt(); call again")
+                return Interrupted(f"{who}: {action} was ended by interrupt(); call again")
             case _core.ConcurrentUse():
-                known = ConcurrentUse(
+                return ConcurrentUse(
                     f"{who}: {action} while another thread is inside this endpoint; give each "
                     "thread an endpoint of its own, or guard this one with a lock"
                 )
             case _core.Forked():
-                known = Forked(
+                return Forked(
                     f"{who}: {action} in a process forked from the one that made this endpoint; "
                     "start processes with spawn and make a Reader(handle, index) in each"
                 )
             case _core.MessageTooLarge():
-                known = MessageTooLarge(f"{who}: {error}; send it in parts")
+                return MessageTooLarge(f"{who}: {error}; send it in parts")
             case _core.BadTimeout():
-                known = InvalidArgument(
+                return InvalidArgument(
                     f"{who}: {action}: timeout={timeout!r} must be None or a number of seconds >= 0"
                 )
             case _core.SegmentCorrupted():
-                known = SegmentCorrupted(f"{who}: segment {self.handle.name}: {error}")
+                return SegmentCorrupted(f"{who}: segment {self.handle.name}: {error}")
             case _:
-                raise error
-        raise known from None
+                return None
 
     def _end_error(self, what: str) -> ShmcastError:
         """Make the error for a wait whose other side is gone."""
@@ -257,3 +288,10 @@ class FrameEnd:
     def _blocked_on(self) -> str:
         """Say, behind a time-out's text, on whom the wait depends."""
         return ""
+
+
+@atexit.register
+def _leave_nothing() -> None:
+    for end in [*_open]:
+        if not end.closed:
+            end._at_exit()  # noqa: SLF001 (of this module)

@@ -10,16 +10,24 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from shmcast import _core
 from shmcast._codecs.base import Received
+from shmcast._endpoints import peers
 from shmcast._endpoints.arguments import check_int, check_shape
 from shmcast._endpoints.ending import setting_up
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER, FrameEnd
 from shmcast._endpoints.handle import ArenaHandle, Handle, geometry_of
-from shmcast._endpoints.peers import LIVING, Watch, has_ended, identity
+from shmcast._endpoints.peers import Watch, identity
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy, core_policy
 from shmcast._host import shared_memory
+from shmcast._host.places import Places
 from shmcast._host.signals import is_interruption
-from shmcast.errors import AlreadyAttached, DecodeError, InvalidArgument, SegmentMismatch
+from shmcast.errors import (
+    AlreadyAttached,
+    DecodeError,
+    InvalidArgument,
+    SegmentMismatch,
+    ShmcastError,
+)
 
 if TYPE_CHECKING:
     from shmcast._endpoints.pinned import PinnedArena
@@ -36,6 +44,7 @@ class FrameReader(FrameEnd):
     """
 
     _ring: _core.RingReader
+    receives = True
 
     def __init__(
         self,
@@ -63,7 +72,7 @@ class FrameReader(FrameEnd):
             names = self._named_by(peer_label)
             self._watch = Watch(
                 index, label, names, handle.readers, handle.drops_dead, self.warn_after,
-                self._make_alarm(), handle.slots,
+                slots=handle.slots,
             )  # fmt: skip
             self._set_up(handle, index, rejoin, pin, warmup)
         self.messages: Messages = self._ring
@@ -86,10 +95,10 @@ class FrameReader(FrameEnd):
         """Find the segments and take the seat; whatever there is to end is in `_ending` at once."""
         self._ending.add(self._watch.close)
         geometry = geometry_of(handle)
-        segment = shared_memory.attach(
-            handle.name, geometry.segment_bytes, handle.holder, rejoin=rejoin
-        )
-        memory = segment.mapping
+        size = geometry.segment_bytes
+        places = Places(shared_memory.find(handle.name, size, handle.holder, rejoin=rejoin))
+        self._ending.add(places.close)
+        memory = shared_memory.map_whole(places.fileno(), size).mapping
         mapping = None
         if handle.arena is not None:
             mapping = _map_arena(handle.arena, handle.holder[0], rejoin)
@@ -98,24 +107,33 @@ class FrameReader(FrameEnd):
             raise InvalidArgument(
                 f"{self.label}: pin=True, but the writer has no arena; make it with arena_bytes="
             )
-        attach = functools.partial(
-            _core.RingReader,
-            memory,
-            geometry,
-            handle.nonce,
-            index,
-            core_policy(self.wait_policy),
-            self._cpu_quota,
-            None if warmup is None else self._warm_by(warmup),
-            self._watch,
-            identity(),
-        )
+        warm = None if warmup is None else self._warm_by(warmup)
+
+        def attach(seat: int, may_hold: bool) -> _core.RingReader:
+            with places.holding(index) as lock:
+                ring = _core.RingReader(
+                    memory,
+                    geometry,
+                    handle.nonce,
+                    index,
+                    core_policy(self.wait_policy),
+                    self._cpu_quota,
+                    warm,
+                    self._watch,
+                    identity(lock),
+                    seat,
+                    mapping,
+                    may_hold,
+                )
+                ring.hold(lock)
+                return ring
+
         try:
             if rejoin:
                 look = functools.partial(_core.peers, memory, geometry, handle.nonce)
-                self._ring = self._take_place(index, look, lambda found: attach(found, mapping))
+                self._ring = self._take_place(index, look, attach, places)
             else:
-                self._ring = attach(_core.VACANT, mapping)
+                self._ring = attach(_core.VACANT, False)
         except _core.LayoutMismatch as error:
             raise SegmentMismatch(
                 f"{self.label}: {handle.name}: {error}; make the handle and both endpoints with "
@@ -128,6 +146,7 @@ class FrameReader(FrameEnd):
             ) from None
         except _core.SegmentCorrupted as error:
             self._raise(error, "set-up", None)
+        self._watch.begin(self._ring, places)
         self._end_when_collected()
         self.watch_peers()
         if self._ring.attached() == handle.readers:
@@ -151,40 +170,44 @@ class FrameReader(FrameEnd):
         self,
         index: int,
         look: Callable[[], list[_core.Peer]],
-        attach: Callable[[int], _core.RingReader],
+        attach: Callable[[int, bool], _core.RingReader],
+        places: Places,
     ) -> _core.RingReader:
         while True:
-            found = self._seat_to_take(look()[index])
+            peer = look()[index]
+            self._check_place(peer, places)
+            # A process that lives may still have views of the arena, whoever reads in its place.
+            may_hold = peer.state in ("failed", "dropped") and not peers.has_ended(peer, places)
             try:
-                return attach(found)
+                return attach(peer.seat, may_hold)
             except _core.SeatTaken:
                 # Another was faster, or the writer has just dropped the dead one: look again.
-                continue
+                if may_hold and look()[index].seat == peer.seat:
+                    raise AlreadyAttached(
+                        f"{self.label}: index {index} of {self.handle.name}: process {peer.pid}, "
+                        "whose reader ended without close(), still has views of the arena "
+                        "(recv(copy=False)); let go of them, or end it first"
+                    ) from None
 
-    def _seat_to_take(self, peer: _core.Peer) -> int:
-        """Return the seat of `peer`, whose place this reader takes, as it was found.
-
-        Raises:
-            AlreadyAttached: it can't be taken.
-        """
+    def _check_place(self, peer: _core.Peer, places: Places) -> None:
+        """Raise AlreadyAttached if this reader can't take the place of `peer`."""
         where = f"{self.label}: index {peer.index} of {self.handle.name}"
         if peer.state == "left":
             raise AlreadyAttached(
                 f"{where} has left in order, process {peer.pid}; only the place of a reader that "
                 "died can be taken"
             )
-        if peer.state in LIVING:
+        if peer.state in (*peers.LIVING, "failed"):
             if not self.handle.drops_dead:
                 raise AlreadyAttached(
                     f"{where} was taken by process {peer.pid}, and the writer does not go on "
                     'without it: make it with on_reader_death="drop"'
                 )
-            if not has_ended(peer):
+            if peer.state != "failed" and not peers.has_ended(peer, places):
                 raise AlreadyAttached(
                     f"{where} is held by process {peer.pid}, which lives, or can't be seen from "
                     "here; end it first"
                 )
-        return peer.seat
 
     def consume(self, timeout: float | None = None, copy: bool = True) -> list[Received]:
         """Receive the frames of the next message.
@@ -211,12 +234,15 @@ class FrameReader(FrameEnd):
         If it is an error of the codec, the message is consumed. If a signal's handler has raised
         it, the next `consume` returns the frames again.
         """
-        if is_interruption(error):
-            raise error
-        self._ring.discard()
-        if not isinstance(error, Exception):
-            raise error
-        raise self.undecodable(f"{len(frames)} frame(s)", error) from error
+        try:
+            if is_interruption(error):
+                raise error
+            self._ring.discard()
+            if not isinstance(error, Exception):
+                raise error
+            raise self.undecodable(f"{len(frames)} frame(s)", error) from error
+        finally:
+            del frames, error  # in a cycle, they would hold the arena until it is collected
 
     def fail(self, error: Exception, timeout: float | None) -> NoReturn:
         """Raise what an error of `messages` means here; others pass unchanged."""
@@ -230,6 +256,12 @@ class FrameReader(FrameEnd):
             f"{self.label}: can't decode a message ({what}): {type(error).__name__}: {error}; it "
             "is consumed, the next recv gets the next message"
         )
+
+    def _end_error(self, what: str) -> ShmcastError:
+        writer = self._ring.peers()[-1]
+        if writer.state == "failed":
+            return self._watch.died(writer, peers.ENDED_WITHOUT_CLOSE)
+        return super()._end_error(what)
 
     def statistics(self) -> Statistics:
         """Return what this reader has done so far. From any thread."""

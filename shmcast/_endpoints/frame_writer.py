@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -19,6 +20,7 @@ from shmcast._endpoints.peers import Watch, identity
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy, core_policy
 from shmcast._host import shared_memory
+from shmcast._host.places import Places
 from shmcast._host.signals import add_note, is_interruption
 from shmcast.errors import Closed, InvalidArgument, PeerDied, ShmcastError, ShmcastWarning
 
@@ -53,6 +55,7 @@ class FrameWriter(FrameEnd):
         wait: WaitPolicy | None = None,
         on_reader_death: Literal["raise", "drop"] = "raise",
         warn_after: float | None = DEFAULT_WARN_AFTER,
+        on_death: Callable[[PeerDied], object] | None = None,
         linger: float = 0.0,
         label: str = "writer",
         reader_label: Callable[[int], str] = "reader {}".format,
@@ -72,15 +75,22 @@ class FrameWriter(FrameEnd):
             raise InvalidArgument(
                 f'{label}: on_reader_death={on_reader_death!r} is neither "raise" nor "drop"'
             )
+        if on_death is not None and not (callable(on_death) and on_reader_death == "drop"):
+            raise InvalidArgument(
+                f"{label}: on_death={on_death!r} must be callable, and is for a writer that goes "
+                'on: pass on_reader_death="drop"; otherwise send() raises PeerDied'
+            )
         super().__init__(wait, label, warn_after)
         self._reader_label = reader_label
         self._linger = linger
+        self._files: list[shared_memory.SegmentFile] = []
         drops = on_reader_death == "drop"
         with setting_up(label, self._ending):
             names = self._named_by(reader_label)
             self._watch = Watch(
-                readers, label, names, readers, drops, self.warn_after, self._make_alarm()
-            )
+                readers, label, names, readers, drops, self.warn_after,
+                on_death=None if on_death is None else self._told_by(on_death),
+            )  # fmt: skip
             self._set_up(readers, slots, slot_bytes, arena_bytes, pin, drops)
         self._lender: Lender | None = None  # there is one from the first loan on
 
@@ -92,8 +102,12 @@ class FrameWriter(FrameEnd):
         arena, mapping = None, None
         if arena_bytes:
             nbytes = arena_bytes // _PAGE_BYTES * _PAGE_BYTES
-            arena_file = shared_memory.SegmentFile(*shared_memory.create_unreserved(nbytes))
+            name, fd, lock = shared_memory.create_unreserved(nbytes)
+            arena_file = shared_memory.SegmentFile(name, fd)
             self._ending.add(arena_file.unlink, arena_file.close)
+            if lock is not None:
+                self._ending.add(lock.release)
+            self._files.append(arena_file)
             arena = ArenaHandle(arena_file.name, nbytes, arena_file.fd)
             mapping = shared_memory.map_arena(arena.fd, nbytes, writable=True)
             self._pin(pin, mapping, nbytes, is_writer=True)
@@ -104,20 +118,37 @@ class FrameWriter(FrameEnd):
         name, memory, fd = shared_memory.create(geometry.segment_bytes)
         file = shared_memory.SegmentFile(name, fd)
         self._ending.add(file.unlink, file.close)
+        self._files.append(file)
         self.handle = Handle(
             name, nonce, readers, slots, slot_bytes, (os.getpid(), fd), drops, arena
         )
-        self._ring = _core.RingWriter(
-            memory.mapping,
-            geometry,
-            nonce,
-            core_policy(self.wait_policy),
-            self._cpu_quota,
-            self._watch,
-            identity(),
-            mapping,
-        )
+        places = Places(fd)
+        with places.holding(readers) as lock:
+            self._ring = _core.RingWriter(
+                memory.mapping,
+                geometry,
+                nonce,
+                core_policy(self.wait_policy),
+                self._cpu_quota,
+                self._watch,
+                identity(lock),
+                mapping,
+            )
+            self._ring.hold(lock)
+        self._watch.begin(self._ring, places)
         self._end_when_collected()
+
+    def _told_by(self, on_death: Callable[[PeerDied], object]) -> Callable[[PeerDied], None]:
+        """Keep what is told of deaths, and return what calls it; see `_named_by`."""
+        self._on_death = on_death
+        me = weakref.ref(self)
+
+        def tell(error: PeerDied) -> None:
+            end = me()
+            if end is not None:
+                end._on_death(error)  # noqa: SLF001
+
+        return tell
 
     def publish(self, frames: Sequence[Frame], timeout: float | None = None) -> None:
         """Publish one message: to all readers or, if this raises, to none.
@@ -145,15 +176,18 @@ class FrameWriter(FrameEnd):
         return self._ring.is_sent()
 
     def _not_published(self, error: BaseException, timeout: float | None) -> NoReturn:
-        if isinstance(error, CORE_ERRORS):
-            self._raise(error, "send", timeout)
-        is_sent = self._ring.is_sent()
-        if is_sent and self._lender is not None:
-            self._lender.freeze_sent()  # to the end: what is sent must not be written to
-        if is_interruption(error):
-            how = "had sent its message" if is_sent else "has sent nothing"
-            add_note(error, f"{self.label}: the send that this interrupted {how}")
-        raise error
+        try:
+            if isinstance(error, CORE_ERRORS):
+                self._raise(error, "send", timeout)
+            is_sent = self._ring.is_sent()
+            if is_sent and self._lender is not None:
+                self._lender.freeze_sent()  # to the end: what is sent must not be written to
+            if is_interruption(error):
+                how = "had sent its message" if is_sent else "has sent nothing"
+                add_note(error, f"{self.label}: the send that this interrupted {how}")
+            raise error
+        finally:
+            del error  # in a cycle, it would hold what was to be sent until it is collected
 
     def forget_views(self) -> None:
         """Forget the views of loans that were seen in an object which will not be published."""
@@ -215,6 +249,12 @@ class FrameWriter(FrameEnd):
             readers=tuple(Statistics(**figures) for figures in self._ring.reader_figures()),
         )
 
+    def dropped(self) -> dict[int, PeerDied]:
+        """Return how the readers have died that are dropped and not replaced, by index."""
+        states = [peer.state for peer in self._ring.peers()]
+        deaths = {**self._watch.dropped}
+        return {index: error for index, error in deaths.items() if states[index] == "dropped"}
+
     def close(self) -> None:
         """End this end; first wait for readers to attach, if there is something for them."""
         if self._linger and not self._closed:
@@ -242,6 +282,11 @@ class FrameWriter(FrameEnd):
     def present_readers(self) -> list[int]:
         """Return the indices of the readers that have neither closed nor been dropped."""
         return [p.index for p in self._ring.peers()[:-1] if p.state not in ("left", "dropped")]
+
+    def _at_exit(self) -> None:
+        super()._at_exit()
+        for file in self._files:
+            file.unlink()
 
     def _end_error(self, what: str) -> ShmcastError:
         dropped = [peer for peer in self._ring.peers() if peer.state == "dropped"]

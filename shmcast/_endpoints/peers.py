@@ -1,49 +1,76 @@
 """Who died, and who is slow: a member's watch over its peers of the same node.
 
-It knows processes, not slots or bytes. One thread sleeps on the pidfds of all peers and raises the
-alarm of an endpoint, whose core ends its wait and asks here; as it does when somebody has come.
+It knows processes, not slots or bytes. The core's watcher, a native thread, raises the alarm of an
+endpoint when a peer's process ends or its lock is dropped; the endpoint's next call, or the one
+that waits, asks here; as it does when somebody has come or gone.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from shmcast import _core
 from shmcast._endpoints.slow_peers import SlownessReport, SlowPeer, wait_of
-from shmcast._host.epoll_thread import epoll_thread
 from shmcast._host.log import tell
-from shmcast._host.process import Pidfd, is_alive, pid_namespace, start_time, state_of
+from shmcast._host.places import Places
+from shmcast._host.process import (
+    Pidfd,
+    is_alive,
+    is_exiting,
+    pid_namespace,
+    start_time,
+    state_of,
+)
+from shmcast._host.signals import is_interruption
 from shmcast.errors import PeerDied, ShmcastWarning
 
 LIVING = ("attached", "claimed", "rejoining")
 """States of a seat whose owner should be alive."""
 
+ENDED_WITHOUT_CLOSE = "ended without close()"
+"""How an endpoint has ended whose process lives on."""
+
+EXECUTED = "replaced by another program (exec)"
+"""How a member has ended whose process runs something else now."""
+
 _MOST_PID = 4 * 1024 * 1024  # PID_MAX_LIMIT of the kernel
 
-_THREAD = "shmcast-sentry"
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 
 
-def identity() -> _core.Identity:
+def identity(lock: _core.LifeLock | None) -> _core.Identity:
     """Return who this process is, for its peers."""
-    return _core.Identity(start_time(os.getpid()) or 0, pid_namespace())
+    return _core.Identity(start_time(os.getpid()) or 0, pid_namespace(), lock is not None)
 
 
-def has_ended(peer: _core.Peer) -> bool:
+def has_ended(peer: _core.Peer, places: Places) -> bool:
     """Return whether a member's process has ended, as far as can be seen from here.
+
+    Args:
+        peer: the member.
+        places: of its segment.
 
     Raises:
         SegmentCorrupted: it is nobody's pid.
     """
     _check_pid(peer)
     if peer.state == "claimed" or not peer.start_time:  # it has yet to tell who it is
+        if places.is_held(peer.index):
+            return False
         state = state_of(peer.pid)
         return state is None or state.name == "zombie"
+    if peer.state in LIVING and peer.holds_lock:
+        is_held = places.is_held(peer.index)
+        if is_held is not None:  # the kernel's own word, whatever namespace it is in
+            return not is_held
     return peer.pid_namespace == pid_namespace() and not is_alive(peer.pid, peer.start_time)
 
 
@@ -52,21 +79,39 @@ def _check_pid(peer: _core.Peer) -> None:
         raise _core.SegmentCorrupted(f"member {peer.index} has pid {peer.pid}")
 
 
+class Ring(Protocol):
+    """What a watch needs of its end of the ring."""
+
+    def watch_process(self, pidfd: int) -> int:
+        """Raise the alarm when a process ends."""
+
+    def watch_lock(self, fd: int, place: int) -> int:
+        """Raise the alarm when a lock is dropped."""
+
+    def unwatch(self, watch: int) -> None:
+        """Raise it no more."""
+
+
 @dataclass
 class _Watched:
     """A peer as it was first observed."""
 
     pid: int
     start_time: int
-    pidfd: Pidfd | None = None  # None: it can't be watched, or need not be any more
+    holds_lock: bool = False
+    is_here: bool = True  # in this pid namespace
+    pidfd: Pidfd | None = None
+    alarms: list[int] = field(default_factory=list)  # the watcher's numbers for it
+    must_look: bool = False  # no alarm tells of its end, or not yet
     gone: str | None = None  # it has ended: how, where known
 
 
 class Watch:
     """Watches the peers of one endpoint.
 
-    A peer is watched from the first time that this endpoint waits while it is attached, by a pidfd:
-    a stopped process is not dead, and a later process of the same pid is not taken for it.
+    A peer is watched from its attachment on, by a pidfd: a stopped process is not dead, and a later
+    process of the same pid is not taken for it. And by the lock on its place, which the kernel
+    drops at the end of a process of any namespace, and at exec.
 
     Args:
         me: this endpoint among the peers: a reader's index; their number for the writer.
@@ -75,7 +120,7 @@ class Watch:
         readers: the number of readers, which is the writer's place among the peers.
         drops: the writer goes on without readers that have died.
         warn_after: seconds of a wait after which it is told who is slow; None: never.
-        alarm: called when a watched peer has ended, in another thread.
+        on_death: called for each reader that is dropped.
         slots: of the ring; 0: not known, so that a reader can't tell what its writer waits for.
     """
 
@@ -87,12 +132,18 @@ class Watch:
         readers: int,
         drops: bool,
         warn_after: float | None,
-        alarm: Callable[[], None],
+        on_death: Callable[[PeerDied], object] | None = None,
         slots: int = 0,
     ) -> None:
         self._report = SlownessReport(label, math.inf if warn_after is None else warn_after)
         self.patience: float = self._report.first_look
         """Seconds of a wait until the first `report_slow`."""
+        self.dropped: dict[int, PeerDied] = {}
+        """How the readers have died that were dropped, by index; also those replaced since."""
+        self._on_death = on_death
+        self._untold: list[PeerDied] = []
+        self.must_look = False
+        """Somebody's end raises no alarm: `observe` is to be called once a second."""
         self._me = me
         self._label = label
         self._names = names
@@ -100,15 +151,19 @@ class Watch:
         self._drops = drops
         self._pid_namespace = pid_namespace()
         self._watched: dict[int, _Watched] = {}
-        self._alarm = alarm
+        self._ring: Ring | None = None
+        self._places: Places
+        self._generation = 0
         self._slots = slots
         self._owner_pid = os.getpid()
-        self._has_warned = False
+        self._warned: set[str] = set()
         self._closed = False
         self._lock = threading.RLock()  # close() may come from another thread than the rest
 
-    def _on_exit(self, _events: int) -> None:
-        self._alarm()
+    def begin(self, ring: Ring, places: Places) -> None:
+        """Set whose alarm is raised, and the places of its segment, until `close`."""
+        self._ring = ring
+        self._places = places
 
     def close(self) -> None:
         """Stop watching."""
@@ -118,37 +173,67 @@ class Watch:
             self._closed = True
             for index in [*self._watched]:
                 self._forget(index)
+            self._ring = None
 
     def observe(self, peers: Sequence[_core.Peer]) -> bool:
         """Watch who has come since the last time; return whether a watched process has ended."""
         with self._lock:
-            if self._closed:
+            if self._closed or self._ring is None:
                 return False
             for peer in peers:
-                if peer.index != self._me and peer.pid != os.getpid():
+                if peer.index != self._me:
                     self._observe_peer(peer)
-            self.find_dead()  # where no thread could be started
+            self.find_dead()
+            self.must_look = any(w.must_look and w.gone is None for w in self._watched.values())
             return any(watched.gone is not None for watched in self._watched.values())
 
     def _observe_peer(self, peer: _core.Peer) -> None:
-        if peer.state not in LIVING:
+        known = self._watched.get(peer.index)
+        if peer.state == "failed":
+            self._forget(peer.index)
+            self._watched[peer.index] = _Watched(peer.pid, 0, gone=ENDED_WITHOUT_CLOSE)
+        elif peer.state not in LIVING:
             self._forget(peer.index)
         elif peer.state == "claimed" or not peer.start_time:  # about to tell who it is, or dead
-            if has_ended(peer):
+            if has_ended(peer, self._places):
                 self._forget(peer.index)
                 self._watched[peer.index] = _Watched(peer.pid, 0, gone="")
-        else:
-            known = self._watched.get(peer.index)
-            if known is None or (known.pid, known.start_time) != (peer.pid, peer.start_time):
+        elif known is None or not _is_watched(known, peer):
+            self._forget(peer.index)
+            try:
+                self._open(peer)
+            except BaseException:  # a signal's handler, say: begin anew the next time
                 self._forget(peer.index)
-                self._watched[peer.index] = self._open(peer)
+                raise
 
     def find_dead(self) -> None:
         """Find out whose process has ended, before `attribute_deaths` is given their seats."""
         with self._lock:
-            for watched in self._watched.values():
-                if watched.gone is None and watched.pidfd is not None and watched.pidfd.is_dead():
-                    watched.gone = watched.pidfd.how()
+            if _core.watch_generation() != self._generation:  # no alarm is raised any more
+                for watched in self._watched.values():
+                    watched.must_look = self.must_look = True
+            for index, watched in self._watched.items():
+                if watched.gone is None:
+                    watched.gone = self._end_of(index, watched)
+
+    def _end_of(self, index: int, watched: _Watched) -> str | None:
+        """Return how a watched peer has ended, "" where that is not known; None: it lives."""
+        if watched.pidfd is not None and watched.pidfd.is_dead():
+            return watched.pidfd.how()
+        if not watched.holds_lock:
+            if watched.must_look and watched.pidfd is None and self._is_dead_by_pid(watched):
+                return ""
+            return None
+        if self._places.is_held(index) is not False:
+            return None
+        # Dropped at its end, of which the pidfd tells more in a moment; or at exec; or, when it
+        # left, by itself: then its seat says so.
+        if watched.pidfd is None:
+            return ""
+        return None if is_exiting(watched.pid) else EXECUTED
+
+    def _is_dead_by_pid(self, watched: _Watched) -> bool:
+        return watched.is_here and not is_alive(watched.pid, watched.start_time)
 
     def attribute_deaths(self, peers: Sequence[_core.Peer]) -> list[int]:
         """Tell who died from who left before its process ended, of those that `find_dead` found.
@@ -167,27 +252,42 @@ class Watch:
 
     def _attribute_deaths(self, peers: Sequence[_core.Peer]) -> list[int]:
         dropped = []
-        for index, watched in [*self._watched.items()]:
-            peer = peers[index]
-            if peer.state not in LIVING or peer.pid != watched.pid:
+        has_writer_left = peers[self._writer].state == "left"
+        for index, watched in sorted(self._watched.items(), key=lambda item: item[0]):
+            peer = peers[index]  # (the writer last: it may have ended because of a reader)
+            if peer.state not in (*LIVING, "failed") or peer.pid != watched.pid:
                 self._forget(index)  # it closed before it ended, or its place was taken
                 continue
             how = watched.gone
-            if how is None:
+            if how is None or has_writer_left:  # (then all that was sent has been received)
                 continue
+            if peer.state == "failed":
+                how = ENDED_WITHOUT_CLOSE
             if index == self._writer or not self._drops:
-                raise self._died(peer, how)
+                raise self.died(peer, how)
             self._forget(index)
             if self._me == self._writer:
-                tell(logging.WARNING, "%s; it is dropped, the others go on", self._died(peer, how))
+                self.dropped[index] = error = self.died(peer, how)
+                tell(logging.WARNING, "%s; it is dropped, the others go on", error)
+                self._untold.append(error)
                 dropped.append(index)
             else:
                 self._watched[index] = _Watched(peer.pid, peer.start_time)  # the writer's business
         return dropped
 
+    def tell_deaths(self) -> None:
+        """Call `on_death` for the readers that were dropped; to be called once they are.
+
+        What it raises passes, and the rest is told by the next call.
+        """
+        while self._untold:
+            error = self._untold.pop(0)
+            if self._on_death is not None:
+                self._on_death(error)
+
     def exited(self, peers: Sequence[_core.Peer]) -> list[int]:
         """Return the readers whose processes have ended, by index; also those that left first."""
-        return [p.index for p in peers[:-1] if p.state != "vacant" and has_ended(p)]
+        return [p.index for p in peers[:-1] if p.state != "vacant" and has_ended(p, self._places)]
 
     def report_slow(self, seconds: float, is_first: bool, peers: Sequence[_core.Peer]) -> float:
         """Log who is slow, when a wait lasts long.
@@ -203,41 +303,8 @@ class Watch:
         """Log that such a wait went on."""
         self._report.end(seconds)
 
-    def _pid(self, peer: _core.Peer) -> int | None:
-        return peer.pid if peer.pid and peer.pid_namespace == self._pid_namespace else None
-
-    def _open(self, peer: _core.Peer) -> _Watched:
-        _check_pid(peer)
-        watched = _Watched(peer.pid, peer.start_time)
-        if peer.pid_namespace != self._pid_namespace:
-            self._warn(peer, "it is in another pid namespace")
-            return watched
-        try:
-            watched.pidfd = Pidfd(peer.pid, peer.start_time)
-            epoll_thread(_THREAD).add(watched.pidfd.fileno(), self._on_exit, once=True)
-        except ProcessLookupError as error:
-            watched.gone = str(error).partition(": ")[2]
-        except OSError as error:
-            self._warn(peer, str(error))
-        return watched
-
-    def _forget(self, index: int) -> None:
-        watched = self._watched.pop(index, None)
-        if watched is not None and watched.pidfd is not None:
-            epoll_thread(_THREAD).remove(watched.pidfd.fileno())
-            watched.pidfd.close()
-
-    def _warn(self, peer: _core.Peer, why: str) -> None:
-        if not self._has_warned:
-            self._has_warned = True
-            warnings.warn(
-                f"{self._label}: can't watch {self._names(peer.index)} (pid {peer.pid}): {why}. "
-                "Its death will not be noticed: pass timeouts",
-                ShmcastWarning,
-                stacklevel=2,
-            )
-
-    def _died(self, peer: _core.Peer, how: str) -> PeerDied:
+    def died(self, peer: _core.Peer, how: str) -> PeerDied:
+        """Make the error for the end of a peer."""
         name = self._names(peer.index)
         behind = f", {peer.behind} fragments behind" if peer.behind else ""
         return PeerDied(
@@ -246,3 +313,88 @@ class Watch:
             peer.pid,
             how,
         )
+
+    def _pid(self, peer: _core.Peer) -> int | None:
+        return peer.pid if peer.pid and peer.pid_namespace == self._pid_namespace else None
+
+    def _open(self, peer: _core.Peer) -> None:
+        """Watch a peer by all that there is."""
+        _check_pid(peer)
+        is_here = peer.pid_namespace == self._pid_namespace
+        watched = _Watched(peer.pid, peer.start_time, peer.holds_lock, is_here=is_here)
+        self._watched[peer.index] = watched
+        is_own = is_here and peer.pid == self._owner_pid
+        if is_here and not is_own:
+            self._open_pidfd(peer, watched)
+        if watched.gone is not None or (is_own and not watched.holds_lock):
+            return
+        if watched.holds_lock:
+            fd = self._places.fileno()
+            self._raise_alarm(watched, lambda ring: ring.watch_lock(fd, peer.index))
+        elif watched.pidfd is None:
+            watched.must_look = is_here
+            if not is_here:
+                self._warn_unwatched(peer, "it is in another pid namespace, and holds no lock")
+
+    def _open_pidfd(self, peer: _core.Peer, watched: _Watched) -> None:
+        try:
+            watched.pidfd = pidfd = Pidfd(peer.pid, peer.start_time)
+        except ProcessLookupError as error:
+            if is_interruption(error):
+                raise
+            # (The lock's word counts more: clocks differ between time namespaces.)
+            if not (peer.holds_lock and self._places.is_held(peer.index)):
+                watched.gone = str(error).partition(": ")[2]
+        except OSError as error:  # no pidfds here; or no room for one at this moment
+            if is_interruption(error):
+                raise
+            watched.must_look = error.errno in _PASSING
+        else:
+            self._raise_alarm(watched, lambda ring: ring.watch_process(pidfd.fileno()))
+
+    def _raise_alarm(self, watched: _Watched, add: Callable[[Ring], int]) -> None:
+        assert self._ring is not None  # noqa: S101 (observe() has looked)
+        self._generation = _core.watch_generation()
+        try:
+            watched.alarms.append(add(self._ring))
+        except OSError as error:
+            if is_interruption(error):
+                raise
+            watched.must_look = True
+            self._warn(
+                "thread",
+                f"{self._label}: nothing tells at once when a peer dies: {error}. It is looked "
+                "after once a second",
+            )
+
+    def _forget(self, index: int) -> None:
+        watched = self._watched.pop(index, None)
+        if watched is None:
+            return
+        if self._ring is not None:
+            for alarm in watched.alarms:
+                self._ring.unwatch(alarm)
+        if watched.pidfd is not None:
+            watched.pidfd.close()
+
+    def _warn_unwatched(self, peer: _core.Peer, why: str) -> None:
+        self._warn(
+            "peer",
+            f"{self._label}: can't watch {self._names(peer.index)} (pid {peer.pid}): {why}. "
+            "Its death will not be noticed: pass timeouts",
+        )
+
+    def _warn(self, kind: str, text: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(text, ShmcastWarning, stacklevel=3)
+
+
+def _is_watched(known: _Watched, peer: _core.Peer) -> bool:
+    """Return whether a peer is the one that is watched, by all that there can be."""
+    if (known.pid, known.start_time) != (peer.pid, peer.start_time):
+        return False
+    if known.gone is not None:
+        return True
+    # (Somebody may have closed descriptors that were not his.)
+    return not known.must_look and (known.pidfd is None or known.pidfd.is_usable())

@@ -15,6 +15,7 @@ from shmcast._endpoints.objects import ObjectSender, checked_codec
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy
 from shmcast._endpoints.warmup import Warmup
+from shmcast.errors import PeerDied
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -43,6 +44,10 @@ class Writer(ObjectSender, Endpoint):
         on_reader_death: "raise": a reader that dies ends the waits of all others, in `PeerDied`.
             "drop": the others go on without it, and another process may take its place with
             `Reader(handle, index, rejoin=True)`.
+        on_death: with "drop": called with the `PeerDied` of each reader that is dropped, in the
+            call that drops it (`send`, `wait_ready` or another that waits) and before anything of
+            its message is sent, or while it waits for room. It must not use this writer. What it
+            raises ends the call, and nothing was sent.
         warn_after: seconds; when a wait lasts longer, the log tells who is slow. None: never.
         linger: seconds for which `close` waits for readers that are still to attach, if something
             was sent: closed before that, it is lost to them, and so it is by default. Then it warns
@@ -75,6 +80,7 @@ class Writer(ObjectSender, Endpoint):
         wait: WaitPolicy | None = None,
         codec: Codec | None = None,
         on_reader_death: Literal["raise", "drop"] = "raise",
+        on_death: Callable[[PeerDied], object] | None = None,
         warn_after: float | None = DEFAULT_WARN_AFTER,
         linger: float = 0.0,
         label: str = "writer",
@@ -90,6 +96,7 @@ class Writer(ObjectSender, Endpoint):
             pin=pin,
             wait=wait,
             on_reader_death=on_reader_death,
+            on_death=on_death,
             linger=linger,
             warn_after=settings.seconds(settings.WARN_AFTER, warn_after),
             label=label,
@@ -162,6 +169,14 @@ class Writer(ObjectSender, Endpoint):
             ShmcastError: what `empty` raises.
         """
         return self._end.thaw(array)
+
+    @property
+    def dropped(self) -> dict[int, PeerDied]:
+        """How the readers have died that are dropped and not replaced, by index. From any thread.
+
+        A death is known from the first call on that waits or sends after it.
+        """
+        return self._end.dropped()
 
     def statistics(self) -> Statistics:
         """Return what this writer and each of its readers have done so far. From any thread."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from shmcast._codecs.base import Codec
 from shmcast._devices.work import Work
 from shmcast._endpoints import settings
-from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER
+from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER, is_orderly
+from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.statistics import Statistics
@@ -22,7 +23,7 @@ from shmcast._group.lender import Lender
 from shmcast._group.options import Options
 from shmcast._group.single_rank import SingleRank
 from shmcast._nodes.topology import Node, Topology, host_name, warn_of_isolation
-from shmcast.errors import InvalidArgument, WrongRole
+from shmcast.errors import InvalidArgument, PeerDied, WrongRole
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -62,6 +63,7 @@ class ShmBroadcaster(Lender):
         device_types: types of devices whose tensors are broadcast so, as in `torch.device`; None:
             all but "cpu". With {"cpu"} gloo carries tensors in host memory, for trying things out.
         on_reader_death: see `Writer`. Counts on the source, and on each other node's leader.
+        on_death: see `Writer`. Of the ranks of the source's own node.
         warn_after: see `Writer`; may differ from rank to rank.
         slots: see `Writer`. Counts on the source, and on each other node's leader.
         slot_bytes: see `Writer`. Counts on the source, and on each other node's leader.
@@ -103,6 +105,7 @@ class ShmBroadcaster(Lender):
         wait: WaitPolicy | None = None,
         codec: Codec | None = None,
         on_reader_death: Literal["raise", "drop"] = "raise",
+        on_death: Callable[[PeerDied], object] | None = None,
         warn_after: float | None = DEFAULT_WARN_AFTER,
         slots: int = DEFAULT_SLOTS,
         slot_bytes: int = DEFAULT_SLOT_BYTES,
@@ -120,7 +123,9 @@ class ShmBroadcaster(Lender):
         self._label, self._group_name = meeting.label, meeting.group_name
         self._lane: DeviceLane | None = None
         error: Exception | None = None
-        options = Options(wait, on_reader_death, warn_after, slots, slot_bytes, arena_bytes, pin)
+        options = Options(
+            wait, on_reader_death, warn_after, slots, slot_bytes, arena_bytes, pin, on_death
+        )
         try:
             options = options.with_settings()
             codec = settings.codec(codec)
@@ -155,6 +160,8 @@ class ShmBroadcaster(Lender):
 
     def _use(self, connection: Connection) -> None:
         """Send and receive with what the ranks' meeting has led to."""
+        if (patience := settings.seconds(settings.TIMEOUT, None)) is not None:
+            connection.give_patience(patience)
         self._end, self._relay = connection.end, connection.relay
         if connection.send is not None:
             self._send = connection.send
@@ -164,25 +171,9 @@ class ShmBroadcaster(Lender):
             self._recv = connection.recv
         if connection.begin_recv is not None:
             self._begin_recv = connection.begin_recv
-        if (patience := settings.seconds(settings.TIMEOUT, None)) is not None:
-            self._give_patience(patience)
         if connection.is_relayed:
             # (A relay serves other nodes, too: nobody but its owner can end it.)
-            weakref.finalize(self, connection.end.close)
-
-    def _give_patience(self, seconds: float) -> None:
-        """Let calls without a `timeout` have the operator's."""
-
-        def patient(timeout: float | None) -> float:
-            return seconds if timeout is None else timeout
-
-        if self.is_src:
-            send = self._send
-            self._send = lambda obj, timeout: send(obj, patient(timeout))
-        else:
-            recv, begin = self._recv, self._begin_recv
-            self._recv = lambda timeout, copy: recv(patient(timeout), copy)
-            self._begin_recv = lambda timeout, copy, out: begin(patient(timeout), copy, out)
+            weakref.finalize(self, connection.end.give_up).atexit = False
 
     def broadcast_object(
         self, obj: Any = None, timeout: float | None = None, copy: bool = True
@@ -360,6 +351,14 @@ class ShmBroadcaster(Lender):
         self._use(reconnect(handle, rank, options.with_settings(), codec))
         return self
 
+    @property
+    def dropped(self) -> dict[int, PeerDied]:
+        """How ranks of the source's node have died that are dropped, by global rank."""
+        if isinstance(self._end, FrameReader):
+            return {}
+        readers = [rank for rank in self.topology.node_of(self.src).ranks if rank != self.src]
+        return {readers[index]: died for index, died in self._end.dropped().items()}
+
     def statistics(self) -> Statistics:
         """Return what this rank has sent or received so far; on a leader also what it relayed."""
         base = self._end.statistics()
@@ -391,5 +390,8 @@ class ShmBroadcaster(Lender):
     def __enter__(self) -> ShmBroadcaster:
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        """Close this rank's part; after an exception, tell the others that it has failed."""
+        if not is_orderly(error, receives=not self.is_src):
+            self._end.give_up()
         self.close()

@@ -64,6 +64,20 @@ class Connection:
             device_receiver = DeviceReceiver(self.end, lane)
             self.recv, self.begin_recv = device_receiver.recv, device_receiver.begin
 
+    def give_patience(self, seconds: float) -> None:
+        """Let calls without a `timeout` have the operator's."""
+
+        def patient(timeout: float | None) -> float:
+            return seconds if timeout is None else timeout
+
+        send, recv, begin = self.send, self.recv, self.begin_recv
+        if send is not None:
+            self.send = lambda obj, timeout: send(obj, patient(timeout))
+        if recv is not None:
+            self.recv = lambda timeout, copy: recv(patient(timeout), copy)
+        if begin is not None:
+            self.begin_recv = lambda timeout, copy, out: begin(patient(timeout), copy, out)
+
 
 def connect(
     meeting: Rendezvous,

@@ -161,7 +161,7 @@ class _SetUp:
     def _make_ring(self, writer_name: str) -> tuple[NodeWriter, FailurePage]:
         options = self._options
         if self._rank != self._src:
-            options = dataclasses.replace(options, pin=False)  # a relay only copies
+            options = dataclasses.replace(options, pin=False, on_death=None)  # it only copies
         names = [*map(self._topology.name, self._readers), writer_name]
         self._page = page = FailurePage()
         self._writer = writer = NodeWriter(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from shmcast._endpoints import settings
 from shmcast._endpoints.waiting import WaitPolicy
+from shmcast.errors import PeerDied
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Options:
     slot_bytes: int
     arena_bytes: int
     pin: bool
+    on_death: Callable[[PeerDied], object] | None = None
 
     def with_settings(self) -> Options:
         """Return these with the operator's settings in their place.
@@ -41,6 +44,7 @@ class Options:
         return {
             **self.for_reader(),
             "on_reader_death": self.on_reader_death,
+            "on_death": self.on_death,
             "slots": self.slots,
             "slot_bytes": self.slot_bytes,
             "arena_bytes": self.arena_bytes,

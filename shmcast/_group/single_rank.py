@@ -7,7 +7,7 @@ from typing import Any
 from shmcast._endpoints.arguments import check_timeout
 from shmcast._endpoints.loans import OrdinaryMemory
 from shmcast._endpoints.statistics import Statistics
-from shmcast.errors import Closed
+from shmcast.errors import Closed, PeerDied
 
 
 class SingleRank(OrdinaryMemory):
@@ -52,3 +52,11 @@ class SingleRank(OrdinaryMemory):
     def close(self) -> None:
         """End it; idempotent."""
         self._closed = True
+
+    def dropped(self) -> dict[int, PeerDied]:
+        """Return nothing: there is nobody to die."""
+        return {}
+
+    def give_up(self) -> None:
+        """End it: there is nobody to tell."""
+        self.close()

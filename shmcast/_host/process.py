@@ -8,18 +8,22 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import select
 import signal
 import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from shmcast import _core
+from shmcast._host.descriptors import above_stdio
+from shmcast._host.signals import is_interruption
+
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 # Places in /proc/<pid>/stat as proc(5) counts them, less the 3 up to and including the state, which
 # is the first field behind the name.
 _STATE = 0
+_FLAGS = 9 - 3
 _USER_TICKS = 14 - 3
 _SYSTEM_TICKS = 15 - 3
 _THREADS = 20 - 3
@@ -36,6 +40,8 @@ _STATES = {
 }
 
 _ENDED = ("Z", "X")  # X: being reaped
+
+_PF_EXITING = 0x4  # of the flags: its memory and descriptors go, or are gone
 
 # What `os` lacks in Pythons built against headers of before Linux 5.3 (as portable ones are).
 _SYS_PIDFD_OPEN = 434
@@ -80,7 +86,10 @@ class Pidfd:
         self._pid = pid
         self._started = started
         self._owner_pid = os.getpid()
-        self._fd = _pidfd_open(pid)
+        self._file: tuple[int, int] | None = None  # not known yet
+        self._fd = above_stdio(_pidfd_open(pid))
+        opened = os.fstat(self._fd)
+        self._file = (opened.st_dev, opened.st_ino)
         try:
             self._check()
         except BaseException:
@@ -103,19 +112,32 @@ class Pidfd:
 
     def close(self) -> None:
         """Close the file descriptor; idempotent."""
-        fd, self._fd = self._fd, -1
         # In a fork, what is open there may be the child's own.
-        if fd >= 0 and self._owner_pid == os.getpid():
-            os.close(fd)
+        if self._owner_pid == os.getpid() and self.is_usable():
+            os.close(self._fd)
+        self._fd = -1
 
     def __del__(self) -> None:
         self.close()
 
     def is_dead(self) -> bool:
         """Return whether the process has ended, without waiting."""
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        return bool(poll.poll(0))
+        # Not by `select`, which gevent and eventlet replace. And whoever closes all descriptors may
+        # have opened something else as this one.
+        return _core.is_readable(self._fd) and self._is_ours()
+
+    def is_usable(self) -> bool:
+        """Return whether the descriptor is still the one that was opened."""
+        return self._fd >= 0 and self._is_ours()
+
+    def _is_ours(self) -> bool:
+        try:
+            found = os.fstat(self._fd)
+        except OSError as error:
+            if is_interruption(error):
+                raise
+            return False
+        return self._file in (None, (found.st_dev, found.st_ino))
 
     def how(self) -> str:
         """Return how the process ended, such as "killed by SIGKILL"; "" if it lives or is unknown.
@@ -141,7 +163,7 @@ class Pidfd:
 
     def _ask_proc(self) -> int | None:
         fields = _stat(self._pid)
-        if not fields or fields[_STATE] not in _ENDED or int(fields[_START_TIME]) != self._started:
+        if not fields or fields[_STATE] not in _ENDED or _started(fields) != self._started:
             return None
         # The kernel says 0 to those who may not know.
         return int(fields[_WAIT_STATUS]) or None
@@ -159,10 +181,11 @@ class Pidfd:
 def start_time(pid: int) -> int | None:
     """Return when process `pid` was started, in clock ticks since boot; None: there is none.
 
-    With the pid it names a process for as long as the host is up.
+    With the pid it names a process for as long as the host is up. By the host's own clock, in
+    whatever time namespace this process is.
     """
     fields = _stat(pid)
-    return int(fields[_START_TIME]) if fields else None
+    return _started(fields) if fields else None
 
 
 def pid_namespace() -> int:
@@ -189,7 +212,18 @@ def is_alive(pid: int, started: int) -> bool:
         return True
     # The leader of threads that live on is a zombie, too.
     is_zombie = fields[_STATE] in _ENDED and int(fields[_THREADS]) <= 1
-    return not is_zombie and int(fields[_START_TIME]) == started
+    return not is_zombie and _started(fields) == started
+
+
+def is_exiting(pid: int) -> bool:
+    """Return whether process `pid` has ended or is about to: what it held may be gone."""
+    try:
+        fields = _stat(pid)
+    except OSError as error:  # hidden
+        if is_interruption(error):
+            raise
+        return False
+    return not fields or fields[_STATE] in _ENDED or bool(int(fields[_FLAGS]) & _PF_EXITING)
 
 
 def state_of(pid: int) -> State | None:
@@ -230,6 +264,29 @@ def stack_of(pid: int, timeout: float = 3.0) -> str:
         return ""
     # Not what comes before the threads: a command line may hold what is not for logs.
     return dump.partition("\n\n")[2]
+
+
+def _started(fields: list[str]) -> int:
+    return int(fields[_START_TIME]) - _boot_offset()
+
+
+def _boot_offset() -> int:
+    """Return by how many ticks the kernel shifts start times that this process is told."""
+    try:
+        # The offsets are those of the namespace of children, mostly this process's own.
+        if (
+            Path("/proc/self/ns/time").readlink()
+            != Path("/proc/self/ns/time_for_children").readlink()
+        ):
+            return 0
+        lines = Path("/proc/self/timens_offsets").read_text().splitlines()
+    except OSError:  # no time namespaces in this kernel
+        return 0
+    for clock, seconds, nanoseconds in map(str.split, lines):
+        if clock == "boottime":
+            shift = int(seconds) + int(nanoseconds) / 1e9
+            return round(shift * _TICKS_PER_SECOND)
+    return 0
 
 
 def _stat(pid: int) -> list[str] | None:

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 import warnings
 from pathlib import Path
 
+from shmcast._host.descriptors import above_stdio
 from shmcast._host.system_errors import SHM_FOLDER, explained, explaining
 from shmcast.errors import SegmentMismatch, SegmentNotFound, ShmcastWarning
 
 MODE = 0o600
 """Of a segment's file: only its user may open it."""
 
-_LOWEST_FD = 3
 _READ_WRITE = os.O_RDWR | os.O_CLOEXEC
 
 
@@ -65,16 +64,7 @@ def open_name(name: str, flags: int = 0) -> int:
         OSError: what the kernel says.
     """
     flags |= os.O_NOFOLLOW
-    return _above_stdio(os.open(f"{SHM_FOLDER}{name}", flags | _READ_WRITE, MODE))
-
-
-def _above_stdio(fd: int) -> int:
-    if fd >= _LOWEST_FD:
-        return fd
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_FD)
-    finally:
-        os.close(fd)
+    return above_stdio(os.open(f"{SHM_FOLDER}{name}", flags | _READ_WRITE, MODE))
 
 
 def find(name: str, size: int, holder: tuple[int, int] | None = None, rejoin: bool = False) -> int:
@@ -129,7 +119,7 @@ def _open_of_holder(name: str, holder: tuple[int, int] | None, rejoin: bool) -> 
             place, gone, _ = str(Path(path).readlink()).partition(" (deleted)")
             if place.rpartition("/")[2] == name[1:] and (gone or rejoin):
                 # It is the same file; the kernel lets its user in only.
-                return _above_stdio(os.open(path, _READ_WRITE))
+                return above_stdio(os.open(path, _READ_WRITE))
         except PermissionError as error:
             code = error.errno or code
             why = (

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from shmcast import _core
 from shmcast._host.memory_limit import MemoryLimit, Room
+from shmcast._host.places import Places
 from shmcast._host.process import is_alive, pid_namespace, start_time
 from shmcast._host.segment_file import MODE, open_name
 from shmcast._host.segment_file import SegmentFile as SegmentFile
@@ -30,7 +31,8 @@ DUMP_VARIABLE = "SHMCAST_CORE_DUMP"
 """Whether core dumps have shared memory in them: "1", or "0", the default."""
 
 _SHM_FOLDER = Path(SHM_FOLDER)
-_NAME = re.compile(r"shmcast-\d+-(\d+)-(\d+)-(\d+)-[0-9a-f]{16}", re.ASCII)
+_NAME = re.compile(r"shmcast-\d+-(\d+)-(\d+)-(\d+)-[0-9a-f]{16}(-arena)?", re.ASCII)
+_ARENA = "-arena"  # of a file without a layout: its owner locks the first byte before it has a size
 
 _PART = 1024 * 1024
 _MOST_SPARE = 256 * 1024 * 1024  # what the arena leaves of the memory limit to the program
@@ -121,22 +123,38 @@ def create(size: int) -> tuple[str, Memory, int]:
         raise
 
 
-def create_unreserved(size: int) -> tuple[str, int]:
+def create_unreserved(size: int) -> tuple[str, int, _core.LifeLock | None]:
     """Make a segment without any pages, and unmapped: reserve them before they are used.
 
     Returns:
-        Its name and a descriptor; the caller closes it.
+        Its name, a descriptor, which the caller closes, and a lock that says that its owner lives,
+        which the caller releases once the name is gone. None: there are no such locks here.
 
     Raises:
         SharedMemoryFull: no file may be as large.
         HostError: the system refuses.
     """
+    lock: _core.LifeLock | None = None
 
     def set_size(fd: int) -> None:
         with explaining(f"an arena of {size} bytes", "ftruncate"):
             os.ftruncate(fd, size)
 
-    return _make(size, set_size)
+    def lock_and_set_size(fd: int) -> None:
+        nonlocal lock
+        lock = Places(fd).hold(0)
+        if lock is None:
+            raise _NoLocks
+        set_size(fd)
+
+    try:
+        return *_make(size, lock_and_set_size, _ARENA), lock
+    except _NoLocks:
+        return *_make(size, set_size), None
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
 
 
 def map_arena(fd: int, size: int, writable: bool) -> _core.Mapping:
@@ -166,12 +184,12 @@ def _arena_room() -> Callable[[], int | None]:
     return room
 
 
-def _make(size: int, size_it: Callable[[int], None]) -> tuple[str, int]:
+def _make(size: int, size_it: Callable[[int], None], kind: str = "") -> tuple[str, int]:
     what = f"a segment of {size} bytes"
     with explaining(what):
         clean()
         owner = f"{os.geteuid()}-{pid_namespace()}-{os.getpid()}-{start_time(os.getpid())}"
-    name = f"/shmcast-{owner}-{os.urandom(8).hex()}"
+    name = f"/shmcast-{owner}-{os.urandom(8).hex()}{kind}"
     with explaining(what, "open"):
         fd = open_name(name, os.O_CREAT | os.O_EXCL)
     try:
@@ -210,11 +228,15 @@ def attach(
         os.close(fd)
 
 
+class _NoLocks(Exception):
+    """The kernel, or a sandbox, has no open file description locks."""
+
+
 def clean(dry_run: bool = False) -> list[Found]:
     """Remove the segments of this user whose owners are dead, and nothing else.
 
     An owner is dead if this is its pid namespace and no process of its pid and start time exists,
-    or only a zombie.
+    or only a zombie; or if it held the lock of a member in its segment, and no member does so now.
 
     Args:
         dry_run: only look.
@@ -249,12 +271,27 @@ def _judge(path: Path) -> Found | None:
         return None
     if not match or not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
         return None
-    namespace, pid, start = map(int, match.groups())
+    namespace, pid, start = map(int, match.groups()[:3])
+    has_members = _has_members(path, is_arena=match[4] is not None)
     if namespace != pid_namespace():
-        owner = OwnerState.ELSEWHERE
+        owner = OwnerState.DEAD if has_members is False else OwnerState.ELSEWHERE
     else:
-        owner = OwnerState.ALIVE if is_alive(pid, start) else OwnerState.DEAD
+        owner = OwnerState.ALIVE if has_members or is_alive(pid, start) else OwnerState.DEAD
     return Found(f"/{path.name}", status.st_size, pid, owner)
+
+
+def _has_members(path: Path, is_arena: bool) -> bool | None:
+    """Return whether any member of a segment lives, by their locks; None: that can't be known."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        if is_arena:
+            return _core.is_locked(fd, 0) if os.fstat(fd).st_size else None
+        return _core.has_members(fd)
+    finally:
+        os.close(fd)
 
 
 def _reserve(fd: int, size: int) -> None:
@@ -278,6 +315,15 @@ def _over_the_limit(size: int, room: Room) -> str:
         f"bytes, leaves {room.nbytes}, and the kernel kills who takes more: raise it (docker run "
         "--memory=, Kubernetes: resources.limits.memory), or ask for fewer or smaller slots"
     )
+
+
+def map_whole(fd: int, size: int) -> Memory:
+    """Map a segment that `find` has found, for reading and writing.
+
+    Raises:
+        HostError: the system refuses.
+    """
+    return _map(fd, size)
 
 
 def _map(fd: int, size: int) -> Memory:

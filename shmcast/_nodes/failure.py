@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,6 +42,15 @@ class Failure:
                 return NodeLost(text, self.node)
         return Closed(text)
 
+    def frames(self) -> list[memoryview]:
+        """Return it as the frames of the source's last message; `of_frames` is the way back."""
+        return [] if self == CLOSED else [memoryview(json.dumps(self.plain()).encode())]
+
+    @classmethod
+    def of_frames(cls, frames: Sequence[memoryview]) -> Failure:
+        """Return what `frames` has packed."""
+        return cls(**json.loads(bytes(frames[0]))) if frames else CLOSED
+
     @classmethod
     def of(cls, error: ShmcastError, label: str) -> Failure:
         """Take what an error says that `label` has raised."""
@@ -54,6 +64,10 @@ class Failure:
     def plain(self) -> dict[str, Any]:
         """Return it as a dict for JSON; `Failure(**plain)` is the way back."""
         return asdict(self)
+
+
+CLOSED = Failure("Closed", "the source has closed")
+"""The source's end in order."""
 
 
 class FailurePage:

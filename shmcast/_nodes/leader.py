@@ -15,6 +15,7 @@ from collections.abc import Callable
 from multiprocessing.util import Finalize
 from typing import Any, NamedTuple
 
+from shmcast._endpoints.peers import ENDED_WITHOUT_CLOSE
 from shmcast._endpoints.statistics import Statistics
 from shmcast._nodes import control
 from shmcast._nodes.addresses import Address
@@ -84,6 +85,7 @@ class LeaderRelay:
         self._place = _Place(0, 0, 0)  # as the source has said last
         self._connect_epoch = 0  # all leaders are ready for the group of this epoch
         self._is_over = False
+        self._reader_has_closed = False  # the leader's own
         self._is_receiving = False  # it waits for gloo
         self._pid = os.getpid()
         self._changed = threading.Condition()
@@ -111,7 +113,7 @@ class LeaderRelay:
 
     def start(self) -> None:
         """Begin to relay."""
-        self._writer.on_death = self._on_death
+        self._writer.call_on_death(self._on_death)
         _open.add(self)
         # Before the writer's own finalizer, which is older; and at the exit of multiprocessing's
         # processes, where only its own finalizers run.
@@ -129,8 +131,12 @@ class LeaderRelay:
 
     def reader_closed(self) -> None:
         """Note that the leader's own reader has closed; end the relay if it was the last."""
-        is_mine = os.getpid() == self._pid
-        if is_mine and not self._is_over and not self._writer.present_readers():
+        self._reader_has_closed = True
+        if os.getpid() != self._pid or self._is_over:
+            return
+        self._writer.watch_peers()  # it may have ended by an exception
+        self._on_death()
+        if not self._is_over and not self._writer.present_readers():
             self._leave()
 
     def statistics(self, base: Statistics) -> Statistics:
@@ -143,7 +149,7 @@ class LeaderRelay:
         while self.step():
             pass
         _open.discard(self)
-        self._writer.on_death = None  # (in a cycle, its memory would wait for the collector)
+        self._writer.call_no_more()  # (in a cycle, its memory would wait for the collector)
         if self._at_exit is not None:
             self._at_exit.detach()
 
@@ -186,6 +192,8 @@ class LeaderRelay:
         if message.kind == CLOSE:
             with self._changed:  # before the source is told so: it ends the connection then
                 self._is_over = True
+            if message.frames:  # the source has failed
+                self._page.write(Failure.of_frames(message.frames))
             self._writer.close()
             self._send({"ack": seq, "closed": True})
             self._send_eof()
@@ -336,12 +344,20 @@ class LeaderRelay:
         if os.getpid() != self._pid:
             return  # a fork's: all of it is its parent's
         if not self._is_over:
-            cut_off = len(self._writer.present_readers())
-            self._send({"left": True, "cut_off": cut_off})
-            ended = f"{self._name}, which relays to this node, has ended before the source"
-            self._fail(Failure("Closed", ended), tell_source=False)
+            self._fail(self._ended_at_exit(), tell_source=False)
         if self.thread is not None:
             self.thread.join(_EXIT_SECONDS)
+
+    def _ended_at_exit(self) -> Failure:
+        """Return what the node's readers are told; tell the source if this is no death."""
+        if not self._reader_has_closed:  # the source finds the connection ended
+            how = ENDED_WITHOUT_CLOSE
+            text = f"{self._name} (pid {self._pid}), which relays to this node, has {how}"
+            return Failure("PeerDied", text, self._name, self._pid, how)
+        cut_off = len(self._writer.present_readers())
+        self._send({"left": True, "cut_off": cut_off})
+        ended = f"{self._name}, which relays to this node, has ended before the source"
+        return Failure("Closed", ended)
 
 
 _open: set[LeaderRelay] = set()

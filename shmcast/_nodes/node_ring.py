@@ -6,6 +6,7 @@ then its readers say why; and the process that writes to it is told at once of a
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,27 +17,43 @@ from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.loans import OrdinaryMemory
+from shmcast._host.descriptors import above_stdio
+from shmcast._host.epoll_thread import epoll_thread
 from shmcast._nodes.failure import FailurePage
-from shmcast.errors import Forked, MessageTooLarge, ShmcastError
+from shmcast.errors import Forked, MessageTooLarge, PeerDied, ShmcastError
 
 # A ring's limits, as in the core's layout.
 _MAX_FRAMES = 2**23 - 1
 _MAX_BYTES = 2**40 - 1
 _ENTRY_BYTES = 8
 
+_THREAD = "shmcast-deaths"
+
 
 class NodeWriter(FrameWriter):
     """A writer that reports deaths when they happen."""
 
-    on_death: Callable[[], None] | None = None
-    """Called in another thread when a reader's process has ended."""
+    _alarm_fd = -1
 
-    def on_peer_exit(self) -> None:
-        """Wake this writer's wait, and call `on_death`."""
-        super().on_peer_exit()
-        on_death = self.on_death
-        if on_death is not None:
+    def call_on_death(self, on_death: Callable[[], None]) -> None:
+        """Call `on_death` in another thread whenever a reader may have ended."""
+        self._alarm_fd = fd = above_stdio(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+
+        def notify(_events: int) -> None:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(fd)
             on_death()
+
+        epoll_thread(_THREAD).add(fd, notify)
+        self._ring.set_alarm_fd(fd)
+
+    def call_no_more(self) -> None:
+        """Undo `call_on_death`; a call may be under way."""
+        fd, self._alarm_fd = self._alarm_fd, -1
+        if fd >= 0:
+            self._ring.set_alarm_fd(-1)
+            epoll_thread(_THREAD).remove(fd)
+            os.close(fd)
 
 
 class NoRing(OrdinaryMemory):
@@ -47,7 +64,6 @@ class NoRing(OrdinaryMemory):
     """
 
     handle: None = None
-    on_death: Callable[[], None] | None = None
 
     def __init__(self, label: str) -> None:
         self.label: str = label
@@ -94,7 +110,20 @@ class NoRing(OrdinaryMemory):
     def check_peers(self) -> None:
         """Do nothing: there are no peers."""
 
+    def dropped(self) -> dict[int, PeerDied]:
+        """Return nothing: there is nobody to die."""
+        return {}
+
+    def call_on_death(self, _on_death: Callable[[], None]) -> None:
+        """Do nothing: there is nobody to die."""
+
+    def call_no_more(self) -> None:
+        """Do nothing."""
+
     def close(self) -> None:
+        """Do nothing."""
+
+    def give_up(self) -> None:
         """Do nothing."""
 
 

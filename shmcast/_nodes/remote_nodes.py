@@ -20,7 +20,7 @@ from shmcast._nodes import control
 from shmcast._nodes.addresses import Address
 from shmcast._nodes.deadline import Deadline
 from shmcast._nodes.envelope import CLOSE
-from shmcast._nodes.failure import Failure
+from shmcast._nodes.failure import CLOSED, Failure
 from shmcast._nodes.heartbeat import Heartbeat
 from shmcast._nodes.leaders import Callbacks, Leader, Leaders
 from shmcast._nodes.outbox import Outbox
@@ -89,6 +89,7 @@ class RemoteNodes:
         """Why everything has ended; None: it has not, or in order."""
         self.closed: bool = False
         """Whether no message is accepted any more."""
+        self._ending = CLOSED  # what the leaders are told behind all messages
         self._is_interrupted = False
         self._epoch = 0  # of the outbox's group
         self._has_sent_close = False  # the leaders will hear of the end, behind all messages
@@ -265,15 +266,17 @@ class RemoteNodes:
         self._leaders.stop_listening()
         return True
 
-    def close(self, may_send: bool) -> None:
+    def close(self, may_send: bool, ending: Failure = CLOSED) -> None:
         """End the connections; what was sent still arrives while this process lives.
 
         Args:
             may_send: False if another thread is sending: the nodes then end at once.
+            ending: what all nodes are told, behind what was sent.
         """
+        self._ending = ending
         try:
             if not may_send or self.failure is not None or not self._send_close():
-                self._finish(self.failure or Failure("Closed", "the source has closed"))
+                self._finish(self.failure or ending)
         except (ShmcastError, RuntimeError) as error:
             self._give_up(error)
         finally:
@@ -281,12 +284,11 @@ class RemoteNodes:
 
     def _send_close(self) -> bool:
         """Send the last message; return whether there is any node to acknowledge it."""
+        if self._outbox.is_connected:
+            self._regroup_while_needed()
         if not self._outbox.is_connected:
             return False
-        self._regroup_while_needed()
-        if not self._outbox.is_connected:
-            return False
-        self._outbox.send([], CLOSE)
+        self._outbox.send(self._ending.frames(), CLOSE)
         self._has_sent_close = True
         self._regroup_while_needed()  # somebody may have left just now
         return True
@@ -300,10 +302,9 @@ class RemoteNodes:
                 self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        tell(
-            logging.WARNING, "%s: closed before all nodes had what was sent: %s", self._label, error
-        )
-        self._finish(self.failure or Failure("Closed", "the source has closed"))
+        text = "%s: closed before all nodes had what was sent: %s"
+        tell(logging.WARNING, text, self._label, error)
+        self._finish(self.failure or self._ending)
 
     def _regroup_while_needed(self) -> None:
         deadline = Deadline.after(CLOSE_SECONDS)

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from shmcast._codecs.base import Frame
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.loans import Shape
+from shmcast._endpoints.peers import ENDED_WITHOUT_CLOSE
 from shmcast._endpoints.statistics import Statistics
 from shmcast._host.log import tell
 from shmcast._nodes.addresses import Address
 from shmcast._nodes.envelope import flat_views
-from shmcast._nodes.failure import Failure, FailurePage
+from shmcast._nodes.failure import CLOSED, Failure, FailurePage
 from shmcast._nodes.gloo_group import leak_at_exit
 from shmcast._nodes.node_ring import NodeWriter, NoRing
 from shmcast._nodes.remote_nodes import CLOSE_SECONDS, RemoteNodes
@@ -65,6 +66,7 @@ class SourceRelay:
     ) -> None:
         self.label: str = label
         """How errors name this end."""
+        self._src = src
         self._ring: NodeWriter | NoRing = ring or NoRing(label)
         self._page = page
         self._drops = drops
@@ -96,7 +98,7 @@ class SourceRelay:
             RuntimeError: gloo could not connect them all.
         """
         self._remote.join(pids)
-        self._ring.on_death = self._on_death
+        self._ring.call_on_death(self._on_death)
         _open.add(self)
         if not _registered:
             # Runs at the exit of multiprocessing's processes, too, where atexit does not.
@@ -201,20 +203,49 @@ class SourceRelay:
 
     def close(self) -> None:
         """End the source; what was sent still arrives while this process lives. Idempotent."""
+        if self._refuse_messages():
+            self._close_ring()
+            self._close_remote(CLOSED)
+
+    def give_up(self) -> None:
+        """End it otherwise than in order: all ranks are told, after what was sent; idempotent."""
+        if self._refuse_messages():
+            self._ring.give_up()
+            self._ring.call_no_more()
+            self._close_remote(self._death())
+
+    def _end_at_exit(self) -> None:
+        """Tell the other nodes that the program ends without `close`; the own one will know."""
+        if self._refuse_messages():
+            self._close_remote(self._death())
+
+    def _death(self) -> Failure:
+        name = f"rank {self._src}, the source"
+        text = f"{name} (pid {self._pid}), has {ENDED_WITHOUT_CLOSE}"
+        return Failure("PeerDied", text, name, self._pid, ENDED_WITHOUT_CLOSE)
+
+    def _refuse_messages(self) -> bool:
+        """Accept no further message; return False if there is nothing to end."""
         if os.getpid() != self._pid:
-            return  # a fork's: all of it is its parent's
+            return False  # a fork's: all of it is its parent's
         if not self._remote.refuse_messages():
-            return
+            return False
         if self._remote.failure is not None:  # (the thread that found it may not be so far yet)
             self._write_page(self._remote.failure)
-        self._close_ring()
+        return True
+
+    def _close_remote(self, ending: Failure) -> None:
         # (Not for ever: a signal's handler may have come between a send and its end.)
         is_mine = self._turn.acquire(timeout=CLOSE_SECONDS)
         try:
-            self._remote.close(may_send=is_mine)
+            self._remote.close(is_mine, ending)
         finally:
             if is_mine:
                 self._turn.release()
+
+    def dropped(self) -> dict[int, PeerDied]:
+        """See `FrameWriter.dropped`: of the source's own node."""
+        return self._ring.dropped()
 
     def begin_tensor_set(self) -> None:
         """See `FrameEnd.begin_tensor_set`."""
@@ -273,7 +304,7 @@ class SourceRelay:
         self._ring.close()
 
     def _on_finish(self) -> None:
-        self._ring.on_death = None  # (in a cycle, its memory would wait for the collector)
+        self._ring.call_no_more()  # (in a cycle, its memory would wait for the collector)
         _open.discard(self)
 
     def _write_page(self, failure: Failure) -> None:
@@ -282,7 +313,7 @@ class SourceRelay:
 
     def _close_ring(self) -> None:
         self._ring.close()
-        self._ring.on_death = None
+        self._ring.call_no_more()
 
     def linger(self, until: float) -> None:
         """Wait until all nodes have what was sent; `until` on the clock of `time.monotonic`."""
@@ -304,7 +335,7 @@ def _linger() -> None:
     """
     relays = [*_open]
     for relay in relays:
-        relay.close()
+        relay._end_at_exit()  # noqa: SLF001 (of this module)
     until = time.monotonic() + LINGER_SECONDS
     for relay in relays:
         relay.linger(until)

@@ -52,7 +52,8 @@ def test_what_a_killed_reader_held_is_free(crew: Crew, on_death: Any) -> None:
             for _ in range(100):
                 check_whole(writer, other)
         else:
-            check_whole(writer, other)
+            with pytest.raises(shmcast.PeerDied):
+                writer.send("told at once")
 
 
 def test_a_replacement_holds_what_it_receives_and_its_predecessors_views_are_free(

@@ -336,14 +336,14 @@ def test_errors_of_send_can_be_garbage_collected(torch_programs: TorchPrograms) 
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "done\n", "")
 
 
-def test_a_collected_writer_closes_and_removes_its_segment() -> None:
+def test_a_collected_writer_removes_its_segment_and_is_told_as_a_failure() -> None:
     writer = Writer(2)
     name = writer.handle.name
     with Reader(writer.handle, 0) as reader:
         assert Path("/dev/shm", name[1:]).exists()
         del writer
         assert not Path("/dev/shm", name[1:]).exists()
-        with pytest.raises(shmcast.Closed):
+        with pytest.raises(shmcast.PeerDied, match=r"ended without close\(\)"):
             reader.recv()
 
 

@@ -21,6 +21,10 @@ def pair(**wait):
     kept.append(writer)
     return writer, reader
 
+def sleep(*_):
+    while True:
+        time.sleep(0.0001)
+
 kept = []
 """
 
@@ -77,6 +81,52 @@ def send():
     while True:
         writer.send([np.ones(1 << 26, np.uint8)])
 beside(send)
+""",
+    # Python code of the program's, called by the core: as it sleeps, it gives up the GIL.
+    "a limit of memory, asked for the arena's": """
+import numpy as np
+from shmcast._host import shared_memory
+shared_memory._arena_room = lambda: sleep
+writer = Writer(1, arena_bytes=1 << 28)
+kept.append(writer)
+beside(writer.send, [np.ones(1 << 26, np.uint8)])
+""",
+    "a codec that warms up": """
+class Slow(shmcast.PickleCodec):
+    practises = False
+    def encode(self, message):
+        while self.practises:
+            time.sleep(0.0001)
+        return super().encode(message)
+codec = Slow()
+kept.append(Writer(1, codec=codec))
+codec.practises = True
+beside(kept[0].warm)
+""",
+    "a time-out that is made a number": """
+class Slow:
+    __float__ = sleep
+beside(pair()[1].recv, Slow())
+""",
+    "frames that are made while they are sent": """
+class Slow:
+    __iter__ = sleep
+from shmcast._endpoints.frame_writer import FrameWriter
+kept.append(FrameWriter(1))
+beside(kept[0].publish, Slow())
+""",
+    "a storage that is asked for its memory": """
+class Slow:
+    data_ptr = sleep
+beside(shmcast._core.StorageView, Slow(), 0, 1)
+""",
+    "the end of what a view is of": """
+class Slow:
+    __del__ = sleep
+def drop():
+    view = shmcast._core.View(1, 0, Slow())
+    del view
+beside(drop)
 """,
 }
 

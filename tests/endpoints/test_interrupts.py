@@ -5,17 +5,36 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
+import numpy as np
 import pytest
 
 import shmcast
 from shmcast import PickleCodec, Reader, WaitPolicy, Writer
+from tests.support.subprocess_programs import wait_until
 
 SECONDS = 30.0
+
+
+@contextmanager
+def signalled_while_waiting(writer: Writer) -> Iterator[None]:
+    """Signal the main thread once the writer waits for room."""
+    main = threading.get_ident()
+    waits = writer.statistics().parks
+
+    def signal_it() -> None:
+        wait_until(lambda: writer.statistics().parks > waits)
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    thread = threading.Thread(target=signal_it)
+    thread.start()
+    yield
+    thread.join()
 
 
 class Handled(Exception):
@@ -33,6 +52,41 @@ def handler(function: Callable[[int, FrameType | None], object]) -> Iterator[Non
 
 def fail(_number: int, _frame: FrameType | None) -> NoReturn:
     raise Handled
+
+
+def test_what_was_to_be_sent_is_not_held_by_the_error(no_gc: None) -> None:
+    def unsent(error: type[Exception], timeout: float) -> weakref.ref[Any]:
+        array = np.ones(100_000)
+        try:
+            writer.send(array, timeout)
+        except error:
+            return weakref.ref(array)
+        raise AssertionError
+
+    with Writer(1, slots=2) as writer:
+        assert unsent(shmcast.Timeout, 0)() is None
+        with handler(fail), signalled_while_waiting(writer):
+            assert unsent(Handled, SECONDS)() is None
+
+
+def test_an_interrupted_decode_holds_no_memory_of_the_arena(no_gc: None) -> None:
+    codec = SignalsOnce("decode")
+    with (
+        Writer(1, arena_bytes=1 << 20) as writer,
+        Reader(writer.handle, 0, codec=codec) as reader,
+        handler(fail),
+    ):
+        writer.send(np.ones(50_000))
+        try:
+            reader.recv(SECONDS, copy=False)
+        except Handled:
+            pass
+        else:
+            raise AssertionError
+        view = reader.recv(SECONDS, copy=False)
+        assert writer._end._ring.loan(1 << 20) is None
+        del view
+        assert writer._end._ring.loan(1 << 20) is not None
 
 
 class SignalsOnce(PickleCodec):

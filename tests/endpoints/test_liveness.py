@@ -19,6 +19,7 @@ from tests.support.processes import Crew, results
 from tests.support.ring_roles import (
     SECONDS,
     attach_only,
+    attach_without_lock,
     fill,
     handle_at,
     leave_in_order,
@@ -44,7 +45,7 @@ def test_a_killed_reader_ends_the_writers_wait_and_is_named(
                 fill(writer)
             error = caught.value
             assert (error.peer, error.pid, error.how) == ("rank 1", pid, "killed by SIGKILL")
-            assert f"writer: rank 1 (pid {pid}) has died, 64 fragments behind: killed" in str(error)
+            assert re.match(rf"writer: rank 1 \(pid {pid}\) has died.*: killed", str(error))
             assert isinstance(error, ConnectionError)
             assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301
         for job in jobs:
@@ -160,7 +161,7 @@ def test_who_cannot_be_watched_is_told_at_set_up(
 ) -> None:
     monkeypatch.setattr(liveness, "pid_namespace", lambda: 7)
     with Writer(1) as writer:
-        job = crew.workers[0].start(attach_only, 0, writer.handle)
+        job = crew.workers[0].start(attach_without_lock, 0, writer.handle)
         with pytest.warns(shmcast.ShmcastWarning, match="can't watch reader 0.*pid namespace"):
             writer.wait_ready(SECONDS)
         job.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from typing import Any
 
@@ -75,10 +76,10 @@ def test_a_place_that_is_dropped_while_it_is_looked_at_is_taken(
         job.kill()
         has_ended = liveness.has_ended
 
-        def drop_first(peer: Any) -> bool:
+        def drop_first(peer: Any, places: Any) -> bool:
             with pytest.raises(PeerDied):
                 fill(writer)
-            return has_ended(peer)
+            return has_ended(peer, places)
 
         monkeypatch.setattr(liveness, "has_ended", drop_first)
         with Reader(writer.handle, 0, rejoin=True) as reader:
@@ -133,7 +134,7 @@ def test_the_other_readers_do_not_notice_that_one_was_dropped(
             writer.send(k, SECONDS)
             assert survivor.recv(SECONDS) == k
     job.kill()
-    assert f"reader 0 (pid {pid}) has died, 2 fragments behind: killed by SIGKILL" in caplog.text
+    assert re.search(rf"reader 0 \(pid {pid}\) has died.*: killed by SIGKILL", caplog.text)
     assert "it is dropped, the others go on" in caplog.text
 
 

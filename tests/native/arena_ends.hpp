@@ -220,6 +220,7 @@ class Receiver {
   }
 
   void leave() { ring_.leave(); }
+  void fail() { ring_.fail(); }
 
  private:
   template <class Step>

@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <optional>
 #include <random>
 #include <thread>
 #include <utility>
@@ -123,12 +125,44 @@ void the_dead_hold_nothing(std::uint64_t lives) {
         break;
       case 1:  // by the ring first
         sender.ring().drop(1, peers(segment)[1].seat);
-        CHECK(!sender.arena().allocate(kArenaBytes));
+        check_all_free(sender.arena());
         break;
       default: break;  // by its replacement
     }
   }
   std::printf("ok  the dead hold nothing: %lu lives\n", static_cast<unsigned long>(lives));
+}
+
+// A reader that has failed may have views for as long as its process lives: nobody gets its seat,
+// and no message their memory, until they are gone.
+void who_failed_keeps_its_views(std::uint64_t lives) {
+  Shared shared(geometry_of(1, 8));
+  Sender sender(shared);
+  std::mt19937_64 random(11);
+  const Segment segment = shared.attach();
+  std::uint64_t found = RingReader::kVacant;
+  for (std::uint32_t pid = 1; pid <= lives; ++pid) {
+    CHECK(RingReader::attach(segment, 0, {pid, 1, pid}, found, found != RingReader::kVacant));
+    std::thread life([&, found] {
+      Receiver reader(segment, shared.mapping(), 0, found);
+      std::vector<View> views;
+      CHECK(reader.receive(views) == pid);
+      reader.fail();
+      for (const View& view : views) view.check();
+    });
+    CHECK(sender.send(pid, 1, random));
+    while (Seat::state(peers(segment)[0].seat) != SeatState::failed) std::this_thread::yield();
+    sender.ring().drop(0, peers(segment)[0].seat);
+    found = peers(segment)[0].seat;
+    CHECK(Seat::state(found) == SeatState::dropped);
+    if (pid % 2 == 0) life.join();
+    std::optional<std::uint32_t> id;
+    while (!(id = sender.arena().allocate(kArenaBytes))) std::this_thread::yield();
+    std::memset(sender.arena().data(*id), 0, kArenaBytes);
+    sender.arena().give_back(*id);
+    if (pid % 2 != 0) life.join();
+  }
+  std::printf("ok  who failed keeps its views: %lu lives\n", static_cast<unsigned long>(lives));
 }
 
 // A refused message admits nobody: the arena would not learn of it.
@@ -163,5 +197,6 @@ int main(int argc, char** argv) {
   const std::uint64_t scale = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 1;
   for (const std::uint32_t readers : {1, 3}) views_never_change(readers, 1000 * scale);
   the_dead_hold_nothing(200 * scale);
+  who_failed_keeps_its_views(200 * scale);
   a_refused_message_admits_nobody();
 }

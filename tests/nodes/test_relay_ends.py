@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing.util
 import os
 import signal
 import subprocess
@@ -193,6 +195,52 @@ def test_dropping_goes_on_without_a_dead_rank_and_with_a_dead_leader_without_its
             assert "on node 1 (b)" in error
         else:
             assert len(got) == 200
+
+
+class StepFailed(Exception):
+    """What a rank's step raises."""
+
+
+def exit_without_close() -> None:
+    """End this worker as an interpreter ends, by `sys.exit(3)`."""
+    multiprocessing.util._exit_function()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    os._exit(3)
+
+
+def one_fails(rank: int, store: str, victim: int, exits: bool) -> tuple[str, str, list[int]]:
+    ranks.join(rank, 4, store)
+    got: list[int] = []
+    try:
+        with opened(rank, TWO) as bc:
+            dist.barrier()
+            for k in range(10**9):
+                if rank == victim and k == 50:
+                    if exits:
+                        exit_without_close()
+                    raise StepFailed
+                got.append(bc.broadcast_object(k if bc.is_src else None, SECONDS))
+    except (shmcast.ShmcastError, StepFailed) as error:
+        return type(error).__name__, str(error), got
+    raise AssertionError
+
+
+@pytest.mark.parametrize("exits", [False, True], ids=["exception", "exit"])
+@pytest.mark.parametrize("victim", [0, 1, 2, 3], ids=["source", "near", "leader", "remote"])
+def test_only_close_is_leaving_on_every_node(
+    fresh: tuple[Crew, str], victim: int, exits: bool
+) -> None:
+    crew, store = fresh
+    jobs = crew.start(4, one_fails, store, victim, exits)
+    pid = jobs[victim].worker.pid
+    for rank in {0, 1, 2, 3} - {victim}:
+        kind, error, got = jobs[rank].result()
+        assert kind == "PeerDied", error
+        assert f"rank {victim}" in error.partition(": ")[2]
+        assert f"(pid {pid})" in error
+        assert got == [*range(len(got))]
+        if victim == 0:
+            assert len(got) == 50  # what was sent comes first
 
 
 def stopped_then_continued(rank: int, store: str) -> tuple[int, list[int], str]:

@@ -22,7 +22,9 @@ def test_chaos_loses_nothing_and_hangs_nobody() -> None:
     finally:
         chaos.close()
     seen = chaos.tally
-    assert min(seen.messages, seen.deaths, seen.replacements, seen.stops) > 0
+    assert len(seen.endings) > 1
+    assert min(seen.messages, seen.deaths, seen.replacements, seen.stops, seen.alarms) > 0
+    assert seen.lost < seen.alarms / 10
 
 
 def test_a_soak_leaves_memory_and_descriptors_as_they_are() -> None:

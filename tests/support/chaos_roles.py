@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
 import pickle
 import random
+import resource
+import signal
 import time
 import zlib
 from collections.abc import Callable
@@ -13,6 +18,22 @@ from typing import Any
 
 from shmcast import Reader, ShmcastError, WaitPolicy, Writer
 from shmcast._endpoints.handle import Handle
+from tests.support.alarms import Alarmed, Alarms
+
+ENDINGS = {
+    "killed": signal.SIGKILL,
+    "crashed": signal.SIGSEGV,
+    "an exception": signal.SIGUSR1,
+    "an exit code": signal.SIGUSR2,
+    "another program": signal.SIGHUP,
+}
+"""How a member ends, and the signal that makes it do so."""
+
+_CORE_BYTES = 1 << 20
+"""A crash dumps core, but not all of it."""
+
+ALARM_SECONDS = 2e-3
+"""A signal whose handler raises comes within so long from each call's begin."""
 
 HANG_SECONDS = 20.0
 """Nobody needs so long, whatever the machine does."""
@@ -73,6 +94,8 @@ class Report:
     last: int | None = None
     error: str = ""  # its type
     wrong: str = ""  # what must not be
+    alarms: int = 0  # calls in which a signal's handler has raised
+    lost: int = 0  # messages, between a recv that one has interrupted and its caller
     waited_from_ns: int = 0  # the call that ended in the error
     ended_ns: int = 0
 
@@ -84,21 +107,66 @@ class Role:
     seed: int
     policy: WaitPolicy
     slow: float  # seconds, now and then
+    pace: float  # seconds between two messages
+    alarmed: bool  # a signal's handler raises in each call
+
+    def calls(self) -> Calls:
+        """Return how its calls are made."""
+        return Calls(self.seed) if self.alarmed else Calls(None)
+
+
+class Calls:
+    """Makes a member's calls, and a signal's handler raise in each of them.
+
+    Args:
+        seed: of the moments; None: no signals come.
+    """
+
+    def __init__(self, seed: int | None) -> None:
+        self._alarms = None if seed is None else Alarms(Alarmed, seed)
+
+    def __enter__(self) -> Calls:
+        self._open = contextlib.ExitStack()
+        if self._alarms is not None:
+            self._open.enter_context(self._alarms.in_place())
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._open.close()
+
+    @property
+    def count(self) -> int:
+        """How often the handler has raised."""
+        return 0 if self._alarms is None else self._alarms.count
+
+    def make(self, call: Callable[[], Any]) -> Any:
+        """Make a call; whatever the handler raises passes."""
+        return call() if self._alarms is None else self._alarms.during(call, ALARM_SECONDS)
 
 
 def write(connection: Connection, role: Role, readers: int, on_death: Any) -> Report:
     """Send until told to end, or until that is impossible."""
     rng = random.Random(role.seed)  # noqa: S311
     report = Report()
-    with Writer(
-        readers,
-        slots=4,
-        slot_bytes=1024,
-        arena_bytes=ARENA_BYTES,
-        wait=role.policy,
-        on_reader_death=on_death,
-    ) as writer:
+    with (
+        Writer(
+            readers,
+            slots=4,
+            slot_bytes=1024,
+            arena_bytes=ARENA_BYTES,
+            wait=role.policy,
+            on_reader_death=on_death,
+        ) as writer,
+        role.calls() as calls,
+    ):
         connection.send(writer.handle)
+
+        def send(number: int, data: Any) -> None:
+            """Send, again and again if need be, until it is sent."""
+            while writer.statistics().messages == number:
+                with contextlib.suppress(Alarmed):
+                    calls.make(lambda: writer.send((number, data)))
+
         number = 0
         try:
             report.waited_from_ns = time.monotonic_ns()
@@ -108,17 +176,19 @@ def write(connection: Connection, role: Role, readers: int, on_death: Any) -> Re
                     time.sleep(role.slow)
                 report.waited_from_ns = time.monotonic_ns()
                 data: Any = message(role.seed, number)
-                writer.send((number, pickle.PickleBuffer(data) if len(data) == LARGE else data))
+                send(number, pickle.PickleBuffer(data) if len(data) == LARGE else data)
                 report.last = number
                 number += 1
+                time.sleep(role.pace)
             connection.recv()
             report.waited_from_ns = time.monotonic_ns()
-            writer.send((number, None))  # let go of everything
+            send(number, None)  # let go of everything
             report.last = number
             if not wait_until_free(writer):
                 report.wrong = "extents of the arena were not given back"
         except ShmcastError as error:
             report.error = type(error).__name__
+        report.alarms = calls.count
     report.ended_ns = time.monotonic_ns()
     return report
 
@@ -128,19 +198,31 @@ def read(connection: Connection, role: Role, handle: Handle, index: int, rejoin:
     rng = random.Random(role.seed + index)  # noqa: S311
     report = Report()
     kept = Kept(rng)
-    with Reader(handle, index, wait=role.policy, rejoin=rejoin) as reader:
+    with (
+        Reader(handle, index, wait=role.policy, rejoin=rejoin) as reader,
+        role.calls() as calls,
+    ):
         connection.send("attached")
+        excused = 0  # alarms since the last message
         try:
             while True:
                 if rng.random() < 0.02:
                     time.sleep(role.slow)
                 report.waited_from_ns = time.monotonic_ns()
-                number, data = reader.recv(copy=rng.random() < 0.3)
-                if report.first is None:
-                    report.first = number
-                elif number != (report.last or 0) + 1:
+                copy = rng.random() < 0.3
+                try:
+                    number, data = calls.make(functools.partial(reader.recv, copy=copy))
+                except Alarmed:
+                    excused += 1
+                    kept.drop_all()  # the message that is lost may have been the one that says so
+                    continue
+                missing = 0 if report.first is None else number - (report.last or 0) - 1
+                if not 0 <= missing <= excused:
                     report.wrong = f"message {number} came after {report.last}"
+                report.lost += missing
+                report.first = number if report.first is None else report.first
                 report.last = number
+                excused = 0
                 if data is None:
                     kept.drop_all()
                     continue
@@ -150,13 +232,35 @@ def read(connection: Connection, role: Role, handle: Handle, index: int, rejoin:
                 del data
         except ShmcastError as error:
             report.error = type(error).__name__
+        report.alarms = calls.count
     report.ended_ns = time.monotonic_ns()
     kept.drop_all()  # views outlive the reader
     return report
 
 
-def serve(connection: Connection) -> None:
-    """Play one role after the other."""
+def _raise(_signal: int, _frame: object) -> None:
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)  # its handler's error would take this one's place
+    raise SystemExit(1)  # passes through everything, and so out of the endpoint's with block
+
+
+def _exit(_signal: int, _frame: object) -> None:
+    os._exit(3)
+
+
+def _execute(_signal: int, _frame: object) -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0)  # it would go on
+    os.execv("/bin/sleep", ["sleep", "0.2"])  # noqa: S606
+
+
+def serve(connection: Connection, folder: str) -> None:
+    """Play one role after the other; cores are dumped in the folder."""
+    os.chdir(folder)
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    wanted = _CORE_BYTES if most == resource.RLIM_INFINITY else min(most, _CORE_BYTES)
+    resource.setrlimit(resource.RLIMIT_CORE, (wanted, most))
+    signal.signal(ENDINGS["an exception"], _raise)
+    signal.signal(ENDINGS["an exit code"], _exit)
+    signal.signal(ENDINGS["another program"], _execute)
     roles: dict[str, Callable[..., Report]] = {"write": write, "read": read}
     while True:
         name, args = connection.recv()

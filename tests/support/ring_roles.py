@@ -13,6 +13,7 @@ import pytest
 import shmcast
 from shmcast import Reader, WaitPolicy, Writer
 from shmcast._endpoints.handle import Handle
+from shmcast._host.places import Places
 from tests.support.subprocess_programs import wait_until
 
 SECONDS = 30.0
@@ -41,6 +42,13 @@ def receive_one(index: int, handle: Handle) -> None:
 def attach_only(index: int, handle: Handle) -> None:
     with Reader(handle, index):
         wait_for_death()
+
+
+def attach_without_lock(index: int, handle: Handle) -> None:
+    """Attach as where the kernel has no locks of open files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Places, "hold", lambda _self, _place: None)
+        attach_only(index, handle)
 
 
 def leave_in_order(index: int, handle: Handle) -> None:
