@@ -65,6 +65,13 @@ def test_an_argument_that_is_wrong_on_one_rank_is_told_on_all(
         assert why in error
 
 
+@pytest.mark.parametrize("size", [4000, 4096, 100_000])
+def test_an_error_of_any_length_is_told_on_all(world: Crew, size: int) -> None:
+    codec = "x" * size  # which is no codec, and is quoted
+    for told in world.run(4, wrong_on_one_rank, {"codec": codec}):
+        assert codec in told
+
+
 def comes_late(rank: int, store: str, timeout: float | None, path: str) -> list[str]:
     ranks.join(rank, 3, store)
     errors = []
