@@ -1,4 +1,4 @@
-"""The C++ core (the repository's folder `core/`): the ring, its waiting, its arena, plain pickles.
+"""The C++ core (the repository's folder `core/`): the ring, its waiting, its arena, its codec.
 
 Knows: slots, sequence numbers, waiting; memory that the caller maps.
 Does not know: what is in a frame, what to do about a peer, where the memory came from.
@@ -47,23 +47,12 @@ class MessageTooLarge(Exception):
 class MemoryChanged(Exception):
     """A frame's memory was freed or replaced while it was being sent."""
 
-def pickle_plain(obj: object) -> bytes | None:
-    """Return the pickle of a small plain object, or None if `obj` is not one.
-
-    Plain objects are exactly dict, list, tuple, str, bytes, int (of 64 bits), float, bool and None.
-    Small means at most 1 KiB and 32 containers, none of which is in two places.
-    """
-
-def unpickle_plain(frame: bytearray | memoryview, otherwise: Callable[[Any], Any]) -> Any:
-    """Return the object of such a pickle; of any other, return `otherwise(frame)`."""
-
 class ObjectCoder:
     """Encodes objects, and decodes them, as pickle would.
 
     Args:
         functions: the module `shmcast._codecs.object_classes`.
-        make_reducers: given a list that takes frames, returns a function that tells how to reduce
-            the instances of a class; None: in pickle's own way.
+        own_reducer: returns how to reduce the instances of a class; None: in pickle's own way.
         find: returns what a module has by a name, or raises.
         frame_bytes: buffers of this size or more become frames of their own.
         encode_otherwise: encodes what this does not.
@@ -73,7 +62,7 @@ class ObjectCoder:
     def __init__(
         self,
         functions: ModuleType,
-        make_reducers: Callable[[list[Any]], Callable[[type], Callable[[Any], Any] | None]],
+        own_reducer: Callable[[type], Callable[[Any], Any] | None],
         find: Callable[[str, str], Any],
         frame_bytes: int,
         encode_otherwise: Callable[[Any], list[Any]],

@@ -15,7 +15,6 @@
 #include "bindings/gil.hpp"
 #include "codec/decoder_instances.hpp"
 #include "codec/encoder_instances.hpp"
-#include "codec/python.hpp"
 #include "codec/wire.hpp"
 
 namespace shmcast {
@@ -24,12 +23,11 @@ namespace nb = nanobind;
 
 class ObjectCoder {
  public:
-  // `functions`: of _codecs/object_classes.py. `make_reducers`: given a list for frames, returns an
-  // encoder's own_reducer, which may add to it. `find`: a decoder's. The last two take what this
-  // can't: an object, or a message.
-  ObjectCoder(nb::handle functions, nb::object make_reducers, nb::object find,
-              Py_ssize_t frame_bytes, nb::object encode_otherwise, nb::object decode_otherwise)
-      : make_reducers_(std::move(make_reducers)),
+  // `functions`: of _codecs/object_classes.py. `own_reducer`, `frame_bytes`: an encoder's. `find`:
+  // a decoder's. The last two take what this can't: an object, or a message.
+  ObjectCoder(nb::handle functions, nb::object own_reducer, nb::object find, Py_ssize_t frame_bytes,
+              nb::object encode_otherwise, nb::object decode_otherwise)
+      : own_reducer_(std::move(own_reducer)),
         find_(std::move(find)),
         encode_otherwise_(std::move(encode_otherwise)),
         decode_otherwise_(std::move(decode_otherwise)),
@@ -42,7 +40,9 @@ class ObjectCoder {
     if (--skipped_ < 0) {
       // One is taken out while it is used: an object whose reduction encodes another needs two.
       std::unique_ptr<codec::Encoder> encoder =
-          encoder_ != nullptr ? std::move(encoder_) : new_encoder();
+          encoder_ != nullptr
+              ? std::move(encoder_)
+              : std::make_unique<codec::Encoder>(known_, own_reducer_.ptr(), frame_bytes_);
       PyObject* const frames = encoder->encode(object.ptr());
       encoder_ = std::move(encoder);
       if (frames != nullptr) {
@@ -87,14 +87,8 @@ class ObjectCoder {
  private:
   static constexpr int kMostMisses = 6;
 
-  std::unique_ptr<codec::Encoder> new_encoder() const {
-    const nb::list frames;
-    const nb::object own_reducer = call(make_reducers_, frames);
-    return std::make_unique<codec::Encoder>(known_, own_reducer.ptr(), frames.ptr(), frame_bytes_);
-  }
-
   codec::Known known_;
-  nb::object make_reducers_;
+  nb::object own_reducer_;
   nb::object find_;
   nb::object encode_otherwise_;
   nb::object decode_otherwise_;

@@ -17,7 +17,7 @@
 #include <utility>
 
 #include "bindings/convert.hpp"
-#include "codec/python.hpp"
+#include "python/python.hpp"
 
 namespace shmcast {
 

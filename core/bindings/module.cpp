@@ -30,7 +30,6 @@
 #include "bindings/writer.hpp"
 #include "layout.hpp"
 #include "pickle/pieces.hpp"
-#include "pickle/plain.hpp"
 #include "ring/members.hpp"
 #include "ring/message.hpp"
 #include "ring/reader.hpp"
@@ -80,21 +79,6 @@ void bind_waiting(nb::module_& m) {
 
 void bind_pickle(nb::module_& m) {
   m.def(
-      "pickle_plain",
-      [](nb::handle object) {
-        PyObject* const pickle = stops_at_exit([object] { return pickle_plain(object.ptr()); });
-        if (pickle == nullptr && PyErr_Occurred() != nullptr) throw nb::python_error();
-        return pickle == nullptr ? nb::none() : nb::steal(pickle);
-      },
-      "obj"_a.none());
-  m.def(
-      "unpickle_plain",
-      [](nb::handle frame, nb::handle otherwise) {
-        return owned(stops_at_exit(
-            [frame, otherwise] { return unpickle_plain(frame.ptr(), otherwise.ptr()); }));
-      },
-      "frame"_a, "otherwise"_a);
-  m.def(
       "piece_collector",
       [](const nb::list& pieces, const nb::list& buffers) {
         return owned(piece_collector(pieces.ptr(), buffers.ptr()));
@@ -105,7 +89,7 @@ void bind_pickle(nb::module_& m) {
 void bind_codec(nb::module_& m) {
   nb::class_<ObjectCoder>(m, "ObjectCoder")
       .def(nb::init<nb::handle, nb::object, nb::object, Py_ssize_t, nb::object, nb::object>(),
-           "functions"_a, "make_reducers"_a, "find"_a, "frame_bytes"_a, "encode_otherwise"_a,
+           "functions"_a, "own_reducer"_a, "find"_a, "frame_bytes"_a, "encode_otherwise"_a,
            "decode_otherwise"_a)
       .def("encode", &ObjectCoder::encode, nb::arg().none())
       .def("decode", &ObjectCoder::decode, nb::arg());

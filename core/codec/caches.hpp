@@ -18,8 +18,8 @@
 #include <utility>
 #include <vector>
 
-#include "codec/python.hpp"
 #include "codec/wire.hpp"
+#include "python/python.hpp"
 
 namespace shmcast::codec {
 
@@ -117,7 +117,7 @@ class SentRuns {
                          (last.size() == count || Py_TYPE(items[last.size()]) != &PyUnicode_Type);
     if (!is_same) {
       if (count < kFewest || !std::all_of(items, items + kFewest, fits)) return nullptr;
-      merge(run, items, count);
+      make(run, items, count);
     }
     ++next_;
     return &run;
@@ -131,37 +131,17 @@ class SentRuns {
            PyUnicode_GET_LENGTH(text) < 256;
   }
 
-  // Make a run of these strings, with what the last one has of them.
-  [[gnu::noinline]] void merge(Run& run, PyObject* const* items, std::size_t count) {
-    Run made;
-    std::vector<PyObject*>& last = run.strings.list();
-    std::size_t at = 0;     // in the last run
-    std::size_t where = 0;  // in its characters
-    for (std::size_t i = 0; i < count && made.characters.size() < kRunBytes; ++i) {
-      std::size_t size = 0;
-      std::size_t found = at;
-      std::size_t from = where;
-      const std::size_t end = std::min(last.size(), at + 8);
-      while (found < end && last[found] != items[i]) {
-        from += static_cast<unsigned char>(run.lengths[found++]);
-      }
-      if (found < end) {
-        size = static_cast<unsigned char>(run.lengths[found]);
-        made.characters.append(run.characters, from, size);
-        at = found + 1;
-        where = from + size;
-      } else if (fits(items[i])) {
-        size = static_cast<std::size_t>(PyUnicode_GET_LENGTH(items[i]));
-        made.characters.append(static_cast<const char*>(PyUnicode_DATA(items[i])), size);
-      } else {
-        break;
-      }
-      made.strings.hold(items[i]);
-      made.lengths.push_back(static_cast<char>(size));
+  [[gnu::noinline]] static void make(Run& run, PyObject* const* items, std::size_t count) {
+    const std::vector<PyObject*> last = std::exchange(run.strings.list(), {});
+    run.lengths.clear();
+    run.characters.clear();
+    for (std::size_t i = 0; i < count && fits(items[i]) && run.characters.size() < kRunBytes; ++i) {
+      const auto size = static_cast<std::size_t>(PyUnicode_GET_LENGTH(items[i]));
+      run.strings.hold(items[i]);
+      run.lengths.push_back(static_cast<char>(size));
+      run.characters.append(static_cast<const char*>(PyUnicode_DATA(items[i])), size);
     }
-    run.strings.list().swap(made.strings.list());
-    run.lengths.swap(made.lengths);
-    run.characters.swap(made.characters);
+    for (PyObject* const text : last) Py_DECREF(text);
   }
 
   std::array<Run, kRuns> runs_;
@@ -275,6 +255,56 @@ class ReceivedDicts {
     Ref dict;  // has these keys, so that they stay
   };
   std::array<Template, 8> templates_;
+};
+
+// Integers of earlier messages. One that nobody else has any more is written anew: to make an
+// object, and to free it, costs several times as much.
+class ReceivedInts {
+ public:
+  // (In turn: the program may have the last message's still.)
+  void begin_message() {
+    pool_ = &pools_[++turn_ % pools_.size()].list();
+    next_ = 0;
+  }
+  // Return a new reference; null with an error set.
+  PyObject* of(std::int32_t value) {
+#if PY_VERSION_HEX < 0x030E0000 && !defined(Py_GIL_DISABLED)
+    const bool is_cached = value >= -5 && value <= 256;  // by the interpreter
+    if (next_ < kMost && !is_cached && value > -kDigit && value < kDigit) {
+      if (next_ == pool_->size()) pool_->push_back(nullptr);
+      PyObject*& place = (*pool_)[next_];
+      if (place == nullptr || Py_REFCNT(place) != 1) {
+        Ref(std::exchange(place, PyLong_FromLong(value)));
+        if (place == nullptr) return nullptr;
+      } else {
+        write(reinterpret_cast<PyLongObject*>(place), value);
+      }
+      ++next_;
+      return Py_NewRef(place);
+    }
+#endif
+    return PyLong_FromLong(value);
+  }
+
+ private:
+  static constexpr std::size_t kMost = 8192;
+  static constexpr std::int32_t kDigit = 1 << 30;  // from here on an integer has two
+
+  static void write(PyLongObject* number, std::int32_t value) {
+    const auto digit = static_cast<unsigned>(value < 0 ? -value : value);
+#if PY_VERSION_HEX >= 0x030C0000
+    number->long_value.lv_tag = 1 << 3 | (value < 0 ? 2 : 0);  // one digit, and the sign
+    number->long_value.ob_digit[0] = digit;
+#else
+    Py_SET_SIZE(number, value < 0 ? -1 : 1);
+    number->ob_digit[0] = digit;
+#endif
+  }
+
+  std::array<Refs, 3> pools_;
+  std::vector<PyObject*>* pool_ = &pools_[0].list();
+  unsigned turn_ = 0;
+  std::size_t next_ = 0;
 };
 
 }  // namespace shmcast::codec

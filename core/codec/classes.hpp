@@ -11,7 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
+#include <initializer_list>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -19,62 +19,90 @@
 #include <vector>
 
 #include "codec/caches.hpp"
-#include "codec/python.hpp"
 #include "codec/wire.hpp"
+#include "python/python.hpp"
 
 namespace shmcast::codec {
 
-// The name of a class or function.
-struct Name {
-  Ref module;
-  Ref qualname;
-  std::vector<Ref> path;  // its parts
-  std::string text;       // module and name as they are written, each with a zero after it
-
-  // Returns false, with an error or without one, if it can't be written.
-  bool set(PyObject* module_name, PyObject* object_name) {
-    module = Ref::to(module_name);
-    qualname = Ref::to(object_name);
-    const Ref dot(PyUnicode_InternFromString("."));
-    const Ref parts(dot ? PyUnicode_Split(object_name, dot.get(), -1) : nullptr);
-    for (Py_ssize_t i = 0; parts && i < PyList_GET_SIZE(parts.get()); ++i) {
-      PyObject* part = Py_NewRef(PyList_GET_ITEM(parts.get(), i));
-      PyUnicode_InternInPlace(&part);
-      path.emplace_back(part);
+// Objects and names of Python's, and the functions of _codecs/object_classes.py.
+struct Known {
+  // Returns false with an error set.
+  bool find(PyObject* functions) {
+    for (const auto& [place, name] :
+         std::initializer_list<std::pair<Ref*, const char*>>{{&reduce_ex, "__reduce_ex__"},
+                                                             {&class_, "__class__"},
+                                                             {&dict, "__dict__"},
+                                                             {&setstate, "__setstate__"},
+                                                             {&value, "_value_"},
+                                                             {&typecode, "typecode"},
+                                                             {&raw, "raw"},
+                                                             {&toreadonly, "toreadonly"}}) {
+      if (!(*place = Ref(PyUnicode_InternFromString(name)))) return false;
     }
-    return parts && append_to(text, module_name) && append_to(text, object_name);
+    for (const auto& [place, name] :
+         std::initializer_list<std::pair<Ref*, const char*>>{{&describe, "describe"},
+                                                             {&describe_shape, "describe_shape"},
+                                                             {&describe_name, "describe_name"},
+                                                             {&name_of, "name_of"},
+                                                             {&restore, "restore"},
+                                                             {&add_items, "add_items"},
+                                                             {&build, "build"},
+                                                             {&hiding, "HIDING"},
+                                                             {&array, "array"},
+                                                             {&newobj, "newobj"},
+                                                             {&dispatch_table, "dispatch_table"}}) {
+      if (!(*place = Ref(PyObject_GetAttrString(functions, name)))) return false;
+    }
+    protocol = Ref(PyLong_FromLong(5));
+    nothing = Ref(PyTuple_New(0));
+    return protocol && nothing;
   }
 
-  // Append a name and a zero. Returns false if it has a zero, or half of a surrogate pair.
-  static bool append_to(std::string& text, PyObject* name) {
-    Py_ssize_t size = 0;
-    const char* const utf8 = PyUnicode_AsUTF8AndSize(name, &size);
-    if (utf8 == nullptr) PyErr_Clear();
-    if (utf8 == nullptr || std::strlen(utf8) != static_cast<std::size_t>(size)) return false;
-    text.append(utf8, static_cast<std::size_t>(size) + 1);
+  Ref reduce_ex, class_, dict, setstate, value, typecode, raw, toreadonly, protocol, nothing;
+  Ref describe, describe_shape, describe_name, name_of, restore, add_items, build;
+  Ref hiding;  // attributes of an instance that pickle would take for its class's methods
+  Ref array, newobj, dispatch_table;
+};
+
+// The name of a class or function.
+struct Name {
+  Ref module, qualname, path;  // the path: a tuple of the name's parts
+  std::string text;            // as it is written
+
+  // Take it from what Python code says. Returns false, with an error or without one, if it can't
+  // be written.
+  bool set(PyObject* name) {
+    PyObject *module_name, *object_name, *parts, *written;
+    if (name == Py_None || PyArg_ParseTuple(name, "UUO!S", &module_name, &object_name,
+                                            &PyTuple_Type, &parts, &written) == 0) {
+      return false;
+    }
+    module = Ref::to(module_name);
+    qualname = Ref::to(object_name);
+    path = Ref::to(parts);
+    text.assign(PyBytes_AS_STRING(written), static_cast<std::size_t>(PyBytes_GET_SIZE(written)));
     return true;
   }
 
   // Return whether the name leads to the object, without running the code of others.
   bool leads_to(PyObject* object) const {
-    PyObject* const found = PyDict_GetItemWithError(PyImport_GetModuleDict(), module.get());
-    if (found == nullptr || !PyModule_Check(found)) return false;
-    PyObject* place = PyModule_GetDict(found);
-    PyObject* next = nullptr;
-    for (const Ref& part : path) {
-      if (next != nullptr) place = reinterpret_cast<PyTypeObject*>(next)->tp_dict;
-      next = place == nullptr ? nullptr : PyDict_GetItemWithError(place, part.get());
-      if (next == nullptr || (&part != &path.back() && !PyType_Check(next))) return false;
+    PyObject* next = PyDict_GetItemWithError(PyImport_GetModuleDict(), module.get());
+    for (Py_ssize_t i = 0; next != nullptr && i < PyTuple_GET_SIZE(path.get()); ++i) {
+      if (i == 0 ? !PyModule_Check(next) : !PyType_Check(next)) return false;
+      PyObject* const place =
+          i == 0 ? PyModule_GetDict(next) : reinterpret_cast<PyTypeObject*>(next)->tp_dict;
+      if (place == nullptr) return false;
+      next = PyDict_GetItemWithError(place, PyTuple_GET_ITEM(path.get(), i));
     }
-    return next == object;
+    return next == object && object != nullptr;
   }
 };
 
 // Find where a class's slots lie in an instance. Returns false if one is no slot.
-inline bool find_slots(PyTypeObject* type, const std::vector<Ref>& names, std::size_t first,
+inline bool find_slots(PyTypeObject* type, PyObject* names, std::size_t first,
                        std::vector<Py_ssize_t>& offsets) {
-  for (std::size_t i = first; i < names.size(); ++i) {
-    PyObject* const found = _PyType_Lookup(type, names[i].get());
+  for (auto i = static_cast<Py_ssize_t>(first); i < PyTuple_GET_SIZE(names); ++i) {
+    PyObject* const found = _PyType_Lookup(type, PyTuple_GET_ITEM(names, i));
     if (found == nullptr || Py_TYPE(found) != &PyMemberDescr_Type) return false;
     const PyMemberDef* const member = reinterpret_cast<PyMemberDescrObject*>(found)->d_member;
     if (member->type != T_OBJECT_EX) return false;
@@ -90,9 +118,9 @@ enum class Kind : std::uint8_t {
   plain,    // attributes in a dict, or slots, or both
   named,    // classes and functions: by name
   called,   // their class is called with the values of slots,
-  member,   // or of an Enum, with one value
+  member,   // or of an Enum, with one value,
   named_tuple,
-  array,
+  array,  // or with a typecode and bytes
 };
 
 // A class and the names of its instances' attributes, as they are written.
@@ -105,6 +133,16 @@ struct Shape {
   bool is_open = false;  // an instance is being written
   bool has_last = false;
   std::vector<PyObject*> last{};  // the fields of the last instance, to compare
+
+  bool has_keys(PyObject* dict) const {
+    const std::size_t count = dict == nullptr ? 0 : static_cast<std::size_t>(PyDict_GET_SIZE(dict));
+    Py_ssize_t at = 0;
+    std::size_t i = 0;
+    PyObject* key = nullptr;
+    if (keys.size() != count) return false;
+    while (i < count && PyDict_Next(dict, &at, &key, nullptr) != 0 && keys[i].get() == key) ++i;
+    return i == count;
+  }
 };
 
 // A class as the encoder knows it.
@@ -117,7 +155,6 @@ class SentClass {
   bool needs_all_slots = false;
   bool has_dict = false;
   Ref reducer;  // null: __reduce_ex__
-  std::vector<Ref> slots;
   std::vector<Py_ssize_t> offsets;
   std::vector<std::unique_ptr<Shape>> shapes;
   Shape* recent = nullptr;
@@ -126,33 +163,29 @@ class SentClass {
   // Find out about the class, with one of its instances. Returns false with an error set.
   bool learn(PyObject* object, const Ref& own_reducer, const Known& known) {
     const Ref self = Ref::to(reinterpret_cast<PyObject*>(type));
-    const bool is_hashed_by_address = Py_TYPE(type)->tp_hash == PyType_Type.tp_hash &&
-                                      Py_TYPE(type)->tp_richcompare == PyType_Type.tp_richcompare;
-    if (is_hashed_by_address) {  // (else to look it up in copyreg's table would run code)
+    const PyTypeObject* const meta = Py_TYPE(type);
+    if (meta->tp_hash == PyType_Type.tp_hash &&
+        meta->tp_richcompare == PyType_Type.tp_richcompare) {
+      // (Else to look it up in copyreg's table would run code.)
       registered_ = Ref::to(PyDict_GetItemWithError(known.dispatch_table.get(), self.get()));
       const bool is_generic = type->tp_getattro == PyObject_GenericGetAttr;
       const Ref found(call(known.describe, self.get(), object, is_generic ? Py_True : Py_False,
                            own_reducer.get()));
-      PyObject* reduce = nullptr;
-      PyObject* names = nullptr;
-      PyObject* module = nullptr;
-      PyObject* qualname = nullptr;
+      PyObject *reduce, *names, *class_name;
       int number = 0;
       int all = 0;
-      if (!found || !PyArg_ParseTuple(found.get(), "iOO!pOO", &number, &reduce, &PyTuple_Type,
-                                      &names, &all, &module, &qualname)) {
+      if (!found || PyArg_ParseTuple(found.get(), "iOO!pO", &number, &reduce, &PyTuple_Type, &names,
+                                     &all, &class_name) == 0) {
         return false;
       }
       kind = static_cast<Kind>(number);
       needs_all_slots = all != 0;
       has_dict = type->tp_dictoffset != 0;
+      slots_ = Ref::to(names);
       if (reduce != Py_None) reducer = Ref::to(reduce);
-      for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); ++i) {
-        slots.push_back(Ref::to(PyTuple_GET_ITEM(names, i)));
-      }
       const bool is_known =
-          module == Py_None || (name.set(module, qualname) && name.leads_to(self.get()) &&
-                                find_slots(type, slots, 0, offsets));
+          class_name == Py_None || (name.set(class_name) && name.leads_to(self.get()) &&
+                                    find_slots(type, names, 0, offsets));
       if (!is_known) kind = Kind::reduced;
     }
     _PyType_Lookup(type, known.class_.get());  // which gives it a version
@@ -165,16 +198,14 @@ class SentClass {
   // Return whether that still holds in this message.
   bool is_current(std::uint64_t message, const Known& known) {
     if (version_of(type) != version_ || version_ == 0) return false;
-    if (message_ == message) return true;
+    if (message_ == message || kind == Kind::pickled) return true;
     PyObject* const self = reinterpret_cast<PyObject*>(type);
-    if (version_of(Py_TYPE(type)) != meta_version_) return false;
-    if (kind != Kind::pickled &&
-        PyDict_GetItemWithError(known.dispatch_table.get(), self) != registered_.get()) {
-      return false;
-    }
-    if (!name.path.empty() && kind != Kind::reduced &&
-        (reinterpret_cast<PyHeapTypeObject*>(type)->ht_qualname != name.qualname.get() ||
-         !name.leads_to(self))) {
+    const bool is_written = name.path && kind != Kind::reduced;
+    if (version_of(Py_TYPE(type)) != meta_version_ ||
+        PyDict_GetItemWithError(known.dispatch_table.get(), self) != registered_.get() ||
+        (is_written && !name.leads_to(self)) ||
+        (is_written && PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE) != 0 &&
+         reinterpret_cast<PyHeapTypeObject*>(type)->ht_qualname != name.qualname.get())) {
       return false;
     }
     message_ = message;
@@ -185,23 +216,25 @@ class SentClass {
   // can't be written so, or there are too many.
   Shape* shape_of(PyObject* dict, const Known& known) {
     for (const auto& shape : shapes) {
-      if (has_keys(*shape, dict)) return shape.get();
+      if (shape->has_keys(dict)) return shape.get();
     }
     auto shape = std::make_unique<Shape>();
     std::string names;
     Py_ssize_t at = 0;
     PyObject* key = nullptr;
     while (dict != nullptr && PyDict_Next(dict, &at, &key, nullptr) != 0) {
-      if (!PyUnicode_CheckExact(key) || PySet_Contains(known.hiding.get(), key) != 0 ||
-          !Name::append_to(names, key)) {
-        return nullptr;
-      }
+      const bool is_plain = PyUnicode_CheckExact(key) && !PySet_Contains(known.hiding.get(), key);
+      if (!is_plain || !append(names, key)) return nullptr;
       shape->keys.push_back(Ref::to(key));
     }
-    for (const Ref& slot : slots) Name::append_to(names, slot.get());
-    const std::size_t counts[] = {shape->keys.size(), slots.size()};
-    if (shapes.size() == 8 || counts[0] >= kListState || counts[1] >= kListState) return nullptr;
-    for (const std::size_t count : {counts[0], counts[1] | (needs_all_slots ? kListState : 0U)}) {
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(slots_.get()); ++i) {
+      if (!append(names, PyTuple_GET_ITEM(slots_.get(), i))) return nullptr;
+    }
+    if (shapes.size() == 8 || shape->keys.size() >= kListState || offsets.size() >= kListState) {
+      return nullptr;
+    }
+    const std::size_t slots = offsets.size() | (needs_all_slots ? kListState : 0U);
+    for (const std::size_t count : {shape->keys.size(), slots}) {
       shape->text.push_back(static_cast<char>(count & 0xFF));
       shape->text.push_back(static_cast<char>(count >> 8));
     }
@@ -211,22 +244,21 @@ class SentClass {
   }
 
  private:
-  static bool has_keys(const Shape& shape, PyObject* dict) {
-    const std::size_t count = dict == nullptr ? 0 : static_cast<std::size_t>(PyDict_GET_SIZE(dict));
-    Py_ssize_t at = 0;
-    std::size_t i = 0;
-    PyObject* key = nullptr;
-    if (shape.keys.size() != count) return false;
-    while (i < count && PyDict_Next(dict, &at, &key, nullptr) != 0 && shape.keys[i].get() == key) {
-      ++i;
-    }
-    return i == count;
+  // Append a name and a zero. Returns false if it has a zero, or half of a surrogate pair.
+  static bool append(std::string& text, PyObject* name) {
+    Py_ssize_t size = 0;
+    const char* const utf8 = PyUnicode_AsUTF8AndSize(name, &size);
+    if (utf8 == nullptr) PyErr_Clear();
+    if (utf8 != nullptr) text.append(utf8, static_cast<std::size_t>(size) + 1);
+    return utf8 != nullptr &&
+           text.find('\0', text.size() - 1 - static_cast<std::size_t>(size)) == text.size() - 1;
   }
 
   unsigned version_ = 0;
   unsigned meta_version_ = 0;
   std::uint64_t message_ = 0;  // the last in which it was current
   Ref registered_;             // copyreg's entry
+  Ref slots_;                  // names
 };
 
 // A class or function that a message names.
@@ -234,105 +266,89 @@ struct ReceivedName {
   std::string text;
   Name name;
   Ref object;
+  int fields = -1;  // its __new__ makes a tuple of so many items, and does nothing else
 
-  // Find out what a message names. Returns false with an error set.
-  bool find(const Ref& find, const char* module, const char* qualname) {
-    const Ref module_name(PyUnicode_FromString(module));
-    const Ref object_name(module_name ? PyUnicode_FromString(qualname) : nullptr);
-    if (!object_name || !name.set(module_name.get(), object_name.get())) return Input::malformed();
-    object = Ref(call(find, module_name.get(), object_name.get()));
-    return static_cast<bool>(object);
+  // Find out what the text means. Returns false with an error set.
+  bool learn(const Ref& find, const Known& known) {
+    const Ref bytes(PyBytes_FromStringAndSize(text.data(), static_cast<Py_ssize_t>(text.size())));
+    const Ref found(bytes ? call(known.describe_name, bytes.get(), find.get()) : nullptr);
+    PyObject *named, *its_name;
+    if (!found || !PyArg_ParseTuple(found.get(), "OOi", &named, &its_name, &fields)) return false;
+    object = Ref::to(named);
+    version_ = type() == nullptr ? 0 : version_of(type());
+    return name.set(its_name) || Input::malformed();
   }
-  bool learn(const Ref& find, const Known&) {
-    const std::size_t end = text.find('\0');
-    const bool is_valid = end != std::string::npos && text.find('\0', end + 1) == text.size() - 1;
-    return is_valid ? this->find(find, text.c_str(), text.c_str() + end + 1) : Input::malformed();
+  bool is_current() const {
+    return name.leads_to(object.get()) &&
+           (type() == nullptr || (version_ != 0 && version_of(type()) == version_));
   }
-  bool is_current() const { return name.leads_to(object.get()); }
 
   // Return a class, or null.
   PyTypeObject* type() const {
     return PyType_Check(object.get()) ? reinterpret_cast<PyTypeObject*>(object.get()) : nullptr;
   }
-  // Return whether the class's __new__ makes a tuple of so many items, and does nothing else.
-  bool makes_tuples_of(std::size_t count, const Known& known) {
-    if (version_ == 0 || version_of(type()) != version_) {
-      const Ref fields(call(known.tuple_fields, object.get()));
-      fields_ = fields ? PyLong_AsSsize_t(fields.get()) : -1;
-      PyErr_Clear();
-      version_ = version_of(type());
-    }
-    return fields_ == static_cast<Py_ssize_t>(count);
-  }
 
  private:
   unsigned version_ = 0;
-  Py_ssize_t fields_ = -1;
 };
 
 // A shape that a message describes.
 struct ReceivedShape {
   std::string text;
-  ReceivedName cls;
+  Ref cls;
   bool is_plain = false;  // else pickle's way is taken: __new__, then the state
   bool is_list_state = false;
   std::size_t attributes = 0;
-  std::vector<Ref> keys;  // of the attributes, then of the slots
+  Ref keys;  // a tuple of the attributes' names, then the slots'
   std::vector<Py_ssize_t> offsets;
   // In this message: the fields of the last instance, and a dict of its attributes.
   std::vector<Ref> last;
   Ref last_dict;
 
-  // Read the text. Returns false with an error set.
+  std::size_t count() const { return static_cast<std::size_t>(PyTuple_GET_SIZE(keys.get())); }
+  PyObject* key(std::size_t i) const {
+    return PyTuple_GET_ITEM(keys.get(), static_cast<Py_ssize_t>(i));
+  }
+  PyTypeObject* type() const { return reinterpret_cast<PyTypeObject*>(cls.get()); }
+
+  // Find out what the text means. Returns false with an error set.
   bool learn(const Ref& find, const Known& known) {
-    std::uint16_t counts[2];
-    std::vector<const char*> names;
-    if (text.size() < sizeof counts || text.back() != '\0') return Input::malformed();
-    std::memcpy(counts, text.data(), sizeof counts);
-    for (std::size_t at = sizeof counts; at < text.size(); at += std::strlen(names.back()) + 1) {
-      names.push_back(text.data() + at);
+    const Ref bytes(PyBytes_FromStringAndSize(text.data(), static_cast<Py_ssize_t>(text.size())));
+    const Ref found(bytes ? call(known.describe_shape, bytes.get(), find.get()) : nullptr);
+    PyObject *its_class, *its_name, *names;
+    Py_ssize_t of_dict = 0;
+    int list_state = 0;
+    int plain = 0;
+    if (!found || !PyArg_ParseTuple(found.get(), "O!OO!npp", &PyType_Type, &its_class, &its_name,
+                                    &PyTuple_Type, &names, &of_dict, &list_state, &plain)) {
+      return false;
     }
-    attributes = counts[0];
-    is_list_state = (counts[1] & kListState) != 0;
-    const std::size_t count = attributes + (counts[1] & (kListState - 1));
-    if (names.size() != 2 + count) return Input::malformed();
-    const Ref slots(PyTuple_New(static_cast<Py_ssize_t>(count - attributes)));
-    for (std::size_t i = 0; i < count; ++i) {
-      keys.emplace_back(PyUnicode_InternFromString(names[2 + i]));
-      if (!slots || !keys.back()) return false;
-      if (i < attributes) continue;
-      PyTuple_SET_ITEM(slots.get(), static_cast<Py_ssize_t>(i - attributes),
-                       Py_NewRef(keys.back().get()));
-    }
-    if (!cls.find(find, names[0], names[1])) return false;
-    PyTypeObject* const type = cls.type();
-    if (type == nullptr) return Input::malformed();
-    const Ref plain(call(known.has_pickles_state, cls.object.get(), slots.get(),
-                         is_list_state ? Py_True : Py_False));
-    if (!plain) return false;
-    PyObject* const dict = _PyType_Lookup(type, known.dict.get());
+    cls = Ref::to(its_class);
+    keys = Ref::to(names);
+    attributes = static_cast<std::size_t>(of_dict);
+    is_list_state = list_state != 0;
+    PyObject* const dict = _PyType_Lookup(type(), known.dict.get());
     if (dict != nullptr && Py_TYPE(dict) == &PyGetSetDescr_Type) {
       setter_ = reinterpret_cast<PyGetSetDescrObject*>(dict)->d_getset;
     }
-    is_plain = plain.get() == Py_True && find_slots(type, keys, attributes, offsets) &&
-               type->tp_new == PyBaseObject_Type.tp_new &&
-               type->tp_getattro == PyObject_GenericGetAttr &&
-               PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE) != 0 && type->tp_itemsize == 0 &&
-               PyType_HasFeature(type, Py_TPFLAGS_IS_ABSTRACT) == 0 &&
+    is_plain = plain != 0 && find_slots(type(), names, attributes, offsets) &&
+               type()->tp_new == PyBaseObject_Type.tp_new && type()->tp_itemsize == 0 &&
+               type()->tp_getattro == PyObject_GenericGetAttr &&
+               PyType_HasFeature(type(), Py_TPFLAGS_HEAPTYPE) != 0 &&
+               PyType_HasFeature(type(), Py_TPFLAGS_IS_ABSTRACT) == 0 &&
                (attributes == 0 || (setter_ != nullptr && setter_->set != nullptr)) &&
-               (offsets.empty() || is_list_state || type->tp_setattro == PyObject_GenericSetAttr);
-    version_ = version_of(type);
+               (offsets.empty() || is_list_state || type()->tp_setattro == PyObject_GenericSetAttr);
+    version_ = version_of(type());
     Ref blank(PyDict_New());
     for (std::size_t i = 0; i < attributes && blank; ++i) {
-      if (PyDict_SetItem(blank.get(), keys[i].get(), Py_None) != 0) return false;
+      if (PyDict_SetItem(blank.get(), key(i), Py_None) != 0) return false;
     }
     blank_ = Ref(blank ? PyDict_Copy(blank.get()) : nullptr);  // (which has no gaps)
-    return static_cast<bool>(blank_);
+    return blank_ && (name_.set(its_name) || Input::malformed());
   }
   bool is_current() const {
-    return version_ != 0 && version_of(cls.type()) == version_ && cls.is_current();
+    return version_ != 0 && version_of(type()) == version_ && name_.leads_to(cls.get());
   }
-
   void forget_last() {
     last.clear();
     last_dict = Ref();
@@ -340,17 +356,18 @@ struct ReceivedShape {
 
   // Return a new instance without attributes. Null with an error set.
   PyObject* new_instance(const Known& known) const {
-    PyTypeObject* const type = cls.type();
-    if (is_plain && (attributes > 0 || type->tp_dictoffset == 0)) return type->tp_alloc(type, 0);
-    if (type->tp_new == nullptr) return Input::malformed(), nullptr;
-    return stops_at_exit([&] { return type->tp_new(type, known.nothing.get(), nullptr); });
+    if (is_plain && (attributes > 0 || type()->tp_dictoffset == 0)) {
+      return type()->tp_alloc(type(), 0);
+    }
+    if (type()->tp_new == nullptr) return Input::malformed(), nullptr;
+    return stops_at_exit([&] { return type()->tp_new(type(), known.nothing.get(), nullptr); });
   }
   // Return a new dict of these attributes: of one without gaps, where many are None.
   PyObject* dict_of(PyObject* const* values) const {
     Ref dict(PyDict_Copy(blank_.get()));
     for (std::size_t i = 0; i < attributes && dict; ++i) {
       if (values[i] == Py_None) continue;
-      if (PyDict_SetItem(dict.get(), keys[i].get(), values[i]) != 0) dict = Ref();
+      if (PyDict_SetItem(dict.get(), key(i), values[i]) != 0) dict = Ref();
     }
     return dict.release();
   }
@@ -362,6 +379,7 @@ struct ReceivedShape {
   unsigned version_ = 0;
   const PyGetSetDef* setter_ = nullptr;  // of the class's own __dict__
   Ref blank_;
+  Name name_;
 };
 
 }  // namespace shmcast::codec

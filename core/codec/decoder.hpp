@@ -19,8 +19,8 @@
 
 #include "codec/caches.hpp"
 #include "codec/classes.hpp"
-#include "codec/python.hpp"
 #include "codec/wire.hpp"
+#include "python/python.hpp"
 
 namespace shmcast::codec {
 
@@ -57,6 +57,7 @@ class Decoder {
     parts_.drop_to(0);
     held_.drop_to(0);
     runs_.begin_message();
+    ints_.begin_message();
     known_shapes_.tidy();
     known_names_.tidy();
     depth_ = 0;
@@ -237,10 +238,10 @@ class Decoder {
   // In decoder_instances.hpp:
   PyObject* instance(std::uint8_t tag, bool is_numbered);
   bool fields(std::uint8_t tag, ReceivedShape& shape, PyObject* object);
-  bool set_fields(PyObject* object, const ReceivedShape& shape, PyObject* const* values);
+  bool set_fields(PyObject* object, const ReceivedShape& shape, PyObject* const* values,
+                  PyObject* dict);
   bool restore(PyObject* object, const ReceivedShape& shape, PyObject* const* values);
   PyObject* other(std::uint8_t tag, bool is_numbered);
-  PyObject* array();
   PyObject* frame(std::uint8_t tag);
   PyObject* called(PyObject* function, std::size_t base);
   PyObject* new_object(PyTypeObject* type, std::size_t base);
@@ -257,6 +258,7 @@ class Decoder {
   const Ref find_;
   ReceivedRuns runs_;
   ReceivedDicts dicts_;
+  ReceivedInts ints_;
   Descriptions<std::string_view, ReceivedShape, HashOfPart> known_shapes_;
   Descriptions<std::string_view, ReceivedName, HashOfPart> known_names_;
 

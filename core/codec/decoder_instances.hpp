@@ -64,7 +64,7 @@ inline PyObject* Decoder::instance(std::uint8_t tag, bool is_numbered) {
 // Read an instance's fields. Of kSame: those that are other objects than in the last instance of
 // this shape.
 inline bool Decoder::fields(std::uint8_t tag, ReceivedShape& shape, PyObject* object) {
-  const std::size_t count = shape.keys.size();
+  const std::size_t count = shape.count();
   const std::size_t base = stack().size();
   const bool is_same = tag == kSame;
   std::uint64_t others = 0;
@@ -87,7 +87,7 @@ inline bool Decoder::fields(std::uint8_t tag, ReceivedShape& shape, PyObject* ob
     } else {
       shape.last[i] = Ref(value);
       if (i < shape.attributes && shape.last_dict &&
-          PyDict_SetItem(shape.last_dict.get(), shape.keys[i].get(), value) != 0) {
+          PyDict_SetItem(shape.last_dict.get(), shape.key(i), value) != 0) {
         return false;
       }
     }
@@ -99,7 +99,9 @@ inline bool Decoder::fields(std::uint8_t tag, ReceivedShape& shape, PyObject* ob
     shape.last_dict = Ref(shape.dict_of(values));
     if (!shape.last_dict) return false;
   }
-  if (!(shape.is_plain ? set_fields(object, shape, values) : restore(object, shape, values))) {
+  PyObject* const dict = is_same ? shape.last_dict.get() : nullptr;
+  if (!(shape.is_plain ? set_fields(object, shape, values, dict)
+                       : restore(object, shape, values))) {
     return false;
   }
   if (tag == kNewShape && !is_careful_ && count <= kBitmapFields) {
@@ -110,11 +112,12 @@ inline bool Decoder::fields(std::uint8_t tag, ReceivedShape& shape, PyObject* ob
   return true;
 }
 
+// `dict`: one that has these attributes, or null.
 inline bool Decoder::set_fields(PyObject* object, const ReceivedShape& shape,
-                                PyObject* const* values) {
+                                PyObject* const* values, PyObject* dict) {
   if (shape.attributes > 0) {
-    const Ref dict(shape.last_dict ? PyDict_Copy(shape.last_dict.get()) : shape.dict_of(values));
-    if (!dict || !shape.set_dict(object, dict.get())) return false;
+    const Ref own(dict != nullptr ? PyDict_Copy(dict) : shape.dict_of(values));
+    if (!own || !shape.set_dict(object, own.get())) return false;
   }
   for (std::size_t i = 0; i < shape.offsets.size(); ++i) {
     char* const place = reinterpret_cast<char*>(object) + shape.offsets[i];
@@ -130,10 +133,10 @@ inline bool Decoder::set_fields(PyObject* object, const ReceivedShape& shape,
   const Ref attributes(PyDict_New());
   const Ref slots(PyDict_New());
   if (!attributes || !slots) return false;
-  for (std::size_t i = 0; i < shape.keys.size(); ++i) {
+  for (std::size_t i = 0; i < shape.count(); ++i) {
     PyObject* const part = i < shape.attributes ? attributes.get() : slots.get();
     if (values[i] == nullptr) continue;
-    if (PyDict_SetItem(part, shape.keys[i].get(), values[i]) != 0) return false;
+    if (PyDict_SetItem(part, shape.key(i), values[i]) != 0) return false;
   }
   return static_cast<bool>(Ref(call(known_.restore, object, attributes.get(), slots.get(),
                                     shape.is_list_state ? Py_True : Py_False)));
@@ -149,10 +152,8 @@ inline PyObject* Decoder::other(std::uint8_t tag, bool is_numbered) {
       object = found == nullptr ? nullptr : Py_NewRef(found->object.get());
       break;
     }
-    case kDrop: object = Ref(any()) ? any() : nullptr; break;
     case kReduced: object = reduced(is_numbered); break;
     case kNamedTuple: object = kept(named_tuple(), is_numbered); break;
-    case kArray: object = kept(array(), is_numbered); break;
     case kFrame:
     case kReadOnlyFrame:
     case kBytesFrame:
@@ -171,7 +172,7 @@ inline PyObject* Decoder::other(std::uint8_t tag, bool is_numbered) {
 
 // Call a function with the objects on the stack.
 inline PyObject* Decoder::called(PyObject* function, std::size_t base) {
-  ran_code_ = true;
+  ran_code_ = ran_code_ || function != known_.array.get();
   const std::size_t count = stack().size() - base;
   const Ref object(stops_at_exit(
       [&] { return PyObject_Vectorcall(function, stack().data() + base, count, nullptr); }));
@@ -193,28 +194,10 @@ inline PyObject* Decoder::named_tuple() {
   if (found == nullptr || !counted_items()) return nullptr;
   PyTypeObject* const type = found->type();
   const std::size_t count = stack().size() - base;
-  if (count == 0 || !found->makes_tuples_of(count, known_)) return new_object(type, base);
+  if (count == 0 || found->fields != static_cast<int>(count)) return new_object(type, base);
   PyObject* const tuple = type->tp_alloc(type, static_cast<Py_ssize_t>(count));
   if (tuple != nullptr) move_from(base, reinterpret_cast<PyTupleObject*>(tuple)->ob_item);
   return tuple;
-}
-
-inline PyObject* Decoder::array() {
-  if (!in_.has(2)) return nullptr;
-  const int typecode = in_.byte();
-  const std::uint8_t itemsize = in_.byte();
-  std::uint64_t size = 0;
-  if (!in_.size(size)) return nullptr;
-  if (itemsize == 0 || size % itemsize != 0) return fail();
-  const std::uint8_t* const data = in_.raw(size);
-  const Ref one(PyObject_CallFunction(known_.array.get(), "C(i)", typecode, 0));
-  Ref array(one ? PySequence_Repeat(one.get(), static_cast<Py_ssize_t>(size / itemsize)) : nullptr);
-  Py_buffer view;
-  if (!array || PyObject_GetBuffer(array.get(), &view, PyBUF_WRITABLE) != 0) return nullptr;
-  const bool fits = static_cast<std::uint64_t>(view.len) == size;
-  if (fits && size > 0) std::memcpy(view.buf, data, size);
-  PyBuffer_Release(&view);
-  return fits ? array.release() : fail();
 }
 
 inline PyObject* Decoder::frame(std::uint8_t tag) {

@@ -48,7 +48,7 @@ inline bool Decoder::run(std::uint64_t most) {
   }
   if (count > in_.left() / (tag == kInts ? 4 : 8)) return Input::malformed();
   for (; count > 0; --count) {
-    PyObject* const number = tag == kInts ? PyLong_FromLong(in_.number<std::int32_t>())
+    PyObject* const number = tag == kInts ? ints_.of(in_.number<std::int32_t>())
                                           : PyFloat_FromDouble(in_.number<double>());
     if (number == nullptr) return false;
     stack().push_back(number);

@@ -22,21 +22,17 @@
 
 #include "codec/caches.hpp"
 #include "codec/classes.hpp"
-#include "codec/python.hpp"
 #include "codec/wire.hpp"
+#include "python/python.hpp"
 
 namespace shmcast::codec {
 
 class Encoder {
  public:
   // `own_reducer`: returns how to reduce the instances of a class, or None: pickle's own way.
-  // `frames`: a list that such reductions may add frames to. Buffers of `frame_bytes` or more are
-  // added, too.
-  Encoder(const Known& known, PyObject* own_reducer, PyObject* frames, Py_ssize_t frame_bytes)
-      : known_(known),
-        own_reducer_(Ref::to(own_reducer)),
-        frames_(Ref::to(frames)),
-        frame_bytes_(frame_bytes) {}
+  // Buffers of `frame_bytes` or more become frames.
+  Encoder(const Known& known, PyObject* own_reducer, Py_ssize_t frame_bytes)
+      : known_(known), own_reducer_(Ref::to(own_reducer)), frame_bytes_(frame_bytes) {}
 
   // Return the frames of an object, a new list. Null without an error: leave it to pickle.
   PyObject* encode(PyObject* object) {
@@ -76,15 +72,15 @@ class Encoder {
   }
 
   PyObject* end() {
-    const Py_ssize_t count = PyList_GET_SIZE(frames_.get());
+    const auto count = static_cast<Py_ssize_t>(frames_.list().size());
     Ref message(out_.take());
-    Ref list(message ? PyList_New(1 + count) : nullptr);
-    if (!list) return nullptr;
-    PyList_SET_ITEM(list.get(), 0, message.release());
+    PyObject* const list = message ? PyList_New(1 + count) : nullptr;
+    if (list == nullptr) return nullptr;
+    PyList_SET_ITEM(list, 0, message.release());
     for (Py_ssize_t i = 0; i < count; ++i) {
-      PyList_SET_ITEM(list.get(), 1 + i, Py_NewRef(PyList_GET_ITEM(frames_.get(), i)));
+      PyList_SET_ITEM(list, 1 + i, Py_NewRef(frames_.list()[static_cast<std::size_t>(i)]));
     }
-    return list.release();
+    return list;
   }
 
   void forget() {
@@ -100,9 +96,7 @@ class Encoder {
     classes_.tidy();
     names_.tidy();
     kept_.drop_to(0);
-    if (PyList_GET_SIZE(frames_.get()) == 0) return;
-    stops_at_exit(
-        [this] { PyList_SetSlice(frames_.get(), 0, PyList_GET_SIZE(frames_.get()), nullptr); });
+    frames_.drop_to(0);
   }
 
   // These return false, so that encode() goes on otherwise.
@@ -129,7 +123,7 @@ class Encoder {
     if (type == &PyPickleBuffer_Type) return buffer(object);
     if (may_return(object)) {
       if (const std::uint32_t* const number = objects_.find(object); number != nullptr) {
-        return *number == kOpen ? be_careful() : tag(kRef, *number);
+        return *number == kOpen ? leave_to_pickle() : tag(kRef, *number);
       }
     }
     if (type == &PyList_Type) {
@@ -216,7 +210,7 @@ class Encoder {
     out_.byte(static_cast<unsigned>(tag) + (is_named ? kNamed - kText : 0U));
     if (!is_ascii) out_.byte(static_cast<unsigned>(width));
     out_.count(size);
-    out_.text(PyUnicode_DATA(object), size * width);
+    out_.raw(PyUnicode_DATA(object), size * width);
     return true;
   }
   bool is_at_cursor(PyObject* object) const {
@@ -232,24 +226,14 @@ class Encoder {
     if (is_careful_) kept_.hold(object);
     return tag(kMemo);
   }
-  // Write a new object that is numbered after its parts, and so may turn out to be one of its own
-  // parts: pickle then drops what it has made of it.
+  // Write a new object that is numbered after its parts. If it is one of them, pickle is needed.
   template <class Write>
   bool numbered_after(PyObject* object, Write write) {
     if (!may_return(object)) return write();
-    if (!is_careful_) objects_.put(object, kOpen);
-    const std::size_t where = out_.size();
+    objects_.put(object, kOpen);
+    if (is_careful_) kept_.hold(object);
     if (!tag(kMemo) || !write()) return false;
-    std::uint32_t* const number = objects_.find(object);
-    if (!is_careful_) {
-      *number = object_count_++;
-    } else if (number != nullptr) {
-      out_.change(where, kDrop);
-      return tag(kRef, *number);
-    } else {
-      objects_.put(object, object_count_++);
-      kept_.hold(object);
-    }
+    *objects_.find(object) = object_count_++;
     return true;
   }
 
@@ -292,7 +276,8 @@ class Encoder {
   }
   // Add a frame. A reader takes them in the same order.
   bool frame(PyObject* buffer, Tag kind) {
-    return PyList_Append(frames_.get(), buffer) == 0 && tag(kind);
+    frames_.hold(buffer);
+    return tag(kind);
   }
 
   // In encoder_items.hpp:
@@ -316,7 +301,6 @@ class Encoder {
   bool instance(PyObject* object, SentClass& cls);
   bool fields(Shape& shape, PyObject* const* values, std::size_t count);
   bool called(PyObject* object, const SentClass& cls);
-  bool array(PyObject* object, const SentClass& cls);
   bool buffer(PyObject* object);
   bool global(const void* object, const Name& name);
   bool global(PyObject* object, PyObject* name = nullptr);
@@ -327,7 +311,6 @@ class Encoder {
 
   const Known& known_;
   const Ref own_reducer_;
-  const Ref frames_;  // of this message, all but the first
   const Py_ssize_t frame_bytes_;
   Descriptions<PyTypeObject*, SentClass> classes_;
   Descriptions<PyObject*, std::pair<Ref, Name>> names_;  // of what is written by name
@@ -350,7 +333,8 @@ class Encoder {
   std::uint32_t global_count_ = 0;
   int depth_ = 0;
   std::vector<std::unique_ptr<PyObject*[]>> scratch_;
-  Refs kept_;  // objects that were met, in the careful way
+  Refs frames_;  // all but the first
+  Refs kept_;    // objects that were met, in the careful way
 };
 
 }  // namespace shmcast::codec

@@ -47,14 +47,14 @@ inline bool Encoder::other(PyObject* object) {
     case Kind::plain: return instance(object, *cls);
     case Kind::named: return global(object);
     case Kind::called:
-    case Kind::member: return called(object, *cls);
+    case Kind::member:
+    case Kind::array: return called(object, *cls);
     case Kind::named_tuple:
       return numbered_after(object, [&] {
         return tag(kNamedTuple) && global(type, cls->name) && out_.room() &&
                (out_.count(static_cast<std::size_t>(PyTuple_GET_SIZE(object))), true) &&
                tuple_items(object, 0);
       });
-    case Kind::array: return array(object, *cls);
     case Kind::reduced: break;
   }
   return reduced(object, cls->reducer);
@@ -75,12 +75,9 @@ inline bool Encoder::other(PyObject* object) {
 
 // `name`: the one that its reduction gives, or null.
 [[gnu::cold]] inline const Name* Encoder::learn_name(PyObject* object, PyObject* name) {
-  const Ref names(call(known_.name_of, object, name == nullptr ? Py_None : name));
-  if (!names || names.get() == Py_None) return nullptr;
+  const Ref found(call(known_.name_of, object, name == nullptr ? Py_None : name));
   auto made = std::make_unique<std::pair<Ref, Name>>(Ref::to(object), Name());
-  const bool is_found =
-      made->second.set(PyTuple_GET_ITEM(names.get(), 0), PyTuple_GET_ITEM(names.get(), 1)) &&
-      made->second.leads_to(object);
+  const bool is_found = found && made->second.set(found.get()) && made->second.leads_to(object);
   return is_found ? &names_.put(object, std::move(made))->second : nullptr;
 }
 
@@ -152,46 +149,31 @@ inline bool Encoder::fields(Shape& shape, PyObject* const* values, std::size_t c
   return leave();
 }
 
-// What its class is called with: an Enum's member has a value, a Struct has fields.
+// What its class is called with: the value of an Enum's member, the fields of a Struct, what an
+// array is made of.
 inline bool Encoder::called(PyObject* object, const SentClass& cls) {
   Refs values;
-  if (cls.kind == Kind::member) {
-    PyObject* const value = PyObject_GetAttr(object, known_.value.get());  // (in its own dict)
+  if (cls.kind != Kind::called) {
+    const Ref& name = cls.kind == Kind::member ? known_.value : known_.typecode;
+    PyObject* const value = PyObject_GetAttr(object, name.get());  // (which runs no code of others)
     if (value == nullptr) return false;
     values.take(value);
+    const bool is_text = cls.kind == Kind::array && PyUnicode_READ_CHAR(value, 0) >= 'u';
+    if (is_text) return reduced(object, cls.reducer);  // (arrays of 'u' and 'w')
+    if (cls.kind == Kind::array) values.take(PyBytes_FromObject(object));
   }
   for (const Py_ssize_t offset : cls.offsets) {
     values.take(
         Py_XNewRef(*reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset)));
-    if (values.list().back() == nullptr) return leave_to_pickle();
   }
-  const std::size_t count = values.list().size();
+  for (PyObject* const value : values.list()) {
+    if (value == nullptr) return leave_to_pickle();
+  }
   return numbered_after(object, [&] {
     if (!tag(kCall) || !global(cls.type, cls.name) || !out_.room()) return false;
-    out_.count(count);
-    return items(values.list().data(), count);
+    out_.count(values.list().size());
+    return items(values.list().data(), values.list().size());
   });
-}
-
-inline bool Encoder::array(PyObject* object, const SentClass& cls) {
-  const Ref typecode(PyObject_GetAttr(object, known_.typecode.get()));
-  if (!typecode) return false;
-  const Py_UCS4 letter = PyUnicode_READ_CHAR(typecode.get(), 0);
-  if (letter == 'u' || letter == 'w') return reduced(object, cls.reducer);
-  if (!remember(object)) return false;
-  Py_buffer view;
-  if (PyObject_GetBuffer(object, &view, PyBUF_ND) != 0) return false;
-  const auto size = static_cast<std::size_t>(view.len);
-  const bool has_room = out_.room(size);
-  if (has_room) {
-    out_.byte(kArray);
-    out_.byte(letter);
-    out_.byte(static_cast<unsigned>(view.itemsize));
-    out_.count(size);
-    out_.raw(view.buf, size);
-  }
-  PyBuffer_Release(&view);
-  return has_room;
 }
 
 // Not remembered: pickle writes a buffer each time that it meets it.
@@ -270,7 +252,8 @@ inline bool Encoder::reduction(PyObject* object, PyObject* reduction) {
       return leave_to_pickle();
     }
   }
-  const std::size_t where = out_.size();
+  objects_.put(object, kOpen);
+  kept_.hold(object);
   if (!out_.room()) return false;
   out_.byte(kMemo);
   out_.byte(kReduced);
@@ -280,13 +263,7 @@ inline bool Encoder::reduction(PyObject* object, PyObject* reduction) {
   if (!any(function) || !out_.room()) return false;
   out_.count(static_cast<std::size_t>(PyTuple_GET_SIZE(arguments)));
   if (!tuple_items(arguments, 0)) return false;
-  if (const std::uint32_t* const number = objects_.find(object); number != nullptr) {
-    out_.change(where, kDrop);  // it is its own argument's part
-    out_.change(where + 2, 0);
-    return tag(kRef, *number) && leave();
-  }
-  objects_.put(object, object_count_++);
-  kept_.hold(object);
+  *objects_.find(object) = object_count_++;
   for (PyObject* const iterator : {items, pairs}) {
     if (iterator == nullptr) continue;
     while (PyObject* const item = stops_at_exit([&] { return PyIter_Next(iterator); })) {

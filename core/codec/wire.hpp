@@ -30,64 +30,41 @@ inline constexpr std::size_t kRunBytes = 65536;   // each about as large
 inline constexpr Py_ssize_t kFrameBytes = 65536;  // bytes objects of this size are frames
 inline constexpr std::size_t kBitmapFields = 64;
 
-// clang-format off (a kind a line)
+// clang-format off
 enum Tag : std::uint8_t {
-  kNone = 128,
-  kFalse,
-  kTrue,
-  kI16,
-  kI32,
-  kI64,
-  kFloat,
-  kBig,  // count, bytes of two's complement
-  kText,
-  kWide,  // ASCII: count, data; not ASCII: width, count, data
-  kNamed,
-  kNamedWide,
-  kTextRef,  // the same two, which get the next number; a string by number
-  kBytes,
-  kBytearray,  // count, data
-  kList,
-  kTuple,
-  kSet,
-  kFrozenset,  // count, items
-  kDict,       // count, keys, values
-  kMemo,  // the object that follows gets the next number: a list, dict, set or instance before its
-          // parts, any other after them
+  kNone = 128, kFalse, kTrue,
+  kI16, kI32, kI64, kFloat,
+  kBig,                              // count, bytes of two's complement
+  kText, kWide,                      // ASCII: count, data; other: width, count, data
+  kNamed, kNamedWide, kTextRef,      // such, which get the next number; one by number
+  kBytes, kBytearray,                // count, data
+  kList, kTuple, kSet, kFrozenset,   // count, items
+  kDict,                             // count, keys, values
+  kMemo,  // the object that follows gets the next number: a list, dict, set, bytes or instance
+          // before its parts, any other after them
   kRef,   // an object by number
-  kDrop,  // a value to forget, then the one that counts: an object that is its own reduction's part
   // Only among items and keys and values, where each stands for several:
-  kInts,
-  kFloats,    // count, data: 32 bits, 64 bits
-  kRun,       // count, value: the same object so often
-  kStrings,   // count, size, lengths in a byte each, characters: ASCII; each gets a number
-  kTextRefs,  // number, count
+  kInts, kFloats,                    // count, data: 32 bits, 64 bits
+  kRun,                              // count, value: the same object so often
+  kStrings,                          // count, size, lengths, characters: ASCII, with numbers
+  kTextRefs,                         // number, count
   // Instances without a reduction of their own. A shape is a class and its attributes' names.
-  kNewShape,  // size, counts of attributes and slots (2 bytes each), names; fields
-  kSame,      // shape, a bit for each field that is another object than in its last instance; those
-  kShaped,    // shape, fields
-  kUnset,     // a slot without a value
-  // Others.
-  kNewGlobal,
-  kGlobal,  // size, names of module and object; by number
-  kCall,
-  kNamedTuple,  // class, count, items
-  kReduced,
-  kEnd,    // parts, function, count, arguments; the parts
-  kArray,  // typecode, size of an item, count, data
-  kFrame,
-  kReadOnlyFrame,  // the message's next one, as it is
-  kBytesFrame,
-  kBytearrayFrame,  // the same, as these types
+  kNewShape,                         // size, counts of attributes and slots, names; fields
+  kSame,                             // shape, a bit for each field, fields: those that are other
+                                     // objects than in the last instance
+  kShaped,                           // shape, fields
+  kUnset,                            // a slot without a value
+  kNewGlobal, kGlobal,               // size, names of module and object; by number
+  kCall, kNamedTuple,                // class, count, items
+  kReduced, kEnd,                    // parts, function, count, arguments; the parts
+  kFrame, kReadOnlyFrame,            // the message's next one, as it is
+  kBytesFrame, kBytearrayFrame,      // the same, as these types
 };
 // clang-format on
 
-// What may follow the arguments of a reduction, in this order: items; keys and values in turn; each
+// What may follow the arguments of a reduction, in this order: items; keys and values in turn; both
 // to kEnd; what sets the state, if not the object; the state.
-inline constexpr unsigned kItems = 1;
-inline constexpr unsigned kPairs = 2;
-inline constexpr unsigned kSetter = 4;
-inline constexpr unsigned kState = 8;
+enum Part : unsigned { kItems = 1, kPairs = 2, kSetter = 4, kState = 8 };
 // In a shape's count of slots: the state is a list of their values, as of a frozen dataclass.
 inline constexpr unsigned kListState = 0x8000;
 
@@ -127,25 +104,9 @@ class Output {
     std::memcpy(at_, data, size);
     at_ += size;
   }
-  // Characters of a short string: two copies of a fixed size, which overlap, need no loop.
-  void text(const void* data, std::size_t size) {
-    const auto* const from = static_cast<const std::uint8_t*>(data);
-    if (size < 8 || size > 32) return raw(data, size);
-    if (size >= 16) {
-      std::memcpy(at_, from, 16);
-      std::memcpy(at_ + size - 16, from + size - 16, 16);
-    } else {
-      std::memcpy(at_, from, 8);
-      std::memcpy(at_ + size - 8, from + size - 8, 8);
-    }
-    at_ += size;
-  }
   std::uint8_t* place() { return at_; }
   void skip(std::size_t size) { at_ += size; }
   std::size_t size() const { return static_cast<std::size_t>(at_ - start()); }
-  void change(std::size_t where, unsigned byte) {
-    start()[where] = static_cast<std::uint8_t>(byte);
-  }
 
   // Return the bytes object, owned; null with an error set.
   PyObject* take() {

@@ -14,37 +14,38 @@ import io
 import pickle
 import sys
 import types
-from array import array as array
+from array import array
 from collections.abc import Callable
-from copyreg import dispatch_table as dispatch_table
 from typing import Any
 
 # How instances are written; the same numbers are in core/codec/classes.hpp.
 _PICKLED, _REDUCED, _PLAIN, _NAMED, _CALLED, _MEMBER, _NAMED_TUPLE, _ARRAY = range(8)
 
 _Reducer = Callable[[Any], Any]
-_Description = tuple[int, "_Reducer | None", "tuple[str, ...]", bool, "str | None", "str | None"]
+Name = tuple[str, str, "tuple[str, ...]", bytes]
+"""A class or function: its module, its name, the parts of that, and both as they are written."""
+_Description = tuple[int, "_Reducer | None", "tuple[str, ...]", bool, "Name | None"]
 
-HIDING = frozenset(
-    [
-        "__reduce_ex__",
-        "__reduce__",
-        "__getstate__",
-        "__getnewargs__",
-        "__getnewargs_ex__",
-        "__class__",
-    ]
-)
+_METHODS = ("__reduce_ex__", "__reduce__", "__getstate__", "__getnewargs__", "__getnewargs_ex__")
+HIDING = frozenset([*_METHODS, "__class__"])
 """Attributes of an instance that pickle would take for the methods of its class."""
 
 
+# What the core compares with.
+_copyreg: Any = copyreg
+newobj = _copyreg.__newobj__
+dispatch_table = copyreg.dispatch_table
+
+_ABSENT = object()
+
+
 def _look_up(cls: type, name: str) -> Any:
-    """Return what a class or a base has by a name, as it lies there; None: nothing."""
+    """Return what a class or a base has by a name, as it lies there; or _ABSENT."""
     for base in type.__dict__["__mro__"].__get__(cls):
-        found = type.__dict__["__dict__"].__get__(base).get(name)
-        if found is not None:
+        found = type.__dict__["__dict__"].__get__(base).get(name, _ABSENT)
+        if found is not _ABSENT:
             return found
-    return None
+    return _ABSENT
 
 
 def _has(cls: type, like: type, *names: str) -> bool:
@@ -53,8 +54,10 @@ def _has(cls: type, like: type, *names: str) -> bool:
 
 
 _NAMING = ("__getattribute__", "__getattr__", "__module__", "__qualname__", "__hash__", "__eq__")
-_FROZEN_GETSTATE = getattr(dataclasses, "_dataclass_getstate", None)
-_FROZEN_SETSTATE = getattr(dataclasses, "_dataclass_setstate", None)
+# The state of a frozen dataclass with slots is a list of its fields.
+_FROZEN_STATE = tuple(
+    getattr(dataclasses, f"_dataclass_{name}state", _ABSENT) for name in ("get", "set")
+)
 _HEAP_TYPE = 1 << 9
 _namedtuple: Any = collections.namedtuple
 _NEWARGS_CODE = _namedtuple("_Sample", "a").__getnewargs__.__code__
@@ -73,18 +76,28 @@ def describe(
         own_reducer: returns shmcast's own reducer of a class; None: it has none.
 
     Returns:
-        The kind; what reduces an instance, None: its own `__reduce_ex__`; the names of its slots,
-        whether all of them must be set; the class's module and name, None: it is not written.
+        The kind; what reduces an instance, None: its own `__reduce_ex__`; the names of its slots;
+        whether all of them must be set; the class's name, None: it is not written.
     """
     reducer = copyreg.dispatch_table.get(cls) or own_reducer(cls)
     kind, slots = (_REDUCED, ()) if reducer is not None else _kind(cls, obj, is_generic)
-    if kind in (_PLAIN, _CALLED, _MEMBER, _NAMED_TUPLE):
-        module, name = cls.__module__, cls.__qualname__
-        if type(module) is type(name) is str:
-            is_frozen = _look_up(cls, "__getstate__") is _FROZEN_GETSTATE is not None
-            return kind, None, slots, kind == _CALLED or is_frozen, module, name
+    if kind in (_PLAIN, _CALLED, _MEMBER, _NAMED_TUPLE, _ARRAY):
+        name = _name(cls.__module__, cls.__qualname__)
+        if name is not None:
+            return kind, None, slots, kind == _CALLED or _has_frozen_state(cls), name
         kind = _REDUCED
-    return kind, reducer, (), False, None, None
+    return kind, reducer, (), False, None
+
+
+def _name(module: Any, name: Any) -> Name | None:
+    """Return a name as the core takes it; None: it can't be written."""
+    if not type(module) is type(name) is str or "\0" in module + name:
+        return None
+    try:
+        written = b"".join(part.encode() + b"\0" for part in (module, name))
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return None
+    return module, name, tuple(map(sys.intern, name.split("."))), written
 
 
 def _kind(cls: type, obj: Any, is_generic: bool) -> tuple[int, tuple[str, ...]]:
@@ -97,7 +110,7 @@ def _kind(cls: type, obj: Any, is_generic: bool) -> tuple[int, tuple[str, ...]]:
     if not (is_generic and cls.__flags__ & _HEAP_TYPE and _has(cls, object, "__class__")):
         return _REDUCED, ()
     if type(cls) is enum.EnumMeta and _has(cls, enum.Enum, "__reduce_ex__"):
-        return _REDUCED if _look_up(cls, "_value_") else _MEMBER, ()
+        return _MEMBER if _look_up(cls, "_value_") is _ABSENT else _REDUCED, ()
     if not _has(cls, object, "__reduce_ex__"):
         return _REDUCED, ()
     if type(cls).__module__ == "msgspec._core":
@@ -107,7 +120,7 @@ def _kind(cls: type, obj: Any, is_generic: bool) -> tuple[int, tuple[str, ...]]:
     ):
         return _REDUCED, ()
     newargs = _look_up(cls, "__getnewargs__")
-    if newargs is not None:
+    if newargs is not _ABSENT:
         is_standard = (
             getattr(newargs, "__code__", None) is _NEWARGS_CODE
             and _has(cls, object, "__getstate__", "__setstate__")
@@ -131,12 +144,15 @@ def _kind_of_struct(cls: Any, obj: Any) -> tuple[int, tuple[str, ...]]:
     return _REDUCED, ()
 
 
-def _kind_of_plain(cls: Any, obj: Any) -> tuple[int, tuple[str, ...]]:
+def _has_frozen_state(cls: type) -> bool:
     state = _look_up(cls, "__getstate__"), _look_up(cls, "__setstate__")
-    is_frozen = None not in state and state == (_FROZEN_GETSTATE, _FROZEN_SETSTATE)
-    if (is_frozen and cls.__dictoffset__) or not (
-        is_frozen or _has(cls, object, "__getstate__", "__setstate__")
-    ):
+    return state == _FROZEN_STATE and _ABSENT not in state
+
+
+def _kind_of_plain(cls: Any, obj: Any) -> tuple[int, tuple[str, ...]]:
+    is_frozen = _has_frozen_state(cls)
+    has_pickles = _has(cls, object, "__getstate__", "__setstate__")
+    if not (has_pickles or (is_frozen and not cls.__dictoffset__)):
         return _REDUCED, ()
     if cls.__dictoffset__ and not HIDING.isdisjoint(obj.__dict__):
         return _REDUCED, ()
@@ -144,29 +160,71 @@ def _kind_of_plain(cls: Any, obj: Any) -> tuple[int, tuple[str, ...]]:
         object.__reduce_ex__(obj, 5)  # whether it can be pickled at all is the class's matter
     except (TypeError, AttributeError):
         return _REDUCED, ()
-    slots = tuple(copyreg._slotnames(cls))  # type: ignore[attr-defined] # noqa: SLF001
+    slots = tuple(_copyreg._slotnames(cls))  # noqa: SLF001
     if is_frozen:  # in the order of its state
-        fields = tuple(cls.__dataclass_fields__)
+        fields = tuple(_fields(cls))
         return (_PLAIN, fields) if sorted(fields) == sorted(slots) else (_REDUCED, ())
     return _PLAIN, slots
 
 
-def has_pickles_state(cls: Any, slots: tuple[str, ...], is_list_state: bool) -> bool:
-    """Return whether a class leaves it to pickle to set the state of an instance.
+def describe_shape(
+    text: bytes, find: Callable[[str, str], Any]
+) -> tuple[Any, Name | None, tuple[str, ...], int, bool, bool]:
+    """Say what a received shape is.
 
     Args:
-        cls: the class.
-        slots: those that are sent.
-        is_list_state: the state is a list of their values, as of a frozen dataclass.
+        text: its text.
+        find: returns what a module has by a name.
+
+    Returns:
+        The class and its name; the names of the attributes and slots, of how many attributes;
+        whether the state is a list; whether the class leaves it to pickle to set the state.
+
+    Raises:
+        ValueError: it is malformed.
+        Exception: what `find` raises.
     """
-    setstate = _look_up(cls, "__setstate__")
-    if not is_list_state:
-        return setstate is None
-    fields = _look_up(cls, "__dataclass_fields__") or ()
-    return setstate is _FROZEN_SETSTATE is not None and tuple(fields) == slots
+    attributes, slots = int.from_bytes(text[:2], "little"), int.from_bytes(text[2:4], "little")
+    is_list_state, slots = bool(slots & 0x8000), slots & 0x7FFF
+    module, name, *keys, rest = text[4:].decode().split("\0")
+    if rest or len(keys) != attributes + slots:
+        raise ValueError("the message is malformed")
+    cls = find(module, name)
+    if not isinstance(cls, type):
+        raise ValueError(f"the message has instances of {cls!r}, which is no class")
+    names = tuple(map(sys.intern, keys))
+    if is_list_state:
+        is_plain = _has_frozen_state(cls) and tuple(_fields(cls)) == names
+    else:
+        is_plain = _look_up(cls, "__setstate__") is _ABSENT
+    return cls, _name(module, name), names, attributes, is_list_state, is_plain
 
 
-def tuple_fields(cls: Any) -> int:
+def _fields(cls: Any) -> dict[str, Any]:
+    fields: dict[str, Any] = cls.__dataclass_fields__
+    return fields
+
+
+def describe_name(text: bytes, find: Callable[[str, str], Any]) -> tuple[Any, Name | None, int]:
+    """Return what a message names, its name, and of how many items its `__new__` makes a tuple.
+
+    Args:
+        text: the name as it is written.
+        find: returns what a module has by a name.
+
+    Raises:
+        ValueError: it is malformed.
+        Exception: what `find` raises.
+    """
+    module, name, rest = text.decode().split("\0")
+    if rest:
+        raise ValueError("the message is malformed")
+    found = find(module, name)
+    fields = _tuple_fields(found) if isinstance(found, type) else -1
+    return found, _name(module, name), fields
+
+
+def _tuple_fields(cls: Any) -> int:
     """Return how many items a namedtuple's `__new__` makes a tuple of; -1: it does other things.
 
     It is made from a text, and known by what it has of its surroundings.
@@ -193,8 +251,8 @@ def find(module: str, name: str) -> Any:
     return unpickler.find_class(module, name)
 
 
-def name_of(obj: Any, name: str | None) -> tuple[str, str] | None:
-    """Return the module and name by which pickle saves a class or function; None: it can't.
+def name_of(obj: Any, name: str | None) -> Name | None:
+    """Return the name by which pickle saves a class or function; None: it can't.
 
     Args:
         obj: the class or function.
@@ -206,7 +264,7 @@ def name_of(obj: Any, name: str | None) -> tuple[str, str] | None:
         module = _pickle.whichmodule(obj, name)
     except AttributeError:
         return None
-    return (module, name) if type(module) is type(name) is str else None
+    return _name(module, name)
 
 
 def add_items(obj: Any, items: list[Any]) -> None:

@@ -31,25 +31,28 @@ class ObjectCodec(ObjectCoder):
     """
 
     def __init__(self, *, allow: Collection[type | Callable[..., Any] | str] | None = None) -> None:
-        pickle_codec = PickleCodec(allow=allow)
         self.allow: Collection[type | Callable[..., Any] | str] | None = allow
         """What a message may name, as it was given."""
-        self.find = pickle_codec.find
-        """Return what a message names, or raise `UnpicklingError`; None: everything is allowed."""
-        self._pickle = pickle_codec
+        self._pickle = self._make_pickle_codec()
         super().__init__(
             object_classes,
-            _own_reducers,
-            self.find or object_classes.find,
+            self._make_reducers().own_reducer,
+            self._pickle.find or object_classes.find,
             OUT_OF_BAND_BYTES,
-            pickle_codec.encode,
-            pickle_codec.decode,
+            self._encode_otherwise(),
+            self._pickle.decode,
         )
+
+    def _make_pickle_codec(self) -> PickleCodec:
+        """Return the codec for what this one does not take."""
+        return PickleCodec(allow=self.allow)
+
+    def _encode_otherwise(self) -> Callable[[Any], list[Any]]:
+        return self._pickle.encode
+
+    def _make_reducers(self) -> Reducers:
+        return Reducers()
 
     def sample(self) -> Any:
         """Return a small message of the kinds of objects that messages are made of."""
         return self._pickle.sample()
-
-
-def _own_reducers(_frames: list[Any]) -> Callable[[type], Callable[[Any], Any] | None]:
-    return Reducers.own_reducer

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from shmcast._codecs.base import Received
-from shmcast._devices.codec import Carrier, DeviceCodec
+from shmcast._devices.codec import Carrier, DeviceCodec, DevicePickleCodec
 from shmcast._devices.collectives import DeviceBroadcast, PeerProgress, Route
 from shmcast._devices.manifest import Manifest, OutgoingTensors
 from shmcast._devices.receive import IncomingMessage
@@ -46,6 +46,7 @@ class DeviceLane:
         device_types: the types of devices whose tensors take the lane; None: all but "cpu".
         label: how errors name this rank.
         allow: see `PickleCodec`.
+        by_pickle: whether to pickle all objects, as `PickleCodec` does.
 
     Raises:
         InvalidArgument: a dedicated group has no backend for one of the `device_types`.
@@ -58,6 +59,7 @@ class DeviceLane:
         device_types: Collection[str] | None,
         label: str,
         allow: Collection[type | Callable[..., Any] | str] | None = None,
+        by_pickle: bool = False,
     ) -> None:
         backends = _backends(group)
         if not is_dedicated:
@@ -71,7 +73,8 @@ class DeviceLane:
             )
         # A proxy, because the lane refers to the end of frames, and the end to the codec. Part of
         # that cycle is in the core, where the garbage collector can't look.
-        self.codec: DeviceCodec = DeviceCodec(weakref.proxy(self), allow)
+        make_codec = DevicePickleCodec if by_pickle else DeviceCodec
+        self.codec: DeviceCodec | DevicePickleCodec = make_codec(weakref.proxy(self), allow)
         """Finds the device tensors in objects to send."""
         self.carries_cpu: bool = "cpu" in (device_types or ())
         """Whether tensors in host memory take the lane, too."""

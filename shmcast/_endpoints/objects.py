@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from shmcast._codecs.base import Codec, Frame
-from shmcast._codecs.pickle_codec import PickleCodec
+from shmcast._codecs.object_codec import ObjectCodec
 from shmcast._core import MemoryChanged
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.warmup import Warmup
@@ -15,12 +15,12 @@ from shmcast.errors import EncodeError, InvalidArgument
 
 
 def checked_codec(codec: Codec | None, label: str) -> Codec:
-    """Return the codec to use; None is `PickleCodec()`.
+    """Return the codec to use; None is `ObjectCodec()`.
 
     Raises:
         InvalidArgument: it lacks one of a codec's methods, or is a class.
     """
-    codec = PickleCodec() if codec is None else codec
+    codec = ObjectCodec() if codec is None else codec
     if isinstance(codec, type):
         raise InvalidArgument(
             f"{label}: codec={codec!r} is a class; pass an object of it, such as "

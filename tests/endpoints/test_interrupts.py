@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import pytest
 
 import shmcast
-from shmcast import PickleCodec, Reader, WaitPolicy, Writer
+from shmcast import ObjectCodec, Reader, WaitPolicy, Writer
 
 SECONDS = 30.0
 
@@ -35,7 +35,7 @@ def fail(_number: int, _frame: FrameType | None) -> NoReturn:
     raise Handled
 
 
-class SignalsOnce(PickleCodec):
+class SignalsOnce(ObjectCodec):
     """Signals itself while it encodes or decodes the first object."""
 
     def __init__(self, what: str) -> None:
@@ -93,7 +93,7 @@ def test_while_encoding_a_handler_ends_the_send_with_its_own_error() -> None:
 
 
 def test_an_error_of_the_codec_still_consumes_the_message() -> None:
-    class Fails(PickleCodec):
+    class Fails(ObjectCodec):
         def decode(self, frames: list[Any]) -> Any:
             obj = super().decode(frames)
             if obj == "bad":

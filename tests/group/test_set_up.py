@@ -114,7 +114,7 @@ def other_codec(rank: int) -> str:
 
 def test_ranks_with_different_codecs_are_told(world: Crew) -> None:
     for error in world.run(4, other_codec):
-        assert "rank 0 has PickleCodec, rank 1 has PickleCodec" in error
+        assert "rank 0 has ObjectCodec, rank 1 has ObjectCodec" in error
         assert "rank 3 has _Other" in error
 
 

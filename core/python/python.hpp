@@ -1,6 +1,6 @@
-// Room: codec. What the codec needs of CPython, in each version.
-// Knows: references, calls that may run the code of others, names that are looked up.
-// Does not know: what a message looks like.
+// Room: python. What the core needs of CPython beyond its API, in each version.
+// Knows: references, calls that may run the code of others.
+// Does not know: what the core does with objects.
 #pragma once
 
 #include <Python.h>
@@ -8,7 +8,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <initializer_list>
 #include <utility>
 #include <vector>
 
@@ -25,8 +24,6 @@ auto stops_at_exit(Action action) {
     for (;;) pause();
   }
 }
-
-namespace codec {
 
 // An owned reference, or null. To drop one may run a finalizer.
 class Ref {
@@ -137,45 +134,4 @@ class WithoutCollection {
   bool was_on_;
 };
 
-// Objects and names of Python's, and the functions of _codecs/object_classes.py.
-struct Known {
-  // Returns false with an error set.
-  bool find(PyObject* functions) {
-    for (const auto& [place, name] :
-         std::initializer_list<std::pair<Ref*, const char*>>{{&reduce_ex, "__reduce_ex__"},
-                                                             {&class_, "__class__"},
-                                                             {&dict, "__dict__"},
-                                                             {&setstate, "__setstate__"},
-                                                             {&value, "_value_"},
-                                                             {&typecode, "typecode"},
-                                                             {&raw, "raw"},
-                                                             {&toreadonly, "toreadonly"}}) {
-      if (!(*place = Ref(PyUnicode_InternFromString(name)))) return false;
-    }
-    for (const auto& [place, name] : std::initializer_list<std::pair<Ref*, const char*>>{
-             {&describe, "describe"},
-             {&has_pickles_state, "has_pickles_state"},
-             {&tuple_fields, "tuple_fields"},
-             {&name_of, "name_of"},
-             {&restore, "restore"},
-             {&add_items, "add_items"},
-             {&build, "build"},
-             {&hiding, "HIDING"},
-             {&array, "array"},
-             {&newobj, "newobj"},
-             {&dispatch_table, "dispatch_table"}}) {
-      if (!(*place = Ref(PyObject_GetAttrString(functions, name)))) return false;
-    }
-    protocol = Ref(PyLong_FromLong(5));
-    nothing = Ref(PyTuple_New(0));
-    return protocol && nothing;
-  }
-
-  Ref reduce_ex, class_, dict, setstate, value, typecode, raw, toreadonly, protocol, nothing;
-  Ref describe, has_pickles_state, tuple_fields, name_of, restore, add_items, build;
-  Ref hiding;  // attributes of an instance that pickle would take for its class's methods
-  Ref array, newobj, dispatch_table;
-};
-
-}  // namespace codec
 }  // namespace shmcast
