@@ -59,6 +59,16 @@ def unsendable(error: BaseException, codec: Codec, label: str) -> EncodeError | 
     return None
 
 
+def refused(obj: Any, error: Exception, codec: Codec, label: str) -> EncodeError:
+    """Return the error that says which part of an object its codec has refused, and why."""
+    path = ""
+    if isinstance(codec, PickleCodec):  # (msgspec's errors have the path in them)
+        from shmcast._codecs.unpicklable import path_of
+
+        path = path_of(obj, is_interruption)
+    return EncodeError.of(obj, error, label, path)
+
+
 class ObjectSender:
     """Sends objects to a sink of frames.
 
@@ -103,7 +113,7 @@ class ObjectSender:
             except Exception as error:
                 if is_interruption(error):
                     raise
-                raise EncodeError.of(obj, error, self._sink.label) from error
+                raise refused(obj, error, self._codec, self._sink.label) from error
             self._publish(frames, timeout)
         except BaseException as error:
             self._sink.forget_views()
