@@ -19,7 +19,9 @@ _MOST_CHARACTERS = 300
 _MOST_OF_A_KEY = 60
 
 
-def path_of(obj: Any, is_interruption: Callable[[BaseException], bool]) -> str:
+def path_of(
+    obj: Any, is_interruption: Callable[[BaseException], bool], text: str | None = None
+) -> str:
     """Return the path to the part of `obj` that pickle refuses, such as "Step.requests[3].lock".
 
     The object is pickled once more, by Python's own pickler, whose bytes go nowhere: so the walk
@@ -31,6 +33,8 @@ def path_of(obj: Any, is_interruption: Callable[[BaseException], bool]) -> str:
         obj: what pickle has refused.
         is_interruption: tells an error of pickling from one that a signal's handler raises, which
             is raised.
+        text: what the refusal must say; None: anything. (A fallback takes some of what pickle
+            refuses, and may refuse another part.)
 
     Returns:
         The path, or an empty string: `obj` itself is refused, is too large, or this time is not.
@@ -41,7 +45,7 @@ def path_of(obj: Any, is_interruption: Callable[[BaseException], bool]) -> str:
     except Exception as error:
         if is_interruption(error):
             raise
-        if not isinstance(error, _GivenUp | RecursionError):
+        if not isinstance(error, _GivenUp | RecursionError) and text in (None, str(error)):
             return walk.path()
     return ""
 

@@ -65,7 +65,8 @@ def refused(obj: Any, error: Exception, codec: Codec, label: str) -> EncodeError
     if isinstance(codec, PickleCodec):  # (msgspec's errors have the path in them)
         from shmcast._codecs.unpicklable import path_of
 
-        path = path_of(obj, is_interruption)
+        has_fallback = getattr(codec, "fallback", None) is not None
+        path = path_of(obj, is_interruption, str(error) if has_fallback else None)
     return EncodeError.of(obj, error, label, path)
 
 

@@ -47,7 +47,7 @@ def codec(chosen: Codec | None) -> Codec | None:
     Raises:
         InvalidArgument: the variable leads to none.
     """
-    what = '"pickle", or module:attribute of a codec or of what makes one'
+    what = '"object", "pickle", or module:attribute of a codec or of what makes one'
     return _setting(CODEC, chosen, _codec, what)
 
 
