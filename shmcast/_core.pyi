@@ -56,6 +56,40 @@ def pickle_plain(obj: object) -> bytes | None:
 def unpickle_plain(frame: bytearray | memoryview, otherwise: Callable[[Any], Any]) -> Any:
     """Return the object of such a pickle; of any other, return `otherwise(frame)`."""
 
+class ObjectCoder:
+    """Encodes objects, and decodes them, as pickle would.
+
+    Args:
+        make_reducers: given a list that takes frames, returns a function that tells how to reduce
+            the instances of a class; None: in pickle's own way.
+        find: returns what a module has by a name, or raises; None: whatever can be imported.
+        frame_bytes: buffers of this size or more become frames of their own.
+        encode_otherwise: encodes what this does not.
+        decode_otherwise: decodes what this has not encoded.
+    """
+
+    def __init__(
+        self,
+        make_reducers: Callable[[list[Any]], Callable[[type], Callable[[Any], Any] | None]],
+        find: Callable[[str, str], Any] | None,
+        frame_bytes: int,
+        encode_otherwise: Callable[[Any], list[Any]],
+        decode_otherwise: Callable[[list[Any]], Any],
+    ) -> None: ...
+    def encode(self, obj: Any, /) -> list[Any]:
+        """Return the frames of `obj`: the message, then its large buffers.
+
+        Raises:
+            Exception: what pickle or a reducer raises; of any class.
+        """
+    def decode(self, frames: list[Any], /) -> Any:
+        """Return the object that `encode` took.
+
+        Raises:
+            ValueError: the message is malformed.
+            Exception: what rebuilding its objects raises; of any class.
+        """
+
 class Geometry:
     """The shape of a ring; both sides must give the same.
 

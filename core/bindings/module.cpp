@@ -20,6 +20,7 @@
 #include "arena/arena.hpp"
 #include "arena/mapping.hpp"
 #include "bindings/arena_objects.hpp"
+#include "bindings/codec.hpp"
 #include "bindings/convert.hpp"
 #include "bindings/endpoint.hpp"
 #include "bindings/errors.hpp"
@@ -99,6 +100,15 @@ void bind_pickle(nb::module_& m) {
         return owned(piece_collector(pieces.ptr(), buffers.ptr()));
       },
       "pieces"_a, "buffers"_a);
+}
+
+void bind_codec(nb::module_& m) {
+  nb::class_<ObjectCoder>(m, "ObjectCoder")
+      .def(nb::init<nb::object, nb::object, Py_ssize_t, nb::object, nb::object>(),
+           "make_reducers"_a, "find"_a.none(), "frame_bytes"_a, "encode_otherwise"_a,
+           "decode_otherwise"_a)
+      .def("encode", &ObjectCoder::encode, nb::arg().none())
+      .def("decode", &ObjectCoder::decode, nb::arg());
 }
 
 // Foreign memory, as Python objects.
@@ -273,6 +283,7 @@ NB_MODULE(_core, m) {
   bind_errors(m);
   bind_waiting(m);
   bind_pickle(m);
+  bind_codec(m);
   bind_memory(m);
   bind_arena(m);
   bind_members(m);

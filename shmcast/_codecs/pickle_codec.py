@@ -190,7 +190,7 @@ class Reducers(dict[type, Callable[[Any], Any]]):
     """
 
     def __missing__(self, cls: type) -> Callable[[Any], Any]:
-        reducer = copyreg.dispatch_table.get(cls) or self._shmcast_reducer(cls)
+        reducer = copyreg.dispatch_table.get(cls) or self.own_reducer(cls)
         if reducer is None:
             if issubclass(cls, type):
                 raise KeyError(cls)  # a class of a metaclass: pickle saves it by name
@@ -199,7 +199,8 @@ class Reducers(dict[type, Callable[[Any], Any]]):
         return reducer
 
     @staticmethod
-    def _shmcast_reducer(cls: type) -> Callable[[Any], Any] | None:
+    def own_reducer(cls: type) -> Callable[[Any], Any] | None:
+        """Return shmcast's own reducer of a class; None: it has none."""
         # Whoever has an array has imported its library already.
         if issubclass(cls, getattr(sys.modules.get("numpy"), "ndarray", ())):
             from shmcast._codecs import arrays
