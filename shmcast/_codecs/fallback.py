@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from shmcast._codecs.base import Frame
 from shmcast.errors import InvalidArgument, MissingDependency
 
 REFUSALS = (pickle.PicklingError, AttributeError, TypeError)
@@ -45,6 +46,18 @@ class Fallback:
         else:
             _check(module)
             self.name, self._module = module.__name__, module
+
+    def behind(self, encode: Callable[[Any], list[Frame]]) -> Callable[[Any], list[Frame]]:
+        """Return what `encode` is, but for what that refuses."""
+
+        def encode_or_fall_back(obj: Any) -> list[Frame]:
+            try:
+                return encode(obj)
+            except REFUSALS:
+                wrapped = self.wrap(obj)
+            return encode(wrapped)
+
+        return encode_or_fall_back
 
     def wrap(self, obj: Any) -> Any:
         """Return what pickle takes in the place of `obj`: it is unpickled as `obj`.

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shmcast._codecs.base import OUT_OF_BAND_BYTES
 from shmcast._codecs.pickle_codec import PickleCodec, Reducers
 from shmcast._core import ObjectCoder
+from shmcast.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from shmcast._codecs.fallback import PickleLike
 
 
 class ObjectCodec(ObjectCoder):
@@ -24,20 +28,42 @@ class ObjectCodec(ObjectCoder):
 
     Args:
         allow: see `PickleCodec`.
+        fallback: "cloudpickle", or a module like it (`dumps`, `loads`): encodes the whole message
+            where pickle refuses a part of it, such as a local function. By name it is imported only
+            then. Readers need the module too, but not this argument. None: there is none.
 
     Raises:
-        InvalidArgument: `allow` has what is no class, function or name.
+        InvalidArgument: `allow` has what is no class, function or name; or `fallback` is no such
+            module, or comes with `allow`, which could not look into what it has encoded.
+        MissingDependency: no module of the name `fallback` is installed.
     """
 
-    def __init__(self, *, allow: Collection[type | Callable[..., Any] | str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        allow: Collection[type | Callable[..., Any] | str] | None = None,
+        fallback: str | PickleLike | None = None,
+    ) -> None:
         pickle_codec = PickleCodec(allow=allow)
+        encode_by_pickle = pickle_codec.encode
+        if fallback is not None:
+            from shmcast._codecs.fallback import Fallback
+
+            if allow is not None:
+                raise InvalidArgument(
+                    "ObjectCodec: allow and fallback exclude each other: an allow-list can't look "
+                    "into what a fallback has encoded"
+                )
+            encode_by_pickle = Fallback(fallback).behind(pickle_codec.encode)
+        self.fallback: str | PickleLike | None = fallback
+        """What encodes the objects that pickle refuses, as it was given."""
         self.allow: Collection[type | Callable[..., Any] | str] | None = allow
         """What a message may name, as it was given."""
         self.find = pickle_codec.find
         """Return what a message names, or raise `UnpicklingError`; None: everything is allowed."""
         self._pickle = pickle_codec
         super().__init__(
-            _own_reducers, self.find, OUT_OF_BAND_BYTES, pickle_codec.encode, pickle_codec.decode
+            _own_reducers, self.find, OUT_OF_BAND_BYTES, encode_by_pickle, pickle_codec.decode
         )
 
     def sample(self) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from shmcast._codecs.base import Codec, Frame
+from shmcast._codecs.object_codec import ObjectCodec
 from shmcast._codecs.pickle_codec import PickleCodec
 from shmcast._core import MemoryChanged
 from shmcast._endpoints.frame_reader import FrameReader
@@ -62,7 +63,7 @@ def unsendable(error: BaseException, codec: Codec, label: str) -> EncodeError | 
 def refused(obj: Any, error: Exception, codec: Codec, label: str) -> EncodeError:
     """Return the error that says which part of an object its codec has refused, and why."""
     path = ""
-    if isinstance(codec, PickleCodec):  # (msgspec's errors have the path in them)
+    if isinstance(codec, ObjectCodec | PickleCodec):  # (msgspec's errors have the path in them)
         from shmcast._codecs.unpicklable import path_of
 
         has_fallback = getattr(codec, "fallback", None) is not None

@@ -98,18 +98,18 @@ def test_an_object_without_cycles_needs_no_collector(no_gc: None) -> None:
             assert [ref() for ref in alive if ref() is not None] == []
 
 
-def leaks(run: Callable[[], object], times: int) -> bool:
-    """Return whether each call leaves a block of memory, or each second, as long as one looks.
+def leaks(run: Callable[[], object], times: int, rounds: int = 5) -> bool:
+    """Return whether each call leaves a block of memory, as long as one looks.
 
     (Free lists and caches come and go, so that a single look proves nothing.)
     """
     blocks = []
-    for _ in range(6):
+    for _ in range(1 + rounds):
         for _ in range(times):
             run()
         gc.collect()
         blocks.append(sys.getallocatedblocks())
-    return min(b - a for a, b in itertools.pairwise(blocks)) > times // 2
+    return min(b - a for a, b in itertools.pairwise(blocks)) > 0.9 * times
 
 
 def test_messages_leave_nothing_behind(no_gc: None) -> None:
@@ -170,14 +170,14 @@ def test_damaged_messages_leave_nothing_behind(no_gc: None) -> None:
     whole = sent(codec, [zoo.CASES[n]() for n in ("dataclasses", "bags", "enums", "many strings")])
     if whole[0][0] != 0xF5:
         pytest.skip("a pickle")
-    damaged = [damage(random.Random(seed), bytearray(whole[0])) for seed in range(300)]  # noqa: S311
+    damaged = [damage(random.Random(seed), bytearray(whole[0])) for seed in range(100)]  # noqa: S311
 
     def decode_all() -> None:
         for message in damaged:
             with contextlib.suppress(Exception):
                 codec.decode([bytearray(message)])
 
-    assert not leaks(decode_all, 4)
+    assert not leaks(decode_all, 40, 9)  # one of them, say
 
 
 def test_a_codec_that_goes_takes_its_caches_with_it(no_gc: None) -> None:
