@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import importlib
 import marshal
 import pickle
 import random
@@ -27,7 +29,7 @@ ENGINE, USERS = "engine", "users"
 EVICTED_MIB = (0, 8, 64)
 """How much of other memory is written between any two calls; 0: caches stay warm."""
 TURNS = 5
-SECONDS = {0: 0.06, 8: 0.1, 64: 0.3}
+SECONDS = {0: 0.06, 8: 0.1, 64: 0.25}
 """How long a codec's turn takes, by what is evicted."""
 MESSAGES = 200
 """The most messages of a turn that count."""
@@ -93,8 +95,7 @@ def _pickle(_workload: Workload) -> Coder:
 
 
 def _cloudpickle(_workload: Workload) -> Coder:
-    import cloudpickle
-
+    cloudpickle: Any = importlib.import_module("cloudpickle")
     return Coder(cloudpickle.dumps, cloudpickle.loads)
 
 
@@ -113,8 +114,7 @@ def _msgspec_untyped(_workload: Workload) -> Coder:
 
 
 def _ormsgpack(_workload: Workload) -> Coder:
-    import ormsgpack
-
+    ormsgpack: Any = importlib.import_module("ormsgpack")
     options = ormsgpack.OPT_NON_STR_KEYS | ormsgpack.OPT_SERIALIZE_NUMPY
     return Coder(
         lambda obj: ormsgpack.packb(obj, option=options),
@@ -142,7 +142,9 @@ CODECS: dict[str, Codec] = {
         ),
         Codec("msgspec untyped", "`msgspec.msgpack`, an encoder and a decoder that are kept",
               "msgspec", _msgspec_untyped),
-        Codec("ormsgpack", "`packb(OPT_NON_STR_KEYS, OPT_SERIALIZE_NUMPY)`", "ormsgpack", _ormsgpack),
+        Codec(
+            "ormsgpack", "`packb(OPT_NON_STR_KEYS, OPT_SERIALIZE_NUMPY)`", "ormsgpack", _ormsgpack
+        ),
         Codec("marshal", "`marshal.dumps`, `marshal.loads`", "", _marshal),
     )
 }  # fmt: skip
@@ -167,18 +169,27 @@ ENGINE_WORKLOADS = ("49 B", "0.5 KB", "16 KB", *STEP_WORKLOADS, "trace")
 def workloads() -> dict[str, tuple[str, Workload]]:
     """Return what is encoded: the kind and the workload, by name."""
     found = {name: (ENGINE, WORKLOADS[name]) for name in ENGINE_WORKLOADS}
-    for name, obj in users.objects().items():
-        found[name] = (USERS, Workload(name, f"An object of users: {name}.", lambda obj=obj: [obj]))  # type: ignore[misc]
+    for name, messages in users.messages().items():
+        what = f"An object as users send it: {name}."
+        found[name] = (USERS, Workload(name, what, functools.partial(list, messages)))
     return found
 
 
-def cases(names: Sequence[str] = (), evicted: Sequence[int] = EVICTED_MIB) -> list[CodecCase]:
-    """Return the cases of some workloads, or of all."""
+def cases(names: Sequence[str] = (), evicted: Sequence[int] = ()) -> list[CodecCase]:
+    """Return the cases; of no names, and of no sizes, all.
+
+    Raises:
+        ValueError: there is no such workload.
+    """
+    known = workloads()
+    for name in names:
+        if name not in known:
+            raise ValueError(f"workload {name!r} is none of {'; '.join(known)}")
     return [
         CodecCase(workload, kind, mib)
-        for name, (kind, workload) in workloads().items()
+        for name, (kind, workload) in known.items()
         if not names or name in names
-        for mib in evicted
+        for mib in evicted or EVICTED_MIB
     ]
 
 
@@ -236,7 +247,7 @@ class _Run:
         overhead = _overhead_ns()
         encodes, decodes = [], []
         end = time.monotonic() + seconds
-        got = None
+        kept: list[Any] = []
         for number, message in zip(range(WARM_UP + MESSAGES), self._cycle(), strict=False):
             evict()
             began = clock()
@@ -245,11 +256,13 @@ class _Run:
             encodes.append(ended - began - overhead)
             if isinstance(frames, list):  # as a reader gets them: in memory of its own
                 frames = [*map(bytearray, frames)]
-            del got  # a reader drops a step before it takes the next
+            kept.clear()  # a reader drops a step before it takes the next
             evict()
             began = clock()
             got = decode(frames)
             ended = clock()
+            kept.append(got)
+            del got
             decodes.append(ended - began - overhead)
             if number > 2 * WARM_UP and time.monotonic() > end:
                 break
@@ -307,15 +320,3 @@ def _row(case: CodecCase, name: str, run: _Run) -> Row:
         row[f"{figure}_p50_us"] = float(np.median(np.concatenate(turns)))
         row[f"{figure}_p50_low_us"], row[f"{figure}_p50_high_us"] = low, high
     return row
-
-
-def ratio(rows: Sequence[Row], name: str = OURS, baseline: str = BASELINE) -> float:
-    """Return how many times as fast as a baseline a codec encodes and decodes, in one case.
-
-    Raises:
-        LookupError: one of them has no row.
-    """
-    found = {row["codec"]: row["both_p50_us"] for row in rows}
-    if name not in found or baseline not in found:
-        raise LookupError(f"{name} and {baseline} have no figures: {sorted(found)}")
-    return float(found[baseline] / found[name])

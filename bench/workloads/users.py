@@ -166,8 +166,6 @@ def _plain(chance: random.Random) -> dict[str, Any]:
         "small tuple": (1, "a", None, 2.5),
         "record": _records(chance, 1)[0],
         "30 records": _records(chance, 30),
-        "300 new strings": _words(chance, 300),
-        "5000 new strings": _words(chance, 5000),
         "100 strings not ASCII": [word + "é" for word in _words(chance, 100)],
         "text of 100 KB": "x y " * 25_000,
         "bytes of 1 MB": b"ab" * 500_000,
@@ -205,7 +203,7 @@ def _classes() -> dict[str, Any]:
 
 
 def _library(chance: random.Random) -> dict[str, Any]:
-    day, hour = datetime.datetime(2025, 1, 1), datetime.timedelta(hours=1)  # noqa: DTZ001
+    day, hour = datetime.datetime(2025, 1, 1), datetime.timedelta(hours=1)
     return {
         "100 datetimes": [day + i * hour for i in range(100)],
         "50 decimals": [decimal.Decimal(i) / 7 for i in range(50)],
@@ -221,12 +219,28 @@ def _library(chance: random.Random) -> dict[str, Any]:
     }
 
 
-def objects() -> dict[str, Any]:
-    """Return the objects, by what they are."""
+def _always_new(chance: random.Random) -> dict[str, list[Any]]:
+    """Return messages of which each has other strings and numbers than those before it."""
+    return {
+        "300 new strings": [_words(chance, 300) for _ in range(_MANY)],
+        "5000 new strings": [_words(chance, 5000) for _ in range(_MANY)],
+        "300 new ids": [
+            [f"request-{chance.getrandbits(64):x}" for _ in range(300)] for _ in range(_MANY)
+        ],
+        "10 new records": [_records(chance, 10) for _ in range(_MANY)],
+        "100 new dataclasses": [
+            [Node(chance.getrandbits(40), word, [chance.random()]) for word in _words(chance, 100)]
+            for _ in range(_MANY)
+        ],
+    }
+
+
+_MANY = 40
+"""More messages than any codec remembers."""
+
+
+def messages() -> dict[str, list[Any]]:
+    """Return messages by what they are: one object that is sent again and again, or many."""
     chance = random.Random(1)  # noqa: S311 (the same in each process)
-    return _plain(chance) | _classes() | _library(chance)
-
-
-NAMES: tuple[str, ...] = tuple(objects())
-"""Of all objects."""
-
+    objects = _plain(chance) | _classes() | _library(chance)
+    return {name: [obj] for name, obj in objects.items()} | _always_new(chance)
