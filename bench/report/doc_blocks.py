@@ -219,7 +219,8 @@ def codec(results: Results) -> str:
             codec_tables.table(rows),
             _wrapped(
                 "Encode and decode of one message, the sum in µs, p50, and how many times as fast "
-                "as pickle; *: what arrives has other types than what was sent. "
+                "as pickle; *: what arrives has other types than what was sent. Large arrays are in"
+                " pickle's bytes; shmcast hands them on as buffers, for the ring to copy. "
                 f"{tables.where(suite.machine)}."
             ),
             codec_tables.of_caches(rows, list(codec_tables.by_workload(rows, 0))),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import importlib
 import marshal
 import pickle
 import random
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -236,7 +236,7 @@ class _Run:
         self._evict = _eviction(evicted_mib)
         first = self._messages[0]
         encoded = coder.encode(first)
-        self.is_same = _shown(coder.decode(encoded)) == _shown(first)
+        self.is_same = _types(coder.decode(encoded)) == _types(first)
         self.nbytes = sum(map(_size, encoded)) if isinstance(encoded, list) else len(encoded)
         self.encodes: list[Any] = []
         self.decodes: list[Any] = []
@@ -280,9 +280,22 @@ def _size(frame: Any) -> int:
     return int(memoryview(frame).nbytes)
 
 
-def _shown(obj: Any) -> str:
-    """Return what tells an object from others, without the addresses of what has no repr."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(obj))
+def _types(obj: Any) -> str:
+    """Return an object's type and those of all that it holds."""
+    parts: list[str] = []
+    if isinstance(obj, dict):
+        parts = [*map(_types, obj), *map(_types, obj.values())]
+    elif isinstance(obj, list | tuple):
+        parts = [*map(_types, obj)]
+    elif isinstance(obj, set | frozenset):
+        parts = sorted(map(_types, obj))
+    elif isinstance(obj, np.ndarray):
+        parts = [str(obj.dtype)]
+    elif dataclasses.is_dataclass(obj) and not isinstance(obj, type):
+        parts = [_types(getattr(obj, each.name)) for each in dataclasses.fields(obj)]
+    elif hasattr(obj, "__struct_fields__"):
+        parts = [_types(getattr(obj, name)) for name in obj.__struct_fields__]
+    return f"{type(obj).__qualname__}({', '.join(parts)})"
 
 
 def _overhead_ns() -> int:
@@ -317,6 +330,6 @@ def _row(case: CodecCase, name: str, run: _Run) -> Row:
     }
     for figure, turns in (("encode", run.encodes), ("decode", run.decodes), ("both", both)):
         low, high = intervals.interval(turns, intervals.percentile(50))
-        row[f"{figure}_p50_us"] = float(np.median(np.concatenate(turns)))
-        row[f"{figure}_p50_low_us"], row[f"{figure}_p50_high_us"] = low, high
+        found = {"": float(np.median(np.concatenate(turns))), "_low": low, "_high": high}
+        row |= {f"{figure}_p50{end}_us": round(value, 4) for end, value in found.items()}
     return row
