@@ -9,6 +9,7 @@ lets signal handlers run. `shmcast` turns the exceptions below into its own.
 
 import pickle
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, Protocol
 
 from typing_extensions import Buffer
@@ -60,9 +61,10 @@ class ObjectCoder:
     """Encodes objects, and decodes them, as pickle would.
 
     Args:
+        functions: the module `shmcast._codecs.object_classes`.
         make_reducers: given a list that takes frames, returns a function that tells how to reduce
             the instances of a class; None: in pickle's own way.
-        find: returns what a module has by a name, or raises; None: whatever can be imported.
+        find: returns what a module has by a name, or raises.
         frame_bytes: buffers of this size or more become frames of their own.
         encode_otherwise: encodes what this does not.
         decode_otherwise: decodes what this has not encoded.
@@ -70,8 +72,9 @@ class ObjectCoder:
 
     def __init__(
         self,
+        functions: ModuleType,
         make_reducers: Callable[[list[Any]], Callable[[type], Callable[[Any], Any] | None]],
-        find: Callable[[str, str], Any] | None,
+        find: Callable[[str, str], Any],
         frame_bytes: int,
         encode_otherwise: Callable[[Any], list[Any]],
         decode_otherwise: Callable[[list[Any]], Any],

@@ -24,17 +24,17 @@ namespace nb = nanobind;
 
 class ObjectCoder {
  public:
-  // `make_reducers`: given a list for frames, returns an encoder's own_reducer, which may add to
-  // it. The last two take what this can't: an object, or a message.
-  ObjectCoder(nb::object make_reducers, nb::object find, Py_ssize_t frame_bytes,
-              nb::object encode_otherwise, nb::object decode_otherwise)
-      : known_(codec::Known::get()),
-        make_reducers_(std::move(make_reducers)),
+  // `functions`: of _codecs/object_classes.py. `make_reducers`: given a list for frames, returns an
+  // encoder's own_reducer, which may add to it. `find`: a decoder's. The last two take what this
+  // can't: an object, or a message.
+  ObjectCoder(nb::handle functions, nb::object make_reducers, nb::object find,
+              Py_ssize_t frame_bytes, nb::object encode_otherwise, nb::object decode_otherwise)
+      : make_reducers_(std::move(make_reducers)),
         find_(std::move(find)),
         encode_otherwise_(std::move(encode_otherwise)),
         decode_otherwise_(std::move(decode_otherwise)),
         frame_bytes_(frame_bytes) {
-    if (known_ == nullptr) throw nb::python_error();
+    if (!known_.find(functions.ptr())) throw nb::python_error();
   }
 
   nb::object encode(nb::handle object) {
@@ -74,8 +74,7 @@ class ObjectCoder {
         decoder = std::move(decoder_);
       }
       if (decoder == nullptr) {
-        PyObject* const find = find_.is_none() ? nullptr : find_.ptr();
-        decoder = std::make_unique<codec::Decoder>(*known_, find);
+        decoder = std::make_unique<codec::Decoder>(known_, find_.ptr());
       }
       object = decoder->decode(data, static_cast<std::size_t>(view.len), frames.ptr());
       const nb::ft_lock_guard guard(mutex_);
@@ -91,10 +90,10 @@ class ObjectCoder {
   std::unique_ptr<codec::Encoder> new_encoder() const {
     const nb::list frames;
     const nb::object own_reducer = call(make_reducers_, frames);
-    return std::make_unique<codec::Encoder>(*known_, own_reducer.ptr(), frames.ptr(), frame_bytes_);
+    return std::make_unique<codec::Encoder>(known_, own_reducer.ptr(), frames.ptr(), frame_bytes_);
   }
 
-  const codec::Known* known_;
+  codec::Known known_;
   nb::object make_reducers_;
   nb::object find_;
   nb::object encode_otherwise_;

@@ -104,8 +104,8 @@ void bind_pickle(nb::module_& m) {
 
 void bind_codec(nb::module_& m) {
   nb::class_<ObjectCoder>(m, "ObjectCoder")
-      .def(nb::init<nb::object, nb::object, Py_ssize_t, nb::object, nb::object>(),
-           "make_reducers"_a, "find"_a.none(), "frame_bytes"_a, "encode_otherwise"_a,
+      .def(nb::init<nb::handle, nb::object, nb::object, Py_ssize_t, nb::object, nb::object>(),
+           "functions"_a, "make_reducers"_a, "find"_a, "frame_bytes"_a, "encode_otherwise"_a,
            "decode_otherwise"_a)
       .def("encode", &ObjectCoder::encode, nb::arg().none())
       .def("decode", &ObjectCoder::decode, nb::arg());

@@ -1,12 +1,11 @@
 // Room: codec. The decoder's instances: of classes that are known, and by reduction.
-// Knows: attributes, slots, and what pickle does with a reduction.
+// Knows: attributes, slots, names, and what pickle does with a reduction.
 // Does not know: which classes are known, or why.
 #pragma once
 
 #include <Python.h>
 
 #include <array>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -20,378 +19,270 @@
 
 namespace shmcast::codec {
 
-inline bool Decoder::blob(std::string_view& blob) {
-  if (!in_.has(4)) return false;
-  const std::size_t size = in_.number<std::uint32_t>();
-  if (size == 0 || !in_.has(size)) return Input::malformed();
-  blob = {reinterpret_cast<const char*>(in_.raw(size)), size};
-  return true;
+// Read what describes a class, a function or a shape; or the number of one that was described.
+template <class Thing>
+Thing* Decoder::described(Descriptions<std::string_view, Thing, HashOfPart>& known,
+                          std::vector<Thing*>& numbered, bool is_new) {
+  std::uint64_t count = 0;
+  if (!in_.count(count)) return nullptr;
+  if (!is_new) {
+    if (count < numbered.size()) return numbered[count];
+    return Input::malformed(), nullptr;
+  }
+  if (!in_.has(count)) return nullptr;
+  const std::string_view text(reinterpret_cast<const char*>(in_.raw(count)), count);
+  Thing* thing = known.find(text);
+  if (thing == nullptr || !thing->is_current()) {
+    auto made = std::make_unique<Thing>();
+    made->text = text;
+    if (!made->learn(find_, known_)) return nullptr;
+    const std::string_view key = made->text;
+    thing = known.put(key, std::move(made));
+  }
+  numbered.push_back(thing);
+  return thing;
 }
 
-inline ReceivedGlobal* Decoder::global(std::uint8_t tag) {
-  if (tag == kGlobal) {
-    std::uint64_t number = 0;
-    if (!in_.count(number)) return nullptr;
-    return number < globals_.size() ? globals_[number] : (Input::malformed(), nullptr);
-  }
-  std::string_view text;
-  if (tag != kNewGlobal || !blob(text)) return Input::malformed(), nullptr;
-  ReceivedGlobal* global = known_globals_.find(text);
-  if (global == nullptr || !global->is_current()) {
-    auto found = ReceivedGlobal::of(text, find_.get());
-    if (found == nullptr) return nullptr;
-    global = known_globals_.put(std::move(found));
-  }
-  globals_.push_back(global);
-  return global;
+inline ReceivedName* Decoder::global(std::uint8_t tag) {
+  if (tag != kNewGlobal && tag != kGlobal) return Input::malformed(), nullptr;
+  return described(known_names_, globals_, tag == kNewGlobal);
 }
-
-inline ReceivedShape* Decoder::shape(std::uint8_t tag) {
-  if (tag != kNewShape) {
-    std::uint64_t number = 0;
-    if (!in_.count(number)) return nullptr;
-    return number < shapes_.size() ? shapes_[number] : (Input::malformed(), nullptr);
-  }
-  std::string_view text;
-  if (!blob(text)) return nullptr;
-  ReceivedShape* shape = known_shapes_.find(text);
-  if (shape == nullptr || !shape->is_current()) {
-    auto found = ReceivedShape::of(text, find_.get(), known_);
-    if (found == nullptr) return nullptr;
-    shape = known_shapes_.put(std::move(found));
-  }
-  shapes_.push_back(shape);
-  return shape;
+inline ReceivedName* Decoder::cls() {
+  ReceivedName* const found = in_.has(1) ? global(in_.byte()) : nullptr;
+  if (found == nullptr || found->type() == nullptr) return Input::malformed(), nullptr;
+  return found;
 }
 
 inline PyObject* Decoder::instance(std::uint8_t tag, bool is_numbered) {
-  ReceivedShape* const shape = this->shape(tag);
+  ReceivedShape* const shape = described(known_shapes_, shapes_, tag == kNewShape);
   if (shape == nullptr) return nullptr;
   Ref object(kept(shape->new_instance(known_), is_numbered));
-  if (!object || !fields(tag, *shape, object.get())) return nullptr;
-  return object.release();
+  if (!object || !enter() || !fields(tag, *shape, object.get())) return nullptr;
+  return leave() ? object.release() : nullptr;
 }
 
-// Read a field, which may be a slot without a value. Returns false with an error set.
-inline bool Decoder::field(PyObject*& value) {
-  value = nullptr;
-  if (in_.left() > 0 && in_.peek() == kUnset) return in_.byte() == kUnset;
-  value = any();
-  return value != nullptr;
-}
-
+// Read an instance's fields. Of kSame: those that are other objects than in the last instance of
+// this shape.
 inline bool Decoder::fields(std::uint8_t tag, ReceivedShape& shape, PyObject* object) {
-  const Level level(*this);
-  if (!level.is_allowed()) return false;
-  if (tag == kSame) return same_but_for(shape, object);
   const std::size_t count = shape.keys.size();
-  const bool is_first = tag == kNewShape && count <= kBitmapFields && !is_careful_;
-  Items items(*this);
-  for (std::size_t i = 0; i < count; ++i) {
-    PyObject* value = nullptr;
-    if (!field(value)) return false;
-    if (value == nullptr && i < shape.attributes) return Input::malformed();
-    stack_.push_back(value);
+  const std::size_t base = stack().size();
+  const bool is_same = tag == kSame;
+  std::uint64_t others = 0;
+  if (is_same) {
+    const std::size_t size = (count + 7) / 8;
+    if (shape.last.size() != count || !in_.has(size)) return Input::malformed();
+    std::memcpy(&others, in_.raw(size), size);
   }
-  if (!set_fields(object, shape, items.data(), nullptr)) return false;
-  if (!is_first) return true;
-  for (std::size_t i = 0; i < count; ++i) shape.last[i] = Ref::to(items.data()[i]);
-  shape.has_last = true;
+  for (std::size_t i = 0; i < count; ++i) {
+    if (is_same && (others >> i & 1) == 0) continue;
+    PyObject* value = nullptr;
+    if (!in_.is_next(kUnset)) {
+      value = any();
+      if (value == nullptr) return false;
+    } else if (in_.byte() == kUnset && i < shape.attributes) {
+      return Input::malformed();
+    }
+    if (!is_same) {
+      stack().push_back(value);
+    } else {
+      shape.last[i] = Ref(value);
+      if (i < shape.attributes && shape.last_dict &&
+          PyDict_SetItem(shape.last_dict.get(), shape.keys[i].get(), value) != 0) {
+        return false;
+      }
+    }
+  }
+  std::array<PyObject*, kBitmapFields> last;
+  for (std::size_t i = 0; is_same && i < count; ++i) last[i] = shape.last[i].get();
+  PyObject* const* const values = is_same ? last.data() : stack().data() + base;
+  if (is_same && shape.is_plain && shape.attributes > 0 && !shape.last_dict) {
+    shape.last_dict = Ref(shape.dict_of(values));
+    if (!shape.last_dict) return false;
+  }
+  if (!(shape.is_plain ? set_fields(object, shape, values) : restore(object, shape, values))) {
+    return false;
+  }
+  if (tag == kNewShape && !is_careful_ && count <= kBitmapFields) {
+    shape.forget_last();
+    for (std::size_t i = 0; i < count; ++i) shape.last.push_back(Ref::to(values[i]));
+  }
+  parts_.drop_to(base);
   return true;
 }
 
-// The fields of the last instance of this shape, but for some.
-inline bool Decoder::same_but_for(ReceivedShape& shape, PyObject* object) {
-  const std::size_t count = shape.keys.size();
-  if (!shape.has_last || !in_.has((count + 7) / 8)) return Input::malformed();
-  std::uint64_t others = 0;
-  std::memcpy(&others, in_.raw((count + 7) / 8), (count + 7) / 8);
-  if (count < 64 && others >> count != 0) return Input::malformed();
-  for (; others != 0; others &= others - 1) {
-    const auto i = static_cast<std::size_t>(std::countr_zero(others));
-    PyObject* value = nullptr;
-    if (!field(value)) return false;
-    shape.last[i] = Ref(value);
-    if (i >= shape.attributes) continue;
-    if (value == nullptr) return Input::malformed();
-    if (!shape.last_dict) continue;
-    if (PyDict_SetItem(shape.last_dict.get(), shape.keys[i].get(), value) != 0) return false;
-  }
-  std::array<PyObject*, kBitmapFields> values{};
-  for (std::size_t i = 0; i < count; ++i) values[i] = shape.last[i].get();
-  if (!shape.last_dict && shape.is_plain && shape.attributes > 0) {
-    shape.last_dict = Ref(shape.dict_of(values.data()));
-    if (!shape.last_dict) return false;
-  }
-  return set_fields(object, shape, values.data(), shape.last_dict.get());
-}
-
-// Give an instance its fields. `dict`: a dict of its attributes to copy, or null.
 inline bool Decoder::set_fields(PyObject* object, const ReceivedShape& shape,
-                                PyObject* const* values, PyObject* dict) {
-  if (!shape.is_plain) return give_state(object, shape, values);
+                                PyObject* const* values) {
   if (shape.attributes > 0) {
-    const Ref own(dict != nullptr ? PyDict_Copy(dict) : shape.dict_of(values));
-    if (!own || !shape.set_dict(object, own.get())) return false;
+    const Ref dict(shape.last_dict ? PyDict_Copy(shape.last_dict.get()) : shape.dict_of(values));
+    if (!dict || !shape.set_dict(object, dict.get())) return false;
   }
   for (std::size_t i = 0; i < shape.offsets.size(); ++i) {
     char* const place = reinterpret_cast<char*>(object) + shape.offsets[i];
-    PyObject* const before = std::exchange(*reinterpret_cast<PyObject**>(place),
-                                           Py_XNewRef(values[shape.attributes + i]));
-    Py_XDECREF(before);
+    Py_XSETREF(*reinterpret_cast<PyObject**>(place), Py_XNewRef(values[shape.attributes + i]));
   }
   return true;
 }
 
-// Let an instance take its state in pickle's way.
-[[gnu::cold]] inline bool Decoder::give_state(PyObject* object, const ReceivedShape& shape,
-                                              PyObject* const* values) {
-  runs_code_ = true;
-  const std::size_t count = shape.keys.size();
-  Ref state;
-  if (shape.is_list_state) {
-    state = Ref(PyList_New(0));
-    for (std::size_t i = 0; i < count && state; ++i) {
-      if (values[i] == nullptr) return Input::malformed();
-      if (PyList_Append(state.get(), values[i]) != 0) return false;
-    }
-    return state && build(object, state.get());
-  }
-  Ref slots;
-  for (std::size_t i = 0; i < count; ++i) {
-    Ref& part = i < shape.attributes ? state : slots;
+// Give an instance its fields in pickle's way, which runs code of others.
+[[gnu::cold]] inline bool Decoder::restore(PyObject* object, const ReceivedShape& shape,
+                                           PyObject* const* values) {
+  ran_code_ = true;
+  const Ref attributes(PyDict_New());
+  const Ref slots(PyDict_New());
+  if (!attributes || !slots) return false;
+  for (std::size_t i = 0; i < shape.keys.size(); ++i) {
+    PyObject* const part = i < shape.attributes ? attributes.get() : slots.get();
     if (values[i] == nullptr) continue;
-    if (!part) part = Ref(PyDict_New());
-    if (!part || PyDict_SetItem(part.get(), shape.keys[i].get(), values[i]) != 0) return false;
+    if (PyDict_SetItem(part, shape.keys[i].get(), values[i]) != 0) return false;
   }
-  if (slots) {
-    state = Ref(PyTuple_Pack(2, state ? state.get() : Py_None, slots.get()));
-    if (!state) return false;
-  }
-  return !state || build(object, state.get());
-}
-
-// What pickle does to give an object its state.
-[[gnu::cold]] inline bool Decoder::build(PyObject* object, PyObject* state) {
-  const Ref setstate(attribute(object, known_.setstate));
-  if (setstate) return static_cast<bool>(Ref(call(setstate.get(), state)));
-  if (PyErr_ExceptionMatches(PyExc_AttributeError) == 0) return false;
-  PyErr_Clear();
-  PyObject* slots = Py_None;
-  if (PyTuple_Check(state) && PyTuple_GET_SIZE(state) == 2) {
-    slots = PyTuple_GET_ITEM(state, 1);
-    state = PyTuple_GET_ITEM(state, 0);
-  }
-  const Ref dict(state == Py_None ? nullptr : attribute(object, known_.dict));
-  if (state != Py_None && !dict) return false;
-  for (PyObject* const part : {state, slots}) {
-    if (part == Py_None) continue;
-    if (!PyDict_Check(part)) return Input::malformed();
-    const Ref pairs(PyDict_Items(part));  // a copy: what follows may run code
-    if (!pairs) return false;
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(pairs.get()); ++i) {
-      PyObject* const pair = PyList_GET_ITEM(pairs.get(), i);
-      PyObject* key = Py_NewRef(PyTuple_GET_ITEM(pair, 0));
-      if (part == state && PyUnicode_CheckExact(key)) PyUnicode_InternInPlace(&key);
-      const Ref held(key);
-      PyObject* const value = PyTuple_GET_ITEM(pair, 1);
-      const int failed = stops_at_exit([&] {
-        return part == state ? PyObject_SetItem(dict.get(), key, value)
-                             : PyObject_SetAttr(object, key, value);
-      });
-      if (failed != 0) return false;
-    }
-  }
-  return true;
+  return static_cast<bool>(Ref(call(known_.restore, object, attributes.get(), slots.get(),
+                                    shape.is_list_state ? Py_True : Py_False)));
 }
 
 inline PyObject* Decoder::other(std::uint8_t tag, bool is_numbered) {
-  const Level level(*this);
-  if (!level.is_allowed()) return nullptr;
+  if (!enter()) return nullptr;
+  PyObject* object = nullptr;
   switch (tag) {
     case kNewGlobal:
     case kGlobal: {
-      const ReceivedGlobal* const found = global(tag);
-      return found == nullptr ? nullptr : Py_NewRef(found->object.get());
+      const ReceivedName* const found = global(tag);
+      object = found == nullptr ? nullptr : Py_NewRef(found->object.get());
+      break;
     }
-    case kMember: return member(is_numbered);
-    case kNamedTuple: return kept(named_tuple(), is_numbered);
-    case kArray: return kept(array(), is_numbered);
-    case kDrop: return Ref(any()) ? any() : nullptr;
+    case kDrop: object = Ref(any()) ? any() : nullptr; break;
+    case kReduced: object = reduced(is_numbered); break;
+    case kNamedTuple: object = kept(named_tuple(), is_numbered); break;
+    case kArray: object = kept(array(), is_numbered); break;
     case kFrame:
     case kReadOnlyFrame:
     case kBytesFrame:
-    case kBytearrayFrame: return kept(frame(tag), is_numbered);
-    case kCall: return kept(made(kCall), is_numbered);
-    case kNewObject:
-    case kNewObjectEx:
-    case kReduced: return reduced(tag, is_numbered);
-    default: return Input::malformed(), nullptr;
+    case kBytearrayFrame: object = kept(frame(tag), is_numbered); break;
+    case kCall: {
+      const std::size_t base = stack().size();
+      const ReceivedName* const found = cls();
+      if (found == nullptr || !counted_items()) return nullptr;
+      object = kept(called(found->object.get(), base), is_numbered);
+      break;
+    }
+    default: return fail();
   }
+  return leave() ? object : nullptr;
 }
 
-inline PyObject* Decoder::member(bool is_numbered) {
-  const std::size_t number = memo_.size();
-  if (is_numbered) memo_.emplace_back();
-  ReceivedGlobal* const cls = global();
-  if (cls == nullptr) return nullptr;
-  const Ref value(any());
-  if (!value) return nullptr;
-  PyObject* const members = cls->members(known_);
-  Ref object;
-  if (members != nullptr) {
-    object = Ref::to(stops_at_exit([&] { return PyDict_GetItemWithError(members, value.get()); }));
-    PyErr_Clear();
-  }
-  if (!object) {
-    runs_code_ = true;
-    object = Ref(call(cls->object.get(), value.get()));
-  }
-  if (is_numbered) memo_[number] = Ref::to(object.get());
-  return object.release();
+// Call a function with the objects on the stack.
+inline PyObject* Decoder::called(PyObject* function, std::size_t base) {
+  ran_code_ = true;
+  const std::size_t count = stack().size() - base;
+  const Ref object(stops_at_exit(
+      [&] { return PyObject_Vectorcall(function, stack().data() + base, count, nullptr); }));
+  parts_.drop_to(base);
+  return Py_XNewRef(object.get());
 }
 
-inline PyObject* Decoder::named_tuple() {
-  ReceivedGlobal* const cls = global();
-  std::uint64_t count = 0;
-  if (cls == nullptr || !in_.count(count)) return nullptr;
-  if (!PyType_Check(cls->object.get())) return Input::malformed(), nullptr;
-  Items items(*this);
-  if (!this->items(count)) return nullptr;
-  PyTypeObject* const type = cls->type();
-  if (count > 0 && cls->makes_tuples_of(count, known_)) {
-    PyObject* const tuple = type->tp_alloc(type, static_cast<Py_ssize_t>(count));
-    if (tuple != nullptr) items.move_to(reinterpret_cast<PyTupleObject*>(tuple)->ob_item);
-    return tuple;
-  }
-  return new_object(type, items, count);
-}
-
-// Call a class's __new__ with the items.
-inline PyObject* Decoder::new_object(PyTypeObject* type, Items& items, std::uint64_t count) {
-  runs_code_ = true;
-  const Ref arguments(PyTuple_New(static_cast<Py_ssize_t>(count)));
+inline PyObject* Decoder::new_object(PyTypeObject* type, std::size_t base) {
+  ran_code_ = true;
+  const Ref arguments(tuple_from(base));
   if (!arguments) return nullptr;
-  if (count > 0) items.move_to(reinterpret_cast<PyTupleObject*>(arguments.get())->ob_item);
-  if (type->tp_new == nullptr) return Input::malformed(), nullptr;
+  if (type->tp_new == nullptr) return fail();
   return stops_at_exit([&] { return type->tp_new(type, arguments.get(), nullptr); });
 }
 
+inline PyObject* Decoder::named_tuple() {
+  ReceivedName* const found = cls();
+  const std::size_t base = stack().size();
+  if (found == nullptr || !counted_items()) return nullptr;
+  PyTypeObject* const type = found->type();
+  const std::size_t count = stack().size() - base;
+  if (count == 0 || !found->makes_tuples_of(count, known_)) return new_object(type, base);
+  PyObject* const tuple = type->tp_alloc(type, static_cast<Py_ssize_t>(count));
+  if (tuple != nullptr) move_from(base, reinterpret_cast<PyTupleObject*>(tuple)->ob_item);
+  return tuple;
+}
+
 inline PyObject* Decoder::array() {
-  if (!in_.has(10)) return nullptr;
-  const char typecode = static_cast<char>(in_.byte());
+  if (!in_.has(2)) return nullptr;
+  const int typecode = in_.byte();
   const std::uint8_t itemsize = in_.byte();
-  const auto size = in_.number<std::uint64_t>();
-  if (itemsize == 0 || size % itemsize != 0 || !in_.has(size)) return Input::malformed(), nullptr;
-  const Ref one(PyObject_CallFunction(known_.array, "C(i)", typecode, 0));
-  if (!one) return nullptr;
-  Ref array(PySequence_Repeat(one.get(), static_cast<Py_ssize_t>(size / itemsize)));
+  std::uint64_t size = 0;
+  if (!in_.size(size)) return nullptr;
+  if (itemsize == 0 || size % itemsize != 0) return fail();
+  const std::uint8_t* const data = in_.raw(size);
+  const Ref one(PyObject_CallFunction(known_.array.get(), "C(i)", typecode, 0));
+  Ref array(one ? PySequence_Repeat(one.get(), static_cast<Py_ssize_t>(size / itemsize)) : nullptr);
   Py_buffer view;
   if (!array || PyObject_GetBuffer(array.get(), &view, PyBUF_WRITABLE) != 0) return nullptr;
   const bool fits = static_cast<std::uint64_t>(view.len) == size;
-  if (fits && size > 0) std::memcpy(view.buf, in_.raw(size), size);
+  if (fits && size > 0) std::memcpy(view.buf, data, size);
   PyBuffer_Release(&view);
-  return fits ? array.release() : (Input::malformed(), nullptr);
+  return fits ? array.release() : fail();
 }
 
 inline PyObject* Decoder::frame(std::uint8_t tag) {
-  if (frames_ == nullptr || next_frame_ >= PyList_GET_SIZE(frames_)) {
-    return Input::malformed(), nullptr;
-  }
+  if (next_frame_ >= PyList_GET_SIZE(frames_)) return fail();
   PyObject* const frame = PyList_GET_ITEM(frames_, next_frame_++);
   if (tag == kBytesFrame) return PyBytes_FromObject(frame);
-  const bool is_own = tag == kFrame || (tag == kBytearrayFrame && PyByteArray_CheckExact(frame));
-  if (is_own) return Py_NewRef(frame);
-  if (tag == kBytearrayFrame) return PyByteArray_FromObject(frame);
+  if (tag == kBytearrayFrame && !PyByteArray_CheckExact(frame)) {
+    return PyByteArray_FromObject(frame);
+  }
+  if (tag != kReadOnlyFrame) return Py_NewRef(frame);
   const Ref view(PyMemoryView_FromObject(frame));
   if (!view) return nullptr;
   const bool is_read_only = PyMemoryView_GET_BUFFER(view.get())->readonly != 0;
-  return is_read_only ? Py_NewRef(frame) : PyObject_CallMethodNoArgs(view.get(), known_.toreadonly);
+  return is_read_only ? Py_NewRef(frame)
+                      : PyObject_CallMethodNoArgs(view.get(), known_.toreadonly.get());
 }
 
-// Read what makes an object, and make it.
-[[gnu::cold]] inline PyObject* Decoder::made(std::uint8_t tag) {
-  runs_code_ = true;
-  Ref function;
-  if (tag == kReduced) {
-    function = Ref(any());
-  } else if (const ReceivedGlobal* const cls = global(); cls != nullptr) {
-    function = Ref::to(cls->object.get());
-    if (!PyType_Check(function.get())) return Input::malformed(), nullptr;
-  }
-  if (!function) return nullptr;
-  auto* const type = reinterpret_cast<PyTypeObject*>(function.get());
-  if (tag == kNewObjectEx) {
-    const Ref arguments(any());
-    const Ref keywords(arguments ? any() : nullptr);
-    if (!keywords) return nullptr;
-    if (!PyTuple_Check(arguments.get()) || !PyDict_Check(keywords.get()) ||
-        type->tp_new == nullptr) {
-      return Input::malformed(), nullptr;
-    }
-    return stops_at_exit([&] { return type->tp_new(type, arguments.get(), keywords.get()); });
-  }
-  std::uint64_t count = 0;
-  if (!in_.count(count)) return nullptr;
-  Items items(*this);
-  if (!this->items(count)) return nullptr;
-  if (tag == kNewObject) return new_object(type, items, count);
-  return stops_at_exit(
-      [&] { return PyObject_Vectorcall(function.get(), items.data(), count, nullptr); });
-}
-
-[[gnu::cold]] inline PyObject* Decoder::reduced(std::uint8_t tag, bool is_numbered) {
+inline PyObject* Decoder::reduced(bool is_numbered) {
   if (!in_.has(1)) return nullptr;
   const std::uint8_t parts = in_.byte();
-  Ref object(kept(made(tag), is_numbered));
-  if (!object || ((parts & kItems) != 0 && !add_list_items(object.get())) ||
-      ((parts & kPairs) != 0 && !add_pairs(object.get()))) {
-    return nullptr;
+  const Ref function(any());
+  const std::size_t base = stack().size();
+  if (!function || !counted_items()) return nullptr;
+  const bool is_new = function.get() == known_.newobj.get();  // as called, and faster
+  if (is_new && (stack().size() == base || !PyType_Check(stack()[base]))) return fail();
+  Ref cls;
+  if (is_new) {
+    cls = Ref(stack()[base]);
+    stack().erase(stack().begin() + static_cast<std::ptrdiff_t>(base));
   }
-  if ((parts & kState) == 0) return object.release();
-  const Ref setter((parts & kSetter) != 0 ? any() : nullptr);
-  if ((parts & kSetter) != 0 && !setter) return nullptr;
+  Ref object(kept(is_new ? new_object(reinterpret_cast<PyTypeObject*>(cls.get()), base)
+                         : called(function.get(), base),
+                  is_numbered));
+  if (!object) return nullptr;
+  if ((parts & kItems) != 0) {
+    if (!items_to_end()) return nullptr;
+    const Ref list(PySequence_List(Ref(tuple_from(base)).get()));
+    if (!list || !Ref(call(known_.add_items, object.get(), list.get()))) return nullptr;
+  }
+  if ((parts & kPairs) != 0) {
+    if (!items_to_end()) return nullptr;
+    for (std::size_t i = base; i + 1 < stack().size(); i += 2) {
+      PyObject* const key = stack()[i];
+      PyObject* const value = stack()[i + 1];
+      if (stops_at_exit([&] { return PyObject_SetItem(object.get(), key, value); }) != 0) {
+        return nullptr;
+      }
+    }
+    parts_.drop_to(base);
+  }
+  const Ref setter((parts & kSetter) != 0 ? any() : Py_NewRef(known_.build.get()));
+  if (!setter || (parts & kState) == 0) return setter ? object.release() : nullptr;
   const Ref state(any());
   if (!state) return nullptr;
-  if (!setter) return build(object.get(), state.get()) ? object.release() : nullptr;
-  return Ref(call(setter.get(), object.get(), state.get())) ? object.release() : nullptr;
+  const bool has_own = (parts & kSetter) == 0 &&
+                       _PyType_Lookup(Py_TYPE(object.get()), known_.setstate.get()) != nullptr;
+  const Ref own(has_own ? attribute(object.get(), known_.setstate.get()) : nullptr);
+  const Ref done(own ? call(own, state.get()) : call(setter, object.get(), state.get()));
+  return done ? object.release() : nullptr;
 }
 
-[[gnu::cold]] inline bool Decoder::add_list_items(PyObject* object) {
-  const Ref all(PyList_New(0));
-  if (!all) return false;
-  for (;;) {
-    if (!in_.has(1)) return false;
-    if (in_.peek() == kEnd) break;
-    const Ref item(any());
-    if (!item || PyList_Append(all.get(), item.get()) != 0) return false;
+inline bool Decoder::items_to_end() {
+  while (!in_.is_next(kEnd)) {
+    PyObject* const item = any();
+    if (item == nullptr) return false;
+    stack().push_back(item);
   }
-  in_.byte();
-  const Ref extend(attribute(object, known_.extend));
-  if (extend) return static_cast<bool>(Ref(call(extend.get(), all.get())));
-  if (PyErr_ExceptionMatches(PyExc_AttributeError) == 0) return false;
-  PyErr_Clear();
-  const Ref append(attribute(object, known_.append));
-  if (!append) return false;
-  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(all.get()); ++i) {
-    if (!Ref(call(append.get(), PyList_GET_ITEM(all.get(), i)))) return false;
-  }
-  return true;
-}
-
-[[gnu::cold]] inline bool Decoder::add_pairs(PyObject* object) {
-  for (;;) {
-    if (!in_.has(1)) return false;
-    if (in_.peek() == kEnd) return in_.byte() == kEnd;
-    const Ref key(any());
-    const Ref value(key ? any() : nullptr);
-    if (!value) return false;
-    const int failed = stops_at_exit([&] {
-      return PyDict_CheckExact(object) ? PyDict_SetItem(object, key.get(), value.get())
-                                       : PyObject_SetItem(object, key.get(), value.get());
-    });
-    if (failed != 0) return false;
-  }
+  return in_.byte() == kEnd;
 }
 
 }  // namespace shmcast::codec

@@ -11,7 +11,7 @@
 
 #include <Python.h>
 
-#include <array>
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -20,11 +20,9 @@
 #include <utility>
 #include <vector>
 
+#include "codec/caches.hpp"
 #include "codec/classes.hpp"
-#include "codec/names.hpp"
-#include "codec/pointer_map.hpp"
 #include "codec/python.hpp"
-#include "codec/sent_runs.hpp"
 #include "codec/wire.hpp"
 
 namespace shmcast::codec {
@@ -44,17 +42,17 @@ class Encoder {
   PyObject* encode(PyObject* object) {
     is_careful_ = careful_left_ > 0;
     if (is_careful_) --careful_left_;
-    for (int attempt = 0; attempt < kMostAttempts; ++attempt) {
+    for (int attempt = 0; attempt < 256; ++attempt) {  // (each has learned something)
       PyObject* const list = attempt_to(object) ? end() : nullptr;
       const Ref unknown = std::move(unknown_);
       forget();
-      if (list != nullptr || PyErr_Occurred() != nullptr || stop_ == Stop::pickle) return list;
+      if (list != nullptr || PyErr_Occurred() != nullptr || is_for_pickle_) return list;
       if (unknown) {
-        if (learn(unknown.get()) == nullptr) return nullptr;
+        if (!learn(unknown.get())) return nullptr;
       } else {
         if (is_careful_) return nullptr;
         is_careful_ = true;
-        careful_left_ = kCarefulMessages;
+        careful_left_ = 64;
       }
     }
     return nullptr;
@@ -64,17 +62,14 @@ class Encoder {
   bool was_plain() const { return !is_careful_; }
 
  private:
-  enum class Stop : std::uint8_t { careful, pickle };
-  static constexpr int kMostAttempts = 256;  // each has learned a class
-  static constexpr int kCarefulMessages = 64;
-  static constexpr std::uint32_t kOpen = 0xFFFFFFFF;  // a tuple whose items are being written
+  static constexpr std::uint32_t kOpen = 0xFFFFFFFF;  // an object whose parts are being written
 
   bool attempt_to(PyObject* object) {
     ++message_;
-    stop_ = Stop::careful;
+    is_for_pickle_ = false;
     if (!out_.begin()) return false;
     out_.byte(kMagic);
-    out_.byte(is_careful_ ? kRunsCode : 0);
+    out_.byte(is_careful_ ? kCareful : 0);
     if (is_careful_) return any(object);
     const WithoutCollection nothing_else_runs;
     return any(object);
@@ -98,36 +93,27 @@ class Encoder {
     globals_.clear();
     table_.clear();
     runs_.begin_message();
-    classes_.tidy();
     object_count_ = shape_count_ = global_count_ = 0;
     cursor_ = 0;
     depth_ = 0;
-    kept_.clear();
-    if (PyList_GET_SIZE(frames_.get()) > 0) {
-      stops_at_exit([this] {
-        return PyList_SetSlice(frames_.get(), 0, PyList_GET_SIZE(frames_.get()), nullptr);
-      });
-    }
+    scratch_.clear();
+    classes_.tidy();
+    names_.tidy();
+    kept_.drop_to(0);
+    if (PyList_GET_SIZE(frames_.get()) == 0) return;
+    stops_at_exit(
+        [this] { PyList_SetSlice(frames_.get(), 0, PyList_GET_SIZE(frames_.get()), nullptr); });
   }
 
-  // Return false, so that encode() goes on otherwise.
-  bool leave(Stop stop) {
-    stop_ = stop;
+  // These return false, so that encode() goes on otherwise.
+  bool leave_to_pickle() {
+    is_for_pickle_ = true;
     return false;
   }
+  bool be_careful() { return false; }
 
-  // Counts a level of containers in containers, as long as it exists.
-  class Level {
-   public:
-    explicit Level(Encoder& encoder) : encoder_(encoder) { ++encoder_.depth_; }
-    Level(const Level&) = delete;
-    Level& operator=(const Level&) = delete;
-    ~Level() { --encoder_.depth_; }
-    bool is_allowed() const { return encoder_.depth_ <= kDeepest || encoder_.leave(Stop::pickle); }
-
-   private:
-    Encoder& encoder_;
-  };
+  bool enter() { return ++depth_ <= kDeepest || leave_to_pickle(); }
+  bool leave() { return --depth_ >= 0; }
 
   bool any(PyObject* object) {
     const PyTypeObject* const type = Py_TYPE(object);
@@ -135,40 +121,46 @@ class Encoder {
     if (type == &PyLong_Type) return integer(object);
     if (object == Py_None) return tag(kNone);
     if (type == &PyBool_Type) return tag(object == Py_True ? kTrue : kFalse);
-    if (type == &PyFloat_Type) return floating(object);
-    if (type == &PyList_Type) return list(object);
+    if (type == &PyFloat_Type) {
+      if (!tag(kFloat)) return false;
+      out_.number(PyFloat_AS_DOUBLE(object));
+      return true;
+    }
+    if (type == &PyPickleBuffer_Type) return buffer(object);
+    if (may_return(object)) {
+      if (const std::uint32_t* const number = objects_.find(object); number != nullptr) {
+        return *number == kOpen ? be_careful() : tag(kRef, *number);
+      }
+    }
+    if (type == &PyList_Type) {
+      const auto count = static_cast<std::size_t>(PyList_GET_SIZE(object));
+      return remember(object) && tag(kList, count) &&
+             copied_items(reinterpret_cast<PyListObject*>(object)->ob_item, count);
+    }
     if (type == &PyDict_Type) return dict(object);
-    if (type == &PyTuple_Type) return tuple(object);
+    if (type == &PyTuple_Type) {
+      const auto count = static_cast<std::size_t>(PyTuple_GET_SIZE(object));
+      if (count == 0) return tag(kTuple, 0);
+      return numbered_after(object, [&] { return tag(kTuple, count) && tuple_items(object, 0); });
+    }
     return other(object);
   }
 
   bool tag(Tag tag) {
-    if (!out_.room(1)) return false;
+    if (!out_.room()) return false;
     out_.byte(tag);
     return true;
   }
-  bool head(Tag small, Tag large, std::size_t count) {
-    if (!out_.room(10)) return false;
-    if (count < 256) {
-      out_.byte(small);
-      out_.byte(static_cast<unsigned>(count));
-    } else {
-      out_.byte(large);
-      out_.count(count);
-    }
-    return true;
-  }
-
-  bool floating(PyObject* object) {
-    if (!out_.room(9)) return false;
-    out_.byte(kFloat);
-    out_.number(PyFloat_AS_DOUBLE(object));
+  bool tag(Tag tag, std::uint64_t count) {
+    if (!out_.room()) return false;
+    out_.byte(tag);
+    out_.count(count);
     return true;
   }
 
   bool integer(PyObject* object) {
     std::int64_t value = 0;
-    if (!out_.room(9)) return false;
+    if (!out_.room()) return false;
     if (!small_int(object, value)) [[unlikely]] {
       int overflow = 0;
       value = PyLong_AsLongLongAndOverflow(object, &overflow);
@@ -176,9 +168,6 @@ class Encoder {
     }
     if (value >= kSmallest && value < kNone + kSmallest) {
       out_.byte(static_cast<unsigned>(value - kSmallest));
-    } else if (value >= 0 && value < 256) {
-      out_.byte(kU8);
-      out_.byte(static_cast<unsigned>(value));
     } else if (value == static_cast<std::int16_t>(value)) {
       out_.byte(kI16);
       out_.number(static_cast<std::int16_t>(value));
@@ -191,9 +180,9 @@ class Encoder {
     }
     return true;
   }
-  [[gnu::cold, gnu::noinline]] bool big(PyObject* object) {
+  [[gnu::cold]] bool big(PyObject* object) {
     const std::size_t size = _PyLong_NumBits(object) / 8 + 1;
-    if (!out_.room(size + 11)) return false;
+    if (!out_.room(size)) return false;
     out_.byte(kBig);
     out_.count(size);
     auto* const number = reinterpret_cast<PyLongObject*>(object);
@@ -210,181 +199,94 @@ class Encoder {
   // strings in the same order: the next one is tried first.
   bool text(PyObject* object) {
     if (!is_ready(object)) return false;
-    const bool is_named = Py_REFCNT(object) != 1 || is_careful_;
+    const bool is_named = may_return(object);
     if (is_named) {
-      if (cursor_ < table_.size() && table_[cursor_] == object) return text_by_number(cursor_++);
-      PointerMap::Entry& entry = strings_.at(object);
-      if (strings_.has(entry)) {
-        cursor_ = entry.number + std::size_t{1};
-        return text_by_number(entry.number);
-      }
-      strings_.put(entry, object, static_cast<std::uint32_t>(table_.size()));
+      const std::uint32_t* const number = is_at_cursor(object) ? nullptr : strings_.find(object);
+      if (number != nullptr) cursor_ = *number;
+      if (is_at_cursor(object)) return tag(kTextRef, cursor_++);
+      strings_.put(object, static_cast<std::uint32_t>(table_.size()));
       table_.push_back(object);
       if (is_careful_) kept_.hold(object);
     }
-    return characters(object, is_named ? kNamed8 - kText8 : 0);
-  }
-  bool text_by_number(std::size_t number) {
-    if (!out_.room(5)) return false;
-    if (number < 1U << 8) {
-      out_.byte(kTextRef8);
-      out_.byte(static_cast<unsigned>(number));
-    } else if (number < 1U << 16) {
-      out_.byte(kTextRef16);
-      out_.number(static_cast<std::uint16_t>(number));
-    } else {
-      out_.byte(kTextRef32);
-      out_.number(static_cast<std::uint32_t>(number));
-    }
-    return true;
-  }
-  bool characters(PyObject* object, int named) {
     const auto size = static_cast<std::size_t>(PyUnicode_GET_LENGTH(object));
-    if (size > INT32_MAX) return leave(Stop::pickle);
-    const auto* const data = static_cast<const std::uint8_t*>(PyUnicode_DATA(object));
-    if (!PyUnicode_IS_COMPACT_ASCII(object)) {
-      const auto width = static_cast<std::size_t>(PyUnicode_KIND(object));
-      if (!out_.room(size * width + 6)) return false;
-      out_.byte(static_cast<unsigned>(kWide + named));
-      out_.byte(static_cast<unsigned>(width));
-      out_.number(static_cast<std::uint32_t>(size));
-      out_.raw(data, size * width);
-      return true;
-    }
-    if (!out_.room(size + 5)) return false;
-    if (size < 256) {
-      out_.byte(static_cast<unsigned>(kText8 + named));
-      out_.byte(static_cast<unsigned>(size));
-      out_.text(data, size);
-    } else {
-      out_.byte(static_cast<unsigned>(kText32 + named));
-      out_.number(static_cast<std::uint32_t>(size));
-      out_.raw(data, size);
-    }
+    const bool is_ascii = PyUnicode_IS_COMPACT_ASCII(object) != 0;
+    const std::size_t width = is_ascii ? 1 : PyUnicode_KIND(object);
+    if (!out_.room(size * width)) return false;
+    const Tag tag = is_ascii ? kText : kWide;
+    out_.byte(static_cast<unsigned>(tag) + (is_named ? kNamed - kText : 0U));
+    if (!is_ascii) out_.byte(static_cast<unsigned>(width));
+    out_.count(size);
+    out_.text(PyUnicode_DATA(object), size * width);
     return true;
+  }
+  bool is_at_cursor(PyObject* object) const {
+    return cursor_ < table_.size() && table_[cursor_] == object;
   }
 
   // Whether an object may be met more than once.
   bool may_return(PyObject* object) const { return Py_REFCNT(object) != 1 || is_careful_; }
-  // Write the number of an object that was met before. 1: it was; 0: it is new; -1: failed.
-  int met(PyObject* object) {
-    if (!may_return(object)) return 0;
-    const PointerMap::Entry& entry = objects_.at(object);
-    if (!objects_.has(entry)) return 0;
-    return by_number(entry.number) ? 1 : -1;
-  }
   // Remember a new object that is numbered before its parts.
   bool remember(PyObject* object) {
     if (!may_return(object)) return true;
-    if (!tag(kMemo)) return false;
-    objects_.put(objects_.at(object), object, object_count_++);
+    objects_.put(object, object_count_++);
     if (is_careful_) kept_.hold(object);
-    return true;
+    return tag(kMemo);
   }
-  bool by_number(std::uint32_t number) {
-    if (number == kOpen) return leave(Stop::careful);
-    if (!out_.room(6)) return false;
-    out_.byte(kRef);
-    out_.count(number);
-    return true;
-  }
-
   // Write a new object that is numbered after its parts, and so may turn out to be one of its own
   // parts: pickle then drops what it has made of it.
   template <class Write>
   bool numbered_after(PyObject* object, Write write) {
     if (!may_return(object)) return write();
-    if (!is_careful_) objects_.put(objects_.at(object), object, kOpen);
+    if (!is_careful_) objects_.put(object, kOpen);
     const std::size_t where = out_.size();
     if (!tag(kMemo) || !write()) return false;
-    PointerMap::Entry& now = objects_.at(object);
+    std::uint32_t* const number = objects_.find(object);
     if (!is_careful_) {
-      now.number = object_count_++;
-    } else if (objects_.has(now)) {
+      *number = object_count_++;
+    } else if (number != nullptr) {
       out_.change(where, kDrop);
-      return by_number(now.number);
+      return tag(kRef, *number);
     } else {
-      objects_.put(now, object, object_count_++);
+      objects_.put(object, object_count_++);
       kept_.hold(object);
     }
     return true;
   }
 
-  bool list(PyObject* object) {
-    if (const int known = met(object); known != 0) return known > 0;
-    const auto count = static_cast<std::size_t>(PyList_GET_SIZE(object));
-    if (!remember(object) || !head(kList8, kList, count)) return false;
-    PyObject* const* const items = reinterpret_cast<PyListObject*>(object)->ob_item;
-    return count == 0 || (is_careful_ ? held_items(items, count) : this->items(items, count));
-  }
-
-  bool tuple(PyObject* object) {
-    const auto count = static_cast<std::size_t>(PyTuple_GET_SIZE(object));
-    if (count == 0) return head(kTuple8, kTuple, 0);
-    if (const int known = met(object); known != 0) return known > 0;
-    return numbered_after(object, [&] {
-      return head(kTuple8, kTuple, count) &&
-             items(reinterpret_cast<PyTupleObject*>(object)->ob_item, count);
-    });
+  // Return memory for so many pointers, to the end of the message.
+  PyObject** scratch(std::size_t count) {
+    return scratch_.emplace_back(new PyObject*[count]).get();
   }
 
   bool dict(PyObject* object) {
-    if (const int known = met(object); known != 0) return known > 0;
     const auto count = static_cast<std::size_t>(PyDict_GET_SIZE(object));
-    if (!remember(object) || !head(kDict8, kDict, count)) return false;
+    if (!remember(object) || !tag(kDict, count)) return false;
     if (count == 0) return true;
-    std::array<PyObject*, 64> few;
-    std::unique_ptr<PyObject*[]> many;
-    PyObject** columns = few.data();
-    if (2 * count > few.size()) {
-      many.reset(new PyObject*[2 * count]);
-      columns = many.get();
-    }
+    PyObject* few[32];
+    PyObject** const columns = 2 * count <= std::size(few) ? few : scratch(2 * count);
     Py_ssize_t at = 0;
     std::size_t i = 0;
     while (i < count && PyDict_Next(object, &at, &columns[i], &columns[count + i]) != 0) ++i;
-    if (!is_careful_) return items(columns, count) && items(columns + count, count);
-    const Refs held(columns, 2 * count);
+    const Refs held(columns, is_careful_ ? 2 * count : 0);
     return items(columns, count) && items(columns + count, count);
   }
 
   bool set(PyObject* object, Tag kind) {
-    const auto count = static_cast<std::size_t>(PySet_GET_SIZE(object));
-    if (!out_.room(10)) return false;
-    out_.byte(kind);
-    out_.count(count);
-    if (count == 0) return true;
-    std::vector<PyObject*> items;
-    items.reserve(count);
-    Refs held;
-    const Ref iterator(PyObject_GetIter(object));
-    if (!iterator) return false;
-    while (PyObject* const item = PyIter_Next(iterator.get())) {
-      items.push_back(item);
-      if (is_careful_) {
-        held.take(item);
-      } else {
-        Py_DECREF(item);  // the set has it
-      }
-    }
-    return this->items(items.data(), count);
+    const Ref list(PySequence_List(object));
+    return list && tag(kind, static_cast<std::size_t>(PyList_GET_SIZE(list.get()))) &&
+           items(reinterpret_cast<PyListObject*>(list.get())->ob_item,
+                 static_cast<std::size_t>(PyList_GET_SIZE(list.get())));
   }
 
-  bool bytes(PyObject* object, Tag small, Tag large, Tag frame, const char* data, Py_ssize_t size) {
+  bool bytes(PyObject* object, Tag kind, const char* data, Py_ssize_t size) {
     if (size >= kFrameBytes) {
       // (A bytearray may change before it is sent.)
-      const Ref apart(PyBytes_CheckExact(object) ? Py_NewRef(object)
-                                                 : PyBytes_FromStringAndSize(data, size));
-      return apart && this->frame(apart.get(), frame);
+      const Ref apart(kind == kBytes ? Py_NewRef(object) : PyBytes_FromStringAndSize(data, size));
+      return apart && frame(apart.get(), kind == kBytes ? kBytesFrame : kBytearrayFrame);
     }
-    if (!out_.room(static_cast<std::size_t>(size) + 9)) return false;
-    if (size < 256 && small != large) {
-      out_.byte(small);
-      out_.byte(static_cast<unsigned>(size));
-    } else {
-      out_.byte(large);
-      out_.number(static_cast<std::uint64_t>(size));
-    }
+    if (!out_.room(static_cast<std::size_t>(size))) return false;
+    out_.byte(kind);
+    out_.count(static_cast<std::size_t>(size));
     out_.raw(data, static_cast<std::size_t>(size));
     return true;
   }
@@ -395,9 +297,15 @@ class Encoder {
 
   // In encoder_items.hpp:
   bool items(PyObject* const* items, std::size_t count);
-  bool held_items(PyObject* const* items, std::size_t count);
+  bool copied_items(PyObject* const* items, std::size_t count) {
+    const Refs held(items, is_careful_ ? count : 0);
+    return this->items(is_careful_ ? const_cast<Refs&>(held).list().data() : items, count);
+  }
+  bool tuple_items(PyObject* tuple, std::size_t first) {
+    const auto count = static_cast<std::size_t>(PyTuple_GET_SIZE(tuple));
+    return items(reinterpret_cast<PyTupleObject*>(tuple)->ob_item + first, count - first);
+  }
   Py_ssize_t run(PyObject* const* items, std::size_t count);
-  Py_ssize_t same_object(PyObject* const* items, std::size_t count);
   Py_ssize_t integers(PyObject* const* items, std::size_t count);
   Py_ssize_t floats(PyObject* const* items, std::size_t count);
   Py_ssize_t strings(PyObject* const* items, std::size_t count);
@@ -405,38 +313,32 @@ class Encoder {
 
   // In encoder_instances.hpp:
   bool other(PyObject* object);
-  bool instance(PyObject* object, ClassInfo& info);
+  bool instance(PyObject* object, SentClass& cls);
   bool fields(Shape& shape, PyObject* const* values, std::size_t count);
-  bool field(PyObject* value) { return value == nullptr ? tag(kUnset) : any(value); }
-  bool structure(PyObject* object, const ClassInfo& info);
-  bool array(PyObject* object, const ClassInfo& info);
+  bool called(PyObject* object, const SentClass& cls);
+  bool array(PyObject* object, const SentClass& cls);
   bool buffer(PyObject* object);
+  bool global(const void* object, const Name& name);
   bool global(PyObject* object, PyObject* name = nullptr);
-  bool name_of(PyObject* object, PyObject* name, const std::string*& blob);
-  bool class_by_name(const ClassInfo& info) { return global(info.type, info.name_blob); }
-  bool global(const void* object, const std::string& blob);
-  bool reduced(PyObject* object, const ClassInfo& info);
+  bool reduced(PyObject* object, const Ref& reducer);
   bool reduction(PyObject* object, PyObject* reduction);
-  bool maker(PyObject* object, PyObject* function, PyObject* arguments, unsigned parts);
-  bool parts(PyObject* const* part);
-  ClassInfo* learn(PyObject* object) {
-    return classes_.learn(Py_TYPE(object), object, own_reducer_.get(), known_);
-  }
+  bool learn(PyObject* object);
+  const Name* learn_name(PyObject* object, PyObject* name = nullptr);
 
   const Known& known_;
   const Ref own_reducer_;
   const Ref frames_;  // of this message, all but the first
   const Py_ssize_t frame_bytes_;
-  ClassTable classes_;
-  NameTable names_;
+  Descriptions<PyTypeObject*, SentClass> classes_;
+  Descriptions<PyObject*, std::pair<Ref, Name>> names_;  // of what is written by name
   SentRuns runs_;
   int careful_left_ = 0;  // messages that begin in the careful way
 
   // Of this message:
   std::uint64_t message_ = 0;
   bool is_careful_ = false;
-  Stop stop_ = Stop::careful;
-  Ref unknown_;  // an instance of a class that is to be learned
+  bool is_for_pickle_ = false;
+  Ref unknown_;  // what is to be learned before it can be written
   Output out_;
   PointerMap objects_;
   PointerMap strings_;
@@ -447,6 +349,7 @@ class Encoder {
   std::uint32_t shape_count_ = 0;
   std::uint32_t global_count_ = 0;
   int depth_ = 0;
+  std::vector<std::unique_ptr<PyObject*[]>> scratch_;
   Refs kept_;  // objects that were met, in the careful way
 };
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
+from shmcast._codecs import object_classes
 from shmcast._codecs.base import OUT_OF_BAND_BYTES
 from shmcast._codecs.pickle_codec import PickleCodec, Reducers
 from shmcast._core import ObjectCoder
@@ -63,7 +64,12 @@ class ObjectCodec(ObjectCoder):
         """Return what a message names, or raise `UnpicklingError`; None: everything is allowed."""
         self._pickle = pickle_codec
         super().__init__(
-            _own_reducers, self.find, OUT_OF_BAND_BYTES, encode_by_pickle, pickle_codec.decode
+            object_classes,
+            _own_reducers,
+            self.find or object_classes.find,
+            OUT_OF_BAND_BYTES,
+            encode_by_pickle,
+            pickle_codec.decode,
         )
 
     def sample(self) -> Any:
