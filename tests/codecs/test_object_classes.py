@@ -362,7 +362,7 @@ def test_classes_are_let_go(module: Any, no_gc: None) -> None:
         check(codec, [module.Gone(), module.Gone()])
     gone = weakref.ref(module.Gone)
     del module.Gone
-    for number in range(600):  # (a cache may keep as many as it holds)
+    for number in range(400):  # (a cache may keep as many as it holds)
         execute(f"class C:\n    def __init__(self):\n        self.a{number} = 1", module)
         check(codec, [module.C(), module.C()])
     del codec

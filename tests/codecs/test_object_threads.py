@@ -18,7 +18,7 @@ from tests.support.canonical import canonical
 from tests.support.differential import by_pickle, check, outcome, through
 from tests.support.subprocess_programs import ROOT
 
-MESSAGES = 200
+MESSAGES = 120
 
 
 def lists(obj: Any, number: int) -> None:
