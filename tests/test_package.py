@@ -18,7 +18,15 @@ from shmcast import _core
 
 PACKAGE = Path(shmcast.__file__).parent
 CORE = PACKAGE.parent / "core"
-CORE_FLOORS = {"layout.hpp": 0, "pickle": 0, "wait": 1, "arena": 1, "ring": 2, "bindings": 3}
+CORE_FLOORS = {
+    "layout.hpp": 0,
+    "pickle": 0,
+    "codec": 0,
+    "wait": 1,
+    "arena": 1,
+    "ring": 2,
+    "bindings": 3,
+}
 
 
 def test_the_version_is_the_installed_one() -> None:

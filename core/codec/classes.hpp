@@ -96,6 +96,18 @@ struct Name {
     }
     return next == object && object != nullptr;
   }
+  // Return whether that is what the object calls itself, too.
+  bool is_of(PyObject* object) const {
+    PyObject* own = qualname.get();
+    if (PyType_Check(object) &&
+        PyType_HasFeature(reinterpret_cast<PyTypeObject*>(object), Py_TPFLAGS_HEAPTYPE) != 0) {
+      own = reinterpret_cast<PyHeapTypeObject*>(object)->ht_qualname;
+    } else if (PyFunction_Check(object)) {
+      const auto* const function = reinterpret_cast<PyFunctionObject*>(object);
+      own = function->func_module == module.get() ? function->func_qualname : nullptr;
+    }
+    return own == qualname.get() && leads_to(object);
+  }
 };
 
 // Find where a class's slots lie in an instance. Returns false if one is no slot.
@@ -203,9 +215,7 @@ class SentClass {
     const bool is_written = name.path && kind != Kind::reduced;
     if (version_of(Py_TYPE(type)) != meta_version_ ||
         PyDict_GetItemWithError(known.dispatch_table.get(), self) != registered_.get() ||
-        (is_written && !name.leads_to(self)) ||
-        (is_written && PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE) != 0 &&
-         reinterpret_cast<PyHeapTypeObject*>(type)->ht_qualname != name.qualname.get())) {
+        (is_written && !name.is_of(self))) {
       return false;
     }
     message_ = message;

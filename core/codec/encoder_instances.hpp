@@ -77,7 +77,7 @@ inline bool Encoder::other(PyObject* object) {
 [[gnu::cold]] inline const Name* Encoder::learn_name(PyObject* object, PyObject* name) {
   const Ref found(call(known_.name_of, object, name == nullptr ? Py_None : name));
   auto made = std::make_unique<std::pair<Ref, Name>>(Ref::to(object), Name());
-  const bool is_found = found && made->second.set(found.get()) && made->second.leads_to(object);
+  const bool is_found = found && made->second.set(found.get()) && made->second.is_of(object);
   return is_found ? &names_.put(object, std::move(made))->second : nullptr;
 }
 
@@ -208,7 +208,7 @@ inline bool Encoder::global(const void* object, const Name& name) {
 inline bool Encoder::global(PyObject* object, PyObject* name) {
   const auto* const known = names_.find(object);
   const Name* found = known == nullptr ? nullptr : &known->second;
-  if (found == nullptr || !found->leads_to(object)) {
+  if (found == nullptr || !found->is_of(object)) {
     if (!is_careful_) {
       unknown_ = Ref::to(object);
       return false;

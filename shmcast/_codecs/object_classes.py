@@ -191,7 +191,9 @@ def describe_shape(
         raise ValueError("the message is malformed")
     cls = find(module, name)
     if not isinstance(cls, type):
-        raise ValueError(f"the message has instances of {cls!r}, which is no class")
+        raise pickle.UnpicklingError(
+            f"NEWOBJ class argument must be a type, not {type(cls).__name__}"
+        )
     names = tuple(map(sys.intern, keys))
     if is_list_state:
         is_plain = _has_frozen_state(cls) and tuple(_fields(cls)) == names

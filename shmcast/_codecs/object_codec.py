@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shmcast._codecs import object_classes
 from shmcast._codecs.base import OUT_OF_BAND_BYTES
 from shmcast._codecs.pickle_codec import PickleCodec, Reducers
 from shmcast._core import ObjectCoder
+from shmcast.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from shmcast._codecs.fallback import PickleLike
 
 
 class ObjectCodec(ObjectCoder):
@@ -25,12 +29,24 @@ class ObjectCodec(ObjectCoder):
 
     Args:
         allow: see `PickleCodec`.
+        fallback: "cloudpickle", or a module like it (`dumps`, `loads`): encodes the whole message
+            where pickle refuses a part of it, such as a local function. By name it is imported only
+            then. Readers need the module too, but not this argument. None: there is none.
 
     Raises:
-        InvalidArgument: `allow` has what is no class, function or name.
+        InvalidArgument: `allow` has what is no class, function or name; or `fallback` is no such
+            module, or comes with `allow`, which could not look into what it has encoded.
+        MissingDependency: no module of the name `fallback` is installed.
     """
 
-    def __init__(self, *, allow: Collection[type | Callable[..., Any] | str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        allow: Collection[type | Callable[..., Any] | str] | None = None,
+        fallback: str | PickleLike | None = None,
+    ) -> None:
+        self.fallback: str | PickleLike | None = fallback
+        """What encodes the objects that pickle refuses, as it was given."""
         self.allow: Collection[type | Callable[..., Any] | str] | None = allow
         """What a message may name, as it was given."""
         self._pickle = self._make_pickle_codec()
@@ -48,6 +64,19 @@ class ObjectCodec(ObjectCoder):
         return PickleCodec(allow=self.allow)
 
     def _encode_otherwise(self) -> Callable[[Any], list[Any]]:
+        encode = self._encode_by_pickle()
+        if self.fallback is None:
+            return encode
+        from shmcast._codecs.fallback import Fallback
+
+        if self.allow is not None:
+            raise InvalidArgument(
+                "ObjectCodec: allow and fallback exclude each other: an allow-list can't look "
+                "into what a fallback has encoded"
+            )
+        return Fallback(self.fallback).behind(encode)
+
+    def _encode_by_pickle(self) -> Callable[[Any], list[Any]]:
         return self._pickle.encode
 
     def _make_reducers(self) -> Reducers:

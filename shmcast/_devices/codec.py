@@ -16,6 +16,7 @@ from typing import Any, Protocol, cast
 import torch
 
 from shmcast._codecs.base import Frame, Received
+from shmcast._codecs.fallback import PickleLike
 from shmcast._codecs.object_codec import ObjectCodec
 from shmcast._codecs.pickle_codec import PickleCodec, Reducers
 from shmcast._codecs.tensors import (
@@ -120,10 +121,13 @@ class DeviceCodec(ObjectCodec):
     _pickle: DevicePickleCodec
 
     def __init__(
-        self, lane: Lane, allow: Collection[type | Callable[..., Any] | str] | None
+        self,
+        lane: Lane,
+        allow: Collection[type | Callable[..., Any] | str] | None,
+        fallback: str | PickleLike | None,
     ) -> None:
         self._lane = lane
-        super().__init__(allow=allow)
+        super().__init__(allow=allow, fallback=fallback)
         self.find = self._pickle.find
         """See `PickleCodec`."""
         self.decode_with_tensors = self._pickle.decode_with_tensors
@@ -139,7 +143,7 @@ class DeviceCodec(ObjectCodec):
     def _make_pickle_codec(self) -> DevicePickleCodec:
         return DevicePickleCodec(self._lane, self.allow)
 
-    def _encode_otherwise(self) -> Callable[[Any], list[Any]]:
+    def _encode_by_pickle(self) -> Callable[[Any], list[Any]]:
         # Its buffers have a tuple for each device tensor. (No frame of Python's lies between.)
         return functools.partial(PickleCodec.encode, self._pickle)
 

@@ -61,7 +61,4 @@ def choose_lane(
                 f"(ranks {meeting.ranks}); they must have the same ranks in the same order"
             )
     carrier = meeting.group if device_group is None else device_group
-    allow = None if known is None else known.allow
-    return DeviceLane(
-        carrier, device_group is not None, device_types, label, allow, type(codec) is PickleCodec
-    )
+    return DeviceLane(carrier, device_group is not None, device_types, label, known)
