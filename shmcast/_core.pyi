@@ -81,6 +81,19 @@ class ObjectCoder:
             ValueError: the message is malformed.
             Exception: what rebuilding its objects raises; of any class.
         """
+    def practise_encode(self) -> list[Any] | None:
+        """Encode the object that was sent last once more, which runs no code but the core's.
+
+        Returns:
+            The frames; None: it can't be, or nothing was sent since this was first called.
+        """
+    def practice_frames(self) -> list[Any] | None:
+        """Return the frames of the message that was decoded last.
+
+        None: decoding it takes long, or runs code that is not the core's.
+        """
+    def practise_decode(self, frames: list[Any], /) -> None:
+        """Decode such frames once more."""
 
 class Geometry:
     """The shape of a ring; both sides must give the same.

@@ -16,6 +16,7 @@
 #include "codec/decoder_instances.hpp"
 #include "codec/encoder_instances.hpp"
 #include "codec/wire.hpp"
+#include "wait/gate.hpp"
 
 namespace shmcast {
 
@@ -38,12 +39,12 @@ class ObjectCoder {
   nb::object encode(nb::handle object) {
 #ifndef Py_GIL_DISABLED  // without it, other threads may change the object meanwhile
     if (--skipped_ < 0) {
-      // One is taken out while it is used: an object whose reduction encodes another needs two.
-      std::unique_ptr<codec::Encoder> encoder =
-          encoder_ != nullptr
-              ? std::move(encoder_)
-              : std::make_unique<codec::Encoder>(known_, own_reducer_.ptr(), frame_bytes_);
+      std::unique_ptr<codec::Encoder> encoder = take_encoder();
       PyObject* const frames = encoder->encode(object.ptr());
+      if (keeps_sent_) {
+        const bool is_plain = frames != nullptr && encoder->was_plain();
+        sent_ = is_plain ? nb::borrow(object) : nb::none();
+      }
       encoder_ = std::move(encoder);
       if (frames != nullptr) {
         misses_ = skipped_ = 0;
@@ -59,6 +60,58 @@ class ObjectCoder {
   }
 
   nb::object decode(const nb::list& frames) {
+    bool ran_code = true;
+    nb::object object = decode(frames, ran_code);
+    // Only bytes of its own: others are parts of an arena, which must be given back.
+    const bool can_practise = !ran_code && frames.size() == 1 && is_short(frames);
+    received_ = can_practise ? nb::borrow(frames) : nb::none();
+    return object;
+  }
+
+  // Encode the object that was sent last once more, which runs no code of others. Return the
+  // frames; None: it can't be, or nothing was sent since this was first called.
+  nb::object practise_encode() {
+    keeps_sent_ = true;
+    if (sent_.is_none()) return nb::none();
+    std::unique_ptr<codec::Encoder> encoder = take_encoder();
+    PyObject* const frames = encoder->practise(sent_.ptr());
+    encoder_ = std::move(encoder);
+    if (frames != nullptr) return nb::steal(frames);
+    sent_ = nb::none();
+    return nb::none();
+  }
+
+  // Return the frames of the message that was decoded last, if it can be decoded for practice.
+  nb::object practice_frames() const { return received_; }
+
+  // Decode such a message once more. One that took long is not to be decoded again, nor are others
+  // of its size.
+  void practise_decode(const nb::list& frames) {
+    bool ran_code = false;
+    const std::int64_t began = monotonic_ns();
+    decode(frames, ran_code);
+    if (monotonic_ns() - began < kLongNs) return;
+    too_long_ = std::min(too_long_, size_of(frames));
+    received_ = nb::none();
+  }
+
+ private:
+  static constexpr int kMostMisses = 6;
+  static constexpr std::int64_t kLongNs = 20'000;
+
+  // One is taken out while it is used: an object whose reduction encodes another needs two.
+  std::unique_ptr<codec::Encoder> take_encoder() {
+    if (encoder_ != nullptr) return std::move(encoder_);
+    return std::make_unique<codec::Encoder>(known_, own_reducer_.ptr(), frame_bytes_);
+  }
+
+  static Py_ssize_t size_of(const nb::list& frames) {
+    PyObject* const frame = PyList_GET_ITEM(frames.ptr(), 0);
+    return PyByteArray_CheckExact(frame) ? PyByteArray_GET_SIZE(frame) : PY_SSIZE_T_MAX;
+  }
+  bool is_short(const nb::list& frames) const { return size_of(frames) < too_long_; }
+
+  nb::object decode(const nb::list& frames, bool& ran_code) {
     if (frames.size() == 0) return call(decode_otherwise_, frames);
     Py_buffer view;
     if (PyObject_GetBuffer(PyList_GET_ITEM(frames.ptr(), 0), &view, PyBUF_SIMPLE) != 0) {
@@ -73,19 +126,15 @@ class ObjectCoder {
         const nb::ft_lock_guard guard(mutex_);
         decoder = std::move(decoder_);
       }
-      if (decoder == nullptr) {
-        decoder = std::make_unique<codec::Decoder>(known_, find_.ptr());
-      }
+      if (decoder == nullptr) decoder = std::make_unique<codec::Decoder>(known_, find_.ptr());
       object = decoder->decode(data, static_cast<std::size_t>(view.len), frames.ptr());
+      ran_code = decoder->ran_code();
       const nb::ft_lock_guard guard(mutex_);
       std::swap(decoder_, decoder);
     }
     PyBuffer_Release(&view);
     return is_ours ? owned(object) : call(decode_otherwise_, frames);
   }
-
- private:
-  static constexpr int kMostMisses = 6;
 
   codec::Known known_;
   nb::object own_reducer_;
@@ -96,8 +145,12 @@ class ObjectCoder {
   std::unique_ptr<codec::Encoder> encoder_;
   std::unique_ptr<codec::Decoder> decoder_;
   nb::ft_mutex mutex_;
-  int misses_ = 0;   // in a row
-  int skipped_ = 0;  // objects that are not tried next
+  nb::object sent_ = nb::none();      // the last object, if it is plain and is to be kept
+  nb::object received_ = nb::none();  // the last frames, if they may be decoded again
+  bool keeps_sent_ = false;
+  Py_ssize_t too_long_ = 64 * 1024;  // messages of this size are not practised
+  int misses_ = 0;                   // in a row
+  int skipped_ = 0;                  // objects that are not tried next
 };
 
 }  // namespace shmcast

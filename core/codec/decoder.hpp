@@ -42,7 +42,7 @@ class Decoder {
     return object.release();
   }
 
-  // Whether the last message may have run the code of others.
+  // Whether the last message, or dropping its object, may run code of others.
   bool ran_code() const { return ran_code_; }
 
  private:
@@ -71,6 +71,11 @@ class Decoder {
   PyObject* kept(PyObject* object, bool is_numbered) {
     if (is_numbered && object != nullptr) memo_.hold(object);
     return object;
+  }
+
+  // To hash anything but a string or a number may run code of others.
+  void note_hashing(PyObject* key) {
+    if (!PyUnicode_CheckExact(key) && !PyLong_CheckExact(key)) ran_code_ = true;
   }
 
   std::vector<PyObject*>& stack() { return parts_.list(); }
@@ -186,6 +191,7 @@ class Decoder {
     for (std::size_t i = base; i < base + count; ++i) {
       PyObject* const key = stack()[i];
       PyObject* const value = stack()[i + count];
+      note_hashing(key);
       if (stops_at_exit([&] { return PyDict_SetItem(dict.get(), key, value); }) != 0) {
         return nullptr;
       }
@@ -219,6 +225,7 @@ class Decoder {
     if (!set || !counted_items()) return nullptr;
     for (std::size_t i = base; i < stack().size(); ++i) {
       PyObject* const item = stack()[i];
+      note_hashing(item);
       if (stops_at_exit([&] { return PySet_Add(set.get(), item); }) != 0) return nullptr;
     }
     parts_.drop_to(base);

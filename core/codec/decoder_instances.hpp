@@ -56,6 +56,7 @@ inline ReceivedName* Decoder::cls() {
 inline PyObject* Decoder::instance(std::uint8_t tag, bool is_numbered) {
   ReceivedShape* const shape = described(known_shapes_, shapes_, tag == kNewShape);
   if (shape == nullptr) return nullptr;
+  ran_code_ = ran_code_ || !shape->is_plain || shape->type()->tp_finalize != nullptr;
   Ref object(kept(shape->new_instance(known_), is_numbered));
   if (!object || !enter() || !fields(tag, *shape, object.get())) return nullptr;
   return leave() ? object.release() : nullptr;
@@ -129,7 +130,6 @@ inline bool Decoder::set_fields(PyObject* object, const ReceivedShape& shape,
 // Give an instance its fields in pickle's way, which runs code of others.
 [[gnu::cold]] inline bool Decoder::restore(PyObject* object, const ReceivedShape& shape,
                                            PyObject* const* values) {
-  ran_code_ = true;
   const Ref attributes(PyDict_New());
   const Ref slots(PyDict_New());
   if (!attributes || !slots) return false;
@@ -195,6 +195,7 @@ inline PyObject* Decoder::named_tuple() {
   PyTypeObject* const type = found->type();
   const std::size_t count = stack().size() - base;
   if (count == 0 || found->fields != static_cast<int>(count)) return new_object(type, base);
+  ran_code_ = ran_code_ || type->tp_finalize != nullptr;
   PyObject* const tuple = type->tp_alloc(type, static_cast<Py_ssize_t>(count));
   if (tuple != nullptr) move_from(base, reinterpret_cast<PyTupleObject*>(tuple)->ob_item);
   return tuple;

@@ -57,6 +57,16 @@ class Encoder {
   // Whether the last message was written in the plain way.
   bool was_plain() const { return !is_careful_; }
 
+  // Return what encode() would, or null if that would run code of others: never with an error.
+  PyObject* practise(PyObject* object) {
+    is_careful_ = false;
+    PyObject* const list = attempt_to(object) ? end() : nullptr;
+    unknown_ = Ref();
+    forget();
+    PyErr_Clear();
+    return list;
+  }
+
  private:
   static constexpr std::uint32_t kOpen = 0xFFFFFFFF;  // an object whose parts are being written
 

@@ -136,10 +136,6 @@ class DeviceCodec(ObjectCodec):
         """See `DevicePickleCodec`."""
         return _with_tensors(super().encode(obj), self._lane)
 
-    def encode(self, obj: Any, /) -> list[Frame]:
-        """See `DevicePickleCodec`."""
-        return self.encode_with_tensors(obj)[0]
-
     def _make_pickle_codec(self) -> DevicePickleCodec:
         return DevicePickleCodec(self._lane, self.allow)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import shmcast
-from shmcast import ObjectCodec, Reader, WaitPolicy, Writer
+from shmcast import ObjectCodec, PickleCodec, Reader, WaitPolicy, Writer
 from shmcast._codecs.base import Frame
 from shmcast._endpoints import warmup
 
@@ -130,7 +130,7 @@ class Limit(Exception):
     """A time limit: what a handler of SIGALRM may raise, wherever the program is."""
 
 
-class Alarmed(ObjectCodec):
+class Alarmed(PickleCodec):
     """Is in sample() when an alarm goes off, once that is set."""
 
     is_set = False
@@ -162,7 +162,7 @@ def test_an_exception_in_the_midst_of_a_sample_comes_out() -> None:
         assert reader.recv(10) == "real"
 
 
-class Growing(ObjectCodec):
+class Growing(PickleCodec):
     """Its sample outgrows what can be warmed up on."""
 
     size = 10
