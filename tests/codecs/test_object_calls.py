@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import copyreg
 import functools
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from shmcast import ObjectCodec
+from tests.support import codec_fuzz
 from tests.support.differential import sent
 
 CALLS: collections.Counter[str] = collections.Counter()
@@ -365,6 +367,53 @@ def test_methods_are_called_as_by_pickle(cls: Any) -> None:
         Made([plain, cls([plain])]),
     ):
         check(codec, obj)
+
+
+class Finalized:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __del__(self) -> None:
+        CALLS["Finalized.__del__"] += 1
+
+
+@dataclass(frozen=True)
+class Hashed:
+    value: Any
+
+    def __hash__(self) -> int:
+        CALLS["Hashed.__hash__"] += 1
+        return hash(self.value)
+
+
+@pytest.mark.parametrize("cls", [*CLASSES, Finalized, Hashed, Key], ids=lambda cls: cls.__name__)
+def test_practice_runs_no_code_of_others(cls: Any) -> None:
+    codec = ObjectCodec()
+    codec.practise_encode()  # from now on it keeps what is sent
+    for obj in (cls(1), [cls(2), cls([3])], [Made(1), {"a": cls(4)}], *_keys(cls)):
+        got = codec.decode(sent(codec, obj))
+        del got
+        gc.collect()
+        CALLS.clear()
+        for _ in range(3):
+            codec_fuzz.practise(codec, codec)
+        assert CALLS == {}
+        check(codec, obj)
+
+
+def _keys(cls: Any) -> list[Any]:
+    return [{cls(5): 1}, {cls(6)}, frozenset([cls(7)])] if cls in (Hashed, Key) else []
+
+
+def test_what_runs_no_code_is_practised() -> None:
+    codec = ObjectCodec()
+    codec.practise_encode()
+    codec.decode(sent(codec, [Made(1), {"a": 2}]))
+    assert codec.practice_frames() is not None
+    assert codec.practise_encode() is not None
+    codec.decode(sent(codec, [Reduced(1)]))
+    assert codec.practice_frames() is None
+    assert codec.practise_encode() is None
 
 
 def test_names_are_called_as_by_pickle() -> None:

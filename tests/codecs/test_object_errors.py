@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import shmcast
-from shmcast import ObjectCodec, Reader, Writer
+from shmcast import ObjectCodec, PickleCodec, Reader, Writer
 from tests.support import zoo
 from tests.support.differential import by_pickle, check, difference, outcome, sent, through
 
@@ -182,6 +182,50 @@ def test_no_frames_and_other_bytes_are_errors() -> None:
         with pytest.raises(Exception):  # noqa: B017, PT011
             codec.decode([bytearray(frame) for frame in frames])
     check(codec, zoo.CASES["bags"]())
+
+
+@pytest.mark.parametrize("allow", [(), ("tests.support.zoo.*",), ("collections.*", zoo.Point)])
+def test_an_allow_list_refuses_what_it_refuses_in_a_pickle(allow: tuple[Any, ...]) -> None:
+    mine, pickles = ObjectCodec(allow=allow), PickleCodec(allow=allow)
+    refused = 0
+    for name, make in zoo.CASES.items():
+        if name in ("by name", "methods"):  # (others may be named first)
+            continue
+        obj = make()
+        expected = outcome(lambda o: pickles.decode(sent(PickleCodec(), o)), obj)
+        got = outcome(lambda o: mine.decode(sent(ObjectCodec(), o)), obj)
+        assert got[0] == expected[0], (name, expected, got)
+        if got[0] == "value":
+            assert got == expected, name
+        else:
+            refused += 1
+            assert "which this codec does not allow" in got[1], name
+    assert refused
+
+
+def test_an_allow_list_refuses_before_anything_is_called() -> None:
+    made: list[int] = []
+    Reports.made = made
+    for obj in (Reports(), [zoo.Point(1), Reports()], {"a": (Reports(),)}):
+        frames = sent(ObjectCodec(), obj)
+        made.clear()
+        with pytest.raises(pickle.UnpicklingError, match="report, which this codec does not allow"):
+            ObjectCodec(allow=[zoo.Point]).decode(frames)
+        assert made == []
+        ObjectCodec().decode([*map(bytearray, frames)])
+        assert made
+
+
+class Reports:
+    made: Any = None
+
+    def __reduce__(self) -> Any:
+        return report, (1,)
+
+
+def report(number: int) -> int:
+    Reports.made.append(number)
+    return number
 
 
 def test_a_lock_in_a_message_is_named_with_its_path() -> None:

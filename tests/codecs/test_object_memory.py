@@ -180,6 +180,21 @@ def test_damaged_messages_leave_nothing_behind(no_gc: None) -> None:
     assert not leaks(decode_all, 40, 9)  # one of them, say
 
 
+def test_what_arrives_has_no_part_in_the_memory_of_its_message() -> None:
+    # Without a copy a message lies in the writer's arena, which is used again.
+    codec = ObjectCodec()
+    for name, make in zoo.CASES.items():
+        obj = [make(), b"x" * 100_000, bytearray(b"y" * 100_000), "z" * 100_000]
+        frames = sent(codec, obj)
+        views = [memoryview(frame).toreadonly() for frame in frames]
+        got = codec.decode([*views])
+        for frame in frames:
+            frame[:] = bytes(len(frame))
+        got[2][0] = 7
+        obj[2][0] = 7
+        assert canonical(got) == canonical(by_pickle(obj)), name
+
+
 def test_a_codec_that_goes_takes_its_caches_with_it(no_gc: None) -> None:
     obj: Any = zoo.Bag(ids=[f"request-{i}" for i in range(100)], n=[*range(10**6, 10**6 + 500)])
     items = [*obj.ids, *obj.n]

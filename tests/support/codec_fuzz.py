@@ -61,6 +61,8 @@ def graphs(first: int, count: int, say: Callable[[int], object] = lambda _seed: 
         for codec in (decoder, ObjectCodec()):
             got = outcome(lambda obj, to=codec: to.decode(sent(encoder, obj)), obj)
             _check(seed, expected, got)
+        if chance.randrange(4) == 0:
+            practise(encoder, decoder)
         if chance.randrange(4) == 0 and expected[0] == "value":
             held.append((seed, expected, sent(encoder, obj)))  # (some are never decoded)
         if held and chance.randrange(4) == 0:
@@ -70,6 +72,14 @@ def graphs(first: int, count: int, say: Callable[[int], object] = lambda _seed: 
             _check(old, expected, got)
             del held[at : at + chance.randrange(2)]
             del held[:-_HELD]
+
+
+def practise(encoder: ObjectCodec, decoder: ObjectCodec) -> None:
+    """Do what ends do between messages: encode and decode the last one once more."""
+    encoder.practise_encode()
+    frames = decoder.practice_frames()
+    if frames is not None:
+        decoder.practise_decode(frames)
 
 
 def _check(seed: int, expected: tuple[str, Any], got: tuple[str, Any]) -> None:

@@ -502,6 +502,7 @@ def _containers() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "nested lists", lambda: [[[i] * 3 for i in range(10)] for _ in range(20)]
     yield "nested dicts", lambda: {"a": {"b": {"c": [{}]}}}
     yield "deep", lambda: _deep(60)
+    yield "deeper", lambda: [_deep(250), [_deep(210)], (_deep(199),)]
     yield "keys of many types", lambda: {None: 1, (1,): 2, 1.5: 3, "s": 4, b"b": 5, 7: 6, Pair(): 7}
     yield "int keys", lambda: {i * 37: i * i for i in range(300)}
     yield "one value for all keys", lambda: dict.fromkeys([f"request-{i}" for i in range(50)], 1)
@@ -593,6 +594,10 @@ def _plain() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "slots", lambda: [Cell(1, [2]), Cell(), Edge([1], 2), Edge(1, 3)]
     yield "dataclass child", lambda: Labelled(x=1, label="one", tags=[1])
     yield "dataclass tree", lambda: _tree(5)
+    yield (
+        "a chain of dataclasses",
+        lambda: functools.reduce(lambda p, i: Point(i, p), range(150), None),
+    )
     yield "a dataclass in itself", lambda: filled(point := Point(), x=[point], y=point)
     yield "slots in themselves", lambda: filled(cell := Cell(), value=cell)
     yield "bags", lambda: [Bag(), Bag(a=1), Bag(a=1, b=2), Bag(b=2, a=1)]
