@@ -117,6 +117,7 @@ class ObjectCoder {
     if (PyObject_GetBuffer(PyList_GET_ITEM(frames.ptr(), 0), &view, PyBUF_SIMPLE) != 0) {
       throw nb::python_error();
     }
+    const std::unique_ptr<Py_buffer, decltype(&PyBuffer_Release)> held(&view, &PyBuffer_Release);
     const auto* const data = static_cast<const std::uint8_t*>(view.buf);
     PyObject* object = nullptr;
     const bool is_ours = view.len > 0 && data[0] == codec::kMagic;
@@ -132,7 +133,6 @@ class ObjectCoder {
       const nb::ft_lock_guard guard(mutex_);
       std::swap(decoder_, decoder);
     }
-    PyBuffer_Release(&view);
     return is_ours ? owned(object) : call(decode_otherwise_, frames);
   }
 

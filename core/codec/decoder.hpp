@@ -261,7 +261,7 @@ class Decoder : private ValueReader {
       if (!is_same) {
         stack().push_back(value);
       } else {
-        shape.last[i] = Ref(value);
+        shape.last.at(i) = Ref(value);
         if (i < shape.attributes && shape.last_dict &&
             PyDict_SetItem(shape.last_dict.get(), shape.key(i), value) != 0) {
           return false;

@@ -190,8 +190,8 @@ class Encoder : private ValueWriter {
   }
 
   bool copied_items(PyObject* const* items, std::size_t count) {
-    const Refs held(items, is_careful_ ? count : 0);
-    return this->items(is_careful_ ? const_cast<Refs&>(held).list().data() : items, count);
+    Refs copy(items, is_careful_ ? count : 0);
+    return this->items(is_careful_ ? copy.list().data() : items, count);
   }
   bool tuple_items(PyObject* tuple, std::size_t first) {
     const auto count = static_cast<std::size_t>(PyTuple_GET_SIZE(tuple));
