@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,10 @@ class ObjectCodec(ObjectCoder):
             self._encode_otherwise(),
             self._pickle.decode,
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Reduce to the arguments: a program may give its processes a codec."""
+        return functools.partial(type(self), allow=self.allow, fallback=self.fallback), ()
 
     def _make_pickle_codec(self) -> PickleCodec:
         """Return the codec for what this one does not take."""

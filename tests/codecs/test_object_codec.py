@@ -163,6 +163,12 @@ def test_a_pickle_is_decoded_too() -> None:
     assert ObjectCodec().decode(received(PickleCodec().encode(Step(1, 2)))) == Step(1, 2)
 
 
+def test_a_codec_can_be_given_to_another_process() -> None:
+    codec = pickle.loads(pickle.dumps(ObjectCodec(allow=[Step])))  # noqa: S301
+    assert codec.allow == [Step]
+    assert codec.decode(received(codec.encode(Step(1, 2)))) == Step(1, 2)
+
+
 def test_too_deep_objects_are_pickled() -> None:
     deep: list[Any] = []
     for _ in range(250):
