@@ -13,8 +13,8 @@
 
 #include "bindings/convert.hpp"
 #include "bindings/gil.hpp"
-#include "codec/decoder_instances.hpp"
-#include "codec/encoder_instances.hpp"
+#include "codec/decoder_reductions.hpp"
+#include "codec/encoder_reductions.hpp"
 #include "codec/wire.hpp"
 #include "wait/gate.hpp"
 
@@ -33,7 +33,7 @@ class ObjectCoder {
         encode_otherwise_(std::move(encode_otherwise)),
         decode_otherwise_(std::move(decode_otherwise)),
         frame_bytes_(frame_bytes) {
-    if (!known_.find(functions.ptr())) throw nb::python_error();
+    if (!known_.take(functions.attr("CORE").ptr())) throw nb::python_error();
   }
 
   nb::object encode(nb::handle object) {

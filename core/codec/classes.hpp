@@ -11,7 +11,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <initializer_list>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -24,44 +23,24 @@
 
 namespace shmcast::codec {
 
-// Objects and names of Python's, and the functions of _codecs/object_classes.py.
+// Objects of Python's, and functions of _codecs/object_classes.py: what that calls CORE.
 struct Known {
   // Returns false with an error set.
-  bool find(PyObject* functions) {
-    for (const auto& [place, name] :
-         std::initializer_list<std::pair<Ref*, const char*>>{{&reduce_ex, "__reduce_ex__"},
-                                                             {&class_, "__class__"},
-                                                             {&dict, "__dict__"},
-                                                             {&setstate, "__setstate__"},
-                                                             {&value, "_value_"},
-                                                             {&typecode, "typecode"},
-                                                             {&raw, "raw"},
-                                                             {&toreadonly, "toreadonly"}}) {
-      if (!(*place = Ref(PyUnicode_InternFromString(name)))) return false;
-    }
-    for (const auto& [place, name] :
-         std::initializer_list<std::pair<Ref*, const char*>>{{&describe, "describe"},
-                                                             {&describe_shape, "describe_shape"},
-                                                             {&describe_name, "describe_name"},
-                                                             {&name_of, "name_of"},
-                                                             {&restore, "restore"},
-                                                             {&add_items, "add_items"},
-                                                             {&build, "build"},
-                                                             {&hiding, "HIDING"},
-                                                             {&array, "array"},
-                                                             {&newobj, "newobj"},
-                                                             {&dispatch_table, "dispatch_table"}}) {
-      if (!(*place = Ref(PyObject_GetAttrString(functions, name)))) return false;
-    }
-    protocol = Ref(PyLong_FromLong(5));
-    nothing = Ref(PyTuple_New(0));
-    return protocol && nothing;
+  bool take(PyObject* core) {
+    owner_ = Ref::to(core);
+    return PyArg_ParseTuple(core, "OOOOOOOOOOOOOOOOOOOOO", &reduce_ex, &class_, &dict, &setstate,
+                            &value, &typecode, &raw, &toreadonly, &protocol, &nothing, &describe,
+                            &describe_shape, &describe_name, &name_of, &restore, &add_items, &build,
+                            &hiding, &array, &newobj, &dispatch_table) != 0;
   }
 
-  Ref reduce_ex, class_, dict, setstate, value, typecode, raw, toreadonly, protocol, nothing;
-  Ref describe, describe_shape, describe_name, name_of, restore, add_items, build;
-  Ref hiding;  // attributes of an instance that pickle would take for its class's methods
-  Ref array, newobj, dispatch_table;
+  PyObject *reduce_ex, *class_, *dict, *setstate, *value, *typecode, *raw, *toreadonly;  // names
+  PyObject *protocol, *nothing;                                                          // 5 and ()
+  PyObject *describe, *describe_shape, *describe_name, *name_of, *restore, *add_items, *build;
+  PyObject *hiding, *array, *newobj, *dispatch_table;
+
+ private:
+  Ref owner_;
 };
 
 // The name of a class or function.
@@ -179,7 +158,7 @@ class SentClass {
     if (meta->tp_hash == PyType_Type.tp_hash &&
         meta->tp_richcompare == PyType_Type.tp_richcompare) {
       // (Else to look it up in copyreg's table would run code.)
-      registered_ = Ref::to(PyDict_GetItemWithError(known.dispatch_table.get(), self.get()));
+      registered_ = Ref::to(PyDict_GetItemWithError(known.dispatch_table, self.get()));
       const bool is_generic = type->tp_getattro == PyObject_GenericGetAttr;
       const Ref found(call(known.describe, self.get(), object, is_generic ? Py_True : Py_False,
                            own_reducer.get()));
@@ -200,8 +179,8 @@ class SentClass {
                                     find_slots(type, names, 0, offsets));
       if (!is_known) kind = Kind::reduced;
     }
-    _PyType_Lookup(type, known.class_.get());  // which gives it a version
-    _PyType_Lookup(Py_TYPE(type), known.class_.get());
+    _PyType_Lookup(type, known.class_);  // which gives it a version
+    _PyType_Lookup(Py_TYPE(type), known.class_);
     version_ = version_of(type);
     meta_version_ = version_of(Py_TYPE(type));
     return true;
@@ -214,7 +193,7 @@ class SentClass {
     PyObject* const self = reinterpret_cast<PyObject*>(type);
     const bool is_written = name.path && kind != Kind::reduced;
     if (version_of(Py_TYPE(type)) != meta_version_ ||
-        PyDict_GetItemWithError(known.dispatch_table.get(), self) != registered_.get() ||
+        PyDict_GetItemWithError(known.dispatch_table, self) != registered_.get() ||
         (is_written && !name.is_of(self))) {
       return false;
     }
@@ -233,7 +212,7 @@ class SentClass {
     Py_ssize_t at = 0;
     PyObject* key = nullptr;
     while (dict != nullptr && PyDict_Next(dict, &at, &key, nullptr) != 0) {
-      const bool is_plain = PyUnicode_CheckExact(key) && !PySet_Contains(known.hiding.get(), key);
+      const bool is_plain = PyUnicode_CheckExact(key) && !PySet_Contains(known.hiding, key);
       if (!is_plain || !append(names, key)) return nullptr;
       shape->keys.push_back(Ref::to(key));
     }
@@ -337,7 +316,7 @@ struct ReceivedShape {
     keys = Ref::to(names);
     attributes = static_cast<std::size_t>(of_dict);
     is_list_state = list_state != 0;
-    PyObject* const dict = _PyType_Lookup(type(), known.dict.get());
+    PyObject* const dict = _PyType_Lookup(type(), known.dict);
     if (dict != nullptr && Py_TYPE(dict) == &PyGetSetDescr_Type) {
       setter_ = reinterpret_cast<PyGetSetDescrObject*>(dict)->d_getset;
     }
@@ -370,7 +349,7 @@ struct ReceivedShape {
       return type()->tp_alloc(type(), 0);
     }
     if (type()->tp_new == nullptr) return Input::malformed(), nullptr;
-    return stops_at_exit([&] { return type()->tp_new(type(), known.nothing.get(), nullptr); });
+    return stops_at_exit([&] { return type()->tp_new(type(), known.nothing, nullptr); });
   }
   // Return a new dict of these attributes: of one without gaps, where many are None.
   PyObject* dict_of(PyObject* const* values) const {

@@ -1,33 +1,33 @@
 // Room: codec. The decoder: frames as an object.
-// Knows: Python's own types, and what makes their objects.
-// Does not know: where frames come from. It trusts no byte of them.
+// Knows: containers and instances, what pickle does with a reduction. It trusts no byte of them.
+// Does not know: which classes are known, or where frames come from.
 //
 // The parts of a container are put on a stack until all are there, so that nobody can see a
-// container with places that are empty. A function that returns null or false has set an error;
-// what it has left on the stack, decode() drops.
+// container with places that are empty. What a function that fails has left there, decode() drops.
 #pragma once
 
 #include <Python.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <memory>
-#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "codec/caches.hpp"
 #include "codec/classes.hpp"
+#include "codec/decoder_values.hpp"
 #include "codec/wire.hpp"
 #include "python/python.hpp"
 
 namespace shmcast::codec {
 
-class Decoder {
+class Decoder : private ValueReader {
  public:
   // `find`: returns what a module has by a name, or raises.
-  Decoder(const Known& known, PyObject* find) : known_(known), find_(Ref::to(find)) {}
+  Decoder(const Known& known, PyObject* find) : ValueReader(known, find) {}
 
   // Return the object of a message. `frames`: a list; its first is the bytes given.
   PyObject* decode(const std::uint8_t* data, std::size_t size, PyObject* frames) {
@@ -39,6 +39,7 @@ class Decoder {
     Ref object(any());
     if (object && in_.left() > 0) object = Ref(fail());
     forget();
+    depth_ = 0;
     return object.release();
   }
 
@@ -46,49 +47,13 @@ class Decoder {
   bool ran_code() const { return ran_code_; }
 
  private:
-  static PyObject* fail() { return Input::malformed(), nullptr; }
-
-  void forget() {
-    for (ReceivedShape* const shape : shapes_) shape->forget_last();
-    shapes_.clear();
-    globals_.clear();
-    table_.clear();
-    memo_.drop_to(0);
-    parts_.drop_to(0);
-    held_.drop_to(0);
-    runs_.begin_message();
-    ints_.begin_message();
-    known_shapes_.tidy();
-    known_names_.tidy();
-    depth_ = 0;
-  }
-
   // (Twice as deep as an encoder goes, which counts otherwise.)
   bool enter() { return ++depth_ <= 2 * kDeepest || Input::malformed(); }
   bool leave() { return --depth_ >= 0; }
 
-  // Give an object the next number, if it has one.
-  PyObject* kept(PyObject* object, bool is_numbered) {
-    if (is_numbered && object != nullptr) memo_.hold(object);
-    return object;
-  }
-
   // To hash anything but a string or a number may run code of others.
   void note_hashing(PyObject* key) {
     if (!PyUnicode_CheckExact(key) && !PyLong_CheckExact(key)) ran_code_ = true;
-  }
-
-  std::vector<PyObject*>& stack() { return parts_.list(); }
-  // Move the stack's objects from `base` on to another place.
-  void move_from(std::size_t base, PyObject** place) {
-    const std::size_t count = stack().size() - base;
-    if (count > 0) std::memcpy(place, stack().data() + base, count * sizeof(PyObject*));
-    stack().resize(base);
-  }
-  PyObject* tuple_from(std::size_t base) {
-    PyObject* const tuple = PyTuple_New(static_cast<Py_ssize_t>(stack().size() - base));
-    if (tuple != nullptr) move_from(base, reinterpret_cast<PyTupleObject*>(tuple)->ob_item);
-    return tuple;
   }
 
   PyObject* any(bool is_numbered = false) {
@@ -100,9 +65,11 @@ class Decoder {
       case kNone: return Py_NewRef(Py_None);
       case kFalse: return Py_NewRef(Py_False);
       case kTrue: return Py_NewRef(Py_True);
-      case kI16: return in_.has(2) ? PyLong_FromLong(in_.number<std::int16_t>()) : nullptr;
-      case kI32: return in_.has(4) ? PyLong_FromLong(in_.number<std::int32_t>()) : nullptr;
-      case kI64: return in_.has(8) ? PyLong_FromLongLong(in_.number<std::int64_t>()) : nullptr;
+      case kInt: {
+        if (!in_.count(count)) return nullptr;
+        const auto half = static_cast<std::int64_t>(count >> 1);
+        return PyLong_FromLongLong((count & 1) != 0 ? ~half : half);
+      }
       case kFloat: return in_.has(8) ? PyFloat_FromDouble(in_.number<double>()) : nullptr;
       case kBig:
         return in_.size(count) ? _PyLong_FromByteArray(in_.raw(count), count, 1, 1) : nullptr;
@@ -134,25 +101,6 @@ class Decoder {
       case kShaped: return instance(tag, is_numbered);
       default: return other(tag, is_numbered);
     }
-  }
-
-  PyObject* wide_text() {
-    std::uint64_t count = 0;
-    if (!in_.has(1)) return nullptr;
-    const unsigned width = in_.byte();
-    if (!in_.count(count) || (width != 1 && width != 2 && width != 4)) return fail();
-    if (count > in_.left() / width) return fail();
-    const std::uint8_t* const data = in_.raw(width * count);
-    for (std::size_t i = 3; width == 4 && i < 4 * count; i += 4) {
-      if (data[i] != 0 || data[i - 1] > 0x10) return fail();
-    }
-    return PyUnicode_FromKindAndData(static_cast<int>(width), data, static_cast<Py_ssize_t>(count));
-  }
-  PyObject* named(PyObject* text) {
-    if (text == nullptr) return nullptr;
-    table_.push_back(text);
-    held_.hold(text);
-    return text;
   }
 
   PyObject* list(bool is_numbered) {
@@ -232,56 +180,184 @@ class Decoder {
     return set.release();
   }
 
-  // In decoder_items.hpp:
   bool counted_items() {
     std::uint64_t count = 0;
     return in_.items(count) && items(count);
   }
-  bool items(std::uint64_t count);
-  bool run(std::uint64_t most);
-  bool strings(std::uint64_t count);
-  bool known_strings(std::uint64_t first, std::uint64_t count);
+  // Put so many objects on the stack.
+  bool items(std::uint64_t count) {
+    if (!enter()) return false;
+    const std::size_t end = stack().size() + count;
+    while (stack().size() < end) {
+      if (!in_.has(1)) return false;
+      if (in_.is_run()) {
+        if (!run(end - stack().size())) return false;
+        continue;
+      }
+      PyObject* const object = any();
+      if (object == nullptr) return false;
+      stack().push_back(object);
+    }
+    return leave();
+  }
 
-  // In decoder_instances.hpp:
-  PyObject* instance(std::uint8_t tag, bool is_numbered);
-  bool fields(std::uint8_t tag, ReceivedShape& shape, PyObject* object);
+  // Put a run of at most so many objects on the stack, and at least one.
+  bool run(std::uint64_t most) {
+    const std::uint8_t tag = in_.byte();
+    std::uint64_t count = 0;
+    std::uint64_t first = 0;
+    if (tag == kTextRefs && !in_.count(first)) return false;
+    if (!in_.count(count)) return false;
+    if (count == 0 || count > most) return Input::malformed();
+    if (tag == kStrings) return strings(count);
+    if (tag == kTextRefs) return known_strings(first, count);
+    if (tag == kRun) {
+      PyObject* const object = count <= kMostRun ? any() : fail();
+      if (object == nullptr) return false;
+      for (std::uint64_t i = 1; i < count; ++i) Py_INCREF(object);
+      stack().insert(stack().end(), count, object);
+      return true;
+    }
+    if (count > in_.left() / (tag == kInts ? 4 : 8)) return Input::malformed();
+    for (; count > 0; --count) {
+      PyObject* const number = tag == kInts ? ints_.of(in_.number<std::int32_t>())
+                                            : PyFloat_FromDouble(in_.number<double>());
+      if (number == nullptr) return false;
+      stack().push_back(number);
+    }
+    return true;
+  }
+
+  PyObject* instance(std::uint8_t tag, bool is_numbered) {
+    ReceivedShape* const shape = described(known_shapes_, shapes_, tag == kNewShape);
+    if (shape == nullptr) return nullptr;
+    ran_code_ = ran_code_ || !shape->is_plain || shape->type()->tp_finalize != nullptr;
+    Ref object(kept(shape->new_instance(known_), is_numbered));
+    if (!object || !enter() || !fields(tag, *shape, object.get())) return nullptr;
+    return leave() ? object.release() : nullptr;
+  }
+
+  // Read an instance's fields. Of kSame: those that are other objects than in the last instance of
+  // this shape.
+  bool fields(std::uint8_t tag, ReceivedShape& shape, PyObject* object) {
+    const std::size_t count = shape.count();
+    const std::size_t base = stack().size();
+    const bool is_same = tag == kSame;
+    std::uint64_t others = 0;
+    if (is_same) {
+      const std::size_t size = (count + 7) / 8;
+      if (shape.last.size() != count || !in_.has(size)) return Input::malformed();
+      std::memcpy(&others, in_.raw(size), size);
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+      if (is_same && (others >> i & 1) == 0) continue;
+      PyObject* value = nullptr;
+      if (!in_.is_next(kUnset)) {
+        value = any();
+        if (value == nullptr) return false;
+      } else if (in_.byte() == kUnset && i < shape.attributes) {
+        return Input::malformed();
+      }
+      if (!is_same) {
+        stack().push_back(value);
+      } else {
+        shape.last[i] = Ref(value);
+        if (i < shape.attributes && shape.last_dict &&
+            PyDict_SetItem(shape.last_dict.get(), shape.key(i), value) != 0) {
+          return false;
+        }
+      }
+    }
+    std::array<PyObject*, kBitmapFields> last;
+    for (std::size_t i = 0; is_same && i < count; ++i) last[i] = shape.last[i].get();
+    PyObject* const* const values = is_same ? last.data() : stack().data() + base;
+    if (is_same && shape.is_plain && shape.attributes > 0 && !shape.last_dict) {
+      shape.last_dict = Ref(shape.dict_of(values));
+      if (!shape.last_dict) return false;
+    }
+    PyObject* const dict = is_same ? shape.last_dict.get() : nullptr;
+    if (!(shape.is_plain ? set_fields(object, shape, values, dict)
+                         : restore(object, shape, values))) {
+      return false;
+    }
+    if (tag == kNewShape && !is_careful_ && count <= kBitmapFields) {
+      shape.forget_last();
+      for (std::size_t i = 0; i < count; ++i) shape.last.push_back(Ref::to(values[i]));
+    }
+    parts_.drop_to(base);
+    return true;
+  }
+
+  // `dict`: one that has these attributes, or null.
   bool set_fields(PyObject* object, const ReceivedShape& shape, PyObject* const* values,
-                  PyObject* dict);
-  bool restore(PyObject* object, const ReceivedShape& shape, PyObject* const* values);
-  PyObject* other(std::uint8_t tag, bool is_numbered);
-  PyObject* frame(std::uint8_t tag);
+                  PyObject* dict) {
+    if (shape.attributes > 0) {
+      const Ref own(dict != nullptr ? PyDict_Copy(dict) : shape.dict_of(values));
+      if (!own || !shape.set_dict(object, own.get())) return false;
+    }
+    for (std::size_t i = 0; i < shape.offsets.size(); ++i) {
+      char* const place = reinterpret_cast<char*>(object) + shape.offsets[i];
+      Py_XSETREF(*reinterpret_cast<PyObject**>(place), Py_XNewRef(values[shape.attributes + i]));
+    }
+    return true;
+  }
+
+  // Give an instance its fields in pickle's way, which runs code of others.
+  [[gnu::cold]] bool restore(PyObject* object, const ReceivedShape& shape,
+                             PyObject* const* values) {
+    const Ref attributes(PyDict_New());
+    const Ref slots(PyDict_New());
+    if (!attributes || !slots) return false;
+    for (std::size_t i = 0; i < shape.count(); ++i) {
+      PyObject* const part = i < shape.attributes ? attributes.get() : slots.get();
+      if (values[i] == nullptr) continue;
+      if (PyDict_SetItem(part, shape.key(i), values[i]) != 0) return false;
+    }
+    return static_cast<bool>(Ref(call(known_.restore, object, attributes.get(), slots.get(),
+                                      shape.is_list_state ? Py_True : Py_False)));
+  }
+
+  PyObject* other(std::uint8_t tag, bool is_numbered) {
+    if (!enter()) return nullptr;
+    PyObject* object = nullptr;
+    switch (tag) {
+      case kNewGlobal:
+      case kGlobal: {
+        const ReceivedName* const found = global(tag);
+        object = found == nullptr ? nullptr : Py_NewRef(found->object.get());
+        break;
+      }
+      case kReduced: object = reduced(is_numbered); break;
+      case kNamedTuple: object = kept(named_tuple(), is_numbered); break;
+      case kFrame:
+      case kReadOnlyFrame:
+      case kBytesFrame:
+      case kBytearrayFrame: object = kept(frame(tag), is_numbered); break;
+      case kCall: {
+        const std::size_t base = stack().size();
+        const ReceivedName* const found = cls();
+        if (found == nullptr || !counted_items()) return nullptr;
+        object = kept(called(found->object.get(), base), is_numbered);
+        break;
+      }
+      default: return fail();
+    }
+    return leave() ? object : nullptr;
+  }
+
+  // In decoder_reductions.hpp:
   PyObject* called(PyObject* function, std::size_t base);
   PyObject* new_object(PyTypeObject* type, std::size_t base);
   PyObject* named_tuple();
   PyObject* reduced(bool is_numbered);
   bool items_to_end();
-  ReceivedName* global(std::uint8_t tag);
-  ReceivedName* cls();
-  template <class Thing>
-  Thing* described(Descriptions<std::string_view, Thing, HashOfPart>& known,
-                   std::vector<Thing*>& numbered, bool is_new);
 
-  const Known& known_;
-  const Ref find_;
-  ReceivedRuns runs_;
   ReceivedDicts dicts_;
-  ReceivedInts ints_;
-  Descriptions<std::string_view, ReceivedShape, HashOfPart> known_shapes_;
-  Descriptions<std::string_view, ReceivedName, HashOfPart> known_names_;
 
   // Of this message:
-  Input in_{nullptr, 0};
   bool is_careful_ = false;
   bool ran_code_ = false;
-  PyObject* frames_ = nullptr;
-  Py_ssize_t next_frame_ = 1;
   int depth_ = 0;
-  Refs parts_;                    // the stack
-  std::vector<PyObject*> table_;  // strings by number
-  Refs held_;                     // those that nothing else keeps
-  Refs memo_;                     // objects by number
-  std::vector<ReceivedShape*> shapes_;
-  std::vector<ReceivedName*> globals_;
 };
 
 }  // namespace shmcast::codec

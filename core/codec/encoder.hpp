@@ -1,6 +1,6 @@
 // Room: codec. The encoder: an object as frames.
-// Knows: Python's own types, and how their objects can be met again in a message.
-// Does not know: where frames go.
+// Knows: containers and instances, what pickle takes for a reduction.
+// Does not know: which classes are known, or where frames go.
 //
 // It has two ways. The plain one runs no code but ours, so that nothing changes meanwhile. An
 // object that only one other refers to can't be met twice there, and is not remembered. The first
@@ -11,28 +11,27 @@
 
 #include <Python.h>
 
-#include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <memory>
-#include <string>
 #include <utility>
 #include <vector>
 
-#include "codec/caches.hpp"
 #include "codec/classes.hpp"
+#include "codec/encoder_values.hpp"
 #include "codec/wire.hpp"
 #include "python/python.hpp"
 
 namespace shmcast::codec {
 
-class Encoder {
+class Encoder : private ValueWriter {
  public:
   // `own_reducer`: returns how to reduce the instances of a class, or None: pickle's own way.
   // Buffers of `frame_bytes` or more become frames.
   Encoder(const Known& known, PyObject* own_reducer, Py_ssize_t frame_bytes)
-      : known_(known), own_reducer_(Ref::to(own_reducer)), frame_bytes_(frame_bytes) {}
+      : ValueWriter(known, frame_bytes), own_reducer_(Ref::to(own_reducer)) {}
 
   // Return the frames of an object, a new list. Null without an error: leave it to pickle.
   PyObject* encode(PyObject* object) {
@@ -94,27 +93,13 @@ class Encoder {
   }
 
   void forget() {
-    objects_.clear();
-    strings_.clear();
-    globals_.clear();
-    table_.clear();
-    runs_.begin_message();
-    object_count_ = shape_count_ = global_count_ = 0;
-    cursor_ = 0;
+    ValueWriter::forget();
+    shape_count_ = 0;
     depth_ = 0;
     scratch_.clear();
     classes_.tidy();
     names_.tidy();
-    kept_.drop_to(0);
-    frames_.drop_to(0);
   }
-
-  // These return false, so that encode() goes on otherwise.
-  bool leave_to_pickle() {
-    is_for_pickle_ = true;
-    return false;
-  }
-  bool be_careful() { return false; }
 
   bool enter() { return ++depth_ <= kDeepest || leave_to_pickle(); }
   bool leave() { return --depth_ >= 0; }
@@ -150,92 +135,6 @@ class Encoder {
     return other(object);
   }
 
-  bool tag(Tag tag) {
-    if (!out_.room()) return false;
-    out_.byte(tag);
-    return true;
-  }
-  bool tag(Tag tag, std::uint64_t count) {
-    if (!out_.room()) return false;
-    out_.byte(tag);
-    out_.count(count);
-    return true;
-  }
-
-  bool integer(PyObject* object) {
-    std::int64_t value = 0;
-    if (!out_.room()) return false;
-    if (!small_int(object, value)) [[unlikely]] {
-      int overflow = 0;
-      value = PyLong_AsLongLongAndOverflow(object, &overflow);
-      if (overflow != 0) return big(object);
-    }
-    if (value >= kSmallest && value < kNone + kSmallest) {
-      out_.byte(static_cast<unsigned>(value - kSmallest));
-    } else if (value == static_cast<std::int16_t>(value)) {
-      out_.byte(kI16);
-      out_.number(static_cast<std::int16_t>(value));
-    } else if (value == static_cast<std::int32_t>(value)) {
-      out_.byte(kI32);
-      out_.number(static_cast<std::int32_t>(value));
-    } else {
-      out_.byte(kI64);
-      out_.number(value);
-    }
-    return true;
-  }
-  [[gnu::cold]] bool big(PyObject* object) {
-    const std::size_t size = _PyLong_NumBits(object) / 8 + 1;
-    if (!out_.room(size)) return false;
-    out_.byte(kBig);
-    out_.count(size);
-    auto* const number = reinterpret_cast<PyLongObject*>(object);
-#if PY_VERSION_HEX >= 0x030D0000
-    const int failed = _PyLong_AsByteArray(number, out_.place(), size, 1, 1, 1);
-#else
-    const int failed = _PyLong_AsByteArray(number, out_.place(), size, 1, 1);
-#endif
-    out_.skip(size);
-    return failed == 0;
-  }
-
-  // A string that may be met again gets a number. Columns of one message often have the same
-  // strings in the same order: the next one is tried first.
-  bool text(PyObject* object) {
-    if (!is_ready(object)) return false;
-    const bool is_named = may_return(object);
-    if (is_named) {
-      const std::uint32_t* const number = is_at_cursor(object) ? nullptr : strings_.find(object);
-      if (number != nullptr) cursor_ = *number;
-      if (is_at_cursor(object)) return tag(kTextRef, cursor_++);
-      strings_.put(object, static_cast<std::uint32_t>(table_.size()));
-      table_.push_back(object);
-      if (is_careful_) kept_.hold(object);
-    }
-    const auto size = static_cast<std::size_t>(PyUnicode_GET_LENGTH(object));
-    const bool is_ascii = PyUnicode_IS_COMPACT_ASCII(object) != 0;
-    const std::size_t width = is_ascii ? 1 : PyUnicode_KIND(object);
-    if (!out_.room(size * width)) return false;
-    const Tag tag = is_ascii ? kText : kWide;
-    out_.byte(static_cast<unsigned>(tag) + (is_named ? kNamed - kText : 0U));
-    if (!is_ascii) out_.byte(static_cast<unsigned>(width));
-    out_.count(size);
-    out_.raw(PyUnicode_DATA(object), size * width);
-    return true;
-  }
-  bool is_at_cursor(PyObject* object) const {
-    return cursor_ < table_.size() && table_[cursor_] == object;
-  }
-
-  // Whether an object may be met more than once.
-  bool may_return(PyObject* object) const { return Py_REFCNT(object) != 1 || is_careful_; }
-  // Remember a new object that is numbered before its parts.
-  bool remember(PyObject* object) {
-    if (!may_return(object)) return true;
-    objects_.put(object, object_count_++);
-    if (is_careful_) kept_.hold(object);
-    return tag(kMemo);
-  }
   // Write a new object that is numbered after its parts. If it is one of them, pickle is needed.
   template <class Write>
   bool numbered_after(PyObject* object, Write write) {
@@ -272,26 +171,21 @@ class Encoder {
                  static_cast<std::size_t>(PyList_GET_SIZE(list.get())));
   }
 
-  bool bytes(PyObject* object, Tag kind, const char* data, Py_ssize_t size) {
-    if (size >= kFrameBytes) {
-      // (A bytearray may change before it is sent.)
-      const Ref apart(kind == kBytes ? Py_NewRef(object) : PyBytes_FromStringAndSize(data, size));
-      return apart && frame(apart.get(), kind == kBytes ? kBytesFrame : kBytearrayFrame);
+  bool items(PyObject* const* items, std::size_t count) {
+    if (!enter()) return false;
+    cursor_ = 0;
+    for (std::size_t i = 0; i < count;) {
+      if (i + 8 < count) {
+        __builtin_prefetch(items[i + 8]);
+        __builtin_prefetch(reinterpret_cast<const char*>(items[i + 8]) + 64);
+      }
+      const Py_ssize_t written = run(items + i, count - i);
+      if (written < 0 || (written == 0 && !any(items[i]))) return false;
+      i += written == 0 ? 1 : static_cast<std::size_t>(written);
     }
-    if (!out_.room(static_cast<std::size_t>(size))) return false;
-    out_.byte(kind);
-    out_.count(static_cast<std::size_t>(size));
-    out_.raw(data, static_cast<std::size_t>(size));
-    return true;
-  }
-  // Add a frame. A reader takes them in the same order.
-  bool frame(PyObject* buffer, Tag kind) {
-    frames_.hold(buffer);
-    return tag(kind);
+    return leave();
   }
 
-  // In encoder_items.hpp:
-  bool items(PyObject* const* items, std::size_t count);
   bool copied_items(PyObject* const* items, std::size_t count) {
     const Refs held(items, is_careful_ ? count : 0);
     return this->items(is_careful_ ? const_cast<Refs&>(held).list().data() : items, count);
@@ -300,51 +194,179 @@ class Encoder {
     const auto count = static_cast<std::size_t>(PyTuple_GET_SIZE(tuple));
     return items(reinterpret_cast<PyTupleObject*>(tuple)->ob_item + first, count - first);
   }
-  Py_ssize_t run(PyObject* const* items, std::size_t count);
-  Py_ssize_t integers(PyObject* const* items, std::size_t count);
-  Py_ssize_t floats(PyObject* const* items, std::size_t count);
-  Py_ssize_t strings(PyObject* const* items, std::size_t count);
-  Py_ssize_t known_strings(PyObject* const* items, std::size_t count);
+  // Write items together, from the first on. Returns how many; 0: none; -1: failed.
+  Py_ssize_t run(PyObject* const* items, std::size_t count) {
+    PyObject* const first = *items;
+    if (is_at_cursor(first)) return known_strings(items, count);
+    const PyTypeObject* const type = Py_TYPE(first);
+    if (type == &PyUnicode_Type) return strings(items, count);
+    if (count < 3) return 0;
+    if (items[1] == first && items[2] == first) {
+      std::size_t many = 3;
+      while (many < std::min(count, kMostRun) && items[many] == first) ++many;
+      return tag(kRun, many) && any(first) ? static_cast<Py_ssize_t>(many) : -1;
+    }
+    if (Py_TYPE(items[1]) != type || Py_TYPE(items[2]) != type) return 0;
+    if (type == &PyLong_Type) return integers(items, count);
+    return type == &PyFloat_Type ? floats(items, count) : 0;
+  }
 
-  // In encoder_instances.hpp:
-  bool other(PyObject* object);
-  bool instance(PyObject* object, SentClass& cls);
-  bool fields(Shape& shape, PyObject* const* values, std::size_t count);
-  bool called(PyObject* object, const SentClass& cls);
-  bool buffer(PyObject* object);
-  bool global(const void* object, const Name& name);
+  bool other(PyObject* object) {
+    PyTypeObject* const type = Py_TYPE(object);
+    if (type == &PyBytes_Type) {
+      const Py_ssize_t size = PyBytes_GET_SIZE(object);
+      if (size > 16 && !remember(object)) return false;
+      return bytes(object, kBytes, PyBytes_AS_STRING(object), size);
+    }
+    if (type == &PyByteArray_Type) {
+      const Py_ssize_t size = PyByteArray_GET_SIZE(object);
+      return remember(object) && bytes(object, kBytearray, PyByteArray_AS_STRING(object), size);
+    }
+    if (type == &PySet_Type) return remember(object) && set(object, kSet);
+    if (type == &PyFrozenSet_Type) {
+      return numbered_after(object, [&] { return set(object, kFrozenset); });
+    }
+    SentClass* cls = classes_.find(type);
+    if (cls == nullptr || !cls->is_current(message_, known_)) [[unlikely]] {
+      if (!is_careful_) {
+        unknown_ = Ref::to(object);
+        return false;
+      }
+      if (!learn(object)) return false;
+      cls = classes_.find(type);
+    }
+    switch (cls->kind) {
+      case Kind::pickled: return leave_to_pickle();
+      case Kind::plain: return instance(object, *cls);
+      case Kind::named: return global(object);
+      case Kind::called:
+      case Kind::member:
+      case Kind::array: return called(object, *cls);
+      case Kind::named_tuple:
+        return numbered_after(object, [&] {
+          return tag(kNamedTuple) && global(type, cls->name) && out_.room() &&
+                 (out_.count(static_cast<std::size_t>(PyTuple_GET_SIZE(object))), true) &&
+                 tuple_items(object, 0);
+        });
+      case Kind::reduced: break;
+    }
+    return reduced(object, cls->reducer);
+  }
+
+  // The values of the dict, then of the slots.
+  bool instance(PyObject* object, SentClass& cls) {
+    Ref dict;
+    if (cls.has_dict) {
+      dict = Ref(PyObject_GenericGetDict(object, nullptr));
+      if (!dict) return false;
+      // Someone else has it: what it holds may be met by way of it, too.
+      if (Py_REFCNT(dict.get()) != 2 && !is_careful_) return be_careful();
+    }
+    const std::size_t attributes = dict ? static_cast<std::size_t>(PyDict_GET_SIZE(dict.get())) : 0;
+    const std::size_t count = attributes + cls.offsets.size();
+    std::array<PyObject*, kBitmapFields> few;
+    PyObject** const values = count <= few.size() ? few.data() : scratch(count);
+    Shape* shape = cls.recent;
+    if (shape != nullptr && shape->keys.size() != attributes) shape = nullptr;
+    Py_ssize_t at = 0;
+    std::size_t i = 0;
+    PyObject* key = nullptr;
+    for (; i < attributes && PyDict_Next(dict.get(), &at, &key, &values[i]) != 0; ++i) {
+      if (shape != nullptr && shape->keys[i].get() != key) shape = nullptr;
+    }
+    if (shape == nullptr) {
+      shape = cls.recent = cls.shape_of(dict.get(), known_);
+      if (shape == nullptr) return reduced(object, cls.reducer);
+    }
+    for (const Py_ssize_t offset : cls.offsets) {
+      values[i] = *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset);
+      if (values[i++] == nullptr && cls.needs_all_slots) return leave_to_pickle();
+    }
+    const Refs held(values, is_careful_ ? count : 0);
+    return remember(object) && fields(*shape, values, count);
+  }
+
+  // Fields that are the same objects as in the last instance of this shape are not written, while
+  // objects can be known by their addresses.
+  bool fields(Shape& shape, PyObject* const* values, std::size_t count) {
+    if (!enter() || !out_.room(shape.text.size())) return false;
+    const bool is_new = shape.message != message_;
+    if (is_new) {
+      shape.message = message_;
+      shape.number = shape_count_++;
+      shape.is_open = shape.has_last = false;
+      out_.byte(kNewShape);
+      out_.count(shape.text.size());
+      out_.raw(shape.text.data(), shape.text.size());
+    }
+    const bool is_nested = std::exchange(shape.is_open, true);
+    const bool has_same = shape.has_last && !is_nested;
+    std::uint64_t others = 0;
+    if (has_same) {
+      for (std::size_t i = 0; i < count; ++i) {
+        others |= std::uint64_t{values[i] != shape.last[i]} << i;
+      }
+    }
+    if (!is_new && !tag(has_same ? kSame : kShaped, shape.number)) return false;
+    if (has_same) out_.raw(&others, (count + 7) / 8);
+    for (std::size_t i = 0; i < count; ++i) {
+      if (has_same && (others >> i & 1) == 0) continue;
+      if (!(values[i] == nullptr ? tag(kUnset) : any(values[i]))) return false;
+    }
+    shape.is_open = is_nested;
+    if (!is_nested && !is_careful_ && count <= kBitmapFields) {
+      shape.last.assign(values, values + count);
+      shape.has_last = true;
+    }
+    return leave();
+  }
+
+  // What its class is called with: the value of an Enum's member, the fields of a Struct, what an
+  // array is made of.
+  bool called(PyObject* object, const SentClass& cls) {
+    Refs values;
+    if (cls.kind != Kind::called) {
+      PyObject* const name = cls.kind == Kind::member ? known_.value : known_.typecode;
+      PyObject* const value = PyObject_GetAttr(object, name);  // (which runs no code of others)
+      if (value == nullptr) return false;
+      values.take(value);
+      const bool is_text = cls.kind == Kind::array && PyUnicode_READ_CHAR(value, 0) >= 'u';
+      if (is_text) return reduced(object, cls.reducer);  // (arrays of 'u' and 'w')
+    }
+    for (const Py_ssize_t offset : cls.offsets) {
+      values.take(
+          Py_XNewRef(*reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset)));
+    }
+    for (PyObject* const value : values.list()) {
+      if (value == nullptr) return leave_to_pickle();
+    }
+    return numbered_after(object, [&] {
+      if (!tag(kCall) || !global(cls.type, cls.name) || !out_.room()) return false;
+      out_.count(values.list().size() + (cls.kind == Kind::array ? 1 : 0));
+      return items(values.list().data(), values.list().size()) &&
+             (cls.kind != Kind::array || elements(object));
+    });
+  }
+
+  // In encoder_reductions.hpp:
+  bool learn(PyObject* object);
+  const Name* learn_name(PyObject* object, PyObject* name = nullptr);
+  using ValueWriter::global;
   bool global(PyObject* object, PyObject* name = nullptr);
   bool reduced(PyObject* object, const Ref& reducer);
   bool reduction(PyObject* object, PyObject* reduction);
-  bool learn(PyObject* object);
-  const Name* learn_name(PyObject* object, PyObject* name = nullptr);
 
-  const Known& known_;
   const Ref own_reducer_;
-  const Py_ssize_t frame_bytes_;
   Descriptions<PyTypeObject*, SentClass> classes_;
   Descriptions<PyObject*, std::pair<Ref, Name>> names_;  // of what is written by name
-  SentRuns runs_;
-  int careful_left_ = 0;  // messages that begin in the careful way
+  int careful_left_ = 0;                                 // messages that begin in the careful way
 
   // Of this message:
   std::uint64_t message_ = 0;
-  bool is_careful_ = false;
-  bool is_for_pickle_ = false;
   Ref unknown_;  // what is to be learned before it can be written
-  Output out_;
-  PointerMap objects_;
-  PointerMap strings_;
-  PointerMap globals_;
-  std::vector<PyObject*> table_;  // strings by number
-  std::size_t cursor_ = 0;        // the string that may come next
-  std::uint32_t object_count_ = 0;
   std::uint32_t shape_count_ = 0;
-  std::uint32_t global_count_ = 0;
   int depth_ = 0;
   std::vector<std::unique_ptr<PyObject*[]>> scratch_;
-  Refs frames_;  // all but the first
-  Refs kept_;    // objects that were met, in the careful way
 };
 
 }  // namespace shmcast::codec

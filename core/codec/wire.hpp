@@ -33,7 +33,7 @@ inline constexpr std::size_t kBitmapFields = 64;
 // clang-format off
 enum Tag : std::uint8_t {
   kNone = 128, kFalse, kTrue,
-  kI16, kI32, kI64, kFloat,
+  kInt, kFloat,                      // count, of which the lowest bit is the sign; 64 bits
   kBig,                              // count, bytes of two's complement
   kText, kWide,                      // ASCII: count, data; other: width, count, data
   kNamed, kNamedWide, kTextRef,      // such, which get the next number; one by number
@@ -157,7 +157,7 @@ class Input {
   const std::uint8_t* raw(std::size_t size) { return std::exchange(at_, at_ + size); }
   bool count(std::uint64_t& value) {
     value = 0;
-    for (unsigned shift = 0; shift < 63 && at_ != end_; shift += 7) {
+    for (unsigned shift = 0; shift < 64 && at_ != end_; shift += 7) {
       const std::uint8_t part = *at_++;
       value |= std::uint64_t{part & 0x7FU} << shift;
       if (part < 0x80) return true;

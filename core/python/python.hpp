@@ -76,9 +76,8 @@ inline PyObject* attribute(PyObject* object, PyObject* name) {
   return stops_at_exit([=] { return PyObject_GetAttr(object, name); });
 }
 template <class... Arguments>
-PyObject* call(const Ref& callee, Arguments... arguments) {
-  return stops_at_exit(
-      [&] { return PyObject_CallFunctionObjArgs(callee.get(), arguments..., nullptr); });
+PyObject* call(PyObject* callee, Arguments... arguments) {
+  return stops_at_exit([&] { return PyObject_CallFunctionObjArgs(callee, arguments..., nullptr); });
 }
 
 // Read an integer that has one digit. Returns false if it may have more.

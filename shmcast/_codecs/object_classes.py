@@ -31,11 +31,7 @@ HIDING = frozenset([*_METHODS, "__class__"])
 """Attributes of an instance that pickle would take for the methods of its class."""
 
 
-# What the core compares with.
-_copyreg: Any = copyreg
-newobj = _copyreg.__newobj__
-dispatch_table = copyreg.dispatch_table
-
+_copyreg: Any = copyreg  # with what its stubs lack
 _ABSENT = object()
 
 
@@ -61,7 +57,7 @@ _FROZEN_STATE = tuple(
 _HEAP_TYPE = 1 << 9
 _namedtuple: Any = collections.namedtuple
 _NEWARGS_CODE = _namedtuple("_Sample", "a").__getnewargs__.__code__
-_pickle: Any = pickle  # with what its stubs lack
+_pickle: Any = pickle
 
 
 def describe(
@@ -305,3 +301,11 @@ def restore(
         build(obj, list(slots.values()))
     elif attributes or slots:
         build(obj, (attributes or None, slots) if slots else attributes)
+
+
+CORE = (
+    *("__reduce_ex__", "__class__", "__dict__", "__setstate__", "_value_", "typecode", "raw"),
+    *("toreadonly", 5, (), describe, describe_shape, describe_name, name_of, restore, add_items),
+    *(build, HIDING, array, _copyreg.__newobj__, copyreg.dispatch_table),
+)
+"""What the core knows of Python, in the order of `Known` in core/codec/classes.hpp."""
