@@ -60,12 +60,9 @@ class ObjectCoder {
   }
 
   nb::object decode(const nb::list& frames) {
-    bool ran_code = true;
-    nb::object object = decode(frames, ran_code);
-    // Only bytes of its own: others are parts of an arena, which must be given back.
-    const bool can_practise = !ran_code && frames.size() == 1 && is_short(frames);
-    received_ = can_practise ? nb::borrow(frames) : nb::none();
-    return object;
+    PyObject* object = nullptr;
+    if (!try_to_decode(frames, false, object)) return call(decode_otherwise_, frames);
+    return owned(object);
   }
 
   // Encode the object that was sent last once more, which runs no code of others. Return the
@@ -84,14 +81,18 @@ class ObjectCoder {
   // Return the frames of the message that was decoded last, if it can be decoded for practice.
   nb::object practice_frames() const { return received_; }
 
-  // Decode such a message once more. One that took long is not to be decoded again, nor are others
-  // of its size.
+  // Decode such a message once more. One that takes long is not to be decoded again, nor are others
+  // of its size. (Three times, because the process may have been preempted.)
   void practise_decode(const nb::list& frames) {
-    bool ran_code = false;
     const std::int64_t began = monotonic_ns();
-    decode(frames, ran_code);
-    if (monotonic_ns() - began < kLongNs) return;
-    too_long_ = std::min(too_long_, size_of(frames));
+    PyObject* object = nullptr;
+    if (!try_to_decode(frames, true, object)) return;
+    Py_XDECREF(object);
+    PyErr_Clear();
+    slow_rounds_ = monotonic_ns() - began < kLongNs ? 0 : slow_rounds_ + 1;
+    if (object != nullptr && slow_rounds_ < 3) return;
+    if (object != nullptr) too_long_ = std::min(too_long_, size_of(frames));
+    slow_rounds_ = 0;
     received_ = nb::none();
   }
 
@@ -109,31 +110,32 @@ class ObjectCoder {
     PyObject* const frame = PyList_GET_ITEM(frames.ptr(), 0);
     return PyByteArray_CheckExact(frame) ? PyByteArray_GET_SIZE(frame) : PY_SSIZE_T_MAX;
   }
-  bool is_short(const nb::list& frames) const { return size_of(frames) < too_long_; }
-
-  nb::object decode(const nb::list& frames, bool& ran_code) {
-    if (frames.size() == 0) return call(decode_otherwise_, frames);
+  // Decode a message; null: an error is set. Returns false if it is none of ours. One that can be
+  // decoded for practice is kept: it has bytes of its own, others are parts of an arena.
+  bool try_to_decode(const nb::list& frames, bool is_practice, PyObject*& object) {
+    if (frames.size() == 0) return false;
     Py_buffer view;
     if (PyObject_GetBuffer(PyList_GET_ITEM(frames.ptr(), 0), &view, PyBUF_SIMPLE) != 0) {
       throw nb::python_error();
     }
+    const std::unique_ptr<Py_buffer, decltype(&PyBuffer_Release)> held(&view, &PyBuffer_Release);
     const auto* const data = static_cast<const std::uint8_t*>(view.buf);
-    PyObject* object = nullptr;
-    const bool is_ours = view.len > 0 && data[0] == codec::kMagic;
-    if (is_ours) {
-      std::unique_ptr<codec::Decoder> decoder;
-      {
-        const nb::ft_lock_guard guard(mutex_);
-        decoder = std::move(decoder_);
-      }
-      if (decoder == nullptr) decoder = std::make_unique<codec::Decoder>(known_, find_.ptr());
-      object = decoder->decode(data, static_cast<std::size_t>(view.len), frames.ptr());
-      ran_code = decoder->ran_code();
+    if (view.len == 0 || data[0] != codec::kMagic) return false;
+    std::unique_ptr<codec::Decoder> decoder;
+    {
       const nb::ft_lock_guard guard(mutex_);
-      std::swap(decoder_, decoder);
+      decoder = std::move(decoder_);
     }
-    PyBuffer_Release(&view);
-    return is_ours ? owned(object) : call(decode_otherwise_, frames);
+    if (decoder == nullptr) decoder = std::make_unique<codec::Decoder>(known_, find_.ptr());
+    object = decoder->decode(data, static_cast<std::size_t>(view.len), frames.ptr(), is_practice);
+    if (!is_practice) {
+      const bool can_practise = object != nullptr && !decoder->ran_code() && frames.size() == 1 &&
+                                size_of(frames) < too_long_;
+      received_ = can_practise ? nb::borrow(frames) : nb::none();
+    }
+    const nb::ft_lock_guard guard(mutex_);
+    std::swap(decoder_, decoder);
+    return true;
   }
 
   codec::Known known_;
@@ -148,6 +150,7 @@ class ObjectCoder {
   nb::object sent_ = nb::none();      // the last object, if it is plain and is to be kept
   nb::object received_ = nb::none();  // the last frames, if they may be decoded again
   bool keeps_sent_ = false;
+  int slow_rounds_ = 0;              // of practice, in a row
   Py_ssize_t too_long_ = 64 * 1024;  // messages of this size are not practised
   int misses_ = 0;                   // in a row
   int skipped_ = 0;                  // objects that are not tried next

@@ -92,7 +92,7 @@ void bind_codec(nb::module_& m) {
            "functions"_a, "own_reducer"_a, "find"_a, "frame_bytes"_a, "encode_otherwise"_a,
            "decode_otherwise"_a)
       .def("encode", &ObjectCoder::encode, nb::arg().none())
-      .def("decode", nb::overload_cast<const nb::list&>(&ObjectCoder::decode), nb::arg())
+      .def("decode", &ObjectCoder::decode, nb::arg())
       .def("practise_encode", &ObjectCoder::practise_encode)
       .def("practise_decode", &ObjectCoder::practise_decode, nb::arg())
       .def("practice_frames", &ObjectCoder::practice_frames);

@@ -30,10 +30,14 @@ class Decoder : private ValueReader {
   Decoder(const Known& known, PyObject* find) : ValueReader(known, find) {}
 
   // Return the object of a message. `frames`: a list; its first is the bytes given.
-  PyObject* decode(const std::uint8_t* data, std::size_t size, PyObject* frames) {
+  // `is_practice`: fail before code of others runs.
+  PyObject* decode(const std::uint8_t* data, std::size_t size, PyObject* frames,
+                   bool is_practice = false) {
+    is_practice_ = is_practice;
     if (size < 2 || data[0] != kMagic) return Input::malformed(), nullptr;
     in_ = Input(data + 2, size - 2);
-    is_careful_ = ran_code_ = (data[1] & kCareful) != 0;
+    is_careful_ = (data[1] & kCareful) != 0;
+    ran_code_ = false;
     frames_ = frames;
     next_frame_ = 1;
     Ref object(any());
@@ -52,8 +56,8 @@ class Decoder : private ValueReader {
   bool leave() { return --depth_ >= 0; }
 
   // To hash anything but a string or a number may run code of others.
-  void note_hashing(PyObject* key) {
-    if (!PyUnicode_CheckExact(key) && !PyLong_CheckExact(key)) ran_code_ = true;
+  bool may_hash(PyObject* key) {
+    return PyUnicode_CheckExact(key) || PyLong_CheckExact(key) || may_run_code();
   }
 
   PyObject* any(bool is_numbered = false) {
@@ -139,8 +143,8 @@ class Decoder : private ValueReader {
     for (std::size_t i = base; i < base + count; ++i) {
       PyObject* const key = stack()[i];
       PyObject* const value = stack()[i + count];
-      note_hashing(key);
-      if (stops_at_exit([&] { return PyDict_SetItem(dict.get(), key, value); }) != 0) {
+      if (!may_hash(key) ||
+          stops_at_exit([&] { return PyDict_SetItem(dict.get(), key, value); }) != 0) {
         return nullptr;
       }
     }
@@ -173,8 +177,9 @@ class Decoder : private ValueReader {
     if (!set || !counted_items()) return nullptr;
     for (std::size_t i = base; i < stack().size(); ++i) {
       PyObject* const item = stack()[i];
-      note_hashing(item);
-      if (stops_at_exit([&] { return PySet_Add(set.get(), item); }) != 0) return nullptr;
+      if (!may_hash(item) || stops_at_exit([&] { return PySet_Add(set.get(), item); }) != 0) {
+        return nullptr;
+      }
     }
     parts_.drop_to(base);
     return set.release();
@@ -231,7 +236,8 @@ class Decoder : private ValueReader {
   PyObject* instance(std::uint8_t tag, bool is_numbered) {
     ReceivedShape* const shape = described(known_shapes_, shapes_, tag == kNewShape);
     if (shape == nullptr) return nullptr;
-    ran_code_ = ran_code_ || !shape->is_plain || shape->type()->tp_finalize != nullptr;
+    const bool runs_none = shape->is_plain && shape->type()->tp_finalize == nullptr;
+    if (!runs_none && !may_run_code()) return nullptr;
     Ref object(kept(shape->new_instance(known_), is_numbered));
     if (!object || !enter() || !fields(tag, *shape, object.get())) return nullptr;
     return leave() ? object.release() : nullptr;
@@ -261,7 +267,7 @@ class Decoder : private ValueReader {
       if (!is_same) {
         stack().push_back(value);
       } else {
-        shape.last[i] = Ref(value);
+        shape.last.at(i) = Ref(value);
         if (i < shape.attributes && shape.last_dict &&
             PyDict_SetItem(shape.last_dict.get(), shape.key(i), value) != 0) {
           return false;
@@ -356,7 +362,6 @@ class Decoder : private ValueReader {
 
   // Of this message:
   bool is_careful_ = false;
-  bool ran_code_ = false;
   int depth_ = 0;
 };
 

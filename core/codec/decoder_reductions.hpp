@@ -14,7 +14,7 @@ namespace shmcast::codec {
 
 // Call a function with the objects on the stack.
 inline PyObject* Decoder::called(PyObject* function, std::size_t base) {
-  ran_code_ = ran_code_ || function != known_.array;
+  if (function != known_.array && !may_run_code()) return nullptr;
   const std::size_t count = stack().size() - base;
   const Ref object(stops_at_exit(
       [&] { return PyObject_Vectorcall(function, stack().data() + base, count, nullptr); }));
@@ -23,7 +23,7 @@ inline PyObject* Decoder::called(PyObject* function, std::size_t base) {
 }
 
 inline PyObject* Decoder::new_object(PyTypeObject* type, std::size_t base) {
-  ran_code_ = true;
+  if (!may_run_code()) return nullptr;
   const Ref arguments(tuple_from(base));
   if (!arguments) return nullptr;
   if (type->tp_new == nullptr) return fail();
@@ -37,7 +37,7 @@ inline PyObject* Decoder::named_tuple() {
   PyTypeObject* const type = found->type();
   const std::size_t count = stack().size() - base;
   if (count == 0 || found->fields != static_cast<int>(count)) return new_object(type, base);
-  ran_code_ = ran_code_ || type->tp_finalize != nullptr;
+  if (type->tp_finalize != nullptr && !may_run_code()) return nullptr;
   PyObject* const tuple = type->tp_alloc(type, static_cast<Py_ssize_t>(count));
   if (tuple != nullptr) move_from(base, reinterpret_cast<PyTupleObject*>(tuple)->ob_item);
   return tuple;

@@ -27,6 +27,12 @@ class ValueReader {
 
   static PyObject* fail() { return Input::malformed(), nullptr; }
 
+  // To be asked before code of others may run.
+  bool may_run_code() {
+    ran_code_ = true;
+    return !is_practice_ || Input::malformed();
+  }
+
   void forget() {
     for (ReceivedShape* const shape : shapes_) shape->forget_last();
     shapes_.clear();
@@ -113,6 +119,7 @@ class ValueReader {
     const std::string_view text(reinterpret_cast<const char*>(in_.raw(count)), count);
     Thing* thing = known.find(text);
     if (thing == nullptr || !thing->is_current()) {
+      if (is_practice_) return Input::malformed(), nullptr;  // (to learn it runs code)
       auto made = std::make_unique<Thing>();
       made->text = text;
       if (!made->learn(find_, known_)) return nullptr;
@@ -156,6 +163,8 @@ class ValueReader {
   Descriptions<std::string_view, ReceivedName, HashOfPart> known_names_;
 
   // Of this message:
+  bool is_practice_ = false;
+  bool ran_code_ = false;
   Input in_{nullptr, 0};
   PyObject* frames_ = nullptr;
   Py_ssize_t next_frame_ = 1;

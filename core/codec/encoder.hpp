@@ -11,6 +11,7 @@
 
 #include <Python.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -41,13 +42,15 @@ class Encoder : private ValueWriter {
       PyObject* const list = attempt_to(object) ? end() : nullptr;
       const Ref unknown = std::move(unknown_);
       forget();
+      if (list != nullptr && !is_careful_) careful_next_ = 0;
       if (list != nullptr || PyErr_Occurred() != nullptr || is_for_pickle_) return list;
       if (unknown) {
         if (!learn(unknown.get())) return nullptr;
       } else {
         if (is_careful_) return nullptr;
         is_careful_ = true;
-        careful_left_ = 64;
+        careful_left_ = careful_next_;  // where most need it, trying costs more than it gives
+        careful_next_ = std::min(2 * careful_next_ + 1, 63);
       }
     }
     return nullptr;
@@ -187,8 +190,8 @@ class Encoder : private ValueWriter {
   }
 
   bool copied_items(PyObject* const* items, std::size_t count) {
-    const Refs held(items, is_careful_ ? count : 0);
-    return this->items(is_careful_ ? const_cast<Refs&>(held).list().data() : items, count);
+    Refs copy(items, is_careful_ ? count : 0);
+    return this->items(is_careful_ ? copy.list().data() : items, count);
   }
   bool tuple_items(PyObject* tuple, std::size_t first) {
     const auto count = static_cast<std::size_t>(PyTuple_GET_SIZE(tuple));
@@ -360,6 +363,7 @@ class Encoder : private ValueWriter {
   Descriptions<PyTypeObject*, SentClass> classes_;
   Descriptions<PyObject*, std::pair<Ref, Name>> names_;  // of what is written by name
   int careful_left_ = 0;                                 // messages that begin in the careful way
+  int careful_next_ = 0;  // how many will, after the next that has to change
 
   // Of this message:
   std::uint64_t message_ = 0;

@@ -76,12 +76,18 @@ class Output {
   Output& operator=(const Output&) = delete;
   ~Output() { Py_XDECREF(bytes_); }
 
+  // The last message's memory is used again if nobody else has that message any more: new memory of
+  // this size may be new to the process, and each of its pages then costs a fault.
   bool begin() {
-    Py_CLEAR(bytes_);
     const std::size_t room = expected_ + expected_ / 8 + 128;
-    bytes_ = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(room));
+    if (bytes_ == nullptr || Py_REFCNT(bytes_) != 1 || capacity() < room) {
+      Py_CLEAR(bytes_);
+      bytes_ = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(room));
+      end_ = bytes_ == nullptr ? nullptr : start() + room;
+    } else {
+      resize(capacity());
+    }
     at_ = bytes_ == nullptr ? nullptr : start();
-    end_ = bytes_ == nullptr ? nullptr : at_ + room;
     return bytes_ != nullptr;
   }
 
@@ -111,17 +117,26 @@ class Output {
   // Return the bytes object, owned; null with an error set.
   PyObject* take() {
     expected_ = size();
-    if (static_cast<std::size_t>(end_ - at_) > expected_ / 4 + 512) {
-      _PyBytes_Resize(&bytes_, static_cast<Py_ssize_t>(expected_));
-    } else {  // to move it to a smaller place costs more than it gives
-      Py_SET_SIZE(bytes_, static_cast<Py_ssize_t>(expected_));
-      *at_ = 0;
+    if (capacity() > 2 * expected_ + 1024) {
+      return PyBytes_FromStringAndSize(PyBytes_AS_STRING(bytes_),
+                                       static_cast<Py_ssize_t>(expected_));
     }
-    return std::exchange(bytes_, nullptr);
+    resize(expected_);
+    return capacity() > kMostKept ? std::exchange(bytes_, nullptr) : Py_NewRef(bytes_);
   }
 
  private:
   std::uint8_t* start() const { return reinterpret_cast<std::uint8_t*>(PyBytes_AS_STRING(bytes_)); }
+  std::size_t capacity() const { return static_cast<std::size_t>(end_ - start()); }
+  // Let the object have so many of its bytes.
+  void resize(std::size_t size) {
+    Py_SET_SIZE(bytes_, static_cast<Py_ssize_t>(size));
+    start()[size] = 0;
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+    reinterpret_cast<PyBytesObject*>(bytes_)->ob_shash = -1;  // of what it had
+#pragma GCC diagnostic pop
+  }
   [[gnu::cold, gnu::noinline]] bool grow(std::size_t size) {
     const std::size_t used = this->size();
     const std::size_t room = (used + size) * 2;
@@ -131,7 +146,9 @@ class Output {
     return is_done;
   }
 
-  PyObject* bytes_ = nullptr;  // only ours, until it is taken
+  static constexpr std::size_t kMostKept = std::size_t{1} << 20;
+
+  PyObject* bytes_ = nullptr;  // only ours, while it is written
   std::uint8_t* at_ = nullptr;
   std::uint8_t* end_ = nullptr;
   std::size_t expected_ = 128;
