@@ -67,11 +67,11 @@ class _Table:
     def __init__(self) -> None:
         self._reducers = Reducers()
 
-    def get(self, cls: type) -> Callable[[Any], Any] | None:
+    def get(self, cls: type, default: Any = None) -> Any:
         try:
             return self._reducers[cls]
         except KeyError:
-            return None
+            return default
 
 
 class _Walk(pickle._Pickler):  # noqa: SLF001 (the only one that says where it is)

@@ -10,11 +10,11 @@ import pytest
 
 import shmcast
 from shmcast import ObjectCodec, PickleCodec, Reader, Writer
-from tests.support import zoo
+from tests.support import zoo, zoo_objects
 from tests.support.differential import by_pickle, check, difference, outcome, sent, through
 
 SECONDS = 30.0
-WRONG = {**zoo.REFUSED, **zoo.UNMADE}
+WRONG = {**zoo_objects.REFUSED, **zoo_objects.UNMADE}
 
 
 @pytest.mark.parametrize("what", WRONG)
@@ -26,12 +26,12 @@ def test_errors_are_those_of_pickle(what: str) -> None:
             got = outcome(lambda o: through(codec, o), wrapped)
             assert got == expected, difference(expected, got)
             assert expected[0] not in ("value", "too deep")
-    check(codec, zoo.CASES["dataclasses"]())
+    check(codec, zoo_objects.CASES["dataclasses"]())
 
 
-@pytest.mark.parametrize("what", zoo.REFUSED)
+@pytest.mark.parametrize("what", zoo_objects.REFUSED)
 def test_what_is_refused_is_refused_by_the_source(what: str) -> None:
-    obj = zoo.REFUSED[what]()
+    obj = zoo_objects.REFUSED[what]()
     with pytest.raises(Exception) as expected:  # noqa: PT011 (compared below)
         pickle.dumps(obj, 5)
     with pytest.raises(expected.type) as caught:
@@ -41,24 +41,24 @@ def test_what_is_refused_is_refused_by_the_source(what: str) -> None:
 
 def test_a_message_whose_encoding_raises_half_way_has_sent_nothing() -> None:
     with Writer(1) as writer, Reader(writer.handle, 0) as reader:
-        for make in zoo.REFUSED.values():
-            obj = [zoo.CASES["dataclasses"](), "x" * 100_000, zoo.Reduced(1), make()]
+        for make in zoo_objects.REFUSED.values():
+            obj = [zoo_objects.CASES["dataclasses"](), "x" * 100_000, zoo.Reduced(1), make()]
             with pytest.raises(shmcast.EncodeError, match="nothing was sent"):
                 writer.send(obj)
             with pytest.raises(shmcast.Timeout):
                 reader.recv(0)
         assert writer.statistics().messages == 0
         for name in ("dataclasses", "reduce", "strings"):
-            writer.send(zoo.CASES[name]())
+            writer.send(zoo_objects.CASES[name]())
             assert outcome(lambda _: reader.recv(SECONDS), None) == outcome(
-                by_pickle, zoo.CASES[name]()
+                by_pickle, zoo_objects.CASES[name]()
             )
 
 
 def test_what_cant_be_made_is_that_messages_error_alone() -> None:
     with Writer(1) as writer, Reader(writer.handle, 0) as reader:
-        for make in zoo.UNMADE.values():
-            obj = [zoo.CASES["dataclasses"](), make()]
+        for make in zoo_objects.UNMADE.values():
+            obj = [zoo_objects.CASES["dataclasses"](), make()]
             writer.send(obj)
             writer.send("next")
             expected, text = outcome(by_pickle, obj)
@@ -117,7 +117,7 @@ def test_what_is_too_deep_is_told_and_what_is_not_arrives() -> None:
             codec.encode(obj)
     while deep:  # (freed step by step)
         deep = deep.pop()
-    check(codec, zoo.CASES["deep"]())
+    check(codec, zoo_objects.CASES["deep"]())
 
 
 def repeated(codec: ObjectCodec, depth: int) -> bytearray:
@@ -142,7 +142,7 @@ def test_a_message_that_is_too_deep_is_an_error() -> None:
     for depth in (10_000, 3_000_000):
         with pytest.raises((RecursionError, ValueError, pickle.UnpicklingError)):
             codec.decode([repeated(codec, depth)])
-    check(codec, zoo.CASES["deep"]())
+    check(codec, zoo_objects.CASES["deep"]())
 
 
 CUT = [
@@ -160,12 +160,12 @@ CUT = [
 @pytest.mark.parametrize("what", CUT)
 def test_a_message_that_is_cut_short_is_an_error(what: str) -> None:
     codec = ObjectCodec()
-    (whole,) = sent(codec, zoo.CASES[what]())
+    (whole,) = sent(codec, zoo_objects.CASES[what]())
     step = max(1, len(whole) // 300)
     for length in {*range(1, len(whole), step), len(whole) - 1}:
         with pytest.raises(Exception):  # noqa: B017, PT011 (which one is not promised)
             codec.decode([whole[:length]])
-    check(codec, zoo.CASES[what]())
+    check(codec, zoo_objects.CASES[what]())
 
 
 def test_no_frames_and_other_bytes_are_errors() -> None:
@@ -181,14 +181,14 @@ def test_no_frames_and_other_bytes_are_errors() -> None:
     ):
         with pytest.raises(Exception):  # noqa: B017, PT011
             codec.decode([bytearray(frame) for frame in frames])
-    check(codec, zoo.CASES["bags"]())
+    check(codec, zoo_objects.CASES["bags"]())
 
 
 @pytest.mark.parametrize("allow", [(), ("tests.support.zoo.*",), ("collections.*", zoo.Point)])
 def test_an_allow_list_refuses_what_it_refuses_in_a_pickle(allow: tuple[Any, ...]) -> None:
     mine, pickles = ObjectCodec(allow=allow), PickleCodec(allow=allow)
     refused = 0
-    for name, make in zoo.CASES.items():
+    for name, make in zoo_objects.CASES.items():
         if name in ("by name", "methods"):  # (others may be named first)
             continue
         obj = make()

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from shmcast import ObjectCodec
-from tests.support import object_graphs, zoo
+from tests.support import object_graphs, zoo, zoo_objects
 from tests.support.canonical import canonical
 from tests.support.codec_fuzz import damage
 from tests.support.differential import by_pickle, check, sent, through
@@ -44,9 +44,9 @@ def parts(obj: Any) -> list[Any]:
     return [*found.values()]
 
 
-@pytest.mark.parametrize("what", zoo.CASES)
+@pytest.mark.parametrize("what", zoo_objects.CASES)
 def test_no_reference_is_left_or_lost(what: str, no_gc: None) -> None:
-    codec, obj = ObjectCodec(), zoo.CASES[what]()
+    codec, obj = ObjectCodec(), zoo_objects.CASES[what]()
     check(codec, obj)  # what is made once is made: slot names, caches of classes
     watched = [
         each for each in parts(obj) if type(each).__module__.startswith("tests.")
@@ -63,12 +63,12 @@ def test_no_reference_is_left_or_lost(what: str, no_gc: None) -> None:
     assert not changed, changed[:3]
 
 
-@pytest.mark.parametrize("what", zoo.CASES)
+@pytest.mark.parametrize("what", zoo_objects.CASES)
 def test_what_arrives_goes_with_its_last_reference(what: str, no_gc: None) -> None:
     codec = ObjectCodec()
     alive: list[weakref.ref[Any]] = []
     for _ in range(3):
-        obj = zoo.CASES[what]()
+        obj = zoo_objects.CASES[what]()
         alive += weak_references(through(codec, obj)) + weak_references(obj)
         del obj
     gc.collect()
@@ -91,7 +91,7 @@ def test_an_object_without_cycles_needs_no_collector(no_gc: None) -> None:
     codec = ObjectCodec()
     for name in ("dataclasses", "bags", "reduce", "getstate", "alike dataclasses"):
         for _ in range(3):
-            obj = zoo.CASES[name]()
+            obj = zoo_objects.CASES[name]()
             alive = weak_references(through(codec, obj)) + weak_references(obj)
             del obj
             assert alive
@@ -115,7 +115,7 @@ def leaks(run: Callable[[], object], times: int, rounds: int = 5) -> bool:
 def test_messages_leave_nothing_behind(no_gc: None) -> None:
     codec = ObjectCodec()
     for name in ("dataclasses", "strings", "many strings", "ints", "setstate", "enums", "sets"):
-        obj = zoo.CASES[name]()
+        obj = zoo_objects.CASES[name]()
         assert not leaks(lambda obj=obj: through(codec, obj), 40), name  # type: ignore[misc]
 
 
@@ -141,10 +141,13 @@ def test_messages_that_are_always_new_leave_nothing_behind() -> None:
     assert resident_pages() - before < PAGES_OF_SLACK
 
 
-@pytest.mark.parametrize("what", [*zoo.REFUSED, *zoo.UNMADE])
+@pytest.mark.parametrize("what", [*zoo_objects.REFUSED, *zoo_objects.UNMADE])
 def test_errors_leave_nothing_behind(what: str, no_gc: None) -> None:
     codec = ObjectCodec()
-    obj = [zoo.CASES["dataclasses"](), {**zoo.REFUSED, **zoo.UNMADE}[what]()]
+    obj = [
+        zoo_objects.CASES["dataclasses"](),
+        {**zoo_objects.REFUSED, **zoo_objects.UNMADE}[what](),
+    ]
 
     def fail() -> None:
         try:
@@ -167,7 +170,9 @@ def test_damaged_messages_leave_nothing_behind(no_gc: None) -> None:
     import random
 
     codec = ObjectCodec()
-    whole = sent(codec, [zoo.CASES[n]() for n in ("dataclasses", "bags", "enums", "many strings")])
+    whole = sent(
+        codec, [zoo_objects.CASES[n]() for n in ("dataclasses", "bags", "enums", "many strings")]
+    )
     if whole[0][0] != 0xF5:
         pytest.skip("a pickle")
     damaged = [damage(random.Random(seed), bytearray(whole[0])) for seed in range(50)]  # noqa: S311
@@ -183,7 +188,7 @@ def test_damaged_messages_leave_nothing_behind(no_gc: None) -> None:
 def test_what_arrives_has_no_part_in_the_memory_of_its_message() -> None:
     # Without a copy a message lies in the writer's arena, which is used again.
     codec = ObjectCodec()
-    for name, make in zoo.CASES.items():
+    for name, make in zoo_objects.CASES.items():
         obj = [make(), b"x" * 100_000, bytearray(b"y" * 100_000), "z" * 100_000]
         frames = sent(codec, obj)
         views = [memoryview(frame).toreadonly() for frame in frames]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from shmcast import ObjectCodec
-from tests.support import zoo
+from tests.support import zoo, zoo_objects
 from tests.support.canonical import canonical
 from tests.support.differential import by_pickle, check, outcome, through
 from tests.support.subprocess_programs import ROOT
@@ -109,7 +109,7 @@ def change_while_encoding(what: str) -> None:
     finally:
         done.set()
         thread.join()
-    check(codec, zoo.CASES["dataclasses"]())
+    check(codec, zoo_objects.CASES["dataclasses"]())
     check(codec, obj)
 
 
@@ -200,7 +200,7 @@ def test_what_a_reduction_changes_is_as_by_pickle_or_an_error(
         if expected[0] == "value" and got[0] == "value":
             continue  # (pickle looks again after each thousand, so that the moment may differ)
         assert got[0] == expected[0] or "RuntimeError" in (got[0], expected[0]), (expected, got)
-    check(codec, zoo.CASES["dataclasses"]())
+    check(codec, zoo_objects.CASES["dataclasses"]())
 
 
 def test_threads_may_share_a_codec() -> None:
@@ -209,7 +209,7 @@ def test_threads_may_share_a_codec() -> None:
 
     def use(number: int) -> None:
         for turn in range(60):
-            obj = [zoo.CASES[names[(number + turn) % len(names)]](), number * 10**6 + turn]
+            obj = [zoo_objects.CASES[names[(number + turn) % len(names)]](), number * 10**6 + turn]
             assert canonical(through(codec, obj)) == canonical(by_pickle(obj))
 
     before = sys.getswitchinterval()

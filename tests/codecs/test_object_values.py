@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from bench.workloads import catalogue
 from shmcast import ObjectCodec, PickleCodec
-from tests.support import zoo
+from tests.support import zoo, zoo_objects
 from tests.support.canonical import canonical
 from tests.support.differential import by_pickle, check, difference, outcome, sent, through
 
 
-@pytest.mark.parametrize("what", zoo.CASES)
+@pytest.mark.parametrize("what", zoo_objects.CASES)
 def test_objects_arrive_as_by_pickle(what: str) -> None:
-    make, codec = zoo.CASES[what], ObjectCodec()
+    make, codec = zoo_objects.CASES[what], ObjectCodec()
     obj = make()
     for _ in range(3):  # a second message meets what the first has left in caches
         check(codec, obj)
@@ -34,26 +34,26 @@ def test_objects_arrive_as_by_pickle(what: str) -> None:
 
 def test_objects_arrive_by_the_codec_of_pickles_too() -> None:
     codec = PickleCodec()
-    for make in zoo.CASES.values():
+    for make in zoo_objects.CASES.values():
         check(codec, [make(), make()])
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_objects_arrive_after_any_others(seed: int) -> None:
     codec = ObjectCodec()
-    names = random.Random(seed).choices([*zoo.CASES], k=2 * len(zoo.CASES))  # noqa: S311
+    names = random.Random(seed).choices([*zoo_objects.CASES], k=2 * len(zoo_objects.CASES))  # noqa: S311
     for name in names:
-        check(codec, zoo.CASES[name]())
+        check(codec, zoo_objects.CASES[name]())
 
 
 def test_messages_are_decoded_in_any_order_twice_or_never() -> None:
     encoder, decoders = ObjectCodec(), [ObjectCodec(), ObjectCodec()]
     chance = random.Random(1)  # noqa: S311
-    names = chance.choices([*zoo.CASES], k=2 * len(zoo.CASES))
-    messages = [(name, sent(encoder, zoo.CASES[name]())) for name in names]
+    names = chance.choices([*zoo_objects.CASES], k=2 * len(zoo_objects.CASES))
+    messages = [(name, sent(encoder, zoo_objects.CASES[name]())) for name in names]
     chance.shuffle(messages)
     for name, frames in messages[: len(messages) * 2 // 3]:
-        expected = outcome(by_pickle, zoo.CASES[name]())
+        expected = outcome(by_pickle, zoo_objects.CASES[name]())
         for _ in range(chance.randint(1, 2)):
             got = outcome(chance.choice(decoders).decode, [*map(bytearray, frames)])
             assert got == expected, f"{name}:\n{difference(expected, got)}"
@@ -61,7 +61,7 @@ def test_messages_are_decoded_in_any_order_twice_or_never() -> None:
 
 def test_a_message_needs_none_before_it() -> None:
     encoder = ObjectCodec()
-    for name, make in zoo.CASES.items():
+    for name, make in zoo_objects.CASES.items():
         for _ in range(2):
             expected = outcome(by_pickle, make())
             got = outcome(ObjectCodec().decode, sent(encoder, make()))
@@ -231,7 +231,7 @@ STRUCTS: dict[str, Callable[[], Any]] = {
     "child": lambda: Child(id="a", more=[1]),
     "beside code": lambda: [Compact(zoo.Reduced(1)), zoo.Reduced(Compact(2))],
     "in dataclasses": lambda: zoo.Point([Compact(i) for i in range(9)], Request("b")),
-    "a dict": lambda: zoo.filled(WithDict([1]), more=2),
+    "a dict": lambda: zoo_objects.filled(WithDict([1]), more=2),
 }
 
 

@@ -40,7 +40,7 @@ class _Walk:
             self.tokens += (cls, obj)
         elif cls is float:
             self.tokens += (float, struct.pack("<d", obj))
-        elif isinstance(obj, _BY_IDENTITY):
+        elif isinstance(obj, _BY_IDENTITY) and cls is not types.GenericAlias:
             self.tokens += ("is", id(obj))
         elif cls is tuple and not obj:
             self.tokens.append(())

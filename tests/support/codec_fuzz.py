@@ -24,7 +24,7 @@ from typing import Any
 
 from shmcast import ObjectCodec
 from shmcast._codecs.base import Received
-from tests.support import object_graphs, zoo
+from tests.support import object_graphs, zoo_objects
 from tests.support.canonical import canonical
 from tests.support.differential import by_pickle, difference, outcome, sent, through
 
@@ -124,7 +124,7 @@ def mutations(first: int, count: int, say: Callable[[int], object] = lambda _see
 
 def _messages(codec: ObjectCodec, first: int) -> list[tuple[Any, list[bytearray]]]:
     """Return objects and their messages, those that pickle writes left out."""
-    objects = [make() for name, make in zoo.CASES.items() if "long" not in name]
+    objects = [make() for name, make in zoo_objects.CASES.items() if "long" not in name]
     objects += [object_graphs.make(seed) for seed in range(first, first + 200)]
     encoded = [(obj, sent(codec, obj)) for obj in objects]
     ours = [(obj, frames) for obj, frames in encoded if frames[0][0] == OURS]

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from tests.support import zoo
+from tests.support import zoo, zoo_objects
 
 _DEEPEST = 5
 _LENGTHS = (0, 1, 2, 3, 3, 4, 5, 8, 20)
@@ -240,7 +240,7 @@ _BY_CODE: tuple[_Way, ...] = (
     lambda maker, depth: zoo.NewArgs(maker.one(depth)),
     lambda maker, depth: zoo.Items(maker.some(depth)),
     lambda maker, depth: zoo.Table(_table(maker, depth)),
-    lambda maker, depth: zoo.filled(zoo.Count(maker.one(99) is None), tag=maker.one(depth)),
+    lambda maker, depth: zoo_objects.filled(zoo.Count(maker.one(99) is None), tag=maker.one(depth)),
     lambda maker, depth: zoo.NewTriple(maker.one(depth), 2, 3),
     lambda maker, depth: zoo.Failure(maker.one(depth)),
     lambda maker, depth: zoo.Parent(),
