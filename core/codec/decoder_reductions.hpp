@@ -24,7 +24,8 @@ inline PyObject* Decoder::called(PyObject* function, std::size_t base) {
 
 inline PyObject* Decoder::new_object(PyTypeObject* type, std::size_t base) {
   if (!may_run_code()) return nullptr;
-  const Ref arguments(tuple_from(base));
+  const bool has_none = stack().size() == base;
+  const Ref arguments(has_none ? Py_NewRef(known_.nothing) : tuple_from(base));
   if (!arguments) return nullptr;
   if (type->tp_new == nullptr) return fail();
   return stops_at_exit([&] { return type->tp_new(type, arguments.get(), nullptr); });
@@ -62,7 +63,8 @@ inline PyObject* Decoder::reduced(bool is_numbered) {
   if (!object) return nullptr;
   if ((parts & kItems) != 0) {
     if (!items_to_end()) return nullptr;
-    const Ref list(PySequence_List(Ref(tuple_from(base)).get()));
+    const Ref tuple(tuple_from(base));
+    const Ref list(tuple ? PySequence_List(tuple.get()) : nullptr);
     if (!list || !Ref(call(known_.add_items, object.get(), list.get()))) return nullptr;
   }
   if ((parts & kPairs) != 0) {
@@ -82,9 +84,9 @@ inline PyObject* Decoder::reduced(bool is_numbered) {
   if (!state) return nullptr;
   const bool has_own =
       (parts & kSetter) == 0 && _PyType_Lookup(Py_TYPE(object.get()), known_.setstate) != nullptr;
-  const Ref own(has_own ? attribute(object.get(), known_.setstate) : nullptr);
-  const Ref done(own ? call(own.get(), state.get())
-                     : call(setter.get(), object.get(), state.get()));
+  const Ref done(!has_own ? call(setter.get(), object.get(), state.get()) : stops_at_exit([&] {
+    return PyObject_CallMethodOneArg(object.get(), known_.setstate, state.get());
+  }));
   return done ? object.release() : nullptr;
 }
 
