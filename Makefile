@@ -12,7 +12,7 @@ CXXFLAGS_TEST := -std=c++20 -Wall -Wextra -Wpedantic -Werror -Icore -pthread
 CROSS := aarch64-linux-gnu-g++
 EMULATOR := qemu-aarch64
 
-.PHONY: help demo test lint docs sanitize cross prove chaos soak bench bench-smoke clean
+.PHONY: help demo test lint docs sanitize cross prove fuzz chaos soak bench bench-smoke clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -57,6 +57,9 @@ cross: $(NATIVE_TESTS:%=build/%-aarch64) ## compile the core for aarch64 and run
 
 prove: ## model-check the protocols (needs spin)
 	models/check
+
+fuzz: $(VENV)/ready ## hold the codec against pickle on a million objects, and on as many damaged messages, on each Python
+	$(BIN)/python -m tests.support.fuzz_pythons
 
 chaos: $(VENV)/ready ## end, stop, interrupt and replace members at random for an hour, or ROUNDS=1000
 	$(BIN)/python -m tests.support.chaos $(if $(ROUNDS),--rounds $(ROUNDS),--seconds 3600)

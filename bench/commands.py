@@ -14,9 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bench import terminal
-from bench.report import report
-from bench.report.tables import short
-from bench.run import job, machine, smoke, versions
+from bench.report import codec_tables, report
+from bench.report.tables import ratio, short
+from bench.run import codecs, job, machine, smoke, versions
 from bench.run.case import Case
 from bench.run.harness import TURNS, Harness, Row
 from bench.run.selection import Chosen, NoSuchName, choose
@@ -47,6 +47,7 @@ def list_all() -> None:
         for name, suite in SUITES.items()
     ]
     suites.append((job.SUITE, f"{job.WHAT}: {'; '.join(job.TRANSPORTS)}"))
+    suites.append((f"bench {codecs.SUITE}", f"{codecs.WHAT}: {'; '.join(codecs.CODECS)}"))
     console.print(terminal.definitions(suites, "Suites"), "", highlight=False)
     transports = [
         (peer.name, f"{versions.of(peer)}: {peer.settings}") for peer in registry.peers().values()
@@ -81,13 +82,8 @@ def run(
     console = terminal.console()
     here = machine.describe()
     if folder is None:
-        folder = report.RESULTS / f"{time.strftime('%Y-%m-%d')}-{here['name']}"
-    there = [file.name for one in chosen if (file := _path(folder, one.suite)).exists()]
-    if there and not overwrite:
-        raise typer.BadParameter(
-            f"{folder} has results already ({', '.join(there)}): name another --folder, or pass "
-            "--overwrite"
-        )
+        folder = _default_folder()
+    _check_free(folder, [one.suite for one in chosen], overwrite)
     facts = [(name.replace("_", " "), str(fact)) for name, fact in here.items()]
     console.print(terminal.definitions(facts, "Machine"), highlight=False)
     for one in chosen:
@@ -95,15 +91,98 @@ def run(
     console.print(f"wrote {report.write(folder)}", soft_wrap=True, highlight=False)
 
 
-def _measure(console: Console, folder: Path, chosen: Chosen, turns: int) -> None:
-    """Run a suite, and write what there is of it after each case."""
+@app.command("codec")
+def codec(
+    only: Names = None,
+    workloads: Names = None,
+    evicted: Annotated[
+        list[int] | None, typer.Option(help="MiB of caches, repeatable; 0: warm")
+    ] = None,
+    turns: Annotated[int, typer.Option(help="of each codec in a case", min=1)] = codecs.TURNS,
+    scale: Annotated[float, typer.Option(help="factor on how long a turn may take")] = 1.0,
+    folder: Annotated[Path | None, typer.Option(help="for the results")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace results that the folder has")
+    ] = False,
+) -> None:
+    """Measure codecs: encode and decode what engines and users send, caches warm and evicted.
+
+    Everything runs in this process. Results go where those of `run` go. A * marks codecs from which
+    messages arrive with other types than they had: dicts for dataclasses, say.
+    """
+    names = only or [*codecs.CODECS]
+    try:
+        for name in names:
+            if name not in codecs.CODECS:
+                raise ValueError(f"codec {name!r} is none of {'; '.join(codecs.CODECS)}")
+        for mebibytes in evicted or []:
+            if mebibytes not in codecs.EVICTED_MIB:
+                raise ValueError(f"{mebibytes} MiB is none of {codecs.EVICTED_MIB}")
+        cases = codecs.cases(workloads or (), evicted or ())
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    console = terminal.console()
+    folder = folder or _default_folder()
+    _check_free(folder, [codecs.SUITE], overwrite)
+    peers = {
+        name: {"settings": codecs.CODECS[name].settings, "version": codecs.CODECS[name].version}
+        for name in names
+    }
+    write = _writer(folder, codecs.SUITE, peers)
+    rows: list[Row] = []
+    skipped: dict[str, str] = {}
+    for case in cases:
+        found, why = codecs.measure(case, names, turns, scale)
+        rows += found
+        skipped |= why
+        console.print(codec_table(case, found), "")
+        write(rows, skipped)
+    for what, reason in skipped.items():
+        console.print(f"skipped: {what}: {reason}", style="yellow", highlight=False)
+    console.print(f"wrote {report.write(folder)}", soft_wrap=True, highlight=False)
+
+
+def codec_table(case: codecs.CodecCase, rows: list[Row]) -> Table:
+    """Return the rows of a case of codecs, for a terminal."""
+    figures = ("encode\nµs", "decode\nµs", "both\nµs", "95 %", "times as fast\nas pickle", "bytes")
+    made = terminal.table("codec", *figures, title=str(case))
+    baseline = next((row["both_p50_us"] for row in rows if row["codec"] == codecs.BASELINE), None)
+    for row in rows:
+        both = row["both_p50_us"]
+        made.add_row(
+            row["codec"] + ("" if row["is_same"] else codec_tables.OTHER_TYPES),
+            short(row["encode_p50_us"]),
+            short(row["decode_p50_us"]),
+            short(both),
+            f"±{(row['both_p50_high_us'] - row['both_p50_low_us']) / 2 / both:.0%}",
+            ratio(baseline / both) if baseline else "",
+            f"{row['bytes']:,}",
+        )
+    return made
+
+
+def _default_folder() -> Path:
+    return report.RESULTS / f"{time.strftime('%Y-%m-%d')}-{machine.describe()['name']}"
+
+
+def _check_free(folder: Path, suites: list[str], overwrite: bool) -> None:
+    """Raise BadParameter if a folder has results of a suite that are not to be replaced."""
+    there = [file.name for suite in suites if (file := _path(folder, suite)).exists()]
+    if there and not overwrite:
+        raise typer.BadParameter(
+            f"{folder} has results already ({', '.join(there)}): name another --folder, or pass "
+            "--overwrite"
+        )
+
+
+def _writer(folder: Path, suite: str, peers: dict[str, dict[str, str]]) -> Write:
+    """Return what writes the results of a suite that begins now."""
     here, steal = machine.describe(), machine.Steal()
-    peers = versions.described(chosen.transports)
-    path = _path(folder, chosen.suite)
+    path = _path(folder, suite)
 
     def write(rows: list[Row], skipped: dict[str, str]) -> None:
         result = {
-            "suite": chosen.suite,
+            "suite": suite,
             "machine": here | {"steal": steal.share()},
             "peers": peers,
             "skipped": skipped,
@@ -115,6 +194,12 @@ def _measure(console: Console, folder: Path, chosen: Chosen, turns: int) -> None
         part.write_text(json.dumps(result, indent=None, separators=(",", ":")) + "\n")
         part.replace(path)
 
+    return write
+
+
+def _measure(console: Console, folder: Path, chosen: Chosen, turns: int) -> None:
+    """Run a suite, and write what there is of it after each case."""
+    write = _writer(folder, chosen.suite, versions.described(chosen.transports))
     if chosen.suite == job.SUITE:
         rows, skipped = job.run(console, chosen.transports, turns, write)
     else:
@@ -124,7 +209,7 @@ def _measure(console: Console, folder: Path, chosen: Chosen, turns: int) -> None
     for what, why in skipped.items():
         console.print(f"skipped: {what}: {why}", style="yellow", highlight=False)
     if rows:
-        console.print(f"wrote {path}", soft_wrap=True, highlight=False)
+        console.print(f"wrote {_path(folder, chosen.suite)}", soft_wrap=True, highlight=False)
     else:
         console.print(
             f"{chosen.suite}: nothing was measured, so nothing is written", style="yellow"

@@ -15,6 +15,7 @@ if (_spec := _find_spec("shmcast._core")) is None or _spec.origin is None:  # (a
 
 from shmcast._codecs.base import Codec
 from shmcast._codecs.msgspec_codec import MsgspecCodec
+from shmcast._codecs.object_codec import ObjectCodec
 from shmcast._codecs.pickle_codec import PickleCodec
 from shmcast._devices.work import Work
 from shmcast._endpoints.handle import Handle
@@ -72,6 +73,7 @@ __all__ = [
     "MsgspecCodec",
     "Node",
     "NodeLost",
+    "ObjectCodec",
     "PeerDied",
     "PickleCodec",
     "Reader",

@@ -1,4 +1,4 @@
-"""The C++ core (the repository's folder `core/`): the ring, its waiting, its arena, plain pickles.
+"""The C++ core (the repository's folder `core/`): the ring, its waiting, its arena, its codec.
 
 Knows: slots, sequence numbers, waiting; memory that the caller maps.
 Does not know: what is in a frame, what to do about a peer, where the memory came from.
@@ -9,6 +9,7 @@ lets signal handlers run. `shmcast` turns the exceptions below into its own.
 
 import pickle
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, Protocol
 
 from typing_extensions import Buffer
@@ -46,15 +47,53 @@ class MessageTooLarge(Exception):
 class MemoryChanged(Exception):
     """A frame's memory was freed or replaced while it was being sent."""
 
-def pickle_plain(obj: object) -> bytes | None:
-    """Return the pickle of a small plain object, or None if `obj` is not one.
+class ObjectCoder:
+    """Encodes objects, and decodes them, as pickle would.
 
-    Plain objects are exactly dict, list, tuple, str, bytes, int (of 64 bits), float, bool and None.
-    Small means at most 1 KiB and 32 containers, none of which is in two places.
+    Args:
+        functions: the module `shmcast._codecs.object_classes`.
+        own_reducer: returns how to reduce the instances of a class; None: in pickle's own way.
+        find: returns what a module has by a name, or raises.
+        frame_bytes: buffers of this size or more become frames of their own.
+        encode_otherwise: encodes what this does not.
+        decode_otherwise: decodes what this has not encoded.
     """
 
-def unpickle_plain(frame: bytearray | memoryview, otherwise: Callable[[Any], Any]) -> Any:
-    """Return the object of such a pickle; of any other, return `otherwise(frame)`."""
+    def __init__(
+        self,
+        functions: ModuleType,
+        own_reducer: Callable[[type], Callable[[Any], Any] | None],
+        find: Callable[[str, str], Any],
+        frame_bytes: int,
+        encode_otherwise: Callable[[Any], list[Any]],
+        decode_otherwise: Callable[[list[Any]], Any],
+    ) -> None: ...
+    def encode(self, obj: Any, /) -> list[Any]:
+        """Return the frames of `obj`: the message, then its large buffers.
+
+        Raises:
+            Exception: what pickle or a reducer raises; of any class.
+        """
+    def decode(self, frames: list[Any], /) -> Any:
+        """Return the object that `encode` took.
+
+        Raises:
+            ValueError: the message is malformed.
+            Exception: what rebuilding its objects raises; of any class.
+        """
+    def practise_encode(self) -> list[Any] | None:
+        """Encode the object that was sent last once more, which runs no code but the core's.
+
+        Returns:
+            The frames; None: it can't be, or nothing was sent since this was first called.
+        """
+    def practice_frames(self) -> list[Any] | None:
+        """Return the frames of the message that was decoded last.
+
+        None: decoding it takes long, or runs code that is not the core's.
+        """
+    def practise_decode(self, frames: list[Any], /) -> None:
+        """Decode such frames once more."""
 
 class Geometry:
     """The shape of a ring; both sides must give the same.

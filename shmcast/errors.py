@@ -91,11 +91,12 @@ class EncodeError(ShmcastError, pickle.PicklingError):
     """The codec could not encode an object; nothing was sent. `__cause__` is the codec's error."""
 
     @classmethod
-    def of(cls, obj: object, error: Exception, label: str) -> EncodeError:
-        """Make what `label` raises when its codec has raised `error`."""
+    def of(cls, obj: object, error: Exception, label: str, path: str = "") -> EncodeError:
+        """Make what `label` raises when its codec has raised `error`, perhaps at a known `path`."""
+        where = f"in `{path}`: " if path else ""
         return cls(
-            f"{label}: can't encode a {type(obj).__qualname__}: {type(error).__name__}: {error}; "
-            "nothing was sent"
+            f"{label}: can't encode a {type(obj).__qualname__}: {where}{type(error).__name__}: "
+            f"{error}; nothing was sent"
         )
 
 

@@ -20,7 +20,9 @@ PACKAGE = Path(shmcast.__file__).parent
 CORE = PACKAGE.parent / "core"
 CORE_FLOORS = {
     "layout.hpp": 0,
-    "pickle": 0,
+    "python": 0,
+    "pickle": 1,
+    "codec": 1,
     "wait": 1,
     "arena": 1,
     "watch": 2,

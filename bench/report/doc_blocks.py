@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench.report import plots, tables
+from bench.report import codec_tables, plots, tables
 from bench.report import summary as cases
 from bench.report.plot_style import DARK, LIGHT, WIDTH_PIXELS
 from bench.report.results import OURS, Results, Row, SuiteResults, by_case
@@ -210,6 +210,33 @@ def job(results: Results) -> str:
     return f"{tables.job(suite.job)}\n\n{_wrapped(note)}"
 
 
+def codec(results: Results) -> str:
+    """Show what engines send, by all codecs, and by shmcast's and pickle with colder caches."""
+    suite = results["codec"]
+    rows = [row for row in suite.codec if row["kind"] == "engine"]
+    return "\n\n".join(
+        [
+            codec_tables.table(rows),
+            _wrapped(
+                "Encode and decode of one message, the sum in µs, p50, and how many times as fast "
+                "as pickle; *: what arrives has other types than what was sent. Large arrays are in"
+                " pickle's bytes; shmcast hands them on as buffers, for the ring to copy. "
+                f"{tables.where(suite.machine)}."
+            ),
+            codec_tables.of_caches(rows, list(codec_tables.by_workload(rows, 0))),
+            _wrapped("The same after so much other memory was written before each call."),
+        ]
+    )
+
+
+def codec_users(results: Results) -> str:
+    """Show objects as users have them, by all codecs."""
+    suite = results["codec"]
+    rows = [row for row in suite.codec if row["kind"] == "users"]
+    note = f"As above, for one object of each kind. {tables.where(suite.machine)}."
+    return f"{codec_tables.table(rows)}\n\n{_wrapped(note)}"
+
+
 def _note(suite: SuiteResults, also: str = "") -> str:
     figures = f"p50 / p99 in µs{', ' + also if also else ''}"
     return _wrapped(f"One way, to the last reader: {figures}. {tables.where(suite.machine)}.")
@@ -230,4 +257,6 @@ _TABLES: dict[str, Callable[[Results], str]] = {
     "nodes": nodes,
     "busy-leader": busy_leader,
     "job": job,
+    "codec": codec,
+    "codec-users": codec_users,
 }

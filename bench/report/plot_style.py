@@ -54,6 +54,10 @@ class Look(NamedTuple):
 _LOOKS = {
     OURS: Look("#d55e00", "#f0752b", "o"),
     "msgspec": Look("#f0a04b", "#ffc078", "D"),
+    "msgspec typed": Look("#009e73", "#2fc598", "^"),
+    "msgspec untyped": Look("#b65a94", "#d98abb", "v"),
+    "pickle": Look("#0072b2", "#4aa8e0", "s"),
+    "cloudpickle": Look("#8a7a00", "#d6c431", "P"),
     "semaphore": Look("#7a3b10", "#c98b5f", "v"),
     "spin": Look("#8a0f3c", "#ff6b9d", "^"),
     "view": Look("#f0a04b", "#ffc078", "D"),

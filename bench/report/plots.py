@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 from matplotlib.figure import Figure
 
-from bench.report import charts
+from bench.report import charts, codec_tables
 from bench.report.charts import Panel, Point
 from bench.report.plot_style import DARK, LIGHT, Theme, applied
 from bench.report.results import OURS, Results, Row, by_case, case_of, representative
@@ -212,6 +212,35 @@ def _by_policy(rows: list[Row], value: Callable[[Row], float]) -> dict[str, list
     }
 
 
+CODECS = {
+    OURS: OURS,
+    "pickle": "pickle",
+    "cloudpickle": "cloudpickle",
+    "msgspec typed": "msgspec typed",
+    "msgspec untyped": "msgspec untyped",
+}
+CODEC_NAMES = {
+    "49 B": "dict of 49 bytes",
+    "decode 8": "decode, 8 requests",
+    "decode 64": "decode, 64 requests",
+    "decode 256": "decode, 256 requests",
+    "trace": "steps of a trace",
+    "prefill chunk": "prefill of 8192 tokens",
+    "sglang 64": "64 new requests of SGLang",
+}
+
+
+def _codec(results: Results) -> list[Panel]:
+    cases = codec_tables.by_workload(results["codec"].codec, 0)
+    series: dict[str, list[Point]] = {}
+    for codec, label in CODECS.items():
+        for workload, name in CODEC_NAMES.items():
+            if row := cases.get(workload, {}).get(codec):
+                series.setdefault(label, []).append(Point(name, row["both_p50_us"]))
+    title = "Encode and decode of what engines send, caches warm"
+    return [Panel(title, series, "message", "median of both")] if series else _none("codec")
+
+
 def _none(suite: str) -> list[Panel]:
     raise LookupError(f"suite {suite!r} has nothing for a picture")
 
@@ -257,6 +286,12 @@ PICTURES = (
         "Latency and CPU time of the wait policies, by gap between messages",
         _waiting,
         lambda panels, theme: charts.lines(panels, 2, 5.2, theme),
+    ),
+    Picture(
+        "codec",
+        "Time to encode and decode what inference engines send, by codec",
+        _codec,
+        lambda panels, theme: charts.dots(panels[0], theme, 4.7),
     ),
 )
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bench import terminal
-from bench.report import doc_blocks, losses, plots, summary, tables
+from bench.report import codec_tables, doc_blocks, losses, plots, summary, tables
 from bench.report.results import OURS, Results, SuiteResults, load, transports_of
 
 ROOT = Path(__file__).parents[2]
@@ -62,11 +62,22 @@ _INTRODUCTION = (
 )
 
 
+_CODEC_NOTE = (
+    "Encode and decode in one process, the sum of both, p50 in µs, and how many times as fast as "
+    "pickle that is. *: what arrives has other types than what was sent. Codecs that can't take a "
+    "message are named below with the reason."
+)
+
+
 def _suite(suite: SuiteResults) -> Iterator[str]:
     yield f"## {suite.name}"
     yield tables.where_in_full(suite.machine)
     if suite.job:
         yield tables.job(suite.job)
+    for mebibytes in codec_tables.evictions(suite.codec):
+        yield f"### {codec_tables.state(mebibytes).capitalize()}"
+        yield _CODEC_NOTE
+        yield codec_tables.table(suite.codec, mebibytes)
     for title, rows in tables.groups(suite.rows).items():
         yield f"### {title}"
         yield tables.compare(rows)

@@ -92,6 +92,32 @@ class JobRow(TypedDict):
     passes: int
 
 
+class CodecRow(TypedDict):
+    """A codec and the messages of a workload: the time to encode and decode one.
+
+    `is_same`: whether what arrives has the types of what was sent. `evicted_mib`: how much other
+    memory was written before each call; 0: caches stayed warm.
+    """
+
+    workload: str
+    kind: str
+    codec: str
+    evicted_mib: int
+    bytes: int
+    is_same: bool
+    messages: int
+    turns: int
+    encode_p50_us: float
+    encode_p50_low_us: float
+    encode_p50_high_us: float
+    decode_p50_us: float
+    decode_p50_low_us: float
+    decode_p50_high_us: float
+    both_p50_us: float
+    both_p50_low_us: float
+    both_p50_high_us: float
+
+
 ByTransport = dict[str, Row]
 
 
@@ -104,8 +130,9 @@ class SuiteResults:
         machine: where it ran.
         peers: the transports that ran.
         skipped: those that did not run, and why.
-        rows: the results of every suite but "job".
+        rows: the results of every suite but "job" and "codec".
         job: the results of "job".
+        codec: the results of "codec".
     """
 
     name: str
@@ -114,6 +141,7 @@ class SuiteResults:
     skipped: dict[str, str]
     rows: list[Row]
     job: list[JobRow]
+    codec: list[CodecRow]
 
 
 @dataclass(frozen=True)
@@ -135,7 +163,18 @@ class Results:
         return self.suites[name]
 
 
-ORDER = ("peers", "ray", "steps", "waiting", "neighbours", "large", "tensors", "nodes", "job")
+ORDER = (
+    "peers",
+    "ray",
+    "steps",
+    "waiting",
+    "neighbours",
+    "large",
+    "tensors",
+    "nodes",
+    "job",
+    "codec",
+)
 
 
 def load(folder: Path) -> Results:
@@ -152,14 +191,14 @@ def load(folder: Path) -> Results:
             raise ValueError(
                 f"{path}: suite {name!r}, expected {path.stem!r} of {', '.join(ORDER)}"
             )
-        is_job = name == "job"
         found[name] = SuiteResults(
             name=name,
             machine=data["machine"],
             peers=data["peers"],
             skipped=data["skipped"],
-            rows=[] if is_job else data["rows"],
-            job=data["rows"] if is_job else [],
+            rows=[] if name in ("job", "codec") else data["rows"],
+            job=data["rows"] if name == "job" else [],
+            codec=data["rows"] if name == "codec" else [],
         )
     return Results(folder, {name: found[name] for name in ORDER if name in found})
 

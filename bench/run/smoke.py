@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import terminal
+from bench.run import codec_smoke
 from bench.run.case import Case
 from bench.run.harness import Harness, Row
 from bench.transports import registry
@@ -96,19 +97,24 @@ def add(shown: Table, bound: Bound, ratio: float) -> None:
 
 
 def main(
-    bounds: Annotated[Path, typer.Option(help="the bounds")] = BOUNDS,
+    bounds: Annotated[Path, typer.Option(help="the bounds of transports")] = BOUNDS,
+    codec_bounds: Annotated[Path, typer.Option(help="those of the codec")] = codec_smoke.BOUNDS,
 ) -> None:
     """Fail if shmcast has become slower, against peers of the same run, than the bounds say."""
     console = terminal.console()
+    codec_failures = codec_smoke.missed(console, codec_smoke.read(codec_bounds))
+    for sentence in codec_failures:
+        console.print(sentence, style="red")
     left = read(bounds)
     for _ in range(TRIES):
         left = broken(console, left)
         if not left:
-            return
+            break
     for bound in left:
         console.print(
             f"{bound.case}: {bound.transport} takes more than {bound.at_most:g} times what "
             f"{bound.peer} takes, in {TRIES} tries",
             style="red",
         )
-    raise typer.Exit(1)
+    if left or codec_failures:
+        raise typer.Exit(1)

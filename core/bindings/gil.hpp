@@ -13,27 +13,17 @@
 
 #include <Python.h>
 #include <nanobind/nanobind.h>
-#include <unistd.h>
 
 #include <array>
 #include <cstddef>
 #include <utility>
 #include <vector>
 
+#include "python/python.hpp"
+
 namespace shmcast {
 
 namespace nb = nanobind;
-
-// Call functions of Python's C API, which may run Python code or wait for the GIL. `action` throws
-// no C++ exception and has nothing to destroy: what is caught here is the end of the thread.
-template <class Action>
-auto stops_at_exit(Action action) {
-  try {
-    return action();
-  } catch (...) {
-    for (;;) pause();
-  }
-}
 
 // Gives up the GIL for as long as it exists.
 class WithoutGil {

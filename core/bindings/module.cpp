@@ -22,6 +22,7 @@
 #include "arena/arena.hpp"
 #include "arena/mapping.hpp"
 #include "bindings/arena_objects.hpp"
+#include "bindings/codec.hpp"
 #include "bindings/convert.hpp"
 #include "bindings/endpoint.hpp"
 #include "bindings/errors.hpp"
@@ -31,7 +32,6 @@
 #include "bindings/writer.hpp"
 #include "layout.hpp"
 #include "pickle/pieces.hpp"
-#include "pickle/plain.hpp"
 #include "ring/members.hpp"
 #include "ring/message.hpp"
 #include "ring/reader.hpp"
@@ -84,26 +84,23 @@ void bind_waiting(nb::module_& m) {
 
 void bind_pickle(nb::module_& m) {
   m.def(
-      "pickle_plain",
-      [](nb::handle object) {
-        PyObject* const pickle = stops_at_exit([object] { return pickle_plain(object.ptr()); });
-        if (pickle == nullptr && PyErr_Occurred() != nullptr) throw nb::python_error();
-        return pickle == nullptr ? nb::none() : nb::steal(pickle);
-      },
-      "obj"_a.none());
-  m.def(
-      "unpickle_plain",
-      [](nb::handle frame, nb::handle otherwise) {
-        return owned(stops_at_exit(
-            [frame, otherwise] { return unpickle_plain(frame.ptr(), otherwise.ptr()); }));
-      },
-      "frame"_a, "otherwise"_a);
-  m.def(
       "piece_collector",
       [](const nb::list& pieces, const nb::list& buffers) {
         return owned(stops_at_exit([&] { return piece_collector(pieces.ptr(), buffers.ptr()); }));
       },
       "pieces"_a, "buffers"_a);
+}
+
+void bind_codec(nb::module_& m) {
+  nb::class_<ObjectCoder>(m, "ObjectCoder")
+      .def(nb::init<nb::handle, nb::object, nb::object, Py_ssize_t, nb::object, nb::object>(),
+           "functions"_a, "own_reducer"_a, "find"_a, "frame_bytes"_a, "encode_otherwise"_a,
+           "decode_otherwise"_a)
+      .def("encode", &ObjectCoder::encode, nb::arg().none())
+      .def("decode", &ObjectCoder::decode, nb::arg())
+      .def("practise_encode", &ObjectCoder::practise_encode)
+      .def("practise_decode", &ObjectCoder::practise_decode, nb::arg())
+      .def("practice_frames", &ObjectCoder::practice_frames);
 }
 
 // Foreign memory, as Python objects.
@@ -327,6 +324,7 @@ NB_MODULE(_core, m) {
   bind_errors(m);
   bind_waiting(m);
   bind_pickle(m);
+  bind_codec(m);
   bind_memory(m);
   bind_arena(m);
   bind_members(m);

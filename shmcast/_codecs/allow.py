@@ -22,6 +22,7 @@ _PLAIN = {
     "builtins": "bool bytearray bytes complex dict float frozenset int list object range set slice "
     "str tuple",
     "collections": "OrderedDict defaultdict deque",
+    "copyreg": "__newobj__ __newobj_ex__",  # which call what was found by another name
     "datetime": "date datetime time timedelta timezone",
     "numpy": "dtype ndarray",
     "numpy._core.multiarray": "_reconstruct scalar",

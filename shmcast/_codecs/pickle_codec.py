@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shmcast._codecs.base import OUT_OF_BAND_BYTES, Frame, Received
-from shmcast._core import pickle_plain, piece_collector, unpickle_plain
+from shmcast._core import piece_collector
 
 _PROTOCOL = pickle.HIGHEST_PROTOCOL
 
@@ -24,9 +24,6 @@ class PickleCodec:
     that offers its memory as a `pickle.PickleBuffer`. All else is in the pickle. Reducers
     registered with `copyreg` are used if they were registered before the first object of their type
     is sent.
-
-    Small messages of plain objects (dicts, lists, tuples, strings, bytes, numbers, None) are
-    pickled and unpickled by a shorter path than pickle's own, with the same result.
 
     Args:
         allow: what a message may name when it is decoded, beside plain values, arrays and tensors:
@@ -43,12 +40,13 @@ class PickleCodec:
         """What a message may name, as it was given."""
         self.find: Callable[[str, str], Any] | None = None
         """Return what a message names, or raise `UnpicklingError`; None: everything is allowed."""
-        self._loads: Callable[..., Any] = pickle.loads  # the writer is trusted
+        self.loads: Callable[..., Any] = pickle.loads  # the writer is trusted
+        """Unpickle a frame, whose out-of-band buffers are `buffers=`."""
         if allow is not None:
             from shmcast._codecs.allow import AllowList
 
             allowed = AllowList(allow)
-            self.find, self._loads = allowed.find, allowed.loads
+            self.find, self.loads = allowed.find, allowed.loads
         self._reducers = Reducers()
         # Idle picklers: making one costs more than pickling a small message. One is taken out while
         # it is used, so that two threads, or an object whose reduction encodes another, get two.
@@ -61,9 +59,6 @@ class PickleCodec:
         Raises:
             Exception: what pickle or a reducer raises; of any class.
         """
-        plain = pickle_plain(obj)  # a small dict of numbers, say: pickle's own code is cold, too
-        if plain is not None:
-            return [plain]
         # Few steps and few names: in a decode loop all code is cold, and each costs a cache miss.
         idle = self._idle
         try:
@@ -91,9 +86,9 @@ class PickleCodec:
         """
         try:
             if len(frames) == 1:
-                return unpickle_plain(frames[0], self._loads)
+                return self.loads(frames[0])
             self._has_seen_large = True
-            return self._loads(frames[0], buffers=frames[1:])
+            return self.loads(frames[0], buffers=frames[1:])
         except Exception:
             check_is_pickle(frames)
             raise
@@ -108,7 +103,6 @@ class PickleCodec:
         It has an array once a large message was encoded or decoded, if numpy is in use.
         """
         sample: dict[str, Any] = {"step": 1, "ids": [1, 2], "done": False, "scale": 0.5}
-        # Last, so that both picklers run: the one for plain objects stops here.
         sample["request"] = _SampleRequest("request-1", [1, 2], 0.5)
         if self._has_seen_large and "numpy" in sys.modules:
             import numpy as np
@@ -190,7 +184,7 @@ class Reducers(dict[type, Callable[[Any], Any]]):
     """
 
     def __missing__(self, cls: type) -> Callable[[Any], Any]:
-        reducer = copyreg.dispatch_table.get(cls) or self._shmcast_reducer(cls)
+        reducer = copyreg.dispatch_table.get(cls) or self.own_reducer(cls)
         if reducer is None:
             if issubclass(cls, type):
                 raise KeyError(cls)  # a class of a metaclass: pickle saves it by name
@@ -198,8 +192,8 @@ class Reducers(dict[type, Callable[[Any], Any]]):
         self[cls] = reducer
         return reducer
 
-    @staticmethod
-    def _shmcast_reducer(cls: type) -> Callable[[Any], Any] | None:
+    def own_reducer(self, cls: type) -> Callable[[Any], Any] | None:
+        """Return shmcast's own reducer of a class; None: it has none."""
         # Whoever has an array has imported its library already.
         if issubclass(cls, getattr(sys.modules.get("numpy"), "ndarray", ())):
             from shmcast._codecs import arrays

@@ -16,6 +16,8 @@ from typing import Any, Protocol, cast
 import torch
 
 from shmcast._codecs.base import Frame, Received
+from shmcast._codecs.fallback import PickleLike
+from shmcast._codecs.object_codec import ObjectCodec
 from shmcast._codecs.pickle_codec import PickleCodec, Reducers
 from shmcast._codecs.tensors import (
     REDUCERS,
@@ -67,7 +69,7 @@ class Lane(Protocol):
         """
 
 
-class DeviceCodec(PickleCodec):
+class DevicePickleCodec(PickleCodec):
     """`PickleCodec` with a stub in the place of each device tensor.
 
     The first frame of a message with stubs is the manifest, which is read without unpickling.
@@ -88,23 +90,7 @@ class DeviceCodec(PickleCodec):
             DeviceError: no more device tensors can be sent.
             Exception: what pickle or a reducer raises; of any class.
         """
-        frames = super().encode(obj)
-        if len(frames) == 1:
-            return frames, None
-        pickled = frames[0]
-        buffers: list[Any] = frames[1:]
-        found = [buffer for buffer in buffers if type(buffer) is tuple]
-        if not found:
-            return frames, None
-        specs = [spec for spec, _ in found]
-        manifest = Manifest(self._lane.next_number(), specs, grouped(specs))
-        in_host_memory = [buffer for buffer in buffers if type(buffer) is not tuple]
-        return (
-            [manifest.to_bytes(), pickled, *in_host_memory],
-            # Made before the message is sent: this may fail, and the program may give a tensor
-            # other memory while the message waits for room.
-            OutgoingTensors(manifest, send_buffers(manifest, [elements for _, elements in found])),
-        )
+        return _with_tensors(super().encode(obj), self._lane)
 
     def encode(self, obj: Any, /) -> list[Frame]:
         """Return the frames of `obj`, for a warm-up: the sample has no device tensors."""
@@ -123,10 +109,62 @@ class DeviceCodec(PickleCodec):
             Exception: what unpickling raises; of any class.
         """
         with unpickling(tensors):
-            return self._loads(frames[1], buffers=frames[2:])
+            return self.loads(frames[1], buffers=frames[2:])
 
     def _reducers_for(self, buffers: list[Any]) -> Reducers:
         return _DeviceReducers(self._lane, buffers)
+
+
+class DeviceCodec(ObjectCodec):
+    """`ObjectCodec` that leaves objects with device tensors to a `DevicePickleCodec`."""
+
+    _pickle: DevicePickleCodec
+
+    def __init__(
+        self,
+        lane: Lane,
+        allow: Collection[type | Callable[..., Any] | str] | None,
+        fallback: str | PickleLike | None,
+    ) -> None:
+        self._lane = lane
+        super().__init__(allow=allow, fallback=fallback)
+        self.find = self._pickle.find
+        """See `PickleCodec`."""
+        self.decode_with_tensors = self._pickle.decode_with_tensors
+
+    def encode_with_tensors(self, obj: Any, /) -> tuple[list[Frame], OutgoingTensors | None]:
+        """See `DevicePickleCodec`."""
+        return _with_tensors(super().encode(obj), self._lane)
+
+    def _make_pickle_codec(self) -> DevicePickleCodec:
+        return DevicePickleCodec(self._lane, self.allow)
+
+    def _encode_by_pickle(self) -> Callable[[Any], list[Any]]:
+        # Its buffers have a tuple for each device tensor. (No frame of Python's lies between.)
+        return functools.partial(PickleCodec.encode, self._pickle)
+
+    def _make_reducers(self) -> Reducers:
+        return _HostReducers(self._lane)
+
+
+def _with_tensors(frames: list[Any], lane: Lane) -> tuple[list[Frame], OutgoingTensors | None]:
+    """Return the frames of a message and its device tensors, of which buffers tell."""
+    if len(frames) == 1:
+        return frames, None
+    pickled = frames[0]
+    buffers: list[Any] = frames[1:]
+    found = [buffer for buffer in buffers if type(buffer) is tuple]
+    if not found:
+        return frames, None
+    specs = [spec for spec, _ in found]
+    manifest = Manifest(lane.next_number(), specs, grouped(specs))
+    in_host_memory = [buffer for buffer in buffers if type(buffer) is not tuple]
+    return (
+        [manifest.to_bytes(), pickled, *in_host_memory],
+        # Made before the message is sent: this may fail, and the program may give a tensor
+        # other memory while the message waits for room.
+        OutgoingTensors(manifest, send_buffers(manifest, [elements for _, elements in found])),
+    )
 
 
 @contextlib.contextmanager
@@ -172,6 +210,36 @@ class _DeviceReducers(Reducers):
         if issubclass(cls, torch.Tensor):
             reducer = self[cls] = functools.partial(_reduce_subclass, self._lane, reducer)
         return reducer
+
+
+class _HostReducers(Reducers):
+    """Reduces tensors in host memory, and leaves messages with others to pickle."""
+
+    def __init__(self, lane: Lane) -> None:
+        super().__init__()
+        self._lane = lane
+
+    def own_reducer(self, cls: type) -> Callable[[Any], Any] | None:
+        """Return how to reduce the instances of a class; None: in pickle's own way."""
+        reducer = super().own_reducer(cls)
+        if not issubclass(cls, torch.Tensor):
+            return reducer
+        return functools.partial(_reduce_in_host_memory, self._lane, reducer or _reduce_ex)
+
+
+def _reduce_in_host_memory(
+    lane: Lane, reduce: Callable[[Any], Any], tensor: torch.Tensor
+) -> tuple[Any, ...]:
+    is_in_message = tensor.is_cpu and not lane.carries_cpu
+    return cast("tuple[Any, ...]", reduce(tensor)) if is_in_message else _NO_REDUCTION
+
+
+def _reduce_ex(obj: Any) -> Any:
+    return obj.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+
+
+_NO_REDUCTION = ()
+"""What the core takes for no reduction, so that it leaves the message to pickle."""
 
 
 def _reduce(

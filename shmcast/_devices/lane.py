@@ -18,7 +18,9 @@ import torch
 import torch.distributed as dist
 
 from shmcast._codecs.base import Received
-from shmcast._devices.codec import Carrier, DeviceCodec
+from shmcast._codecs.object_codec import ObjectCodec
+from shmcast._codecs.pickle_codec import PickleCodec
+from shmcast._devices.codec import Carrier, DeviceCodec, DevicePickleCodec
 from shmcast._devices.collectives import DeviceBroadcast, PeerProgress, Route
 from shmcast._devices.manifest import Manifest, OutgoingTensors
 from shmcast._devices.receive import IncomingMessage
@@ -52,7 +54,7 @@ class DeviceLane:
             memory.
         device_types: the types of devices whose tensors take the lane; None: all but "cpu".
         label: how errors name this rank.
-        allow: see `PickleCodec`.
+        codec: the one to encode and decode as, apart from device tensors; None: `ObjectCodec()`.
 
     Raises:
         InvalidArgument: a dedicated group has no backend for one of the `device_types`.
@@ -64,8 +66,9 @@ class DeviceLane:
         is_dedicated: bool,
         device_types: Collection[str] | None,
         label: str,
-        allow: Collection[type | Callable[..., Any] | str] | None = None,
+        codec: ObjectCodec | PickleCodec | None = None,
     ) -> None:
+        codec = ObjectCodec() if codec is None else codec
         backends = _backends(group)
         if not is_dedicated:
             # gloo stages other devices' tensors through host memory, too, and then takes a socket.
@@ -78,7 +81,11 @@ class DeviceLane:
             )
         # A proxy, because the lane refers to the end of frames, and the end to the codec. Part of
         # that cycle is in the core, where the garbage collector can't look.
-        self.codec: DeviceCodec = DeviceCodec(weakref.proxy(self), allow)
+        self.codec: DeviceCodec | DevicePickleCodec = (
+            DevicePickleCodec(weakref.proxy(self), codec.allow)
+            if isinstance(codec, PickleCodec)
+            else DeviceCodec(weakref.proxy(self), codec.allow, codec.fallback)
+        )
         """Finds the device tensors in objects to send."""
         self.carries_cpu: bool = "cpu" in (device_types or ())
         """Whether tensors in host memory take the lane, too."""

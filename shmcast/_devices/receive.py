@@ -11,7 +11,7 @@ import torch
 
 from shmcast._codecs.base import Received
 from shmcast._devices.buffers import ReceiveBuffers
-from shmcast._devices.codec import DeviceCodec
+from shmcast._devices.codec import DeviceCodec, DevicePickleCodec
 from shmcast._devices.inert import RunsCode, unpickle_inert
 from shmcast._devices.manifest import Manifest, TensorSpec, restore_autograd
 from shmcast._devices.out import copy_pairs, match_out
@@ -61,7 +61,7 @@ class IncomingMessage:
         manifest: Manifest,
         frames: list[Received],
         out: Any,
-        codec: DeviceCodec,
+        codec: DeviceCodec | DevicePickleCodec,
     ) -> None:
         self._label = label
         self._manifest = manifest

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from shmcast._codecs.base import Codec, Frame
+from shmcast._codecs.object_codec import ObjectCodec
 from shmcast._codecs.pickle_codec import PickleCodec
 from shmcast._core import MemoryChanged
 from shmcast._endpoints.frame_reader import FrameReader
@@ -15,12 +16,12 @@ from shmcast.errors import EncodeError, InvalidArgument
 
 
 def checked_codec(codec: Codec | None, label: str) -> Codec:
-    """Return the codec to use; None is `PickleCodec()`.
+    """Return the codec to use; None is `ObjectCodec()`.
 
     Raises:
         InvalidArgument: it lacks one of a codec's methods, or is a class.
     """
-    codec = PickleCodec() if codec is None else codec
+    codec = ObjectCodec() if codec is None else codec
     if isinstance(codec, type):
         raise InvalidArgument(
             f"{label}: codec={codec!r} is a class; pass an object of it, such as "
@@ -57,6 +58,17 @@ def unsendable(error: BaseException, codec: Codec, label: str) -> EncodeError | 
             f"buffers: {error}; nothing was sent"
         )
     return None
+
+
+def refused(obj: Any, error: Exception, codec: Codec, label: str) -> EncodeError:
+    """Return the error that says which part of an object its codec has refused, and why."""
+    path = ""
+    if isinstance(codec, ObjectCodec | PickleCodec):  # (msgspec's errors have the path in them)
+        from shmcast._codecs.unpicklable import path_of
+
+        has_fallback = getattr(codec, "fallback", None) is not None
+        path = path_of(obj, is_interruption, str(error) if has_fallback else None)
+    return EncodeError.of(obj, error, label, path)
 
 
 class ObjectSender:
@@ -103,7 +115,7 @@ class ObjectSender:
             except Exception as error:
                 if is_interruption(error):
                     raise
-                raise EncodeError.of(obj, error, self._sink.label) from error
+                raise refused(obj, error, self._codec, self._sink.label) from error
             self._publish(frames, timeout)
         except BaseException as error:
             self._sink.forget_views()

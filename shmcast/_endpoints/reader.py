@@ -23,7 +23,7 @@ class Reader(ObjectReceiver, Endpoint):
         handle: the writer's `handle`.
         index: this reader's number, from 0 to `handle.readers` - 1; each is taken once.
         wait: what to do while there is no message; `WaitPolicy.adaptive()` by default.
-        codec: turns frames into objects; `PickleCodec()` by default.
+        codec: turns frames into objects; `ObjectCodec()` by default.
         rejoin: take the place of a reader that has died, if the writer drops such; the first
             message received is the first that is sent from now on. A vacant place is taken, too.
         pin: register the writer's arena with CUDA, so that copies from views to a GPU are

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from shmcast._codecs.base import Codec
+from shmcast._codecs.object_codec import ObjectCodec
 from shmcast._codecs.pickle_codec import PickleCodec
 from shmcast.errors import InvalidArgument
 
@@ -47,7 +48,7 @@ def codec(chosen: Codec | None) -> Codec | None:
     Raises:
         InvalidArgument: the variable leads to none.
     """
-    what = '"pickle", or module:attribute of a codec or of what makes one'
+    what = '"object", "pickle", or module:attribute of a codec or of what makes one'
     return _setting(CODEC, chosen, _codec, what)
 
 
@@ -74,6 +75,8 @@ def _seconds(text: str) -> float | None:
 
 
 def _codec(text: str) -> Codec:
+    if text == "object":
+        return ObjectCodec()
     if text == "pickle":
         return PickleCodec()
     module, _, attribute = text.partition(":")

@@ -1,8 +1,8 @@
 """Keeps the code and data that a message touches warm: the same calls, on a private ring.
 
-At a decode loop's cadence most of a message's latency is cache misses in code: a shared core
-forgets within milliseconds. So whoever has time, a spinning reader or a driver that waits for its
-GPU, sends itself a sample now and then.
+At a decode loop's cadence most of a message's latency is cache misses: a shared core forgets within
+milliseconds. So whoever has time, a spinning reader or a driver that waits for its GPU, sends
+itself the last message once more, now and then; or a codec's sample, if code of others would run.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import mmap
 
 from shmcast import _core
 from shmcast._codecs.base import Codec
+from shmcast._core import ObjectCoder
 from shmcast.errors import InvalidArgument
 
-_SLOT_BYTES = 8192
+_SLOT_BYTES = 64 * 1024
+_SAMPLE_BYTES = 8192
 _ROUNDS_PER_SAMPLE = 16
 _ENTRY_BYTES = 8  # of the frame table
 
@@ -26,6 +28,11 @@ class Warmup:
         self._codec = codec
         self._encode = codec.encode
         self._decode = codec.decode
+        self._coder: ObjectCoder | None = None  # which encodes and decodes what was sent last
+        if isinstance(codec, ObjectCoder):
+            own = type(codec)
+            if (own.encode, own.decode) == (ObjectCoder.encode, ObjectCoder.decode):
+                self._coder = codec
         if not self._take(sample):
             raise ValueError("it is too large")
         self._rounds_left = _ROUNDS_PER_SAMPLE
@@ -34,7 +41,7 @@ class Warmup:
     def _take(self, sample: object) -> bool:
         """Warm up on this sample from now on. Return False if it is too large."""
         frames = [bytes(frame) for frame in self._encode(sample)]
-        if sum(len(frame) + _ENTRY_BYTES for frame in frames) > _SLOT_BYTES:
+        if sum(len(frame) + _ENTRY_BYTES for frame in frames) > _SAMPLE_BYTES:
             return False
         self._sample = sample
         self._frames = frames
@@ -50,7 +57,7 @@ class Warmup:
     def _end_round(self) -> None:
         self._is_empty = True
         self._rounds_left -= 1
-        if self._rounds_left <= 0:
+        if self._rounds_left <= 0 and self._coder is None:
             self._rounds_left = _ROUNDS_PER_SAMPLE
             # Errors pass: one of the codec can't be told from one of a signal handler.
             self._take(self._codec.sample())  # type: ignore[attr-defined]
@@ -82,7 +89,7 @@ class Warmup:
         except Exception as error:
             raise InvalidArgument(
                 f"{label}: codec={codec!r} can't warm up on its sample(): {type(error).__name__}: "
-                f"{error}; return an object that takes at most {_SLOT_BYTES} bytes, or have no "
+                f"{error}; return an object that takes at most {_SAMPLE_BYTES} bytes, or have no "
                 "method sample()"
             ) from error
         return warmup
@@ -90,15 +97,24 @@ class Warmup:
     def send(self) -> None:
         """Do what `Writer.send` does. Only for the thread whose turn it is with the endpoint."""
         self._begin_round()
-        self._writer.publish(self._encode(self._sample), 0)
+        frames = None if self._coder is None else self._coder.practise_encode()
+        if frames is None or sum(len(frame) + _ENTRY_BYTES for frame in frames) > _SLOT_BYTES:
+            self._writer.publish(self._encode(self._sample), 0)
+        else:
+            self._writer.publish(frames, 0)
         self._reader.consume(0)
         self._end_round()
 
     def receive(self) -> None:
         """Do what `Reader.recv` does once a message is there. Only for the thread as above."""
         self._begin_round()
-        self._writer.publish(self._frames, 0)
-        self._decode(self._reader.consume(0))
+        frames = None if self._coder is None else self._coder.practice_frames()
+        if self._coder is None or frames is None:
+            self._writer.publish(self._frames, 0)
+            self._decode(self._reader.consume(0))
+        else:
+            self._writer.publish(frames, 0)
+            self._coder.practise_decode(self._reader.consume(0))
         self._end_round()
 
 

@@ -40,7 +40,7 @@ class Writer(ObjectSender, Endpoint):
         pin: register the arena with CUDA, so that copies from loans to a GPU are asynchronous
             (`non_blocking=True`). All of its memory is then taken at once.
         wait: what to do while the ring is full; `WaitPolicy.adaptive()` by default.
-        codec: turns objects into frames; `PickleCodec()` by default. Readers need its like.
+        codec: turns objects into frames; `ObjectCodec()` by default. Readers need its like.
         on_reader_death: "raise": a reader that dies ends the waits of all others, in `PeerDied`.
             "drop": the others go on without it, and another process may take its place with
             `Reader(handle, index, rejoin=True)`.

@@ -55,7 +55,7 @@ class ShmBroadcaster(Lender):
         group_src: the source as a rank in the group.
         wait: see `Writer` and `Reader`; may differ from rank to rank.
         codec: see `Writer` and `Reader`; the same kind on every rank. Device tensors can be
-            broadcast only with `PickleCodec`.
+            broadcast only with `ObjectCodec` and `PickleCodec`.
         device_group: a process group that carries device tensors (NCCL), with the same ranks in
             the same order as `group`. None: `group` itself, where it has a backend of its own for
             the device; else they are staged through host memory, with a `ShmcastWarning`. All

@@ -19,6 +19,8 @@ class CodecKind:
     """For people to read."""
     classes: frozenset[str]
     """The class and its bases, without those that only declare methods."""
+    fallback: str = ""
+    """The module that encodes what the codec refuses; empty: there is none."""
 
     @classmethod
     def of(cls, codec: Codec | None) -> CodecKind | None:
@@ -32,14 +34,19 @@ class CodecKind:
             for base in kind.__mro__
             if base is not object and not getattr(base, "_is_protocol", False)
         ]
-        return cls(kind.__qualname__, frozenset(classes))
+        fallback = getattr(codec, "fallback", None) or ""
+        name = fallback if isinstance(fallback, str) else getattr(fallback, "__name__", "")
+        return cls(kind.__qualname__, frozenset(classes), name)
 
     def fits(self, other: CodecKind) -> bool:
-        """Return whether one is the other's class, or both extend the same one."""
-        return bool(self.classes & other.classes)
+        """Return whether one is the other's class, or both extend the same one.
+
+        And both have the same fallback: so each rank has found that its module is installed.
+        """
+        return bool(self.classes & other.classes) and self.fallback == other.fallback
 
     def __str__(self) -> str:
-        return self.name
+        return f"{self.name}(fallback={self.fallback!r})" if self.fallback else self.name
 
 
 def _name(kind: type) -> str:

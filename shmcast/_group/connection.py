@@ -94,7 +94,7 @@ def connect(
         meeting: of the group, whose ranks have agreed.
         topology: the group's.
         options: the user's.
-        codec: the user's; None: `PickleCodec`.
+        codec: the user's; None: `ObjectCodec`.
         lane: carries device tensors; None: nothing does.
     """
     ranks = meeting.ranks
@@ -133,7 +133,7 @@ def reconnect(handle: GroupHandle, rank: int, options: Options, codec: Codec | N
         handle: of a living rank on the same node.
         rank: the dead one's global rank, which is among the node's readers.
         options: the user's.
-        codec: the user's; None: `PickleCodec`.
+        codec: the user's; None: `ObjectCodec`.
 
     Raises:
         ShmcastError: what `Reader` raises.

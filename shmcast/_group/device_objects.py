@@ -14,10 +14,10 @@ from shmcast._devices.receive import receive_into
 from shmcast._devices.work import Work
 from shmcast._endpoints.arguments import check_seconds
 from shmcast._endpoints.frame_reader import FrameReader
-from shmcast._endpoints.objects import FrameSink, ObjectReceiver, unsendable
+from shmcast._endpoints.objects import FrameSink, ObjectReceiver, refused, unsendable
 from shmcast._endpoints.warmup import Warmup
 from shmcast._host.signals import is_interruption
-from shmcast.errors import DeviceError, EncodeError
+from shmcast.errors import DeviceError
 
 
 class DeviceSender:
@@ -61,7 +61,7 @@ class DeviceSender:
             except Exception as error:
                 if is_interruption(error):
                     raise
-                raise EncodeError.of(obj, error, self._sink.label) from error
+                raise refused(obj, error, self._lane.codec, self._sink.label) from error
             self._publish(frames, timeout)
         except BaseException as error:
             self._sink.forget_views()

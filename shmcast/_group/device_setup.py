@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from shmcast._codecs.base import Codec
+from shmcast._codecs.object_codec import ObjectCodec
 from shmcast._codecs.pickle_codec import PickleCodec
 from shmcast.errors import InvalidArgument
 
@@ -28,17 +29,20 @@ def choose_lane(
         device_group: see `ShmBroadcaster`; may be None, so for the next one.
         device_types: may be None.
         meeting: of the group.
-        codec: the user's; None: `PickleCodec`.
+        codec: the user's; None: `ObjectCodec`.
 
     Raises:
         InvalidArgument: see `ShmBroadcaster`.
     """
     label = meeting.label
-    if codec is not None and type(codec) is not PickleCodec:
+    known: ObjectCodec | PickleCodec | None = None
+    if isinstance(codec, ObjectCodec | PickleCodec) and type(codec) in (ObjectCodec, PickleCodec):
+        known = codec
+    if codec is not None and known is None:
         if device_group is not None or device_types is not None:
             raise InvalidArgument(
                 f"{label}: codec={codec!r} does not know device tensors, so device_group and "
-                "device_types can't be given; only PickleCodec does"
+                "device_types can't be given; only ObjectCodec and PickleCodec do"
             )
         return None
     if isinstance(device_types, str) or not all(isinstance(t, str) for t in device_types or ()):
@@ -57,5 +61,4 @@ def choose_lane(
                 f"(ranks {meeting.ranks}); they must have the same ranks in the same order"
             )
     carrier = meeting.group if device_group is None else device_group
-    allow = None if codec is None else codec.allow
-    return DeviceLane(carrier, device_group is not None, device_types, label, allow)
+    return DeviceLane(carrier, device_group is not None, device_types, label, known)

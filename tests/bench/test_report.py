@@ -137,7 +137,7 @@ def test_each_picture_is_drawn_for_light_and_dark_and_says_what_it_shows(
 
 def test_a_picture_is_the_same_each_time(folder: Path, tmp_path: Path) -> None:
     (folder / "peers.json").unlink()  # drawing takes time: one suite is enough
-    for name in ("large", "waiting"):
+    for name in ("large", "waiting", "codec"):
         (folder / f"{name}.json").unlink()
     first, second = (
         plots.write(results.load(folder), tmp_path / name) for name in ("first", "second")
@@ -149,7 +149,7 @@ def test_a_picture_is_the_same_each_time(folder: Path, tmp_path: Path) -> None:
 def test_a_picture_that_is_missing_or_shows_other_results_is_stale(
     folder: Path, tmp_path: Path
 ) -> None:
-    for name in ("peers", "large", "waiting"):
+    for name in ("peers", "large", "waiting", "codec"):
         (folder / f"{name}.json").unlink()
     pictures = tmp_path / "pictures"
     steps = [picture for picture in PICTURES if picture.name == "steps"]

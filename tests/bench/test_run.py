@@ -292,14 +292,16 @@ def test_a_bound_that_is_missed_three_times_fails_and_says_which(
         "transport": "queue",
         "peer": "pipe",
     }
+    codec_path = tmp_path / "codec_bounds.json"
+    codec_path.write_text("[]")
     path = tmp_path / "bounds.json"
     path.write_text(json.dumps([written | {"at_most": 1e-6}, written | {"at_most": 1e6}]))
     with pytest.raises(typer.Exit) as exited:
-        smoke.main(path)
+        smoke.main(path, codec_path)
     assert exited.value.exit_code == 1
     assert "queue takes more than 1e-06 times what" in " ".join(capsys.readouterr().out.split())
     path.write_text(json.dumps([written | {"at_most": 1e6}]))
-    smoke.main(path)
+    smoke.main(path, codec_path)
 
 
 def test_the_committed_bounds_are_of_transports_that_every_checkout_has() -> None:

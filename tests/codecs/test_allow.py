@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import shmcast
-from shmcast import MsgspecCodec, PickleCodec, Reader, ShmBroadcaster, Writer
+from shmcast import MsgspecCodec, ObjectCodec, PickleCodec, Reader, ShmBroadcaster, Writer
 from shmcast._codecs.base import Received
 from tests.support.device_objects import CPU, SECONDS
 from tests.support.processes import Crew
@@ -126,7 +126,7 @@ def test_what_is_no_allow_list_is_told(allow: Any) -> None:
 def test_an_endpoint_tells_what_is_not_allowed_and_goes_on() -> None:
     with (
         Writer(1) as writer,
-        Reader(writer.handle, 0, codec=PickleCodec(allow=[])) as reader,
+        Reader(writer.handle, 0, codec=ObjectCodec(allow=[])) as reader,
     ):
         writer.send(Step([1]))
         with pytest.raises(shmcast.DecodeError, match=r"names tests\.codecs\.test_allow\.Step"):

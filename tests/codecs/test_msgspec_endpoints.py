@@ -110,7 +110,7 @@ def test_every_rank_gets_the_sources_messages(world: Crew, hosts: str) -> None:
 
 
 def device_tensors_with_types(_rank: int) -> None:
-    with pytest.raises(shmcast.InvalidArgument, match="only PickleCodec does"):
+    with pytest.raises(shmcast.InvalidArgument, match="only ObjectCodec and PickleCodec do"):
         ShmBroadcaster(codec=MsgspecCodec(Batch), device_types={"cpu"})
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import shmcast
-from shmcast import Handle, PickleCodec, Reader, Writer
+from shmcast import Handle, ObjectCodec, Reader, Writer
 from tests.support.subprocess_programs import run_to_its_end
 
 MIB = 1 << 20
@@ -39,13 +39,13 @@ class LabelsByClosure:
         self.end = Reader(handle, 0, peer_label=lambda index: self.names[index])
 
 
-class IsTheCodec(PickleCodec):
+class IsTheCodec(ObjectCodec):
     def __init__(self, handle: Handle) -> None:
         super().__init__()
         self.end: Writer | Reader = Writer(handle.readers, codec=self)
 
 
-class IsTheReadersCodec(PickleCodec):
+class IsTheReadersCodec(ObjectCodec):
     def __init__(self, handle: Handle) -> None:
         super().__init__()
         self.end = Reader(handle, 0, codec=self)

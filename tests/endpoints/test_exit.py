@@ -62,7 +62,7 @@ logging.getLogger("shmcast").addFilter(slow)
 beside(pair(warn_after=0.01)[1].recv)
 """,
     "a codec, called by the core to warm up": """
-class Slow(shmcast.PickleCodec):
+class Slow(shmcast.ObjectCodec):
     practises = False
     def decode(self, frames):
         while self.practises:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import shmcast
-from shmcast import PickleCodec, Reader, WaitPolicy, Writer
+from shmcast import ObjectCodec, Reader, WaitPolicy, Writer
 from tests.support.subprocess_programs import wait_until
 
 SECONDS = 30.0
@@ -89,7 +89,7 @@ def test_an_interrupted_decode_holds_no_memory_of_the_arena(no_gc: None) -> None
         assert writer._end._ring.loan(1 << 20) is not None
 
 
-class SignalsOnce(PickleCodec):
+class SignalsOnce(ObjectCodec):
     """Signals itself while it encodes or decodes the first object."""
 
     def __init__(self, what: str) -> None:
@@ -147,7 +147,7 @@ def test_while_encoding_a_handler_ends_the_send_with_its_own_error() -> None:
 
 
 def test_an_error_of_the_codec_still_consumes_the_message() -> None:
-    class Fails(PickleCodec):
+    class Fails(ObjectCodec):
         def decode(self, frames: list[Any]) -> Any:
             obj = super().decode(frames)
             if obj == "bad":

@@ -42,7 +42,8 @@ def test_the_operators_settings_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("SHMCAST_CODEC", "pickle"), ("SHMCAST_WARN_AFTER", "none")]
+    ("name", "value"),
+    [("SHMCAST_CODEC", "pickle"), ("SHMCAST_CODEC", "object"), ("SHMCAST_WARN_AFTER", "none")],
 )
 def test_a_setting_can_lead_back_to_the_default(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str

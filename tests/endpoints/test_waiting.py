@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import shmcast
-from shmcast import Handle, PickleCodec, Reader, WaitPolicy, Writer
+from shmcast import Handle, ObjectCodec, Reader, WaitPolicy, Writer
 from shmcast._codecs.base import Frame, Received
 from tests.support.processes import Crew, results
 
@@ -107,7 +107,7 @@ def test_the_writer_sees_what_its_readers_do_and_what_gap_they_learned(crew: Cre
         assert writer.statistics().wakes >= 10
 
 
-class Warmed(PickleCodec):
+class Warmed(ObjectCodec):
     """Counts how often it is warmed up."""
 
     encoded = 0
@@ -187,7 +187,7 @@ def test_a_codec_without_a_sample_is_not_warmed_up() -> None:
 
 @pytest.mark.parametrize("sample", [lambda: None, bytes(10_000)], ids=["no pickle", "too large"])
 def test_a_sample_that_cannot_be_sent_is_refused(sample: Any) -> None:
-    class Bad(PickleCodec):
+    class Bad(ObjectCodec):
         def sample(self) -> Any:
             return sample
 
@@ -196,7 +196,7 @@ def test_a_sample_that_cannot_be_sent_is_refused(sample: Any) -> None:
 
 
 def test_a_warmup_that_fails_is_told_and_loses_nothing() -> None:
-    class Bad(PickleCodec):
+    class Bad(ObjectCodec):
         def decode(self, frames: list[Received], /) -> Any:
             obj = super().decode(frames)
             if obj == self.sample():

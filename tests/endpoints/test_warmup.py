@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import shmcast
-from shmcast import PickleCodec, Reader, WaitPolicy, Writer
+from shmcast import ObjectCodec, PickleCodec, Reader, WaitPolicy, Writer
 from shmcast._codecs.base import Frame
 from shmcast._endpoints import warmup
 
@@ -90,7 +90,7 @@ def test_a_spinning_reader_may_be_interrupted_anywhere() -> None:
         assert reader.recv(10) == "real"
 
 
-class Slow(PickleCodec):
+class Slow(ObjectCodec):
     """Lets another thread in while it encodes, once it is told to."""
 
     def __init__(self) -> None:

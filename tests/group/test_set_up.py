@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import shmcast
-from shmcast import PickleCodec, ShmBroadcaster
+from shmcast import ObjectCodec, PickleCodec, ShmBroadcaster
 from shmcast._nodes import topology
 from tests.support import ranks
 from tests.support.fake_nodes import on_host
@@ -121,8 +121,29 @@ def other_codec(rank: int) -> str:
 
 def test_ranks_with_different_codecs_are_told(world: Crew) -> None:
     for error in world.run(4, other_codec):
-        assert "rank 0 has PickleCodec, rank 1 has PickleCodec" in error
+        assert "rank 0 has ObjectCodec, rank 1 has ObjectCodec" in error
         assert "rank 3 has _Other" in error
+
+
+def other_object_codec(rank: int) -> list[str]:
+    errors = []
+    fallback = ObjectCodec(fallback="cloudpickle")
+    for at_1, others in ((PickleCodec(), ObjectCodec()), (ObjectCodec(), fallback)):
+        with pytest.raises(shmcast.InvalidArgument) as caught:
+            ShmBroadcaster(codec=at_1 if rank == 1 else others)
+        errors.append(str(caught.value))
+    with ShmBroadcaster(codec=fallback) as bc:
+        function = bc.broadcast_object((lambda: 7) if bc.is_src else None, 30)
+        assert function() == 7
+    return errors
+
+
+def test_ranks_with_and_without_the_default_codec_or_its_fallback_are_told(world: Crew) -> None:
+    pytest.importorskip("cloudpickle")
+    for by_pickle, by_fallback in world.run(4, other_object_codec):
+        assert "rank 0 has ObjectCodec, rank 1 has PickleCodec, rank 2 has Object" in by_pickle
+        named = "ObjectCodec(fallback='cloudpickle')"
+        assert f"rank 0 has {named}, rank 1 has ObjectCodec, rank 2 has {named}" in by_fallback
 
 
 def apart_on_one_machine(rank: int) -> list[str]:

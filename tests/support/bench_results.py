@@ -138,6 +138,35 @@ def job() -> list[dict[str, Any]]:
     return [row]
 
 
+def a_codec_row(
+    codec: str, both_us: float, workload: str = "decode 64", kind: str = "engine", mib: int = 0
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "workload": workload,
+        "kind": kind,
+        "codec": codec,
+        "evicted_mib": mib,
+        "bytes": 4000,
+        "is_same": codec != "msgspec untyped",
+        "messages": 600,
+        "turns": 3,
+    }
+    for name, share in (("encode", 0.4), ("decode", 0.6), ("both", 1.0)):
+        for end, factor in (("", 1.0), ("_low", 0.9), ("_high", 1.1)):
+            row[f"{name}_p50{end}_us"] = both_us * share * factor
+    return row
+
+
+def codec() -> list[dict[str, Any]]:
+    times = {"shmcast": 4.0, "pickle": 20.0, "cloudpickle": 25.0, "msgspec untyped": 10.0}
+    return [
+        *(a_codec_row(name, us, mib=0) for name, us in times.items()),
+        *(a_codec_row(name, 3 * us, mib=8) for name, us in times.items()),
+        a_codec_row("shmcast", 2.0, "a record", "users"),
+        a_codec_row("pickle", 3.0, "a record", "users"),
+    ]
+
+
 ALL: dict[str, Callable[[], list[Any]]] = {
     "peers": peers,
     "steps": steps,
@@ -146,4 +175,5 @@ ALL: dict[str, Callable[[], list[Any]]] = {
     "tensors": tensors,
     "nodes": nodes,
     "job": job,
+    "codec": codec,
 }

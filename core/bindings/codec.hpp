@@ -1,0 +1,159 @@
+// Room: bindings. The codec of objects, for Python.
+// Knows: encoders and decoders, what to do with objects that they don't take.
+// Does not know: what a message looks like.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "bindings/convert.hpp"
+#include "bindings/gil.hpp"
+#include "codec/decoder_reductions.hpp"
+#include "codec/encoder_reductions.hpp"
+#include "codec/wire.hpp"
+#include "wait/gate.hpp"
+
+namespace shmcast {
+
+namespace nb = nanobind;
+
+class ObjectCoder {
+ public:
+  // `functions`: of _codecs/object_classes.py. `own_reducer`, `frame_bytes`: an encoder's. `find`:
+  // a decoder's. The last two take what this can't: an object, or a message.
+  ObjectCoder(nb::handle functions, nb::object own_reducer, nb::object find, Py_ssize_t frame_bytes,
+              nb::object encode_otherwise, nb::object decode_otherwise)
+      : own_reducer_(std::move(own_reducer)),
+        find_(std::move(find)),
+        encode_otherwise_(std::move(encode_otherwise)),
+        decode_otherwise_(std::move(decode_otherwise)),
+        frame_bytes_(frame_bytes) {
+    if (!known_.take(functions.attr("CORE").ptr())) throw nb::python_error();
+  }
+
+  nb::object encode(nb::handle object) {
+#ifndef Py_GIL_DISABLED  // without it, other threads may change the object meanwhile
+    if (--skipped_ < 0) {
+      std::unique_ptr<codec::Encoder> encoder = take_encoder();
+      PyObject* const frames = encoder->encode(object.ptr());
+      if (keeps_sent_) {
+        const bool is_plain = frames != nullptr && encoder->was_plain();
+        sent_ = is_plain ? nb::borrow(object) : nb::none();
+      }
+      encoder_ = std::move(encoder);
+      if (frames != nullptr) {
+        misses_ = skipped_ = 0;
+        return nb::steal(frames);
+      }
+      if (PyErr_Occurred() != nullptr) throw nb::python_error();
+      // Where most objects are not taken, trying costs more than it gives.
+      misses_ = std::min(misses_ + 1, kMostMisses);
+      skipped_ = (1 << misses_) - 2;
+    }
+#endif
+    return call(encode_otherwise_, object);
+  }
+
+  nb::object decode(const nb::list& frames) {
+    PyObject* object = nullptr;
+    if (!try_to_decode(frames, false, object)) return call(decode_otherwise_, frames);
+    return owned(object);
+  }
+
+  // Encode the object that was sent last once more, which runs no code of others. Return the
+  // frames; None: it can't be, or nothing was sent since this was first called.
+  nb::object practise_encode() {
+    keeps_sent_ = true;
+    if (sent_.is_none()) return nb::none();
+    std::unique_ptr<codec::Encoder> encoder = take_encoder();
+    PyObject* const frames = encoder->practise(sent_.ptr());
+    encoder_ = std::move(encoder);
+    if (frames != nullptr) return nb::steal(frames);
+    sent_ = nb::none();
+    return nb::none();
+  }
+
+  // Return the frames of the message that was decoded last, if it can be decoded for practice.
+  nb::object practice_frames() const { return received_; }
+
+  // Decode such a message once more. One that takes long is not to be decoded again, nor are others
+  // of its size. (Three times, because the process may have been preempted.)
+  void practise_decode(const nb::list& frames) {
+    const std::int64_t began = monotonic_ns();
+    PyObject* object = nullptr;
+    if (!try_to_decode(frames, true, object)) return;
+    Py_XDECREF(object);
+    PyErr_Clear();
+    slow_rounds_ = monotonic_ns() - began < kLongNs ? 0 : slow_rounds_ + 1;
+    if (object != nullptr && slow_rounds_ < 3) return;
+    if (object != nullptr) too_long_ = std::min(too_long_, size_of(frames));
+    slow_rounds_ = 0;
+    received_ = nb::none();
+  }
+
+ private:
+  static constexpr int kMostMisses = 6;
+  static constexpr std::int64_t kLongNs = 20'000;
+
+  // One is taken out while it is used: an object whose reduction encodes another needs two.
+  std::unique_ptr<codec::Encoder> take_encoder() {
+    if (encoder_ != nullptr) return std::move(encoder_);
+    return std::make_unique<codec::Encoder>(known_, own_reducer_.ptr(), frame_bytes_);
+  }
+
+  static Py_ssize_t size_of(const nb::list& frames) {
+    PyObject* const frame = PyList_GET_ITEM(frames.ptr(), 0);
+    return PyByteArray_CheckExact(frame) ? PyByteArray_GET_SIZE(frame) : PY_SSIZE_T_MAX;
+  }
+  // Decode a message; null: an error is set. Returns false if it is none of ours. One that can be
+  // decoded for practice is kept: it has bytes of its own, others are parts of an arena.
+  bool try_to_decode(const nb::list& frames, bool is_practice, PyObject*& object) {
+    if (frames.size() == 0) return false;
+    Py_buffer view;
+    if (PyObject_GetBuffer(PyList_GET_ITEM(frames.ptr(), 0), &view, PyBUF_SIMPLE) != 0) {
+      throw nb::python_error();
+    }
+    const std::unique_ptr<Py_buffer, decltype(&PyBuffer_Release)> held(&view, &PyBuffer_Release);
+    const auto* const data = static_cast<const std::uint8_t*>(view.buf);
+    if (view.len == 0 || data[0] != codec::kMagic) return false;
+    std::unique_ptr<codec::Decoder> decoder;
+    {
+      const nb::ft_lock_guard guard(mutex_);
+      decoder = std::move(decoder_);
+    }
+    if (decoder == nullptr) decoder = std::make_unique<codec::Decoder>(known_, find_.ptr());
+    object = decoder->decode(data, static_cast<std::size_t>(view.len), frames.ptr(), is_practice);
+    if (!is_practice) {
+      const bool can_practise = object != nullptr && !decoder->ran_code() && frames.size() == 1 &&
+                                size_of(frames) < too_long_;
+      received_ = can_practise ? nb::borrow(frames) : nb::none();
+    }
+    const nb::ft_lock_guard guard(mutex_);
+    std::swap(decoder_, decoder);
+    return true;
+  }
+
+  codec::Known known_;
+  nb::object own_reducer_;
+  nb::object find_;
+  nb::object encode_otherwise_;
+  nb::object decode_otherwise_;
+  Py_ssize_t frame_bytes_;
+  std::unique_ptr<codec::Encoder> encoder_;
+  std::unique_ptr<codec::Decoder> decoder_;
+  nb::ft_mutex mutex_;
+  nb::object sent_ = nb::none();      // the last object, if it is plain and is to be kept
+  nb::object received_ = nb::none();  // the last frames, if they may be decoded again
+  bool keeps_sent_ = false;
+  int slow_rounds_ = 0;              // of practice, in a row
+  Py_ssize_t too_long_ = 64 * 1024;  // messages of this size are not practised
+  int misses_ = 0;                   // in a row
+  int skipped_ = 0;                  // objects that are not tried next
+};
+
+}  // namespace shmcast

@@ -1,0 +1,310 @@
+// Room: codec. What both ends remember: within a message by pointer, across messages to be faster.
+// Knows: strings, dicts of one value. All is bounded, and to lose it costs only time.
+// Does not know: where in a message they stand.
+#pragma once
+
+#include <Python.h>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "codec/wire.hpp"
+#include "python/python.hpp"
+
+namespace shmcast::codec {
+
+// Numbers by pointer. It is emptied by counting up: most messages need few of its entries.
+class PointerMap {
+ public:
+  void clear() {
+    used_ = 0;
+    if (++era_ != 0) return;
+    entries_.assign(entries_.size(), {});
+    era_ = 1;
+  }
+  // Return the number of a pointer; null: it has none. Valid until put().
+  std::uint32_t* find(const void* key) {
+    Entry& entry = at(key);
+    return entry.era == era_ ? &entry.number : nullptr;
+  }
+  void put(const void* key, std::uint32_t number) {
+    at(key) = {key, era_, number};
+    if (++used_ * 2 <= entries_.size()) return;
+    std::vector<Entry> before(entries_.size() * 2);
+    before.swap(entries_);
+    --shift_;
+    for (const Entry& entry : before) {
+      if (entry.era == era_) at(entry.key) = entry;
+    }
+  }
+
+ private:
+  struct Entry {
+    const void* key = nullptr;
+    std::uint32_t era = 0;
+    std::uint32_t number = 0;
+  };
+  Entry& at(const void* key) {
+    std::size_t i = (reinterpret_cast<std::uintptr_t>(key) >> 4) * 0x9E3779B97F4A7C15U >> shift_;
+    while (entries_[i].era == era_ && entries_[i].key != key) i = (i + 1) % entries_.size();
+    return entries_[i];
+  }
+
+  unsigned shift_ = 64 - 7;
+  std::vector<Entry> entries_ = std::vector<Entry>(128);
+  std::uint32_t era_ = 1;
+  std::size_t used_ = 0;
+};
+
+// Descriptions of classes and functions, by what they are known by.
+template <class Key, class Thing, class Hash = std::hash<Key>>
+class Descriptions {
+ public:
+  Thing* find(Key key) const {
+    const auto found = things_.find(key);
+    return found == things_.end() ? nullptr : found->second.get();
+  }
+  Thing* put(Key key, std::unique_ptr<Thing> thing) {
+    if (auto before = things_.extract(key)) retired_.push_back(std::move(before.mapped()));
+    return (things_[key] = std::move(thing)).get();
+  }
+  // Between messages: drop what was replaced, and all if it has become too much.
+  void tidy() {
+    retired_.clear();
+    if (things_.size() > 256) things_.clear();
+  }
+
+ private:
+  std::unordered_map<Key, std::unique_ptr<Thing>, Hash> things_;
+  std::vector<std::unique_ptr<Thing>> retired_;  // this message may have them
+};
+
+// Of a text that describes: it is long, and a part tells it from others.
+struct HashOfPart {
+  std::size_t operator()(std::string_view text) const {
+    const std::string_view tail = text.substr(text.size() / 2, 16);
+    return std::hash<std::string_view>{}(tail) + text.size();
+  }
+};
+
+// Runs of strings as they were written last, by their place among a message's runs. If the strings
+// are the same objects, the run is copied as it is, and no string is looked at.
+class SentRuns {
+ public:
+  struct Run {
+    Refs strings;  // owned, so that a pointer stands for the same characters
+    std::string lengths;
+    std::string characters;
+  };
+  void begin_message() { next_ = 0; }
+
+  // Return a run of the strings from items[0] on, at least 4; null: there is none.
+  Run* find(PyObject* const* items, std::size_t count) {
+    Run& run = runs_[next_ % kRuns];
+    const std::vector<PyObject*>& last = run.strings.list();
+    const bool is_same = last.size() >= kFewest && last.size() <= count &&
+                         std::equal(last.begin(), last.end(), items) &&
+                         (last.size() == count || Py_TYPE(items[last.size()]) != &PyUnicode_Type);
+    if (!is_same) {
+      if (count < kFewest || !std::all_of(items, items + kFewest, fits)) return nullptr;
+      make(run, items, count);
+    }
+    ++next_;
+    return &run;
+  }
+
+ private:
+  static constexpr std::size_t kFewest = 4;
+
+  static bool fits(PyObject* text) {
+    return Py_TYPE(text) == &PyUnicode_Type && is_ready(text) && PyUnicode_IS_COMPACT_ASCII(text) &&
+           PyUnicode_GET_LENGTH(text) < 256;
+  }
+
+  [[gnu::noinline]] static void make(Run& run, PyObject* const* items, std::size_t count) {
+    const std::vector<PyObject*> last = std::exchange(run.strings.list(), {});
+    run.lengths.clear();
+    run.characters.clear();
+    for (std::size_t i = 0; i < count && fits(items[i]) && run.characters.size() < kRunBytes; ++i) {
+      const auto size = static_cast<std::size_t>(PyUnicode_GET_LENGTH(items[i]));
+      run.strings.hold(items[i]);
+      run.lengths.push_back(static_cast<char>(size));
+      run.characters.append(static_cast<const char*>(PyUnicode_DATA(items[i])), size);
+    }
+    for (PyObject* const text : last) Py_DECREF(text);
+  }
+
+  std::array<Run, kRuns> runs_;
+  unsigned next_ = 0;
+};
+
+inline PyObject* new_ascii(const std::uint8_t* data, std::size_t size) {
+  std::uint64_t bits = 0;
+  std::size_t i = 0;
+  for (; i + 8 <= size; i += 8) {
+    std::uint64_t word;
+    std::memcpy(&word, data + i, 8);
+    bits |= word;
+  }
+  for (; i < size; ++i) bits |= data[i];
+  if ((bits & 0x8080808080808080U) != 0) return Input::malformed(), nullptr;
+  PyObject* const text = PyUnicode_New(static_cast<Py_ssize_t>(size), 127);
+  if (text != nullptr && size > 0) std::memcpy(PyUnicode_1BYTE_DATA(text), data, size);
+  return text;
+}
+
+// Runs of strings as they were read last. Equal bytes make the same objects.
+class ReceivedRuns {
+ public:
+  void begin_message() { next_ = 0; }
+
+  // Return the strings of a run, borrowed: until the next message, or as long as `held`. Null with
+  // an error set.
+  const std::vector<PyObject*>* strings(const std::uint8_t* lengths, std::size_t count,
+                                        std::size_t size, Refs& held) {
+    Run& run = runs_[next_++ % kRuns];
+    const std::string_view bytes(reinterpret_cast<const char*>(lengths), count + size);
+    if (run.strings.list().size() != count || run.bytes != bytes) {
+      if (!merge(run, lengths, count, size, held)) return nullptr;
+      run.bytes = bytes;
+    }
+    return &run.strings.list();
+  }
+
+ private:
+  struct Run {
+    std::string bytes;  // lengths and characters
+    Refs strings;
+  };
+
+  // Make a run of these bytes, with the strings that the last one has of them.
+  [[gnu::noinline]] static bool merge(Run& run, const std::uint8_t* lengths, std::size_t count,
+                                      std::size_t size, Refs& held) {
+    if (std::accumulate(lengths, lengths + count, std::size_t{0}) != size) {
+      return Input::malformed();
+    }
+    Refs made;
+    made.list().reserve(count);
+    const std::vector<PyObject*>& last = run.strings.list();
+    const auto* const last_lengths = reinterpret_cast<const std::uint8_t*>(run.bytes.data());
+    const std::uint8_t* last_text = last_lengths + last.size();
+    const std::uint8_t* text = lengths + count;
+    std::size_t at = 0;  // in the last run
+    for (std::size_t i = 0; i < count; text += lengths[i++]) {
+      const std::uint8_t* candidate = last_text;
+      std::size_t found = at;
+      const std::size_t end = std::min(last.size(), at + 8);
+      while (found < end &&
+             (last_lengths[found] != lengths[i] || std::memcmp(candidate, text, lengths[i]) != 0)) {
+        candidate += last_lengths[found++];
+      }
+      if (found < end) {
+        made.hold(last[found]);
+        at = found + 1;
+        last_text = candidate + lengths[i];
+      } else {
+        PyObject* const fresh = new_ascii(text, lengths[i]);
+        if (fresh == nullptr) return false;
+        made.take(fresh);
+      }
+    }
+    for (PyObject* const old : last) held.hold(old);  // this message may refer to them
+    run.strings.list().swap(made.list());
+    return true;
+  }
+
+  std::array<Run, kRuns> runs_;
+  unsigned next_ = 0;
+};
+
+// Dicts of one value: a copy of such a dict costs less than its keys do one by one.
+class ReceivedDicts {
+ public:
+  // Return a new dict. Its keys may be those of an earlier one, or not. Null with an error set.
+  PyObject* of(PyObject* const* keys, std::size_t count, PyObject* value) {
+    Template& last = templates_[count % templates_.size()];
+    const bool is_same = last.keys.size() == count && last.value == value &&
+                         std::equal(last.keys.begin(), last.keys.end(), keys);
+    if (is_same && last.dict) return PyDict_Copy(last.dict.get());
+    Ref dict(new_dict(count));
+    for (std::size_t i = 0; i < count && dict; ++i) {
+      if (PyDict_SetItem(dict.get(), keys[i], value) != 0) dict = Ref();
+    }
+    if (!dict) return nullptr;
+    last.dict = Ref(is_same ? PyDict_Copy(dict.get()) : nullptr);  // the second time; only ours
+    if (is_same && !last.dict) return nullptr;
+    last.keys.assign(keys, keys + count);
+    last.value = value;
+    return dict.release();
+  }
+
+ private:
+  struct Template {
+    std::vector<PyObject*> keys;  // to compare
+    PyObject* value = nullptr;
+    Ref dict;  // has these keys, so that they stay
+  };
+  std::array<Template, 8> templates_;
+};
+
+// Integers of earlier messages. One that nobody else has any more is written anew: to make an
+// object, and to free it, costs several times as much.
+class ReceivedInts {
+ public:
+  // (In turn: the program may have the last message's still.)
+  void begin_message() {
+    pool_ = &pools_[++turn_ % pools_.size()].list();
+    next_ = 0;
+  }
+  // Return a new reference; null with an error set.
+  PyObject* of(std::int32_t value) {
+#if PY_VERSION_HEX < 0x030E0000 && !defined(Py_GIL_DISABLED)
+    const bool is_cached = value >= -5 && value <= 256;  // by the interpreter
+    if (next_ < kMost && !is_cached && value > -kDigit && value < kDigit) {
+      if (next_ == pool_->size()) pool_->push_back(nullptr);
+      PyObject*& place = (*pool_)[next_];
+      if (place == nullptr || Py_REFCNT(place) != 1) {
+        Ref(std::exchange(place, PyLong_FromLong(value)));
+        if (place == nullptr) return nullptr;
+      } else {
+        write(reinterpret_cast<PyLongObject*>(place), value);
+      }
+      ++next_;
+      return Py_NewRef(place);
+    }
+#endif
+    return PyLong_FromLong(value);
+  }
+
+ private:
+  static constexpr std::size_t kMost = 8192;
+  static constexpr std::int32_t kDigit = 1 << 30;  // from here on an integer has two
+
+  static void write(PyLongObject* number, std::int32_t value) {
+    const auto digit = static_cast<unsigned>(value < 0 ? -value : value);
+#if PY_VERSION_HEX >= 0x030C0000
+    number->long_value.lv_tag = 1 << 3 | (value < 0 ? 2 : 0);  // one digit, and the sign
+    number->long_value.ob_digit[0] = digit;
+#else
+    Py_SET_SIZE(number, value < 0 ? -1 : 1);
+    number->ob_digit[0] = digit;
+#endif
+  }
+
+  std::array<Refs, 3> pools_;
+  std::vector<PyObject*>* pool_ = &pools_[0].list();
+  unsigned turn_ = 0;
+  std::size_t next_ = 0;
+};
+
+}  // namespace shmcast::codec

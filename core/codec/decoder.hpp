@@ -1,0 +1,368 @@
+// Room: codec. The decoder: frames as an object.
+// Knows: containers and instances, what pickle does with a reduction. It trusts no byte of them.
+// Does not know: which classes are known, or where frames come from.
+//
+// The parts of a container are put on a stack until all are there, so that nobody can see a
+// container with places that are empty. What a function that fails has left there, decode() drops.
+#pragma once
+
+#include <Python.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "codec/caches.hpp"
+#include "codec/classes.hpp"
+#include "codec/decoder_values.hpp"
+#include "codec/wire.hpp"
+#include "python/python.hpp"
+
+namespace shmcast::codec {
+
+class Decoder : private ValueReader {
+ public:
+  // `find`: returns what a module has by a name, or raises.
+  Decoder(const Known& known, PyObject* find) : ValueReader(known, find) {}
+
+  // Return the object of a message. `frames`: a list; its first is the bytes given.
+  // `is_practice`: fail before code of others runs.
+  PyObject* decode(const std::uint8_t* data, std::size_t size, PyObject* frames,
+                   bool is_practice = false) {
+    is_practice_ = is_practice;
+    if (size < 2 || data[0] != kMagic) return Input::malformed(), nullptr;
+    in_ = Input(data + 2, size - 2);
+    is_careful_ = (data[1] & kCareful) != 0;
+    ran_code_ = false;
+    frames_ = frames;
+    next_frame_ = 1;
+    Ref object(any());
+    if (object && in_.left() > 0) object = Ref(fail());
+    forget();
+    depth_ = 0;
+    return object.release();
+  }
+
+  // Whether the last message, or dropping its object, may run code of others.
+  bool ran_code() const { return ran_code_; }
+
+ private:
+  // (Twice as deep as an encoder goes, which counts otherwise.)
+  bool enter() { return ++depth_ <= 2 * kDeepest || Input::malformed(); }
+  bool leave() { return --depth_ >= 0; }
+
+  // To hash anything but a string or a number may run code of others.
+  bool may_hash(PyObject* key) {
+    return PyUnicode_CheckExact(key) || PyLong_CheckExact(key) || may_run_code();
+  }
+
+  PyObject* any(bool is_numbered = false) {
+    if (!in_.has(1)) return nullptr;
+    const std::uint8_t tag = in_.byte();
+    if (tag < kNone) return PyLong_FromLong(tag + kSmallest);
+    std::uint64_t count = 0;
+    switch (tag) {
+      case kNone: return Py_NewRef(Py_None);
+      case kFalse: return Py_NewRef(Py_False);
+      case kTrue: return Py_NewRef(Py_True);
+      case kInt: {
+        if (!in_.count(count)) return nullptr;
+        const auto half = static_cast<std::int64_t>(count >> 1);
+        return PyLong_FromLongLong((count & 1) != 0 ? ~half : half);
+      }
+      case kFloat: return in_.has(8) ? PyFloat_FromDouble(in_.number<double>()) : nullptr;
+      case kBig:
+        return in_.size(count) ? _PyLong_FromByteArray(in_.raw(count), count, 1, 1) : nullptr;
+      case kText: return in_.size(count) ? new_ascii(in_.raw(count), count) : nullptr;
+      case kWide: return wide_text();
+      case kNamed: return named(in_.size(count) ? new_ascii(in_.raw(count), count) : nullptr);
+      case kNamedWide: return named(wide_text());
+      case kTextRef:
+        if (!in_.count(count)) return nullptr;
+        return count < table_.size() ? Py_NewRef(table_[count]) : fail();
+      case kBytes:
+      case kBytearray: {
+        if (!in_.size(count)) return nullptr;
+        const auto make = tag == kBytes ? PyBytes_FromStringAndSize : PyByteArray_FromStringAndSize;
+        const auto* const data = reinterpret_cast<const char*>(in_.raw(count));
+        return kept(make(data, static_cast<Py_ssize_t>(count)), is_numbered);
+      }
+      case kList: return list(is_numbered);
+      case kTuple: return kept(tuple(), is_numbered);
+      case kDict: return dict(is_numbered);
+      case kSet: return set(kept(PySet_New(nullptr), is_numbered));
+      case kFrozenset: return kept(set(PyFrozenSet_New(nullptr)), is_numbered);
+      case kMemo: return is_numbered ? fail() : any(true);
+      case kRef:
+        if (!in_.count(count)) return nullptr;
+        return count < memo_.list().size() ? Py_NewRef(memo_.list()[count]) : fail();
+      case kNewShape:
+      case kSame:
+      case kShaped: return instance(tag, is_numbered);
+      default: return other(tag, is_numbered);
+    }
+  }
+
+  PyObject* list(bool is_numbered) {
+    // Others may see a list that has a number: it is filled at once.
+    Ref early(is_numbered ? kept(PyList_New(0), true) : nullptr);
+    const std::size_t base = stack().size();
+    if ((is_numbered && !early) || !counted_items()) return nullptr;
+    Ref list(PyList_New(static_cast<Py_ssize_t>(stack().size() - base)));
+    if (!list) return nullptr;
+    move_from(base, reinterpret_cast<PyListObject*>(list.get())->ob_item);
+    if (!is_numbered) return list.release();
+    const int failed = stops_at_exit([&] {
+      const Py_ssize_t size = PyList_GET_SIZE(early.get());
+      return PyList_SetSlice(early.get(), size, size, list.get());
+    });
+    return failed == 0 ? early.release() : nullptr;
+  }
+
+  PyObject* tuple() {
+    const std::size_t base = stack().size();
+    return counted_items() ? tuple_from(base) : nullptr;
+  }
+
+  PyObject* dict(bool is_numbered) {
+    std::uint64_t count = 0;
+    if (!in_.items(count)) return nullptr;
+    if (!is_numbered && count > 8 && in_.is_next(kTextRefs)) {
+      PyObject* const made = dict_of_one_value(count);
+      if (made != nullptr || PyErr_Occurred() != nullptr) return made;
+    }
+    Ref dict(is_numbered ? kept(PyDict_New(), true) : nullptr);
+    const std::size_t base = stack().size();
+    if ((is_numbered && !dict) || !items(count) || !items(count)) return nullptr;
+    if (!dict) dict = Ref(new_dict(count));
+    if (!dict) return nullptr;
+    for (std::size_t i = base; i < base + count; ++i) {
+      PyObject* const key = stack()[i];
+      PyObject* const value = stack()[i + count];
+      if (!may_hash(key) ||
+          stops_at_exit([&] { return PyDict_SetItem(dict.get(), key, value); }) != 0) {
+        return nullptr;
+      }
+    }
+    parts_.drop_to(base);
+    return dict.release();
+  }
+  // Return null without an error if it is another dict; then nothing of it has been read.
+  PyObject* dict_of_one_value(std::uint64_t count) {
+    const Input before = in_;
+    std::uint64_t first = 0;
+    std::uint64_t keys = 0;
+    std::uint64_t values = 0;
+    in_.byte();
+    const bool has_keys = in_.count(first) && in_.count(keys) && keys == count &&
+                          first <= table_.size() && keys <= table_.size() - first;
+    if (has_keys && in_.is_next(kRun) && in_.byte() == kRun && in_.count(values) &&
+        values == count && in_.left() > 0 && *in_.raw(0) <= kTrue) {
+      const Ref value(any());
+      return value ? dicts_.of(&table_[first], count, value.get()) : nullptr;
+    }
+    PyErr_Clear();
+    in_ = before;
+    return nullptr;
+  }
+
+  // `made`: a set, owned; or a frozenset that nobody else has.
+  PyObject* set(PyObject* made) {
+    Ref set(made);
+    const std::size_t base = stack().size();
+    if (!set || !counted_items()) return nullptr;
+    for (std::size_t i = base; i < stack().size(); ++i) {
+      PyObject* const item = stack()[i];
+      if (!may_hash(item) || stops_at_exit([&] { return PySet_Add(set.get(), item); }) != 0) {
+        return nullptr;
+      }
+    }
+    parts_.drop_to(base);
+    return set.release();
+  }
+
+  bool counted_items() {
+    std::uint64_t count = 0;
+    return in_.items(count) && items(count);
+  }
+  // Put so many objects on the stack.
+  bool items(std::uint64_t count) {
+    if (!enter()) return false;
+    const std::size_t end = stack().size() + count;
+    while (stack().size() < end) {
+      if (!in_.has(1)) return false;
+      if (in_.is_run()) {
+        if (!run(end - stack().size())) return false;
+        continue;
+      }
+      PyObject* const object = any();
+      if (object == nullptr) return false;
+      stack().push_back(object);
+    }
+    return leave();
+  }
+
+  // Put a run of at most so many objects on the stack, and at least one.
+  bool run(std::uint64_t most) {
+    const std::uint8_t tag = in_.byte();
+    std::uint64_t count = 0;
+    std::uint64_t first = 0;
+    if (tag == kTextRefs && !in_.count(first)) return false;
+    if (!in_.count(count)) return false;
+    if (count == 0 || count > most) return Input::malformed();
+    if (tag == kStrings) return strings(count);
+    if (tag == kTextRefs) return known_strings(first, count);
+    if (tag == kRun) {
+      PyObject* const object = count <= kMostRun ? any() : fail();
+      if (object == nullptr) return false;
+      for (std::uint64_t i = 1; i < count; ++i) Py_INCREF(object);
+      stack().insert(stack().end(), count, object);
+      return true;
+    }
+    if (count > in_.left() / (tag == kInts ? 4 : 8)) return Input::malformed();
+    for (; count > 0; --count) {
+      PyObject* const number = tag == kInts ? ints_.of(in_.number<std::int32_t>())
+                                            : PyFloat_FromDouble(in_.number<double>());
+      if (number == nullptr) return false;
+      stack().push_back(number);
+    }
+    return true;
+  }
+
+  PyObject* instance(std::uint8_t tag, bool is_numbered) {
+    ReceivedShape* const shape = described(known_shapes_, shapes_, tag == kNewShape);
+    if (shape == nullptr) return nullptr;
+    const bool runs_none = shape->is_plain && shape->type()->tp_finalize == nullptr;
+    if (!runs_none && !may_run_code()) return nullptr;
+    Ref object(kept(shape->new_instance(known_), is_numbered));
+    if (!object || !enter() || !fields(tag, *shape, object.get())) return nullptr;
+    return leave() ? object.release() : nullptr;
+  }
+
+  // Read an instance's fields. Of kSame: those that are other objects than in the last instance of
+  // this shape.
+  bool fields(std::uint8_t tag, ReceivedShape& shape, PyObject* object) {
+    const std::size_t count = shape.count();
+    const std::size_t base = stack().size();
+    const bool is_same = tag == kSame;
+    std::uint64_t others = 0;
+    if (is_same) {
+      const std::size_t size = (count + 7) / 8;
+      if (shape.last.size() != count || !in_.has(size)) return Input::malformed();
+      std::memcpy(&others, in_.raw(size), size);
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+      if (is_same && (others >> i & 1) == 0) continue;
+      PyObject* value = nullptr;
+      if (!in_.is_next(kUnset)) {
+        value = any();
+        if (value == nullptr) return false;
+      } else if (in_.byte() == kUnset && i < shape.attributes) {
+        return Input::malformed();
+      }
+      if (!is_same) {
+        stack().push_back(value);
+      } else {
+        shape.last.at(i) = Ref(value);
+        if (i < shape.attributes && shape.last_dict &&
+            PyDict_SetItem(shape.last_dict.get(), shape.key(i), value) != 0) {
+          return false;
+        }
+      }
+    }
+    std::array<PyObject*, kBitmapFields> last;
+    for (std::size_t i = 0; is_same && i < count; ++i) last[i] = shape.last[i].get();
+    PyObject* const* const values = is_same ? last.data() : stack().data() + base;
+    if (is_same && shape.is_plain && shape.attributes > 0 && !shape.last_dict) {
+      shape.last_dict = Ref(shape.dict_of(values));
+      if (!shape.last_dict) return false;
+    }
+    PyObject* const dict = is_same ? shape.last_dict.get() : nullptr;
+    if (!(shape.is_plain ? set_fields(object, shape, values, dict)
+                         : restore(object, shape, values))) {
+      return false;
+    }
+    if (tag == kNewShape && !is_careful_ && count <= kBitmapFields) {
+      shape.forget_last();
+      for (std::size_t i = 0; i < count; ++i) shape.last.push_back(Ref::to(values[i]));
+    }
+    parts_.drop_to(base);
+    return true;
+  }
+
+  // `dict`: one that has these attributes, or null.
+  bool set_fields(PyObject* object, const ReceivedShape& shape, PyObject* const* values,
+                  PyObject* dict) {
+    if (shape.attributes > 0) {
+      const Ref own(dict != nullptr ? PyDict_Copy(dict) : shape.dict_of(values));
+      if (!own || !shape.set_dict(object, own.get())) return false;
+    }
+    for (std::size_t i = 0; i < shape.offsets.size(); ++i) {
+      char* const place = reinterpret_cast<char*>(object) + shape.offsets[i];
+      Py_XSETREF(*reinterpret_cast<PyObject**>(place), Py_XNewRef(values[shape.attributes + i]));
+    }
+    return true;
+  }
+
+  // Give an instance its fields in pickle's way, which runs code of others.
+  [[gnu::cold]] bool restore(PyObject* object, const ReceivedShape& shape,
+                             PyObject* const* values) {
+    const Ref attributes(PyDict_New());
+    const Ref slots(PyDict_New());
+    if (!attributes || !slots) return false;
+    for (std::size_t i = 0; i < shape.count(); ++i) {
+      PyObject* const part = i < shape.attributes ? attributes.get() : slots.get();
+      if (values[i] == nullptr) continue;
+      if (PyDict_SetItem(part, shape.key(i), values[i]) != 0) return false;
+    }
+    return static_cast<bool>(Ref(call(known_.restore, object, attributes.get(), slots.get(),
+                                      shape.is_list_state ? Py_True : Py_False)));
+  }
+
+  PyObject* other(std::uint8_t tag, bool is_numbered) {
+    if (!enter()) return nullptr;
+    PyObject* object = nullptr;
+    switch (tag) {
+      case kNewGlobal:
+      case kGlobal: {
+        const ReceivedName* const found = global(tag);
+        object = found == nullptr ? nullptr : Py_NewRef(found->object.get());
+        break;
+      }
+      case kReduced: object = reduced(is_numbered); break;
+      case kNamedTuple: object = kept(named_tuple(), is_numbered); break;
+      case kFrame:
+      case kReadOnlyFrame:
+      case kBytesFrame:
+      case kBytearrayFrame: object = kept(frame(tag), is_numbered); break;
+      case kCall: {
+        const std::size_t base = stack().size();
+        const ReceivedName* const found = cls();
+        if (found == nullptr || !counted_items()) return nullptr;
+        object = kept(called(found->object.get(), base), is_numbered);
+        break;
+      }
+      default: return fail();
+    }
+    return leave() ? object : nullptr;
+  }
+
+  // In decoder_reductions.hpp:
+  PyObject* called(PyObject* function, std::size_t base);
+  PyObject* new_object(PyTypeObject* type, std::size_t base);
+  PyObject* named_tuple();
+  PyObject* reduced(bool is_numbered);
+  bool items_to_end();
+
+  ReceivedDicts dicts_;
+
+  // Of this message:
+  bool is_careful_ = false;
+  int depth_ = 0;
+};
+
+}  // namespace shmcast::codec

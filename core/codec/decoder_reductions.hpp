@@ -1,0 +1,102 @@
+// Room: codec. The decoder's calls: what makes an object by a class or a function.
+// Knows: what pickle does with a reduction.
+// Does not know: how values are read.
+#pragma once
+
+#include <Python.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "codec/decoder.hpp"
+
+namespace shmcast::codec {
+
+// Call a function with the objects on the stack.
+inline PyObject* Decoder::called(PyObject* function, std::size_t base) {
+  if (function != known_.array && !may_run_code()) return nullptr;
+  const std::size_t count = stack().size() - base;
+  const Ref object(stops_at_exit(
+      [&] { return PyObject_Vectorcall(function, stack().data() + base, count, nullptr); }));
+  parts_.drop_to(base);
+  return Py_XNewRef(object.get());
+}
+
+inline PyObject* Decoder::new_object(PyTypeObject* type, std::size_t base) {
+  if (!may_run_code()) return nullptr;
+  const bool has_none = stack().size() == base;
+  const Ref arguments(has_none ? Py_NewRef(known_.nothing) : tuple_from(base));
+  if (!arguments) return nullptr;
+  if (type->tp_new == nullptr) return fail();
+  return stops_at_exit([&] { return type->tp_new(type, arguments.get(), nullptr); });
+}
+
+inline PyObject* Decoder::named_tuple() {
+  ReceivedName* const found = cls();
+  const std::size_t base = stack().size();
+  if (found == nullptr || !counted_items()) return nullptr;
+  PyTypeObject* const type = found->type();
+  const std::size_t count = stack().size() - base;
+  if (count == 0 || found->fields != static_cast<int>(count)) return new_object(type, base);
+  if (type->tp_finalize != nullptr && !may_run_code()) return nullptr;
+  PyObject* const tuple = type->tp_alloc(type, static_cast<Py_ssize_t>(count));
+  if (tuple != nullptr) move_from(base, reinterpret_cast<PyTupleObject*>(tuple)->ob_item);
+  return tuple;
+}
+
+inline PyObject* Decoder::reduced(bool is_numbered) {
+  if (!in_.has(1)) return nullptr;
+  const std::uint8_t parts = in_.byte();
+  const Ref function(any());
+  const std::size_t base = stack().size();
+  if (!function || !counted_items()) return nullptr;
+  const bool is_new = function.get() == known_.newobj;  // as called, and faster
+  if (is_new && (stack().size() == base || !PyType_Check(stack()[base]))) return fail();
+  Ref cls;
+  if (is_new) {
+    cls = Ref(stack()[base]);
+    stack().erase(stack().begin() + static_cast<std::ptrdiff_t>(base));
+  }
+  Ref object(kept(is_new ? new_object(reinterpret_cast<PyTypeObject*>(cls.get()), base)
+                         : called(function.get(), base),
+                  is_numbered));
+  if (!object) return nullptr;
+  if ((parts & kItems) != 0) {
+    if (!items_to_end()) return nullptr;
+    const Ref tuple(tuple_from(base));
+    const Ref list(tuple ? PySequence_List(tuple.get()) : nullptr);
+    if (!list || !Ref(call(known_.add_items, object.get(), list.get()))) return nullptr;
+  }
+  if ((parts & kPairs) != 0) {
+    if (!items_to_end()) return nullptr;
+    for (std::size_t i = base; i + 1 < stack().size(); i += 2) {
+      PyObject* const key = stack()[i];
+      PyObject* const value = stack()[i + 1];
+      if (stops_at_exit([&] { return PyObject_SetItem(object.get(), key, value); }) != 0) {
+        return nullptr;
+      }
+    }
+    parts_.drop_to(base);
+  }
+  const Ref setter((parts & kSetter) != 0 ? any() : Py_NewRef(known_.build));
+  if (!setter || (parts & kState) == 0) return setter ? object.release() : nullptr;
+  const Ref state(any());
+  if (!state) return nullptr;
+  const bool has_own =
+      (parts & kSetter) == 0 && _PyType_Lookup(Py_TYPE(object.get()), known_.setstate) != nullptr;
+  const Ref done(!has_own ? call(setter.get(), object.get(), state.get()) : stops_at_exit([&] {
+    return PyObject_CallMethodOneArg(object.get(), known_.setstate, state.get());
+  }));
+  return done ? object.release() : nullptr;
+}
+
+inline bool Decoder::items_to_end() {
+  while (!in_.is_next(kEnd)) {
+    PyObject* const item = any();
+    if (item == nullptr) return false;
+    stack().push_back(item);
+  }
+  return in_.byte() == kEnd;
+}
+
+}  // namespace shmcast::codec

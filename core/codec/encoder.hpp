@@ -1,0 +1,376 @@
+// Room: codec. The encoder: an object as frames.
+// Knows: containers and instances, what pickle takes for a reduction.
+// Does not know: which classes are known, or where frames go.
+//
+// It has two ways. The plain one runs no code but ours, so that nothing changes meanwhile. An
+// object that only one other refers to can't be met twice there, and is not remembered. The first
+// object that needs code of others ends that way before any of it has run. The careful way then
+// begins from scratch: it remembers and keeps every object, and copies containers before it walks
+// through them.
+#pragma once
+
+#include <Python.h>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "codec/classes.hpp"
+#include "codec/encoder_values.hpp"
+#include "codec/wire.hpp"
+#include "python/python.hpp"
+
+namespace shmcast::codec {
+
+class Encoder : private ValueWriter {
+ public:
+  // `own_reducer`: returns how to reduce the instances of a class, or None: pickle's own way.
+  // Buffers of `frame_bytes` or more become frames.
+  Encoder(const Known& known, PyObject* own_reducer, Py_ssize_t frame_bytes)
+      : ValueWriter(known, frame_bytes), own_reducer_(Ref::to(own_reducer)) {}
+
+  // Return the frames of an object, a new list. Null without an error: leave it to pickle.
+  PyObject* encode(PyObject* object) {
+    is_careful_ = careful_left_ > 0;
+    if (is_careful_) --careful_left_;
+    for (int attempt = 0; attempt < 256; ++attempt) {  // (each has learned something)
+      PyObject* const list = attempt_to(object) ? end() : nullptr;
+      const Ref unknown = std::move(unknown_);
+      forget();
+      if (list != nullptr && !is_careful_) careful_next_ = 0;
+      if (list != nullptr || PyErr_Occurred() != nullptr || is_for_pickle_) return list;
+      if (unknown) {
+        if (!learn(unknown.get())) return nullptr;
+      } else {
+        if (is_careful_) return nullptr;
+        is_careful_ = true;
+        careful_left_ = careful_next_;  // where most need it, trying costs more than it gives
+        careful_next_ = std::min(2 * careful_next_ + 1, 63);
+      }
+    }
+    return nullptr;
+  }
+
+  // Whether the last message was written in the plain way.
+  bool was_plain() const { return !is_careful_; }
+
+  // Return what encode() would, or null if that would run code of others: never with an error.
+  PyObject* practise(PyObject* object) {
+    is_careful_ = false;
+    PyObject* const list = attempt_to(object) ? end() : nullptr;
+    unknown_ = Ref();
+    forget();
+    PyErr_Clear();
+    return list;
+  }
+
+ private:
+  static constexpr std::uint32_t kOpen = 0xFFFFFFFF;  // an object whose parts are being written
+
+  bool attempt_to(PyObject* object) {
+    ++message_;
+    is_for_pickle_ = false;
+    if (!out_.begin()) return false;
+    out_.byte(kMagic);
+    out_.byte(is_careful_ ? kCareful : 0);
+    if (is_careful_) return any(object);
+    const WithoutCollection nothing_else_runs;
+    return any(object);
+  }
+
+  PyObject* end() {
+    const auto count = static_cast<Py_ssize_t>(frames_.list().size());
+    Ref message(out_.take());
+    PyObject* const list = message ? PyList_New(1 + count) : nullptr;
+    if (list == nullptr) return nullptr;
+    PyList_SET_ITEM(list, 0, message.release());
+    for (Py_ssize_t i = 0; i < count; ++i) {
+      PyList_SET_ITEM(list, 1 + i, Py_NewRef(frames_.list()[static_cast<std::size_t>(i)]));
+    }
+    return list;
+  }
+
+  void forget() {
+    ValueWriter::forget();
+    shape_count_ = 0;
+    depth_ = 0;
+    scratch_.clear();
+    classes_.tidy();
+    names_.tidy();
+  }
+
+  bool enter() { return ++depth_ <= kDeepest || leave_to_pickle(); }
+  bool leave() { return --depth_ >= 0; }
+
+  bool any(PyObject* object) {
+    const PyTypeObject* const type = Py_TYPE(object);
+    if (type == &PyUnicode_Type) return text(object);
+    if (type == &PyLong_Type) return integer(object);
+    if (object == Py_None) return tag(kNone);
+    if (type == &PyBool_Type) return tag(object == Py_True ? kTrue : kFalse);
+    if (type == &PyFloat_Type) {
+      if (!tag(kFloat)) return false;
+      out_.number(PyFloat_AS_DOUBLE(object));
+      return true;
+    }
+    if (type == &PyPickleBuffer_Type) return buffer(object);
+    if (may_return(object)) {
+      if (const std::uint32_t* const number = objects_.find(object); number != nullptr) {
+        return *number == kOpen ? leave_to_pickle() : tag(kRef, *number);
+      }
+    }
+    if (type == &PyList_Type) {
+      const auto count = static_cast<std::size_t>(PyList_GET_SIZE(object));
+      return remember(object) && tag(kList, count) &&
+             copied_items(reinterpret_cast<PyListObject*>(object)->ob_item, count);
+    }
+    if (type == &PyDict_Type) return dict(object);
+    if (type == &PyTuple_Type) {
+      const auto count = static_cast<std::size_t>(PyTuple_GET_SIZE(object));
+      if (count == 0) return tag(kTuple, 0);
+      return numbered_after(object, [&] { return tag(kTuple, count) && tuple_items(object, 0); });
+    }
+    return other(object);
+  }
+
+  // Write a new object that is numbered after its parts. If it is one of them, pickle is needed.
+  template <class Write>
+  bool numbered_after(PyObject* object, Write write) {
+    if (!may_return(object)) return write();
+    objects_.put(object, kOpen);
+    if (is_careful_) kept_.hold(object);
+    if (!tag(kMemo) || !write()) return false;
+    *objects_.find(object) = object_count_++;
+    return true;
+  }
+
+  // Return memory for so many pointers, to the end of the message.
+  PyObject** scratch(std::size_t count) {
+    return scratch_.emplace_back(new PyObject*[count]).get();
+  }
+
+  bool dict(PyObject* object) {
+    const auto count = static_cast<std::size_t>(PyDict_GET_SIZE(object));
+    if (!remember(object) || !tag(kDict, count)) return false;
+    if (count == 0) return true;
+    PyObject* few[32];
+    PyObject** const columns = 2 * count <= std::size(few) ? few : scratch(2 * count);
+    Py_ssize_t at = 0;
+    std::size_t i = 0;
+    while (i < count && PyDict_Next(object, &at, &columns[i], &columns[count + i]) != 0) ++i;
+    const Refs held(columns, is_careful_ ? 2 * count : 0);
+    return items(columns, count) && items(columns + count, count);
+  }
+
+  bool set(PyObject* object, Tag kind) {
+    const Ref list(PySequence_List(object));
+    return list && tag(kind, static_cast<std::size_t>(PyList_GET_SIZE(list.get()))) &&
+           items(reinterpret_cast<PyListObject*>(list.get())->ob_item,
+                 static_cast<std::size_t>(PyList_GET_SIZE(list.get())));
+  }
+
+  bool items(PyObject* const* items, std::size_t count) {
+    if (!enter()) return false;
+    cursor_ = 0;
+    for (std::size_t i = 0; i < count;) {
+      if (i + 8 < count) {
+        __builtin_prefetch(items[i + 8]);
+        __builtin_prefetch(reinterpret_cast<const char*>(items[i + 8]) + 64);
+      }
+      const Py_ssize_t written = run(items + i, count - i);
+      if (written < 0 || (written == 0 && !any(items[i]))) return false;
+      i += written == 0 ? 1 : static_cast<std::size_t>(written);
+    }
+    return leave();
+  }
+
+  bool copied_items(PyObject* const* items, std::size_t count) {
+    Refs copy(items, is_careful_ ? count : 0);
+    return this->items(is_careful_ ? copy.list().data() : items, count);
+  }
+  bool tuple_items(PyObject* tuple, std::size_t first) {
+    const auto count = static_cast<std::size_t>(PyTuple_GET_SIZE(tuple));
+    return items(reinterpret_cast<PyTupleObject*>(tuple)->ob_item + first, count - first);
+  }
+  // Write items together, from the first on. Returns how many; 0: none; -1: failed.
+  Py_ssize_t run(PyObject* const* items, std::size_t count) {
+    PyObject* const first = *items;
+    if (is_at_cursor(first)) return known_strings(items, count);
+    const PyTypeObject* const type = Py_TYPE(first);
+    if (type == &PyUnicode_Type) return strings(items, count);
+    if (count < 3) return 0;
+    if (items[1] == first && items[2] == first) {
+      std::size_t many = 3;
+      while (many < std::min(count, kMostRun) && items[many] == first) ++many;
+      return tag(kRun, many) && any(first) ? static_cast<Py_ssize_t>(many) : -1;
+    }
+    if (Py_TYPE(items[1]) != type || Py_TYPE(items[2]) != type) return 0;
+    if (type == &PyLong_Type) return integers(items, count);
+    return type == &PyFloat_Type ? floats(items, count) : 0;
+  }
+
+  bool other(PyObject* object) {
+    PyTypeObject* const type = Py_TYPE(object);
+    if (type == &PyBytes_Type) {
+      const Py_ssize_t size = PyBytes_GET_SIZE(object);
+      if (size > 16 && !remember(object)) return false;
+      return bytes(object, kBytes, PyBytes_AS_STRING(object), size);
+    }
+    if (type == &PyByteArray_Type) {
+      const Py_ssize_t size = PyByteArray_GET_SIZE(object);
+      return remember(object) && bytes(object, kBytearray, PyByteArray_AS_STRING(object), size);
+    }
+    if (type == &PySet_Type) return remember(object) && set(object, kSet);
+    if (type == &PyFrozenSet_Type) {
+      return numbered_after(object, [&] { return set(object, kFrozenset); });
+    }
+    SentClass* cls = classes_.find(type);
+    if (cls == nullptr || !cls->is_current(message_, known_)) [[unlikely]] {
+      if (!is_careful_) {
+        unknown_ = Ref::to(object);
+        return false;
+      }
+      if (!learn(object)) return false;
+      cls = classes_.find(type);
+    }
+    switch (cls->kind) {
+      case Kind::pickled: return leave_to_pickle();
+      case Kind::plain: return instance(object, *cls);
+      case Kind::named: return global(object);
+      case Kind::called:
+      case Kind::member:
+      case Kind::array: return called(object, *cls);
+      case Kind::named_tuple:
+        return numbered_after(object, [&] {
+          return tag(kNamedTuple) && global(type, cls->name) && out_.room() &&
+                 (out_.count(static_cast<std::size_t>(PyTuple_GET_SIZE(object))), true) &&
+                 tuple_items(object, 0);
+        });
+      case Kind::reduced: break;
+    }
+    return reduced(object, cls->reducer);
+  }
+
+  // The values of the dict, then of the slots.
+  bool instance(PyObject* object, SentClass& cls) {
+    Ref dict;
+    if (cls.has_dict) {
+      dict = Ref(PyObject_GenericGetDict(object, nullptr));
+      if (!dict) return false;
+      // Someone else has it: what it holds may be met by way of it, too.
+      if (Py_REFCNT(dict.get()) != 2 && !is_careful_) return be_careful();
+    }
+    const std::size_t attributes = dict ? static_cast<std::size_t>(PyDict_GET_SIZE(dict.get())) : 0;
+    const std::size_t count = attributes + cls.offsets.size();
+    std::array<PyObject*, kBitmapFields> few;
+    PyObject** const values = count <= few.size() ? few.data() : scratch(count);
+    Shape* shape = cls.recent;
+    if (shape != nullptr && shape->keys.size() != attributes) shape = nullptr;
+    Py_ssize_t at = 0;
+    std::size_t i = 0;
+    PyObject* key = nullptr;
+    for (; i < attributes && PyDict_Next(dict.get(), &at, &key, &values[i]) != 0; ++i) {
+      if (shape != nullptr && shape->keys[i].get() != key) shape = nullptr;
+    }
+    if (shape == nullptr) {
+      shape = cls.recent = cls.shape_of(dict.get(), known_);
+      if (shape == nullptr) return reduced(object, cls.reducer);
+    }
+    for (const Py_ssize_t offset : cls.offsets) {
+      values[i] = *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset);
+      if (values[i++] == nullptr && cls.needs_all_slots) return leave_to_pickle();
+    }
+    const Refs held(values, is_careful_ ? count : 0);
+    return remember(object) && fields(*shape, values, count);
+  }
+
+  // Fields that are the same objects as in the last instance of this shape are not written, while
+  // objects can be known by their addresses.
+  bool fields(Shape& shape, PyObject* const* values, std::size_t count) {
+    if (!enter() || !out_.room(shape.text.size())) return false;
+    const bool is_new = shape.message != message_;
+    if (is_new) {
+      shape.message = message_;
+      shape.number = shape_count_++;
+      shape.is_open = shape.has_last = false;
+      out_.byte(kNewShape);
+      out_.count(shape.text.size());
+      out_.raw(shape.text.data(), shape.text.size());
+    }
+    const bool is_nested = std::exchange(shape.is_open, true);
+    const bool has_same = shape.has_last && !is_nested;
+    std::uint64_t others = 0;
+    if (has_same) {
+      for (std::size_t i = 0; i < count; ++i) {
+        others |= std::uint64_t{values[i] != shape.last[i]} << i;
+      }
+    }
+    if (!is_new && !tag(has_same ? kSame : kShaped, shape.number)) return false;
+    if (has_same) out_.raw(&others, (count + 7) / 8);
+    for (std::size_t i = 0; i < count; ++i) {
+      if (has_same && (others >> i & 1) == 0) continue;
+      if (!(values[i] == nullptr ? tag(kUnset) : any(values[i]))) return false;
+    }
+    shape.is_open = is_nested;
+    if (!is_nested && !is_careful_ && count <= kBitmapFields) {
+      shape.last.assign(values, values + count);
+      shape.has_last = true;
+    }
+    return leave();
+  }
+
+  // What its class is called with: the value of an Enum's member, the fields of a Struct, what an
+  // array is made of.
+  bool called(PyObject* object, const SentClass& cls) {
+    Refs values;
+    if (cls.kind != Kind::called) {
+      PyObject* const name = cls.kind == Kind::member ? known_.value : known_.typecode;
+      PyObject* const value = PyObject_GetAttr(object, name);  // (which runs no code of others)
+      if (value == nullptr) return false;
+      values.take(value);
+      const bool is_text = cls.kind == Kind::array && PyUnicode_READ_CHAR(value, 0) >= 'u';
+      if (is_text) return reduced(object, cls.reducer);  // (arrays of 'u' and 'w')
+    }
+    for (const Py_ssize_t offset : cls.offsets) {
+      values.take(
+          Py_XNewRef(*reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset)));
+    }
+    for (PyObject* const value : values.list()) {
+      if (value == nullptr) return leave_to_pickle();
+    }
+    return numbered_after(object, [&] {
+      if (!tag(kCall) || !global(cls.type, cls.name) || !out_.room()) return false;
+      out_.count(values.list().size() + (cls.kind == Kind::array ? 1 : 0));
+      return items(values.list().data(), values.list().size()) &&
+             (cls.kind != Kind::array || elements(object));
+    });
+  }
+
+  // In encoder_reductions.hpp:
+  bool learn(PyObject* object);
+  const Name* learn_name(PyObject* object, PyObject* name = nullptr);
+  using ValueWriter::global;
+  bool global(PyObject* object, PyObject* name = nullptr);
+  bool reduced(PyObject* object, const Ref& reducer);
+  bool reduction(PyObject* object, PyObject* reduction);
+
+  const Ref own_reducer_;
+  Descriptions<PyTypeObject*, SentClass> classes_;
+  Descriptions<PyObject*, std::pair<Ref, Name>> names_;  // of what is written by name
+  int careful_left_ = 0;                                 // messages that begin in the careful way
+  int careful_next_ = 0;  // how many will, after the next that has to change
+
+  // Of this message:
+  std::uint64_t message_ = 0;
+  Ref unknown_;  // what is to be learned before it can be written
+  std::uint32_t shape_count_ = 0;
+  int depth_ = 0;
+  std::vector<std::unique_ptr<PyObject*[]>> scratch_;
+};
+
+}  // namespace shmcast::codec

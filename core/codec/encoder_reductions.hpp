@@ -1,0 +1,117 @@
+// Room: codec. The encoder's reductions: what code of others says of classes and objects.
+// Knows: what pickle takes for a reduction, and what it finds by name.
+// Does not know: how values are written.
+#pragma once
+
+#include <Python.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "codec/encoder.hpp"
+
+namespace shmcast::codec {
+
+// Find out how an object is written. Code of others may run, and so it does between two attempts.
+// Returns false with an error set, or without one: leave it to pickle.
+[[gnu::cold]] inline bool Encoder::learn(PyObject* object) {
+  PyTypeObject* const type = Py_TYPE(object);
+  SentClass* const known = classes_.find(type);
+  const bool is_by_name = known != nullptr && known->kind == Kind::named;
+  if (is_by_name && known->is_current(message_, known_)) return learn_name(object) != nullptr;
+  auto cls = std::make_unique<SentClass>(type);
+  if (!cls->learn(object, own_reducer_, known_)) return false;
+  classes_.put(type, std::move(cls));
+  return true;
+}
+
+// `name`: the one that its reduction gives, or null.
+[[gnu::cold]] inline const Name* Encoder::learn_name(PyObject* object, PyObject* name) {
+  const Ref found(call(known_.name_of, object, name == nullptr ? Py_None : name));
+  auto made = std::make_unique<std::pair<Ref, Name>>(Ref::to(object), Name());
+  const bool is_found = found && made->second.set(found.get()) && made->second.is_of(object);
+  return is_found ? &names_.put(object, std::move(made))->second : nullptr;
+}
+
+// A class or function by name.
+inline bool Encoder::global(PyObject* object, PyObject* name) {
+  const auto* const known = names_.find(object);
+  const Name* found = known == nullptr ? nullptr : &known->second;
+  if (found == nullptr || !found->is_of(object)) {
+    if (!is_careful_) {
+      unknown_ = Ref::to(object);
+      return false;
+    }
+    found = learn_name(object, name);
+    if (found == nullptr) return PyErr_Occurred() == nullptr && leave_to_pickle();
+  }
+  return global(static_cast<const void*>(object), *found);
+}
+
+inline bool Encoder::reduced(PyObject* object, const Ref& reducer) {
+  if (!is_careful_) return be_careful();
+  if (PyType_Check(object)) return global(object);
+  const Ref own(reducer ? nullptr : attribute(object, known_.reduce_ex));
+  if (!reducer && !own) return false;
+  PyObject* const made = reducer ? call(reducer.get(), object) : call(own.get(), known_.protocol);
+  if (made == nullptr) return false;
+  kept_.take(made);
+  return PyUnicode_Check(made) ? global(object, made) : reduction(object, made);
+}
+
+inline bool Encoder::reduction(PyObject* object, PyObject* reduction) {
+  const Py_ssize_t count = PyTuple_Check(reduction) ? PyTuple_GET_SIZE(reduction) : 0;
+  if (!enter() || count < 2 || count > 6) return leave_to_pickle();  // which will say what is wrong
+  std::array<PyObject*, 6> part{};
+  for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) {
+    PyObject* const value = PyTuple_GET_ITEM(reduction, static_cast<Py_ssize_t>(i));
+    part[i] = value == Py_None ? nullptr : value;
+  }
+  const auto& [function, arguments, state, items, pairs, setter] = part;
+  if (function == nullptr || arguments == nullptr || PyCallable_Check(function) == 0 ||
+      !PyTuple_Check(arguments) || (items != nullptr && PyIter_Check(items) == 0) ||
+      (pairs != nullptr && PyIter_Check(pairs) == 0) ||
+      (setter != nullptr && PyCallable_Check(setter) == 0)) {
+    return leave_to_pickle();
+  }
+  if (function == known_.newobj) {
+    const Ref cls(attribute(object, known_.class_));
+    if (!cls) return false;
+    if (PyTuple_GET_SIZE(arguments) < 1 || PyTuple_GET_ITEM(arguments, 0) != cls.get()) {
+      return leave_to_pickle();
+    }
+  }
+  objects_.put(object, kOpen);
+  kept_.hold(object);
+  if (!out_.room()) return false;
+  out_.byte(kMemo);
+  out_.byte(kReduced);
+  out_.byte((items != nullptr ? kItems : 0U) | (pairs != nullptr ? kPairs : 0U) |
+            (state != nullptr && setter != nullptr ? kSetter : 0U) |
+            (state != nullptr ? kState : 0U));
+  if (!any(function) || !out_.room()) return false;
+  out_.count(static_cast<std::size_t>(PyTuple_GET_SIZE(arguments)));
+  if (!tuple_items(arguments, 0)) return false;
+  *objects_.find(object) = object_count_++;
+  for (PyObject* const iterator : {items, pairs}) {
+    if (iterator == nullptr) continue;
+    while (PyObject* const item = stops_at_exit([&] { return PyIter_Next(iterator); })) {
+      kept_.take(item);
+      if (iterator == items) {
+        if (!any(item)) return false;
+      } else if (!PyTuple_Check(item) || PyTuple_GET_SIZE(item) != 2) {
+        return leave_to_pickle();
+      } else if (!any(PyTuple_GET_ITEM(item, 0)) || !any(PyTuple_GET_ITEM(item, 1))) {
+        return false;
+      }
+    }
+    if (PyErr_Occurred() != nullptr || !tag(kEnd)) return false;
+  }
+  if (state == nullptr) return leave();
+  return (setter == nullptr || any(setter)) && any(state) && leave();
+}
+
+}  // namespace shmcast::codec

@@ -1,0 +1,267 @@
+// Room: codec. What the encoder writes in one piece: values without parts, and runs of such.
+// Knows: numbers, strings, buffers, names; what was met before in a message.
+// Does not know: containers.
+#pragma once
+
+#include <Python.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "codec/caches.hpp"
+#include "codec/classes.hpp"
+#include "codec/wire.hpp"
+#include "python/python.hpp"
+
+namespace shmcast::codec {
+
+// A message that is being written. Functions that return false have set an error, or said what is
+// to be done instead. Those that write several items return how many; 0: none; -1: failed.
+class ValueWriter {
+ protected:
+  ValueWriter(const Known& known, Py_ssize_t frame_bytes)
+      : known_(known), frame_bytes_(frame_bytes) {}
+
+  void forget() {
+    objects_.clear();
+    strings_.clear();
+    globals_.clear();
+    table_.clear();
+    runs_.begin_message();
+    object_count_ = global_count_ = 0;
+    cursor_ = 0;
+    kept_.drop_to(0);
+    frames_.drop_to(0);
+  }
+
+  // These return false, so that encode() goes on otherwise.
+  bool leave_to_pickle() {
+    is_for_pickle_ = true;
+    return false;
+  }
+  bool be_careful() { return false; }
+
+  bool tag(Tag tag) {
+    if (!out_.room()) return false;
+    out_.byte(tag);
+    return true;
+  }
+  bool tag(Tag tag, std::uint64_t count) {
+    if (!out_.room()) return false;
+    out_.byte(tag);
+    out_.count(count);
+    return true;
+  }
+
+  // Whether an object may be met more than once.
+  bool may_return(PyObject* object) const { return Py_REFCNT(object) != 1 || is_careful_; }
+  // Remember a new object that is numbered before its parts.
+  bool remember(PyObject* object) {
+    if (!may_return(object)) return true;
+    objects_.put(object, object_count_++);
+    if (is_careful_) kept_.hold(object);
+    return tag(kMemo);
+  }
+  bool integer(PyObject* object) {
+    std::int64_t value = 0;
+    if (!out_.room()) return false;
+    if (!small_int(object, value)) [[unlikely]] {
+      int overflow = 0;
+      value = PyLong_AsLongLongAndOverflow(object, &overflow);
+      if (overflow != 0 || value >> 61 != value >> 62) return big(object);
+    }
+    if (value >= kSmallest && value < kNone + kSmallest) {
+      out_.byte(static_cast<unsigned>(value - kSmallest));
+    } else {  // the sign last, so that small numbers are short
+      out_.byte(kInt);
+      out_.count(static_cast<std::uint64_t>(value) << 1 ^ static_cast<std::uint64_t>(value >> 63));
+    }
+    return true;
+  }
+  [[gnu::cold]] bool big(PyObject* object) {
+    const std::size_t size = _PyLong_NumBits(object) / 8 + 1;
+    if (!out_.room(size)) return false;
+    out_.byte(kBig);
+    out_.count(size);
+    auto* const number = reinterpret_cast<PyLongObject*>(object);
+#if PY_VERSION_HEX >= 0x030D0000
+    const int failed = _PyLong_AsByteArray(number, out_.place(), size, 1, 1, 1);
+#else
+    const int failed = _PyLong_AsByteArray(number, out_.place(), size, 1, 1);
+#endif
+    out_.skip(size);
+    return failed == 0;
+  }
+
+  // A string that may be met again gets a number. Columns of one message often have the same
+  // strings in the same order: the next one is tried first.
+  bool text(PyObject* object) {
+    if (!is_ready(object)) return false;
+    const bool is_named = may_return(object);
+    if (is_named) {
+      const std::uint32_t* const number = is_at_cursor(object) ? nullptr : strings_.find(object);
+      if (number != nullptr) cursor_ = *number;
+      if (is_at_cursor(object)) return tag(kTextRef, cursor_++);
+      strings_.put(object, static_cast<std::uint32_t>(table_.size()));
+      table_.push_back(object);
+      if (is_careful_) kept_.hold(object);
+    }
+    const auto size = static_cast<std::size_t>(PyUnicode_GET_LENGTH(object));
+    const bool is_ascii = PyUnicode_IS_COMPACT_ASCII(object) != 0;
+    const std::size_t width = is_ascii ? 1 : PyUnicode_KIND(object);
+    if (!out_.room(size * width)) return false;
+    const Tag tag = is_ascii ? kText : kWide;
+    out_.byte(static_cast<unsigned>(tag) + (is_named ? kNamed - kText : 0U));
+    if (!is_ascii) out_.byte(static_cast<unsigned>(width));
+    out_.count(size);
+    out_.raw(PyUnicode_DATA(object), size * width);
+    return true;
+  }
+  bool is_at_cursor(PyObject* object) const {
+    return cursor_ < table_.size() && table_[cursor_] == object;
+  }
+
+  bool bytes(PyObject* object, Tag kind, const char* data, Py_ssize_t size) {
+    if (size >= kFrameBytes) {
+      // (A bytearray may change before it is sent.)
+      const Ref apart(kind == kBytes ? Py_NewRef(object) : PyBytes_FromStringAndSize(data, size));
+      return apart && frame(apart.get(), kind == kBytes ? kBytesFrame : kBytearrayFrame);
+    }
+    if (!out_.room(static_cast<std::size_t>(size))) return false;
+    out_.byte(kind);
+    out_.count(static_cast<std::size_t>(size));
+    out_.raw(data, static_cast<std::size_t>(size));
+    return true;
+  }
+  // Add a frame. A reader takes them in the same order.
+  bool frame(PyObject* buffer, Tag kind) {
+    frames_.hold(buffer);
+    return tag(kind);
+  }
+
+  // The elements of an array.array.
+  bool elements(PyObject* array) {
+    Py_buffer view;
+    if (PyObject_GetBuffer(array, &view, PyBUF_ND) != 0) return false;
+    const bool is_done = bytes(array, kBytearray, static_cast<const char*>(view.buf), view.len);
+    PyBuffer_Release(&view);
+    return is_done;
+  }
+
+  // Not remembered: pickle writes a buffer each time that it meets it.
+  bool buffer(PyObject* object) {
+    const Py_buffer* const view = PyPickleBuffer_GetBuffer(object);
+    if (view == nullptr || PyBuffer_IsContiguous(view, 'A') == 0) {
+      PyErr_Clear();
+      return leave_to_pickle();
+    }
+    const bool is_read_only = view->readonly != 0;
+    if (view->len < frame_bytes_) {
+      const auto* const data = static_cast<const char*>(view->buf);
+      return bytes(object, is_read_only ? kBytes : kBytearray, data, view->len);
+    }
+    const Ref raw(PyObject_CallMethodNoArgs(object, known_.raw));
+    return raw && frame(raw.get(), is_read_only ? kReadOnlyFrame : kFrame);
+  }
+
+  bool global(const void* object, const Name& name) {
+    if (const std::uint32_t* const number = globals_.find(object); number != nullptr) {
+      return tag(kGlobal, *number);
+    }
+    globals_.put(object, global_count_++);
+    if (!out_.room(name.text.size())) return false;
+    out_.byte(kNewGlobal);
+    out_.count(name.text.size());
+    out_.raw(name.text.data(), name.text.size());
+    return true;
+  }
+
+  Py_ssize_t integers(PyObject* const* items, std::size_t count) {
+    if (!out_.room(4 * count)) return -1;
+    std::uint8_t* const data = out_.place() + 10;  // behind the tag and the largest count
+    std::size_t many = 0;
+    for (; many < count; ++many) {
+      if (many + 8 < count) __builtin_prefetch(items[many + 8]);
+      std::int64_t value = 0;
+      if (Py_TYPE(items[many]) != &PyLong_Type || !small_int(items[many], value)) break;
+      const auto narrow = static_cast<std::int32_t>(value);
+      if (narrow != value) break;
+      std::memcpy(data + 4 * many, &narrow, 4);
+    }
+    if (many < 3) return 0;
+    out_.byte(kInts);
+    out_.count(many);
+    std::memmove(out_.place(), data, 4 * many);
+    out_.skip(4 * many);
+    return static_cast<Py_ssize_t>(many);
+  }
+
+  Py_ssize_t floats(PyObject* const* items, std::size_t count) {
+    std::size_t many = 3;
+    while (many < count && Py_TYPE(items[many]) == &PyFloat_Type) ++many;
+    if (!out_.room(8 * many)) return -1;
+    out_.byte(kFloats);
+    out_.count(many);
+    for (std::size_t i = 0; i < many; ++i) out_.number(PyFloat_AS_DOUBLE(items[i]));
+    return static_cast<Py_ssize_t>(many);
+  }
+
+  // Strings that have numbers, from the cursor on: where the first one is.
+  Py_ssize_t known_strings(PyObject* const* items, std::size_t count) {
+    const std::size_t first = cursor_;
+    const std::size_t most = std::min({count, table_.size() - first, kMostRun});
+    std::size_t many = 1;
+    while (many < most && table_[first + many] == items[many]) ++many;
+    cursor_ = first + many;
+    if (!tag(many == 1 ? kTextRef : kTextRefs, first)) return -1;
+    if (many > 1) out_.count(many);
+    return static_cast<Py_ssize_t>(many);
+  }
+
+  Py_ssize_t strings(PyObject* const* items, std::size_t count) {
+    // Some that come next may have been left out.
+    const std::size_t end = std::min(table_.size(), cursor_ + 9);
+    for (std::size_t next = cursor_ + 1; next < end; ++next) {
+      if (table_[next] != *items) continue;
+      cursor_ = next;
+      return known_strings(items, count);
+    }
+    SentRuns::Run* const run = runs_.find(items, count);
+    if (run == nullptr) return 0;
+    const std::vector<PyObject*>& strings = run->strings.list();
+    if (!out_.room(strings.size() + run->characters.size())) return -1;
+    out_.byte(kStrings);
+    out_.count(strings.size());
+    out_.count(run->characters.size());
+    out_.raw(run->lengths.data(), strings.size());
+    out_.raw(run->characters.data(), run->characters.size());
+    table_.insert(table_.end(), strings.begin(), strings.end());
+    for (std::size_t i = 0; is_careful_ && i < strings.size(); ++i) kept_.hold(strings[i]);
+    return static_cast<Py_ssize_t>(strings.size());
+  }
+
+  const Known& known_;
+  const Py_ssize_t frame_bytes_;
+  SentRuns runs_;
+
+  // Of this message:
+  bool is_careful_ = false;
+  bool is_for_pickle_ = false;
+  Output out_;
+  PointerMap objects_;  // those that may be met again
+  PointerMap strings_;
+  PointerMap globals_;
+  std::vector<PyObject*> table_;  // strings by number
+  std::size_t cursor_ = 0;        // the string that may come next
+  std::uint32_t object_count_ = 0;
+  std::uint32_t global_count_ = 0;
+  Refs frames_;  // all but the first
+  Refs kept_;    // objects that were met, in the careful way
+};
+
+}  // namespace shmcast::codec

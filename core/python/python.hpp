@@ -1,0 +1,136 @@
+// Room: python. What the core needs of CPython beyond its API, in each version.
+// Knows: references, calls that may run the code of others.
+// Does not know: what the core does with objects.
+#pragma once
+
+#include <Python.h>
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+namespace shmcast {
+
+// Call functions of Python's C API, which may run Python code or wait for the GIL. `action` throws
+// no C++ exception and has nothing to destroy: what is caught here is the end of the thread (see
+// bindings/gil.hpp).
+template <class Action>
+auto stops_at_exit(Action action) {
+  try {
+    return action();
+  } catch (...) {
+    for (;;) pause();
+  }
+}
+
+// An owned reference, or null. To drop one may run a finalizer.
+class Ref {
+ public:
+  Ref() = default;
+  explicit Ref(PyObject* owned) : object_(owned) {}
+  static Ref to(PyObject* borrowed) { return Ref(Py_XNewRef(borrowed)); }
+  Ref(Ref&& other) noexcept : object_(other.release()) {}
+  Ref& operator=(Ref&& other) noexcept {
+    Ref(std::move(other)).swap(*this);
+    return *this;
+  }
+  ~Ref() {
+    stops_at_exit([this] { Py_XDECREF(object_); });
+  }
+  void swap(Ref& other) noexcept { std::swap(object_, other.object_); }
+  PyObject* get() const { return object_; }
+  PyObject* release() { return std::exchange(object_, nullptr); }
+  explicit operator bool() const { return object_ != nullptr; }
+
+ private:
+  PyObject* object_ = nullptr;
+};
+
+// References that are dropped together; null ones, too.
+class Refs {
+ public:
+  Refs() = default;
+  Refs(PyObject* const* borrowed, std::size_t count) : objects_(borrowed, borrowed + count) {
+    for (PyObject* const object : objects_) Py_XINCREF(object);
+  }
+  Refs(const Refs&) = delete;
+  Refs& operator=(const Refs&) = delete;
+  ~Refs() { drop_to(0); }
+  void hold(PyObject* borrowed) { objects_.push_back(Py_NewRef(borrowed)); }
+  void take(PyObject* owned) { objects_.push_back(owned); }
+  std::vector<PyObject*>& list() { return objects_; }
+  void drop_to(std::size_t size) {
+    while (objects_.size() > size) {
+      const Ref last(objects_.back());
+      objects_.pop_back();
+    }
+  }
+
+ private:
+  std::vector<PyObject*> objects_;
+};
+
+inline PyObject* attribute(PyObject* object, PyObject* name) {
+  return stops_at_exit([=] { return PyObject_GetAttr(object, name); });
+}
+template <class... Arguments>
+PyObject* call(PyObject* callee, Arguments... arguments) {
+  return stops_at_exit([&] { return PyObject_CallFunctionObjArgs(callee, arguments..., nullptr); });
+}
+
+// Read an integer that has one digit. Returns false if it may have more.
+inline bool small_int(PyObject* object, std::int64_t& value) {
+  auto* const number = reinterpret_cast<PyLongObject*>(object);
+#if PY_VERSION_HEX >= 0x030C0000
+  if (!PyUnstable_Long_IsCompact(number)) return false;
+  value = PyUnstable_Long_CompactValue(number);
+#else
+  const Py_ssize_t size = Py_SIZE(object);
+  if (size < -1 || size > 1) return false;
+  value = size == 0 ? 0 : size * static_cast<std::int64_t>(number->ob_digit[0]);
+#endif
+  return true;
+}
+
+// Return what changes with every change of a class or its bases; 0: that can't be told.
+inline unsigned version_of(PyTypeObject* type) {
+#if PY_VERSION_HEX < 0x030B0000
+  if (!PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG)) return 0;
+#endif
+  return type->tp_version_tag;
+}
+
+inline bool is_ready(PyObject* text) {
+#if PY_VERSION_HEX < 0x030C0000
+  return PyUnicode_READY(text) == 0;
+#else
+  return text != nullptr;
+#endif
+}
+
+// Return a new dict with room for so many keys.
+inline PyObject* new_dict([[maybe_unused]] std::size_t size) {
+#if PY_VERSION_HEX < 0x030E0000
+  if (size > 5) return _PyDict_NewPresized(static_cast<Py_ssize_t>(size));
+#endif
+  return PyDict_New();
+}
+
+// Keeps the garbage collector, which runs the code of others, from running in the midst of ours:
+// before Python 3.12, any new container may start it.
+class WithoutCollection {
+ public:
+  WithoutCollection() : was_on_(PY_VERSION_HEX < 0x030C0000 && PyGC_Disable() != 0) {}
+  WithoutCollection(const WithoutCollection&) = delete;
+  WithoutCollection& operator=(const WithoutCollection&) = delete;
+  ~WithoutCollection() {
+    if (was_on_) PyGC_Enable();
+  }
+
+ private:
+  bool was_on_;
+};
+
+}  // namespace shmcast
