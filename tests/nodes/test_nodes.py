@@ -98,7 +98,7 @@ def until_it_ends(rank: int, size: int) -> tuple[str, str, int]:
 @on_hosts("here there", 2, 2)
 def test_a_cut_link_ends_in_an_error_on_both_sides(network: Network) -> None:
     jobs = network.start(until_it_ends, 4)
-    network.wait_for_traffic(1, 50_000)
+    network.wait_for_traffic(1, 500_000)  # (set-up takes some 100_000)
     network.cut(1)
     for rank, (kind, error, count) in enumerate(results(jobs)):
         assert kind == "NodeLost"
@@ -112,7 +112,7 @@ def test_a_cut_link_ends_in_an_error_on_both_sides(network: Network) -> None:
 @on_hosts("here there", 1, 2)
 def test_a_host_that_dies_is_named(network: Network) -> None:
     jobs = network.start(until_it_ends, 3)
-    network.wait_for_traffic(1, 50_000)
+    network.wait_for_traffic(1, 500_000)  # (set-up takes some 100_000)
     for worker in network.workers[1:]:
         os.kill(worker.pid, signal.SIGKILL)
     kind, error, _ = jobs[0].result()
