@@ -42,8 +42,8 @@ class ObjectCoder {
       std::unique_ptr<codec::Encoder> encoder = take_encoder();
       PyObject* const frames = encoder->encode(object.ptr());
       if (keeps_sent_) {
-        const bool is_plain = frames != nullptr && encoder->was_plain();
-        sent_ = is_plain ? nb::borrow(object) : nb::none();
+        const bool can_practise = frames != nullptr && encoder->was_plain() && is_small(frames);
+        keep(sent_, can_practise ? nb::borrow(object) : nb::none());
       }
       encoder_ = std::move(encoder);
       if (frames != nullptr) {
@@ -74,7 +74,7 @@ class ObjectCoder {
     PyObject* const frames = encoder->practise(sent_.ptr());
     encoder_ = std::move(encoder);
     if (frames != nullptr) return nb::steal(frames);
-    sent_ = nb::none();
+    keep(sent_, nb::none());
     return nb::none();
   }
 
@@ -99,6 +99,17 @@ class ObjectCoder {
  private:
   static constexpr int kMostMisses = 6;
   static constexpr std::int64_t kLongNs = 20'000;
+  static constexpr Py_ssize_t kMostPractised = 64 * 1024;
+
+  // Whether a new message is one frame of no more than is practised.
+  static bool is_small(PyObject* frames) {
+    return PyList_GET_SIZE(frames) == 1 &&
+           PyBytes_GET_SIZE(PyList_GET_ITEM(frames, 0)) < kMostPractised;
+  }
+  // Put a value in the place of one that may be the last reference to a user's object.
+  static void keep(Reference& place, nb::object value) {
+    const Reference last = std::exchange(place, std::move(value));
+  }
 
   // One is taken out while it is used: an object whose reduction encodes another needs two.
   std::unique_ptr<codec::Encoder> take_encoder() {
@@ -147,13 +158,13 @@ class ObjectCoder {
   std::unique_ptr<codec::Encoder> encoder_;
   std::unique_ptr<codec::Decoder> decoder_;
   nb::ft_mutex mutex_;
-  nb::object sent_ = nb::none();      // the last object, if it is plain and is to be kept
+  Reference sent_ = nb::none();       // the last object, if it is plain and is to be kept
   nb::object received_ = nb::none();  // the last frames, if they may be decoded again
   bool keeps_sent_ = false;
-  int slow_rounds_ = 0;              // of practice, in a row
-  Py_ssize_t too_long_ = 64 * 1024;  // messages of this size are not practised
-  int misses_ = 0;                   // in a row
-  int skipped_ = 0;                  // objects that are not tried next
+  int slow_rounds_ = 0;                   // of practice, in a row
+  Py_ssize_t too_long_ = kMostPractised;  // messages of this size are not practised
+  int misses_ = 0;                        // in a row
+  int skipped_ = 0;                       // objects that are not tried next
 };
 
 }  // namespace shmcast

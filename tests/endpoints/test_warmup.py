@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -179,3 +180,24 @@ def test_a_sample_that_has_grown_too_large_is_not_taken() -> None:
             writer.warm()
         writer.send("real")
         assert reader.recv(10) == "real"
+
+
+class Step:
+    """Plain, and may be referred to weakly."""
+
+    def __init__(self, content: object) -> None:
+        self.content = content
+
+
+def test_a_large_object_is_not_kept_to_warm_up_on(no_gc: None) -> None:
+    with Writer(1, slots=64, slot_bytes=1 << 16) as writer, Reader(writer.handle, 0) as reader:
+        writer.warm()
+        for content, is_kept in ((1, True), ([*range(500_000)], False), (2, True)):
+            step = Step(content)
+            last = weakref.ref(step)
+            writer.send(step)
+            del step
+            assert reader.recv().content == content
+            assert (last() is not None) == is_kept
+        writer.send(None)
+        assert last() is None
