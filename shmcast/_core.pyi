@@ -57,6 +57,7 @@ class ObjectCoder:
         frame_bytes: buffers of this size or more become frames of their own.
         encode_otherwise: encodes what this does not.
         decode_otherwise: decodes what this has not encoded.
+        refusals: the errors of a reduction after which `encode_otherwise` is asked all the same.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class ObjectCoder:
         frame_bytes: int,
         encode_otherwise: Callable[[Any], list[Any]],
         decode_otherwise: Callable[[list[Any]], Any],
+        refusals: tuple[type[Exception], ...],
     ) -> None: ...
     def encode(self, obj: Any, /) -> list[Any]:
         """Return the frames of `obj`: the message, then its large buffers.

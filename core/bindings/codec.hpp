@@ -25,13 +25,15 @@ namespace nb = nanobind;
 class ObjectCoder {
  public:
   // `functions`: of _codecs/object_classes.py. `own_reducer`, `frame_bytes`: an encoder's. `find`:
-  // a decoder's. The last two take what this can't: an object, or a message.
+  // a decoder's. The two after `frame_bytes` take what this can't: an object, or a message.
+  // `refusals`: a tuple of the errors after which the first is asked all the same.
   ObjectCoder(nb::handle functions, nb::object own_reducer, nb::object find, Py_ssize_t frame_bytes,
-              nb::object encode_otherwise, nb::object decode_otherwise)
+              nb::object encode_otherwise, nb::object decode_otherwise, nb::object refusals)
       : own_reducer_(std::move(own_reducer)),
         find_(std::move(find)),
         encode_otherwise_(std::move(encode_otherwise)),
         decode_otherwise_(std::move(decode_otherwise)),
+        refusals_(std::move(refusals)),
         frame_bytes_(frame_bytes) {
     if (!known_.take(functions.attr("CORE").ptr())) throw nb::python_error();
   }
@@ -50,7 +52,10 @@ class ObjectCoder {
         misses_ = skipped_ = 0;
         return nb::steal(frames);
       }
-      if (PyErr_Occurred() != nullptr) throw nb::python_error();
+      if (PyErr_Occurred() != nullptr) {
+        if (PyErr_ExceptionMatches(refusals_.ptr()) == 0) throw nb::python_error();
+        PyErr_Clear();  // (pickle will raise it, too)
+      }
       // Where most objects are not taken, trying costs more than it gives.
       misses_ = std::min(misses_ + 1, kMostMisses);
       skipped_ = (1 << misses_) - 2;
@@ -154,6 +159,7 @@ class ObjectCoder {
   nb::object find_;
   nb::object encode_otherwise_;
   nb::object decode_otherwise_;
+  nb::object refusals_;
   Py_ssize_t frame_bytes_;
   std::unique_ptr<codec::Encoder> encoder_;
   std::unique_ptr<codec::Decoder> decoder_;

@@ -55,6 +55,7 @@ _FROZEN_STATE = tuple(
     getattr(dataclasses, f"_dataclass_{name}state", _ABSENT) for name in ("get", "set")
 )
 _HEAP_TYPE = 1 << 9
+_BATCH = 1000  # items that pickle puts in one call
 _namedtuple: Any = collections.namedtuple
 _NEWARGS_CODE = _namedtuple("_Sample", "a").__getnewargs__.__code__
 _pickle: Any = pickle
@@ -266,12 +267,15 @@ def name_of(obj: Any, name: str | None) -> Name | None:
 
 
 def add_items(obj: Any, items: list[Any]) -> None:
-    """Give an object the items of its reduction."""
-    if hasattr(obj, "extend"):
-        obj.extend(items)
-        return
-    for item in items:
-        obj.append(item)
+    """Give an object the items of its reduction, so many at once as pickle does."""
+    for start in range(0, len(items), _BATCH):
+        batch = items[start : start + _BATCH]
+        extend = getattr(obj, "extend", None)
+        if extend is not None:
+            extend(batch)
+            continue
+        for item in batch:
+            obj.append(item)
 
 
 def build(obj: Any, state: Any) -> None:
@@ -280,16 +284,18 @@ def build(obj: Any, state: Any) -> None:
     if setstate is not None:
         setstate(state)
         return
-    slots = None
+    slots: Any = {}
     if isinstance(state, tuple) and len(state) == 2:
         state, slots = state
-    if state:
+    if state is not None:
         if not isinstance(state, dict):
             raise pickle.UnpicklingError("state is not a dictionary")
         attributes = obj.__dict__
         for key, value in state.items():
             attributes[sys.intern(key) if type(key) is str else key] = value
-    for key, value in (slots or {}).items():
+    if not isinstance(slots, dict):
+        raise pickle.UnpicklingError("slot state is not a dictionary")
+    for key, value in slots.items():
         setattr(obj, key, value)
 
 

@@ -56,8 +56,7 @@ class ObjectCodec(ObjectCoder):
             self._make_reducers().own_reducer,
             self._pickle.find or object_classes.find,
             OUT_OF_BAND_BYTES,
-            self._encode_otherwise(),
-            self._pickle.decode,
+            *self._otherwise(),
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -68,18 +67,19 @@ class ObjectCodec(ObjectCoder):
         """Return the codec for what this one does not take."""
         return PickleCodec(allow=self.allow)
 
-    def _encode_otherwise(self) -> Callable[[Any], list[Any]]:
-        encode = self._encode_by_pickle()
+    def _otherwise(self) -> tuple[Callable[[Any], list[Any]], Callable[[list[Any]], Any], Any]:
+        """Return what encodes and decodes the rest, and which errors are not raised before that."""
+        encode, decode = self._encode_by_pickle(), self._pickle.decode
         if self.fallback is None:
-            return encode
-        from shmcast._codecs.fallback import Fallback
+            return encode, decode, ()
+        from shmcast._codecs.fallback import REFUSALS, Fallback
 
         if self.allow is not None:
             raise InvalidArgument(
                 "ObjectCodec: allow and fallback exclude each other: an allow-list can't look "
                 "into what a fallback has encoded"
             )
-        return Fallback(self.fallback).behind(encode)
+        return Fallback(self.fallback).behind(encode), decode, REFUSALS
 
     def _encode_by_pickle(self) -> Callable[[Any], list[Any]]:
         return self._pickle.encode

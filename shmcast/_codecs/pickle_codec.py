@@ -21,9 +21,7 @@ class PickleCodec:
 
     numpy arrays and CPU tensors of at least 4 KiB travel as frames, whatever their dtype and
     layout, and arrive owned. So do bytes objects and bytearrays of at least 64 KiB, and every type
-    that offers its memory as a `pickle.PickleBuffer`. All else is in the pickle. Reducers
-    registered with `copyreg` are used if they were registered before the first object of their type
-    is sent.
+    that offers its memory as a `pickle.PickleBuffer`. All else is in the pickle.
 
     Args:
         allow: what a message may name when it is decoded, beside plain values, arrays and tensors:
@@ -51,6 +49,7 @@ class PickleCodec:
         # Idle picklers: making one costs more than pickling a small message. One is taken out while
         # it is used, so that two threads, or an object whose reduction encodes another, get two.
         self._idle: list[_Pickler] = []
+        self._registered = dict(copyreg.dispatch_table)  # as the picklers know it
         self._has_seen_large = False  # a long message, or one of several frames
 
     def encode(self, obj: Any, /) -> list[Frame]:
@@ -60,6 +59,8 @@ class PickleCodec:
             Exception: what pickle or a reducer raises; of any class.
         """
         # Few steps and few names: in a decode loop all code is cold, and each costs a cache miss.
+        if self._registered != copyreg.dispatch_table:
+            self._forget_reducers()
         idle = self._idle
         try:
             pickler = idle.pop()
@@ -92,6 +93,12 @@ class PickleCodec:
         except Exception:
             check_is_pickle(frames)
             raise
+
+    def _forget_reducers(self) -> None:
+        """Look again at what is registered with `copyreg`."""
+        self._registered = dict(copyreg.dispatch_table)
+        self._reducers = Reducers()
+        self._idle = []  # (a pickler that is in use goes back to the old list)
 
     def _reducers_for(self, _buffers: list[Any]) -> Reducers:
         """Return the reducers of a pickler, which may add to its out-of-band buffers."""

@@ -169,17 +169,26 @@ class _Reduction:
             return ("" if is_class else f"{path}.__reduce__()[0]"), 1
         if child is type(self._obj):  # the argument of `copyreg.__newobj__`
             return "", 1
-        if child is self._args or child is self._state:
+        is_args = self._is_arguments(child)
+        if is_args or child is self._state:
             # An attribute in the state, or among the arguments; with slots a level further down.
             for depth in (1, 2):
                 if depth < len(below) and (name := _attribute(self._obj, below[depth])):
                     return path + name, depth + 1
-            if child is self._args:
+            if is_args:
                 return f"{path}.__reduce__()[1]", 1
             own = getattr(type(self._obj), "__getstate__", None)
             is_own = own is not None and own is not getattr(object, "__getstate__", None)
             return f"{path}.{'__getstate__()' if is_own else '__reduce__()[2]'}", 1
         return self._to_item(path), 1
+
+    def _is_arguments(self, child: Any) -> bool:
+        """Return whether it has the arguments; without their first one if that is the class."""
+        return child is self._args or (
+            type(child) is tuple
+            and len(child) == len(self._args) - 1
+            and all(one is other for one, other in zip(child, self._args[1:], strict=True))
+        )
 
 
 def _step(path: str, parent: Any, child: Any) -> str:
@@ -222,6 +231,8 @@ def _attribute(obj: Any, value: Any) -> str:
 def _stored(obj: Any) -> Iterator[tuple[str, Any]]:
     if type(obj) is types.MethodType:
         yield "__self__", obj.__self__
+    if isinstance(obj, tuple) and type(fields := getattr(type(obj), "_fields", None)) is tuple:
+        yield from zip(fields, tuple.__iter__(obj), strict=False)
     with contextlib.suppress(AttributeError):
         own = object.__getattribute__(obj, "__dict__")
         if type(own) is dict:

@@ -176,7 +176,7 @@ def test_too_deep_objects_are_pickled() -> None:
     assert repr(transfer(deep, PICKLE)) == repr(deep)
 
 
-EXPECTED = (ValueError, TypeError, AttributeError, ImportError, LookupError)
+EXPECTED = (ValueError, TypeError, AttributeError, ImportError, LookupError, pickle.UnpicklingError)
 
 
 def damaged(message: bytes) -> Iterator[bytes]:

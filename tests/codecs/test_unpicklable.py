@@ -9,7 +9,7 @@ import threading
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -40,6 +40,11 @@ class Step:
     @property
     def costly(self) -> Any:
         raise AssertionError("a property is code of the user")
+
+
+class Named(NamedTuple):
+    first: int
+    second: Any
 
 
 class Items(list[Any]):
@@ -96,6 +101,7 @@ def nested(depth: int) -> Any:
 PATHS: dict[str, tuple[Callable[[], Any], str]] = {
     "an attribute": (lambda: Step([1, 2, 3, Request(LOCK)]), "Step.requests[3].lock"),
     "a slot": (lambda: Step((Slotted(LOCK),)), "Step.requests[0].lock"),
+    "a named tuple's": (lambda: [Named(1, LOCK)], "list[0].second"),
     "an item": (lambda: {"a": [{1: LOCK}]}, "dict['a'][0][1]"),
     "an attribute that is no identifier": (
         lambda: types.SimpleNamespace(**{"a b": LOCK}),

@@ -1,0 +1,141 @@
+"""What a reduction gives is taken, or refused, as pickle does: states, items, what copyreg has."""
+
+from __future__ import annotations
+
+import copyreg
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from shmcast import ObjectCodec, PickleCodec
+from tests.support.differential import by_pickle, check, outcome, through
+
+STATES: dict[str, Any] = {
+    "an empty list": [],
+    "zero": 0,
+    "an empty string": "",
+    "no items": (),
+    "False": False,
+    "two Nones": (None, None),
+    "a list of slots": (None, []),
+    "a list and slots": ([], {"slot": 1}),
+    "slots that are a list": (None, [1]),
+    "None and slots": (None, {"slot": 2}),
+    "attributes": {"one": 1},
+    "attributes and slots": ({"one": 1}, {"slot": 3}),
+    "no attributes": {},
+    "keys that are no strings": {1: 2},
+}
+
+cloudpickle: Any = pytest.importorskip("cloudpickle")
+
+
+class Holder:
+    """Is reduced to a call and a state."""
+
+    __slots__ = ("__dict__", "slot", "state")
+
+    def __init__(self, state: Any = None) -> None:
+        self.state = state
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Holder, (), self.state
+
+
+class Stateful:
+    """Has a state of its own, and the common way to be given one."""
+
+    def __init__(self, state: Any) -> None:
+        self.content = state
+
+    def __getstate__(self) -> Any:
+        return self.content
+
+
+@pytest.mark.parametrize("cls", [Holder, Stateful])
+@pytest.mark.parametrize("state", STATES.values(), ids=STATES)
+def test_a_state_is_taken_or_refused_as_by_pickle(cls: Callable[[Any], Any], state: Any) -> None:
+    for wrapped in (cls(state), [1, cls(state)]):
+        check(ObjectCodec(), wrapped)
+
+
+class Extended(list[Any]):
+    """Tells how it was filled."""
+
+    calls: tuple[int, ...] = ()
+
+    def extend(self, items: Any) -> None:
+        self.calls = (*self.calls, len(items))
+        super().extend(items)
+
+
+class Appended:
+    """Is filled by one method only."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def append(self, item: Any) -> None:
+        self.calls.append(item)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Appended, (), None, iter(self.calls)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 999, 1000, 1001, 2500])
+def test_items_are_given_so_many_at_once_as_by_pickle(count: int) -> None:
+    extended, appended = Extended(range(count)), Appended()
+    appended.calls = [*range(count)]
+    expected, got = by_pickle([extended, appended]), through(ObjectCodec(), [extended, appended])
+    assert got[0].calls == expected[0].calls
+    assert got[1].calls == expected[1].calls == appended.calls
+    assert got[0] == expected[0] == extended
+
+
+class Kept:
+    """Has no reducer, until a test registers one."""
+
+
+def deep(depth: int = 1000) -> Any:
+    """Return what is left to pickle."""
+    obj: Any = {}
+    for _ in range(depth // 4):
+        obj = [obj]
+    return obj
+
+
+@pytest.fixture
+def registered() -> Iterator[Callable[[Any], None]]:
+    """Register a reducer of Kept for one test, or another one, or none."""
+
+    def register(reducer: Any) -> None:
+        copyreg.dispatch_table.pop(Kept, None)
+        if reducer is not None:
+            copyreg.pickle(Kept, reducer)
+
+    yield register
+    register(None)
+
+
+@pytest.mark.parametrize("make", [ObjectCodec, PickleCodec])
+def test_what_is_registered_holds_at_once_also_behind_pickle(
+    make: Callable[[], Any], registered: Callable[[Any], None]
+) -> None:
+    codec = make()
+    reducers = [None, lambda _: (str, ("one",)), lambda _: (str, ("two",)), None]
+    for reducer in reducers:
+        registered(reducer)
+        for obj in (Kept(), [Kept(), deep()], Kept()):
+            assert outcome(lambda o: through(codec, o), obj) == outcome(by_pickle, obj)
+
+
+def test_a_fallback_takes_what_pickle_refuses_in_a_reduction() -> None:
+    codec = ObjectCodec(fallback="cloudpickle")
+    refused: list[Any] = [threading, {}.keys(), memoryview(b"view"), property(), classmethod(type)]
+    for obj in (*refused, deep.__code__):
+        assert outcome(by_pickle, [obj])[0] != "value"
+        expected = pickle.loads(cloudpickle.dumps([obj]))  # noqa: S301
+        assert type(through(codec, [obj])[0]) is type(expected[0])
