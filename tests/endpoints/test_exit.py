@@ -160,6 +160,40 @@ while not writer.statistics().parks:
     assert (program.returncode, program.stdout, program.stderr) == (0, "closed\n", "")
 
 
+@pytest.mark.parametrize("when", ["before the pair", "after the pair"])
+def test_a_writer_that_an_exit_handler_closes_ends_threads_without_a_word(when: str) -> None:
+    first, last = "import atexit; atexit.register(lambda: kept[0].close())", ""
+    if when == "after the pair":
+        first, last = last, first
+    program = run_to_its_end(f"""{PREAMBLE}
+{first}
+writer, reader = pair()
+{last}
+beside(reader.recv)
+""")
+    assert (program.returncode, program.stdout, program.stderr) == (0, "", "")
+
+
+def test_a_thread_that_works_on_after_the_main_one_is_told_of_the_close() -> None:
+    program = run_to_its_end(f"""{PREAMBLE}
+writer, reader = pair()
+def receive():
+    try:
+        reader.recv()
+    except shmcast.Closed:
+        print("closed", flush=True)
+    done.set()
+def work():
+    threading.main_thread().join()
+    writer.close()
+    done.wait(20)
+done = threading.Event()
+threading.Thread(target=receive, daemon=True).start()
+threading.Thread(target=work).start()
+""")
+    assert (program.returncode, program.stdout, program.stderr) == (0, "closed\n", "")
+
+
 def test_a_subinterpreter_is_told_that_it_cannot_have_the_core() -> None:
     program = run_to_its_end("""
 import shmcast, sys
