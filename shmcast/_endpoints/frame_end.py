@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 DEFAULT_WARN_AFTER = 60.0
 """Seconds of a wait until the log says who is slow."""
+
+_AFTER_ALL_OTHERS = -1000  # of multiprocessing's finalizers; its queues' are at -10
 
 _open: weakref.WeakSet[FrameEnd] = weakref.WeakSet()
 
@@ -204,6 +208,7 @@ class FrameEnd:
         self._finalizer = weakref.finalize(self, self._ending)
         self._finalizer.atexit = False
         _open.add(self)
+        _run_at_exit_of_multiprocessing()
 
     def _at_exit(self) -> None:
         """Leave nothing behind: the process is about to end."""
@@ -284,6 +289,20 @@ class FrameEnd:
     def _blocked_on(self) -> str:
         """Say, behind a time-out's text, on whom the wait depends."""
         return ""
+
+
+_registered_in: set[int] = set()  # pids
+
+
+def _run_at_exit_of_multiprocessing() -> None:
+    """Call `_leave_nothing` also where atexit does not: in forked processes of multiprocessing."""
+    process = sys.modules.get("multiprocessing.process")
+    if process is None or process.parent_process() is None or os.getpid() in _registered_in:
+        return
+    from multiprocessing.util import Finalize  # (Which this process has imported already.)
+
+    Finalize(None, _leave_nothing, exitpriority=_AFTER_ALL_OTHERS)
+    _registered_in.add(os.getpid())
 
 
 @atexit.register
