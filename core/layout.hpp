@@ -27,7 +27,8 @@ namespace shmcast {
 inline constexpr std::size_t kLine = 64;
 inline constexpr std::size_t kLinePair = 2 * kLine;
 inline constexpr std::uint64_t kMagic = 0x0074'7361'636d'6873;  // "shmcast\0"
-inline constexpr std::uint32_t kLayoutVersion = 7;
+inline constexpr std::uint32_t kLayoutVersion = 8;
+inline constexpr std::uint32_t kFirstVersionOfThisHeader = 7;
 inline constexpr std::size_t kNonceBytes = 16;
 inline constexpr std::uint64_t kNever = UINT64_MAX;
 
@@ -104,10 +105,12 @@ struct Seat {
 };
 
 struct alignas(kLinePair) Member {
-  std::uint64_t consumed;  // fragments consumed so far; kNever: the writer does not wait for it
-  std::uint64_t seat;      // a Seat
-  Identity identity;       // written after the seat is taken; the pid is in `seat`
-  std::uint64_t cpu;       // where the reader last consumed, see LastCpu
+  std::uint64_t consumed;     // fragments consumed so far; kNever: the writer does not wait for it
+  std::uint64_t seat;         // a Seat
+  Identity identity;          // written after the seat is taken; the pid is in `seat`
+  std::uint64_t cpu;          // where the reader last consumed, see LastCpu
+  std::uint64_t takeovers;    // times that the seat was taken over from a dead reader
+  std::uint64_t predecessor;  // the Seat as the last of them found it
 };
 
 // The CPUs that a member may run on, written by itself now and then. All zero: any CPU, as far as

@@ -313,6 +313,15 @@ class Peer:
     @property
     def behind(self) -> int:
         """Fragments published and not yet consumed."""
+    @property
+    def takeovers(self) -> int:
+        """How often the seat was taken over from a dead reader."""
+    @property
+    def predecessor_pid(self) -> int:
+        """Pid of the reader from whom it was taken last."""
+    @property
+    def predecessor_state(self) -> str:
+        """The state of the seat then."""
 
 def peers(memory: Buffer, geometry: Geometry, nonce: bytes) -> list[Peer]:
     """Return the members of a segment: the readers by index, then the writer.

@@ -58,7 +58,8 @@ class PeerDied(ShmcastError, ConnectionError):
 
     Attributes:
         peer: its name, such as "rank 3" or "writer".
-        pid: its process.
+        pid: its process; 0 where that is not known, as of a reader that came and was replaced
+            between two looks.
         how: "killed by SIGKILL", "exit code 1"; "" where that is not known.
     """
 

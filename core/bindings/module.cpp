@@ -212,7 +212,11 @@ void bind_members(nb::module_& m) {
       .def_prop_ro("start_time", [](const Peer& peer) { return peer.identity.start_time; })
       .def_prop_ro("pid_namespace", [](const Peer& peer) { return peer.identity.pid_namespace; })
       .def_prop_ro("holds_lock", [](const Peer& peer) { return peer.identity.holds_lock == 1; })
-      .def_ro("behind", &Peer::behind);
+      .def_ro("behind", &Peer::behind)
+      .def_ro("takeovers", &Peer::takeovers)
+      .def_prop_ro("predecessor_pid", [](const Peer& peer) { return Seat::pid(peer.predecessor); })
+      .def_prop_ro("predecessor_state",
+                   [](const Peer& peer) { return name_of(Seat::state(peer.predecessor)); });
   m.def("peers", &peers_in, "memory"_a, "geometry"_a, "nonce"_a);
   m.attr("VACANT") = RingReader::kVacant;
 }

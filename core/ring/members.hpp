@@ -34,11 +34,15 @@ inline std::uint32_t arrivals_so_far(const Segment& segment) {
 
 // A member as its peers see it.
 struct Peer {
-  std::uint32_t index;   // of a reader; the writer's is the number of readers
-  std::uint64_t seat;    // a Seat
-  Identity identity;     // start time 0: not written yet
-  std::uint64_t behind;  // fragments published and not yet consumed
+  std::uint32_t index;        // of a reader; the writer's is the number of readers
+  std::uint64_t seat;         // a Seat
+  Identity identity;          // start time 0: not written yet
+  std::uint64_t behind;       // fragments published and not yet consumed
+  std::uint64_t takeovers;    // times that the seat was taken over from a dead reader
+  std::uint64_t predecessor;  // the Seat that the last of them found
 };
+
+inline constexpr int kSeatTries = 16;
 
 // Return all members: the readers by index, then the writer.
 inline std::vector<Peer> peers(const Segment& segment) {
@@ -47,13 +51,24 @@ inline std::vector<Peer> peers(const Segment& segment) {
   for (std::uint32_t i = 0; i < segment.geometry().readers; ++i) {
     Member& member = segment.member(i);
     // acquire: pairs with RingReader::attach() and leave().
-    const auto seat = std::atomic_ref(member.seat).load(std::memory_order_acquire);
+    auto seat = std::atomic_ref(member.seat).load(std::memory_order_acquire);
+    // acquire: pairs with RingReader::attach().
+    auto takeovers = std::atomic_ref(member.takeovers).load(std::memory_order_acquire);
+    // The count is that of the seat, unless that is claimed: then, it may come yet. (A bound,
+    // because a member that is out of its mind may write there without end.)
+    for (int tries = 0; tries < kSeatTries; ++tries) {
+      const auto again = std::atomic_ref(member.seat).load(std::memory_order_acquire);
+      if (again == seat) break;
+      seat = again;
+      takeovers = std::atomic_ref(member.takeovers).load(std::memory_order_acquire);
+    }
     // acquire: pairs with the release store of the start time in RingReader::attach().
     const auto start = std::atomic_ref(member.identity.start_time).load(std::memory_order_acquire);
     const Identity identity{start, peek(member.identity.pid_namespace), Seat::pid(seat),
                             peek(member.identity.holds_lock)};
     const std::uint64_t consumed = peek(member.consumed);
-    all.push_back({i, seat, identity, consumed >= published ? 0 : published - consumed});
+    const std::uint64_t behind = consumed >= published ? 0 : published - consumed;
+    all.push_back({i, seat, identity, behind, takeovers, peek(member.predecessor)});
   }
   // acquire: pairs with RingWriter::close().
   const auto end = std::atomic_ref(segment.lobby().closed).load(std::memory_order_acquire);
@@ -61,7 +76,7 @@ inline std::vector<Peer> peers(const Segment& segment) {
   const auto state = end == std::uint32_t(End::none)     ? SeatState::attached
                      : end == std::uint32_t(End::failed) ? SeatState::failed
                                                          : SeatState::left;
-  all.push_back({segment.geometry().readers, Seat::pack(writer.pid, state), writer, 0});
+  all.push_back({segment.geometry().readers, Seat::pack(writer.pid, state), writer, 0, 0, 0});
   return all;
 }
 

@@ -43,6 +43,11 @@ class RingReader {
                                       std::memory_order_relaxed)) {
       return false;
     }
+    if (!is_first) {
+      put(member.predecessor, found);
+      // release: pairs with peers(), as the store of `rejoining` and the count of arrivals do.
+      std::atomic_ref(member.takeovers).fetch_add(1, std::memory_order_release);
+    }
     put(member.identity.pid_namespace, who.pid_namespace);
     put(member.identity.holds_lock, who.holds_lock);
     // release: pairs with peers(); who sees the start time sees the others.

@@ -19,7 +19,8 @@ inline Locked has_members(int fd) {
   Header header;
   // The magic number is written last, and the lock is held before.
   if (pread(fd, &header, sizeof header, 0) != sizeof header || header.magic != kMagic ||
-      header.version != kLayoutVersion || header.writer.holds_lock != 1) {
+      header.version < kFirstVersionOfThisHeader || header.version > kLayoutVersion ||
+      header.writer.holds_lock != 1) {
     return Locked::unknown;
   }
   return is_locked(fd, 0, std::int64_t{header.readers} + 1);

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import functools
+import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 DEFAULT_WARN_AFTER = 60.0
 """Seconds of a wait until the log says who is slow."""
 
+_AFTER_ALL_OTHERS = -1000  # of multiprocessing's finalizers; its queues' are at -10
+
 _open: weakref.WeakSet[FrameEnd] = weakref.WeakSet()
 
 
@@ -58,14 +61,12 @@ def is_orderly(error: BaseException | None, receives: bool) -> bool:
     return error is None or isinstance(error, GeneratorExit)
 
 
-_exit = threading.Event()
-"""The program exits: what is collected from now on is not closed by it."""
-
-
-@functools.cache
-def _exit_is_noted() -> None:
-    """Have the exit noted before the first finalizer runs: what registers last is called first."""
-    atexit.register(_exit.set)
+def _program_exits() -> bool:
+    """Return whether nothing of the program runs any more but daemon threads and exit handlers."""
+    # (An exit handler of ours would be called after those that the program has registered since.)
+    return not threading.main_thread().is_alive() and all(
+        thread.daemon for thread in threading.enumerate() if thread.is_alive()
+    )
 
 
 CORE_ERRORS = (
@@ -207,7 +208,7 @@ class FrameEnd:
         self._finalizer = weakref.finalize(self, self._ending)
         self._finalizer.atexit = False
         _open.add(self)
-        _exit_is_noted()
+        _run_at_exit_of_multiprocessing()
 
     def _at_exit(self) -> None:
         """Leave nothing behind: the process is about to end."""
@@ -215,9 +216,9 @@ class FrameEnd:
         self._finalizer.detach()
 
     def _is_told_of_the_exit(self) -> bool:
-        """Return whether the other end, or this one, was closed because the program exits."""
+        """Return whether this thread's call ends because the program exits, not by `close`."""
         is_main = threading.current_thread() is threading.main_thread()
-        return _exit.is_set() and not self._closed and not is_main
+        return not self._closed and not is_main and _program_exits()
 
     def close(self) -> None:
         """End this end; idempotent. A call that waits in another thread raises `Closed`."""
@@ -288,6 +289,20 @@ class FrameEnd:
     def _blocked_on(self) -> str:
         """Say, behind a time-out's text, on whom the wait depends."""
         return ""
+
+
+_registered_in: set[int] = set()  # pids
+
+
+def _run_at_exit_of_multiprocessing() -> None:
+    """Call `_leave_nothing` also where atexit does not: in forked processes of multiprocessing."""
+    process = sys.modules.get("multiprocessing.process")
+    if process is None or process.parent_process() is None or os.getpid() in _registered_in:
+        return
+    from multiprocessing.util import Finalize  # (Which this process has imported already.)
+
+    Finalize(None, _leave_nothing, exitpriority=_AFTER_ALL_OTHERS)
+    _registered_in.add(os.getpid())
 
 
 @atexit.register

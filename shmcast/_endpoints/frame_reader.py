@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from shmcast import _core
 from shmcast._codecs.base import Received
-from shmcast._endpoints import peers
+from shmcast._endpoints import members
 from shmcast._endpoints.arguments import check_int, check_shape
 from shmcast._endpoints.ending import setting_up
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER, FrameEnd
 from shmcast._endpoints.handle import ArenaHandle, Handle, geometry_of
-from shmcast._endpoints.peers import Watch, identity
+from shmcast._endpoints.peers import ENDED_WITHOUT_CLOSE, Watch
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy, core_policy
 from shmcast._host import shared_memory
@@ -120,7 +120,7 @@ class FrameReader(FrameEnd):
                     self._cpu_quota,
                     warm,
                     self._watch,
-                    identity(lock),
+                    members.identity(lock),
                     seat,
                     mapping,
                     may_hold,
@@ -177,7 +177,7 @@ class FrameReader(FrameEnd):
             peer = look()[index]
             self._check_place(peer, places)
             # A process that lives may still have views of the arena, whoever reads in its place.
-            may_hold = peer.state in ("failed", "dropped") and not peers.has_ended(peer, places)
+            may_hold = peer.state in ("failed", "dropped") and not members.has_ended(peer, places)
             try:
                 return attach(peer.seat, may_hold)
             except _core.SeatTaken:
@@ -197,13 +197,13 @@ class FrameReader(FrameEnd):
                 f"{where} has left in order, process {peer.pid}; only the place of a reader that "
                 "died can be taken"
             )
-        if peer.state in (*peers.LIVING, "failed"):
+        if peer.state in (*members.LIVING, "failed"):
             if not self.handle.drops_dead:
                 raise AlreadyAttached(
                     f"{where} was taken by process {peer.pid}, and the writer does not go on "
                     'without it: make it with on_reader_death="drop"'
                 )
-            if peer.state != "failed" and not peers.has_ended(peer, places):
+            if peer.state != "failed" and not members.has_ended(peer, places):
                 raise AlreadyAttached(
                     f"{where} is held by process {peer.pid}, which lives, or can't be seen from "
                     "here; end it first"
@@ -260,7 +260,7 @@ class FrameReader(FrameEnd):
     def _end_error(self, what: str) -> ShmcastError:
         writer = self._ring.peers()[-1]
         if writer.state == "failed":
-            return self._watch.died(writer, peers.ENDED_WITHOUT_CLOSE)
+            return self._watch.died(writer, ENDED_WITHOUT_CLOSE)
         return super()._end_error(what)
 
     def statistics(self) -> Statistics:

@@ -16,7 +16,8 @@ from shmcast._endpoints.ending import setting_up
 from shmcast._endpoints.frame_end import CORE_ERRORS, DEFAULT_WARN_AFTER, FrameEnd
 from shmcast._endpoints.handle import ArenaHandle, Handle
 from shmcast._endpoints.loans import Lender, Shape
-from shmcast._endpoints.peers import Watch, identity
+from shmcast._endpoints.members import identity
+from shmcast._endpoints.peers import Watch
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy, core_policy
 from shmcast._host import shared_memory

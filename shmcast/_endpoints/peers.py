@@ -8,7 +8,6 @@ that waits, asks here; as it does when somebody has come or gone.
 from __future__ import annotations
 
 import errno
-import logging
 import math
 import os
 import threading
@@ -18,22 +17,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from shmcast import _core
+from shmcast._endpoints.deaths import Deaths
+from shmcast._endpoints.members import LIVING, check_pid, has_ended, is_written
 from shmcast._endpoints.slow_peers import SlownessReport, SlowPeer, wait_of
-from shmcast._host.log import tell
 from shmcast._host.places import Places
-from shmcast._host.process import (
-    Pidfd,
-    is_alive,
-    is_exiting,
-    pid_namespace,
-    start_time,
-    state_of,
-)
+from shmcast._host.process import Pidfd, is_alive, is_exiting, pid_namespace
 from shmcast._host.signals import is_interruption
 from shmcast.errors import PeerDied, ShmcastWarning
-
-LIVING = ("attached", "claimed", "rejoining")
-"""States of a seat whose owner should be alive."""
 
 ENDED_WITHOUT_CLOSE = "ended without close()"
 """How an endpoint has ended whose process lives on."""
@@ -41,42 +31,7 @@ ENDED_WITHOUT_CLOSE = "ended without close()"
 EXECUTED = "replaced by another program (exec)"
 """How a member has ended whose process runs something else now."""
 
-_MOST_PID = 4 * 1024 * 1024  # PID_MAX_LIMIT of the kernel
-
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
-
-
-def identity(lock: _core.LifeLock | None) -> _core.Identity:
-    """Return who this process is, for its peers."""
-    return _core.Identity(start_time(os.getpid()) or 0, pid_namespace(), lock is not None)
-
-
-def has_ended(peer: _core.Peer, places: Places) -> bool:
-    """Return whether a member's process has ended, as far as can be seen from here.
-
-    Args:
-        peer: the member.
-        places: of its segment.
-
-    Raises:
-        SegmentCorrupted: it is nobody's pid.
-    """
-    _check_pid(peer)
-    if peer.state == "claimed" or not peer.start_time:  # it has yet to tell who it is
-        if places.is_held(peer.index):
-            return False
-        state = state_of(peer.pid)
-        return state is None or state.name == "zombie"
-    if peer.state in LIVING and peer.holds_lock:
-        is_held = places.is_held(peer.index)
-        if is_held is not None:  # the kernel's own word, whatever namespace it is in
-            return not is_held
-    return peer.pid_namespace == pid_namespace() and not is_alive(peer.pid, peer.start_time)
-
-
-def _check_pid(peer: _core.Peer) -> None:
-    if not 0 < peer.pid <= _MOST_PID:
-        raise _core.SegmentCorrupted(f"member {peer.index} has pid {peer.pid}")
 
 
 class Ring(Protocol):
@@ -138,10 +93,9 @@ class Watch:
         self._report = SlownessReport(label, math.inf if warn_after is None else warn_after)
         self.patience: float = self._report.first_look
         """Seconds of a wait until the first `report_slow`."""
-        self.dropped: dict[int, PeerDied] = {}
+        self._deaths = Deaths(on_death)
+        self.dropped: dict[int, PeerDied] = self._deaths.last
         """How the readers have died that were dropped, by index; also those replaced since."""
-        self._on_death = on_death
-        self._untold: list[PeerDied] = []
         self.must_look = False
         """Somebody's end raises no alarm: `observe` is to be called once a second."""
         self._me = me
@@ -185,16 +139,18 @@ class Watch:
                     self._observe_peer(peer)
             self.find_dead()
             self.must_look = any(w.must_look and w.gone is None for w in self._watched.values())
-            return any(watched.gone is not None for watched in self._watched.values())
+            is_any_gone = any(watched.gone is not None for watched in self._watched.values())
+            return is_any_gone or not self._deaths.are_told
 
     def _observe_peer(self, peer: _core.Peer) -> None:
+        self._note_takeovers(peer)
         known = self._watched.get(peer.index)
         if peer.state == "failed":
             self._forget(peer.index)
             self._watched[peer.index] = _Watched(peer.pid, 0, gone=ENDED_WITHOUT_CLOSE)
         elif peer.state not in LIVING:
             self._forget(peer.index)
-        elif peer.state == "claimed" or not peer.start_time:  # about to tell who it is, or dead
+        elif not is_written(peer):  # about to tell who it is, or dead
             if has_ended(peer, self._places):
                 self._forget(peer.index)
                 self._watched[peer.index] = _Watched(peer.pid, 0, gone="")
@@ -251,10 +207,14 @@ class Watch:
             return self._attribute_deaths(peers)
 
     def _attribute_deaths(self, peers: Sequence[_core.Peer]) -> list[int]:
+        for peer in peers:
+            self._note_takeovers(peer)
         dropped = []
         has_writer_left = peers[self._writer].state == "left"
         for index, watched in sorted(self._watched.items(), key=lambda item: item[0]):
             peer = peers[index]  # (the writer last: it may have ended because of a reader)
+            if peer.state == "claimed" and peer.pid != watched.pid:
+                continue  # soon there is a count that says so
             if peer.state not in (*LIVING, "failed") or peer.pid != watched.pid:
                 self._forget(index)  # it closed before it ended, or its place was taken
                 continue
@@ -267,9 +227,7 @@ class Watch:
                 raise self.died(peer, how)
             self._forget(index)
             if self._me == self._writer:
-                self.dropped[index] = error = self.died(peer, how)
-                tell(logging.WARNING, "%s; it is dropped, the others go on", error)
-                self._untold.append(error)
+                self._deaths.note_drop(peer, self.died(peer, how))
                 dropped.append(index)
             else:
                 self._watched[index] = _Watched(peer.pid, peer.start_time)  # the writer's business
@@ -280,10 +238,39 @@ class Watch:
 
         What it raises passes, and the rest is told by the next call.
         """
-        while self._untold:
-            error = self._untold.pop(0)
-            if self._on_death is not None:
-                self._on_death(error)
+        self._deaths.tell()
+
+    def _note_takeovers(self, peer: _core.Peer) -> None:
+        """Note who has died, if others have taken his seat before the writer could drop him."""
+        if self._me != self._writer or peer.index == self._me:
+            return
+        count = self._deaths.unnoted(peer)
+        if not count:
+            return
+        last = (peer.predecessor_pid, "")
+        if peer.predecessor_state == "failed":
+            last = (peer.predecessor_pid, ENDED_WITHOUT_CLOSE)
+        ends = [*[(0, "")] * (count - 1), last]
+        watched = self._watched.get(peer.index)
+        if watched is not None:  # the first of them
+            ends[0] = (watched.pid, ends[0][1] or self._end_of_replaced(watched))
+        self._forget(peer.index)
+        self._deaths.note_takeovers(peer, [self._replaced(peer.index, *end) for end in ends])
+
+    def _end_of_replaced(self, watched: _Watched) -> str:
+        if watched.gone is not None:
+            return watched.gone
+        if watched.pidfd is None or not watched.pidfd.is_usable():
+            return ""
+        if watched.pidfd.is_dead():
+            return watched.pidfd.how()
+        return "" if is_exiting(watched.pid) else EXECUTED
+
+    def _replaced(self, index: int, pid: int, how: str) -> PeerDied:
+        name = self._names(index)
+        who = f"{name} (pid {pid})" if pid else f"another {name}, which came after that one,"
+        text = f"{self._label}: {who} has died: {how or 'unknown how'}; its place was taken again"
+        return PeerDied(text, name, pid, how)
 
     def exited(self, peers: Sequence[_core.Peer]) -> list[int]:
         """Return the readers whose processes have ended, by index; also those that left first."""
@@ -319,7 +306,7 @@ class Watch:
 
     def _open(self, peer: _core.Peer) -> None:
         """Watch a peer by all that there is."""
-        _check_pid(peer)
+        check_pid(peer)
         is_here = peer.pid_namespace == self._pid_namespace
         watched = _Watched(peer.pid, peer.start_time, peer.holds_lock, is_here=is_here)
         self._watched[peer.index] = watched

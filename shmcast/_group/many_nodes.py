@@ -210,6 +210,8 @@ class _SetUp:
             label=self._meeting.label,
             key=source.key,
         )
+        assert isinstance(self._end, NodeReader)  # noqa: S101
+        self._end.on_death = self._relay.report
         self._relay.connect([*source.addresses], source.key, self._rank, source.store_port)
 
     def _join(self, offers: dict[int, _Offer]) -> None:

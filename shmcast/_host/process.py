@@ -15,8 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shmcast import _core
+from shmcast._host import proc
 from shmcast._host.descriptors import above_stdio
 from shmcast._host.signals import is_interruption
+
+UNKNOWN_START = 2**64 - 1
+"""In place of a `start_time` that /proc doesn't tell."""
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
@@ -43,9 +47,7 @@ _ENDED = ("Z", "X")  # X: being reaped
 
 _PF_EXITING = 0x4  # of the flags: its memory and descriptors go, or are gone
 
-# What `os` lacks in Pythons built against headers of before Linux 5.3 (as portable ones are).
-_SYS_PIDFD_OPEN = 434
-_P_PIDFD = 3
+_P_PIDFD = 3  # what `os` lacks in Pythons built against headers of before Linux 5.3
 
 # <linux/pidfd.h>: of struct pidfd_info, in its first size, the mask of what is asked and answered,
 # and the wait status; PIDFD_GET_INFO is _IOWR(0xFF, 11, struct pidfd_info).
@@ -72,7 +74,7 @@ class Pidfd:
 
     Args:
         pid: the process.
-        started: its `start_time`.
+        started: its `start_time`; UNKNOWN_START: whoever has the pid now.
 
     Raises:
         ProcessLookupError: it has ended; the message says how, where known.
@@ -87,7 +89,7 @@ class Pidfd:
         self._started = started
         self._owner_pid = os.getpid()
         self._file: tuple[int, int] | None = None  # not known yet
-        self._fd = above_stdio(_pidfd_open(pid))
+        self._fd = above_stdio(proc.pidfd_open(pid))
         opened = os.fstat(self._fd)
         self._file = (opened.st_dev, opened.st_ino)
         try:
@@ -98,7 +100,8 @@ class Pidfd:
 
     def _check(self) -> None:
         # After the opening: what has the start time now is the process that was opened.
-        found = start_time(self._pid)
+        is_known = self._started != UNKNOWN_START
+        found = start_time(self._pid) if is_known else UNKNOWN_START
         if self.is_dead() or found not in (self._started, None):
             how = self.how() if found == self._started else ""
             ended = f"process {self._pid} has ended" + (f": {how}" if how else "")
@@ -162,11 +165,16 @@ class Pidfd:
         return ended.si_status << 8 if ended.si_code == os.CLD_EXITED else ended.si_status
 
     def _ask_proc(self) -> int | None:
-        fields = _stat(self._pid)
+        try:
+            fields = proc.stat(self._pid)
+        except PermissionError as error:  # hidden
+            if is_interruption(error):
+                raise
+            return None
         if not fields or fields[_STATE] not in _ENDED or _started(fields) != self._started:
             return None
-        # The kernel says 0 to those who may not know.
-        return int(fields[_WAIT_STATUS]) or None
+        status = int(fields[_WAIT_STATUS])
+        return status if status or proc.tells_status(self._pid) else None
 
     def _ask_pidfd(self) -> int | None:
         info = bytearray(_PIDFD_INFO.pack(_PIDFD_INFO_EXIT, 0))
@@ -179,13 +187,22 @@ class Pidfd:
 
 
 def start_time(pid: int) -> int | None:
-    """Return when process `pid` was started, in clock ticks since boot; None: there is none.
+    """Return when process `pid` was started, in clock ticks since boot, 1 at least; None: no such.
 
     With the pid it names a process for as long as the host is up. By the host's own clock, in
     whatever time namespace this process is.
+
+    Raises:
+        PermissionError: /proc hides it.
     """
-    fields = _stat(pid)
+    fields = proc.stat(pid)
     return _started(fields) if fields else None
+
+
+def own_start_time() -> int:
+    """Return the `start_time` of this process, UNKNOWN_START where /proc doesn't tell."""
+    fields = proc.own_stat()
+    return _started(fields) if fields else UNKNOWN_START
 
 
 def pid_namespace() -> int:
@@ -193,42 +210,53 @@ def pid_namespace() -> int:
     return Path("/proc/self/ns/pid").stat().st_ino
 
 
-def is_alive(pid: int, started: int) -> bool:
+def is_alive(pid: int, started: int = UNKNOWN_START) -> bool:
     """Return whether process `pid` of that start time lives; in doubt yes, for a zombie no."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
+    if not _exists(pid):
         return False
-    except PermissionError:  # another user's; its start time tells
-        pass
-    # A new pid namespace may have kept the /proc of another: it numbers processes otherwise.
-    if Path("/proc/self").readlink() != Path(str(os.getpid())):
-        return True
     try:
-        fields = _stat(pid)
-    except PermissionError:
-        fields = None
-    if not fields:  # hidden
+        fields = proc.stat(pid)
+    except PermissionError as error:  # hidden
+        if is_interruption(error):
+            raise
+        return True
+    if not fields:  # hidden, too
         return True
     # The leader of threads that live on is a zombie, too.
     is_zombie = fields[_STATE] in _ENDED and int(fields[_THREADS]) <= 1
-    return not is_zombie and _started(fields) == started
+    return not is_zombie and started in (UNKNOWN_START, _started(fields))
 
 
 def is_exiting(pid: int) -> bool:
     """Return whether process `pid` has ended or is about to: what it held may be gone."""
     try:
-        fields = _stat(pid)
+        fields = proc.stat(pid)
     except OSError as error:  # hidden
         if is_interruption(error):
             raise
+        fields = None
+    if not fields:
+        return not _exists(pid)
+    return fields[_STATE] in _ENDED or bool(int(fields[_FLAGS]) & _PF_EXITING)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
         return False
-    return not fields or fields[_STATE] in _ENDED or bool(int(fields[_FLAGS]) & _PF_EXITING)
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def state_of(pid: int) -> State | None:
-    """Return what process `pid` does now; None: there is none."""
-    fields = _stat(pid)
+    """Return what process `pid` does now; None: there is none.
+
+    Raises:
+        PermissionError: /proc hides it.
+    """
+    fields = proc.stat(pid)
     if not fields:
         return None
     return State(
@@ -244,6 +272,8 @@ def stack_of(pid: int, timeout: float = 3.0) -> str:
     "" where there is no py-spy, in PATH or beside this Python, where it may not look, and where it
     takes longer than `timeout` seconds.
     """
+    if not proc.is_own():
+        return ""  # it would look at another process
     import shutil  # (Here, for a light `import shmcast`.)
     import subprocess
 
@@ -267,7 +297,8 @@ def stack_of(pid: int, timeout: float = 3.0) -> str:
 
 
 def _started(fields: list[str]) -> int:
-    return int(fields[_START_TIME]) - _boot_offset()
+    # (1: a sandbox's first process starts at 0, which in a segment means that none is written.)
+    return max(1, int(fields[_START_TIME]) - _boot_offset())
 
 
 def _boot_offset() -> int:
@@ -287,29 +318,6 @@ def _boot_offset() -> int:
             shift = int(seconds) + int(nanoseconds) / 1e9
             return round(shift * _TICKS_PER_SECOND)
     return 0
-
-
-def _stat(pid: int) -> list[str] | None:
-    """Return the fields of /proc/<pid>/stat from the state on; None: no such process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):  # the latter when it ends between open and read
-        return None
-    # The name before may hold anything, spaces and parentheses included.
-    return stat[stat.rindex(b")") + 1 :].decode().split()
-
-
-def _pidfd_open(pid: int) -> int:
-    if hasattr(os, "pidfd_open"):
-        return os.pidfd_open(pid)
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd: int = libc.syscall(_SYS_PIDFD_OPEN, pid, 0)
-    if fd < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return fd
 
 
 def _in_words(status: int) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from shmcast import _core
 from shmcast._host.memory_limit import MemoryLimit, Room
 from shmcast._host.places import Places
-from shmcast._host.process import is_alive, pid_namespace, start_time
+from shmcast._host.process import UNKNOWN_START, is_alive, own_start_time, pid_namespace
 from shmcast._host.segment_file import MODE, open_name
 from shmcast._host.segment_file import SegmentFile as SegmentFile
 from shmcast._host.segment_file import find as find
@@ -31,7 +31,8 @@ DUMP_VARIABLE = "SHMCAST_CORE_DUMP"
 """Whether core dumps have shared memory in them: "1", or "0", the default."""
 
 _SHM_FOLDER = Path(SHM_FOLDER)
-_NAME = re.compile(r"shmcast-\d+-(\d+)-(\d+)-(\d+)-[0-9a-f]{16}(-arena)?", re.ASCII)
+# (None: what version 0.1 wrote where /proc did not tell the start time.)
+_NAME = re.compile(r"shmcast-\d+-(\d+)-(\d+)-(\d+|None)-[0-9a-f]{16}(-arena)?", re.ASCII)
 _ARENA = "-arena"  # of a file without a layout: its owner locks the first byte before it has a size
 
 _PART = 1024 * 1024
@@ -188,7 +189,7 @@ def _make(size: int, size_it: Callable[[int], None], kind: str = "") -> tuple[st
     what = f"a segment of {size} bytes"
     with explaining(what):
         clean()
-        owner = f"{os.geteuid()}-{pid_namespace()}-{os.getpid()}-{start_time(os.getpid())}"
+        owner = f"{os.geteuid()}-{pid_namespace()}-{os.getpid()}-{own_start_time()}"
     name = f"/shmcast-{owner}-{os.urandom(8).hex()}{kind}"
     with explaining(what, "open"):
         fd = open_name(name, os.O_CREAT | os.O_EXCL)
@@ -235,8 +236,9 @@ class _NoLocks(Exception):
 def clean(dry_run: bool = False) -> list[Found]:
     """Remove the segments of this user whose owners are dead, and nothing else.
 
-    An owner is dead if this is its pid namespace and no process of its pid and start time exists,
-    or only a zombie; or if it held the lock of a member in its segment, and no member does so now.
+    An owner is dead if it held the lock of a member in its segment, and no member does so now. Or,
+    if it held none, if this is its pid namespace and no process of its pid and start time exists,
+    or only a zombie.
 
     Args:
         dry_run: only look.
@@ -271,10 +273,13 @@ def _judge(path: Path) -> Found | None:
         return None
     if not match or not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
         return None
-    namespace, pid, start = map(int, match.groups()[:3])
+    namespace, pid = int(match[1]), int(match[2])
+    start = UNKNOWN_START if match[3] == "None" else int(match[3])
     has_members = _has_members(path, is_arena=match[4] is not None)
-    if namespace != pid_namespace():
-        owner = OwnerState.DEAD if has_members is False else OwnerState.ELSEWHERE
+    if has_members is False:  # whatever runs under that pid now
+        owner = OwnerState.DEAD
+    elif namespace != pid_namespace():
+        owner = OwnerState.ELSEWHERE
     else:
         owner = OwnerState.ALIVE if has_members or is_alive(pid, start) else OwnerState.DEAD
     return Found(f"/{path.name}", status.st_size, pid, owner)

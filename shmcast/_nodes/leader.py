@@ -89,6 +89,7 @@ class LeaderRelay:
         self._is_receiving = False  # it waits for gloo
         self._pid = os.getpid()
         self._changed = threading.Condition()
+        self._failing = threading.RLock()  # held until the source has been told
         self._at_exit: weakref.finalize[[], NodeWriter] | None = None
         self.thread: threading.Thread | None = None
 
@@ -270,7 +271,11 @@ class LeaderRelay:
         try:
             self._writer.check_peers()
         except PeerDied as error:
-            self._fail(Failure.of(error, self._label), tell_source=True)
+            self.report(error)
+
+    def report(self, error: PeerDied) -> None:
+        """End the relay because somebody of this node has died; return when the source is told."""
+        self._fail(Failure.of(error, self._label), tell_source=True)
 
     def _leave(self) -> None:
         """Leave the group: all readers of this node have closed."""
@@ -283,16 +288,18 @@ class LeaderRelay:
 
     def _fail(self, failure: Failure, tell_source: bool) -> None:
         """End the node's ring, and tell its readers why."""
-        with self._changed:
-            if self._is_over:
-                return
-            self._is_over = True
-            self._changed.notify_all()
-        self._page.write(failure)
+        with self._failing:
+            with self._changed:
+                if self._is_over:
+                    return
+                self._is_over = True
+                self._changed.notify_all()
+            # Before its own reader learns of it, whose program may end at once.
+            if tell_source:
+                self._send({"failure": failure.plain()})
+            self._send_eof()
+            self._page.write(failure)
         self._writer.close()
-        if tell_source:
-            self._send({"failure": failure.plain()})
-        self._send_eof()
 
     def _send_eof(self) -> None:
         if self._link is not None:

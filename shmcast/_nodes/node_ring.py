@@ -143,10 +143,26 @@ class NodeReader(FrameReader):
         super().__init__(handle, index, **options)
         self._page = page
         self._waits_for = waits_for
+        self.on_death: Callable[[PeerDied], None] | None = None
+        """Called with the death of a peer before a call of this end raises it."""
+
+    def _meaning(
+        self, error: Exception, action: str, timeout: float | None
+    ) -> ShmcastError | SystemExit | None:
+        self._tell(error)
+        return super()._meaning(error, action, timeout)
+
+    def _tell(self, error: Exception) -> None:
+        if isinstance(error, PeerDied) and self.on_death is not None:
+            self.on_death(error)
 
     def check_peers(self) -> None:
         """Look whether a peer has died, or another node has ended this one's ring."""
-        super().check_peers()
+        try:
+            super().check_peers()
+        except PeerDied as error:
+            self._tell(error)
+            raise
         failure = self._page.read()
         if failure is not None:
             raise failure.error(self.label)

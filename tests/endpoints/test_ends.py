@@ -20,7 +20,7 @@ import pytest
 import shmcast
 from shmcast import PeerDied, Reader, Writer
 from shmcast._endpoints.handle import Handle
-from shmcast._host import process
+from shmcast._host import proc
 from tests.support.endings import ENDINGS, SECONDS, StepFailed
 from tests.support.processes import Crew
 from tests.support.ring_roles import attach_only, fill
@@ -306,7 +306,7 @@ def test_a_moment_without_descriptors_does_not_blind_for_ever(
 
     with Writer(1) as writer:
         with monkeypatch.context() as patch:
-            patch.setattr(process, "_pidfd_open", refuse)
+            patch.setattr(proc, "pidfd_open", refuse)
             job = crew.workers[0].start(attach_only, 0, writer.handle)
             writer.wait_ready(SECONDS)
         watch = writer._end._watch
@@ -330,7 +330,7 @@ def test_without_pidfds_and_without_a_thread_it_is_looked_once_a_second(
     def refuse(*_arguments: int) -> int:
         raise OSError(errno.ENOSYS, "as gVisor does")
 
-    monkeypatch.setattr(process, "_pidfd_open", refuse)
+    monkeypatch.setattr(proc, "pidfd_open", refuse)
     with Writer(1, slots=2**16 if flows else 2) as writer:
         ring = writer._end._ring
 
@@ -352,7 +352,7 @@ def test_without_pidfds_the_lock_tells(crew: Crew, monkeypatch: pytest.MonkeyPat
     def refuse(_pid: int) -> int:
         raise OSError(errno.ENOSYS, "as gVisor does")
 
-    monkeypatch.setattr(process, "_pidfd_open", refuse)
+    monkeypatch.setattr(proc, "pidfd_open", refuse)
     with Writer(1, slots=2**14) as writer:
         job = crew.workers[0].start(attach_only, 0, writer.handle)
         writer.wait_ready(SECONDS)

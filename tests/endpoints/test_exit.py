@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.support.subprocess_programs import run_to_its_end
@@ -158,6 +162,73 @@ while not writer.statistics().parks:
     time.sleep(0.001)
 """)
     assert (program.returncode, program.stdout, program.stderr) == (0, "closed\n", "")
+
+
+@pytest.mark.parametrize("when", ["before the pair", "after the pair"])
+def test_a_writer_that_an_exit_handler_closes_ends_threads_without_a_word(when: str) -> None:
+    first, last = "import atexit; atexit.register(lambda: kept[0].close())", ""
+    if when == "after the pair":
+        first, last = last, first
+    program = run_to_its_end(f"""{PREAMBLE}
+{first}
+writer, reader = pair()
+{last}
+beside(reader.recv)
+""")
+    assert (program.returncode, program.stdout, program.stderr) == (0, "", "")
+
+
+def test_a_thread_that_works_on_after_the_main_one_is_told_of_the_close() -> None:
+    program = run_to_its_end(f"""{PREAMBLE}
+writer, reader = pair()
+def receive():
+    try:
+        reader.recv()
+    except shmcast.Closed:
+        print("closed", flush=True)
+    done.set()
+def work():
+    threading.main_thread().join()
+    writer.close()
+    done.wait(20)
+done = threading.Event()
+threading.Thread(target=receive, daemon=True).start()
+threading.Thread(target=work).start()
+""")
+    assert (program.returncode, program.stdout, program.stderr) == (0, "closed\n", "")
+
+
+LEAVE_IN_CHILD = """
+import multiprocessing, os, sys
+kept = []
+
+def leave(results):
+    import shmcast
+    writer = shmcast.Writer(1, arena_bytes=1 << 20)
+    reader = shmcast.Reader(writer.handle, 0)
+    other = shmcast.Writer(1, arena_bytes=1 << 20)
+    kept.extend([writer, reader, other])
+    results.put([other.handle.name, other.handle.arena.name])
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    results = context.SimpleQueue()
+    process = context.Process(target=leave, args=(results,))
+    process.start()
+    names = results.get()
+    process.join()
+    print(process.exitcode, [name for name in names if os.path.exists("/dev/shm" + name)])
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_a_process_of_multiprocessing_leaves_no_names(method: str, tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(LEAVE_IN_CHILD)
+    ran = subprocess.run(  # noqa: S603
+        [sys.executable, path, method], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (ran.stdout, ran.stderr) == ("0 []\n", "")
 
 
 def test_a_subinterpreter_is_told_that_it_cannot_have_the_core() -> None:

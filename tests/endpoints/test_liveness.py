@@ -14,6 +14,7 @@ import pytest
 
 import shmcast
 from shmcast import PeerDied, Reader, WaitPolicy, Writer
+from shmcast._endpoints import members
 from shmcast._endpoints import peers as liveness
 from tests.support.processes import Crew, results
 from tests.support.ring_roles import (
@@ -159,7 +160,8 @@ def test_who_closes_before_it_ends_has_not_died(crew: Crew, wait: WaitPolicy) ->
 def test_who_cannot_be_watched_is_told_at_set_up(
     crew: Crew, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(liveness, "pid_namespace", lambda: 7)
+    for module in (liveness, members):
+        monkeypatch.setattr(module, "pid_namespace", lambda: 7)
     with Writer(1) as writer:
         job = crew.workers[0].start(attach_without_lock, 0, writer.handle)
         with pytest.warns(shmcast.ShmcastWarning, match="can't watch reader 0.*pid namespace"):

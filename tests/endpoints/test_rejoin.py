@@ -11,7 +11,7 @@ import pytest
 
 import shmcast
 from shmcast import PeerDied, Reader, WaitPolicy, Writer
-from shmcast._endpoints import peers as liveness
+from shmcast._endpoints import members
 from tests.support.processes import Crew, results
 from tests.support.ring_roles import (
     SECONDS,
@@ -67,6 +67,77 @@ def test_a_replacement_need_not_wait_until_the_writer_has_noticed(crew: Crew) ->
                 assert reader.recv(SECONDS) == k
 
 
+def seat_of(writer: Writer) -> tuple[str, int]:
+    peer = writer._end._ring.peers()[0]
+    return peer.state, peer.pid
+
+
+@pytest.mark.parametrize("is_watched", [True, False])
+def test_the_writer_is_told_of_who_died_and_was_replaced_before_it_looked(
+    crew: Crew, is_watched: bool
+) -> None:
+    told: list[PeerDied] = []
+    with Writer(2, on_reader_death="drop", on_death=told.append) as writer:
+        survivor = Reader(writer.handle, 1)
+        job = crew.workers[0].start(attach_only, 0, writer.handle)
+        wait_until(lambda: writer._end._ring.attached() == 2)
+        if is_watched:
+            writer.send("before")
+            assert survivor.recv(SECONDS) == "before"
+        pids = [job.kill()]
+        for _ in range(2):
+            job = crew.workers[0].start(rejoin_and_wait, 0, writer.handle)
+            seat = ("rejoining", job.worker.pid)
+            wait_until(lambda: seat_of(writer) == seat)  # noqa: B023 (it is over in the turn)
+            pids.append(job.kill())
+        with Reader(writer.handle, 0, rejoin=True) as reader:
+            writer.send("after")
+            assert reader.recv(SECONDS) == survivor.recv(SECONDS) == "after"
+            first = pids[0] if is_watched else 0
+            assert [error.pid for error in told] == [first, 0, pids[2]]
+            assert {error.peer for error in told} == {"reader 0"}
+            assert told[0].how == ("killed by SIGKILL" if is_watched else "")
+            writer.send("more")
+            assert len(told) == 3
+            survivor.close()
+
+
+def test_a_seat_that_its_own_process_takes_again_has_lost_a_reader() -> None:
+    told: list[PeerDied] = []
+    with Writer(1, on_reader_death="drop", on_death=told.append) as writer:
+        reader = Reader(writer.handle, 0)
+        for turn in range(3):
+            writer.send(turn)
+            with pytest.raises(KeyError), reader:
+                raise KeyError
+            reader = Reader(writer.handle, 0, rejoin=True)
+            writer.send("welcome")
+            assert reader.recv(SECONDS) == "welcome"
+            assert [error.how for error in told] == ["ended without close()"] * (turn + 1)
+            assert {error.pid for error in told} == {os.getpid()}
+        reader.close()
+
+
+def test_who_was_dropped_and_then_replaced_is_told_once(
+    crew: Crew, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[PeerDied] = []
+    with Writer(2, on_reader_death="drop", on_death=told.append) as writer:
+        survivor = Reader(writer.handle, 1)
+        job = crew.workers[0].start(attach_only, 0, writer.handle)
+        writer.wait_ready(SECONDS)
+        pid = job.kill()
+        while not told:
+            writer.send("more", SECONDS)
+            survivor.recv(SECONDS)
+        with Reader(writer.handle, 0, rejoin=True) as reader:
+            writer.send("welcome")
+            assert reader.recv(SECONDS) == "welcome"
+        assert [error.pid for error in told] == [pid]
+        assert caplog.text.count("has died") == 1
+        survivor.close()
+
+
 def test_a_place_that_is_dropped_while_it_is_looked_at_is_taken(
     crew: Crew, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,14 +145,14 @@ def test_a_place_that_is_dropped_while_it_is_looked_at_is_taken(
         job = crew.workers[0].start(attach_only, 0, writer.handle)
         writer.wait_ready(SECONDS)
         job.kill()
-        has_ended = liveness.has_ended
+        has_ended = members.has_ended
 
         def drop_first(peer: Any, places: Any) -> bool:
             with pytest.raises(PeerDied):
                 fill(writer)
             return has_ended(peer, places)
 
-        monkeypatch.setattr(liveness, "has_ended", drop_first)
+        monkeypatch.setattr(members, "has_ended", drop_first)
         with Reader(writer.handle, 0, rejoin=True) as reader:
             writer.send("welcome")
             assert reader.recv(SECONDS) == "welcome"

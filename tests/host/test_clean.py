@@ -237,6 +237,24 @@ def test_a_zombie_is_dead(make: Callable[..., Path]) -> None:
         assert owner_state(make(pid=process.pid, start=int(fields[19]))) is OwnerState.DEAD
 
 
+@pytest.mark.parametrize("start", ["None", "1"])
+def test_a_name_without_a_known_start_is_judged_by_the_locks(start: str) -> None:
+    with Writer(1, arena_bytes=1 << 20) as writer:
+        assert writer.handle.arena is not None
+        paths = [SHM / name[1:] for name in (writer.handle.name, writer.handle.arena.name)]
+        others = []
+        for path in paths:
+            fields = path.name.split("-")
+            others.append(path.with_name("-".join([*fields[:4], start, *fields[5:]])))
+            os.link(path, others[-1])
+        assert {owner_state(path) for path in others} == {OwnerState.ALIVE}
+        writer.close()
+        judged = {found.name: found.owner for found in shared_memory.clean()}
+        dead = {judged[f"/{path.name}"] for path in others}
+        assert dead == {OwnerState.DEAD}  # although its process lives
+        assert not any(path.exists() for path in others)
+
+
 def test_what_a_living_process_owns_is_kept(make: Callable[..., Path]) -> None:
     path = make(start=START)
     assert owner_state(path) is OwnerState.ALIVE

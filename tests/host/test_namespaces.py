@@ -156,6 +156,80 @@ def test_what_a_killed_writer_of_another_namespace_left_is_removed(kinds: tuple[
     assert not any(path.exists() for path in paths)
 
 
+IN_A_FOREIGN_PROC = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+
+from shmcast import PeerDied, Writer
+from tests.host.test_namespaces import READ_THEN_DIE, encoded
+
+def skip_to(first):
+    # The next process has the first number from there on, which /proc has, or has not.
+    with open("/proc/sys/kernel/ns_last_pid", "w") as last:
+        last.write(str(first - 1))
+
+number, mode, ending = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+if os.getpid() == 1:  # so that the writer's own number is not that of /proc
+    skip_to(number)
+    sys.exit(subprocess.call([sys.executable, "-c", sys.orig_argv[2], *sys.argv[1:]]))
+told = []
+on_death = told.append if mode == "drop" else None
+writer = Writer(2, slots=2**14, on_reader_death=mode, on_death=on_death)
+print(writer.handle.name, flush=True)
+readers = [
+    subprocess.Popen(
+        [sys.executable, "-c", READ_THEN_DIE.replace("), 0)", f"), {k})"), encoded(writer)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )
+    for k in range(2)
+]
+writer.wait_ready(20)
+writer.send("hello")
+for reader in readers:
+    assert reader.stdout.readline() == b"read\\n"
+for k in range(100):
+    writer.send(k)
+if ending == "kill":
+    readers[0].kill()
+else:
+    readers[0].stdin.close()
+readers[0].wait()
+try:
+    while not told:
+        writer.send("more", 20)
+        time.sleep(0.001)  # as to readers that keep up
+except PeerDied as error:
+    told = [error]
+print(told[0].peer, told[0].pid == readers[0].pid, told[0].how, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def encoded(writer: Writer) -> str:
+    return base64.b64encode(pickle.dumps(writer.handle)).decode()
+
+
+@pytest.mark.parametrize("number", ["of nobody in /proc", "of others in /proc"])
+@pytest.mark.parametrize("mode", ["raise", "drop"])
+@pytest.mark.parametrize(
+    ("ending", "how"), [("kill", "killed by SIGKILL"), ("exit", "exit code 9")]
+)
+def test_a_proc_that_numbers_processes_otherwise_hides_no_death(
+    number: str, mode: str, ending: str, how: str
+) -> None:
+    command = in_namespaces("--pid")
+    first = 2
+    if number == "of nobody in /proc":
+        taken = {int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()}
+        first = next(n for n in range(9000, 30000) if taken.isdisjoint(range(n, n + 50)))
+    with start(command, IN_A_FOREIGN_PROC, str(first), mode, ending) as process:
+        assert process.stdout is not None
+        segment = process.stdout.readline().strip()
+        assert process.stdout.readline() == f"reader 0 True {how}\n"
+    shared_memory.clean()
+    assert not Path("/dev/shm", segment[1:]).exists()
+
+
 def test_an_arena_that_is_being_made_elsewhere_is_left_alone() -> None:
     path = Path(f"/dev/shm/shmcast-{os.geteuid()}-1-1-1-{os.urandom(8).hex()}-arena")
     path.touch(0o600)

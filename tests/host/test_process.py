@@ -18,6 +18,7 @@ import pytest
 
 from shmcast._host import process as _process
 from shmcast._host.process import Pidfd, pid_namespace, stack_of, start_time, state_of
+from tests.support import confined
 from tests.support.subprocess_programs import (
     BLOCKS,
     SPINS,
@@ -184,7 +185,7 @@ def test_how_a_child_ended_is_known_after_it_was_reaped() -> None:
         assert pidfd.how() == "killed by SIGKILL"
 
 
-@pytest.mark.parametrize(("ends", "how"), ENDINGS)
+@pytest.mark.parametrize(("ends", "how"), [*ENDINGS, ("pass", "exit code 0")])
 def test_how_another_ones_child_ended_is_known_while_it_is_a_zombie(ends: str, how: str) -> None:
     with running(PARENT.format(program=program_that(ends))) as parent:
         pid = int(hear(parent))
@@ -195,12 +196,30 @@ def test_how_another_ones_child_ended_is_known_while_it_is_a_zombie(ends: str, h
             assert pidfd.how() == how
 
 
-def test_an_exit_code_0_of_another_ones_zombie_is_unknown() -> None:
-    program = PARENT.format(program=program_that("pass"))
+@contextlib.contextmanager
+def another_ones_zombie(ends: str) -> Iterator[Pidfd]:
+    program = PARENT.format(program=program_that(ends))
     with running(program) as parent, hold(int(hear(parent))) as pidfd:
         tell(parent)
         wait_for_the_end(pidfd)
-        assert pidfd.how() == ""
+        yield pidfd
+
+
+@confined.needs_root
+@pytest.mark.parametrize("ends", ["pass", "raise SystemExit(3)"])
+def test_what_the_kernel_hides_of_a_zombie_is_not_taken_for_exit_code_0(ends: str) -> None:
+    with another_ones_zombie(ends) as pidfd, confined.process() as worker:
+        job = worker.start(hold_as_another_user, pidfd._pid, pidfd._started)
+        assert job.result() == f"process {pidfd._pid} has ended"
+
+
+def hold_as_another_user(pid: int, started: int) -> str | None:
+    os.setuid(confined.ANOTHER_UID)
+    try:
+        Pidfd(pid, started).close()
+    except ProcessLookupError as error:
+        return error.strerror
+    return "it lives"
 
 
 def test_a_later_zombie_of_the_same_pid_does_not_answer_for_a_process() -> None:

@@ -180,6 +180,30 @@ def test_a_dead_rank_is_named_on_every_node(fresh: tuple[Crew, str], victim: int
         assert got == [*range(len(got))]
 
 
+def one_dies_and_its_leader_exits(rank: int, store: str) -> str:
+    ranks.join(rank, 4, store)
+    # The thread that is told of deaths comes too late.
+    setattr(_relay_leader.LeaderRelay, "_on_death", lambda _self: None)  # noqa: B010
+    bc = opened(rank, TWO)
+    try:
+        for k in range(10**9):
+            if rank == 3 and k == 50:
+                os.kill(os.getpid(), signal.SIGKILL)
+            bc.broadcast_object(k if bc.is_src else None, SECONDS)
+    except shmcast.PeerDied as error:
+        if rank == 2:
+            os._exit(1)
+        return error.peer
+    raise AssertionError
+
+
+def test_a_leader_that_exits_at_once_has_told_who_died(fresh: tuple[Crew, str]) -> None:
+    crew, store = fresh
+    jobs = crew.start(4, one_dies_and_its_leader_exits, store)
+    for rank in (0, 1):
+        assert jobs[rank].result() == "rank 3 on node 1 (b)"
+
+
 @pytest.mark.parametrize("victim", [2, 3], ids=["leader", "remote"])
 def test_dropping_goes_on_without_a_dead_rank_and_with_a_dead_leader_without_its_node(
     fresh: tuple[Crew, str], victim: int

@@ -1,0 +1,57 @@
+"""The deaths of readers which their writer goes on without: each is told once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from shmcast import _core
+from shmcast._host.log import tell
+from shmcast.errors import PeerDied
+
+
+class Deaths:
+    """Notes who has died, and tells the program.
+
+    Args:
+        on_death: called for each.
+    """
+
+    def __init__(self, on_death: Callable[[PeerDied], object] | None) -> None:
+        self.last: dict[int, PeerDied] = {}
+        """How the last reader has died that each seat has lost, by index."""
+        self._on_death = on_death
+        self._untold: list[PeerDied] = []
+        self._noted: dict[int, int] = {}  # by index: of how many who had the seat the end is known
+
+    @property
+    def are_told(self) -> bool:
+        """Whether `tell` has told all."""
+        return not self._untold
+
+    def unnoted(self, peer: _core.Peer) -> int:
+        """Return how many died whose seat was taken over before anybody noted it."""
+        return max(0, peer.takeovers - self._noted.get(peer.index, 0))
+
+    def note_drop(self, peer: _core.Peer, error: PeerDied) -> None:
+        """Note the death of who has a seat."""
+        self._noted[peer.index] = peer.takeovers + 1
+        self._note(peer.index, error, "%s; it is dropped, the others go on")
+
+    def note_takeovers(self, peer: _core.Peer, errors: list[PeerDied]) -> None:
+        """Note the deaths of those who had a seat before: as many as `unnoted` returns."""
+        self._noted[peer.index] = peer.takeovers
+        for error in errors:
+            self._note(peer.index, error, "%s")
+
+    def _note(self, index: int, error: PeerDied, text: str) -> None:
+        self.last[index] = error
+        tell(logging.WARNING, text, error)
+        self._untold.append(error)
+
+    def tell(self) -> None:
+        """Call `on_death` for each; what it raises passes, and the rest is told the next time."""
+        while self._untold:
+            error = self._untold.pop(0)
+            if self._on_death is not None:
+                self._on_death(error)

@@ -1,0 +1,118 @@
+"""What /proc says of a process, also where it is the /proc of another pid namespace.
+
+A new pid namespace may keep the /proc of the one around it (unshare --pid without --mount-proc),
+which numbers its processes otherwise; a pidfd tells how.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+
+from shmcast._host.signals import is_interruption
+
+# What `os` lacks in Pythons built against headers of before Linux 5.3 (as portable ones are).
+_SYS_PIDFD_OPEN = 434
+
+_NUMBERS = re.compile(rb"^NSpid:(.*)$", re.MULTILINE)  # in each namespace from that of /proc on
+_NUMBER = re.compile(rb"^Pid:\s*(\d+)$", re.MULTILINE)
+
+
+def stat(pid: int) -> list[str] | None:
+    """Return the fields of /proc/<pid>/stat from the state on; None: no such process.
+
+    Raises:
+        PermissionError: /proc hides it, or is another namespace's and doesn't tell which it is.
+    """
+    number = pid if is_own() else _number(pid)
+    return None if number is None else _fields(str(number))
+
+
+def own_stat() -> list[str] | None:
+    """Return those fields of this process; None where /proc doesn't show it."""
+    try:
+        return _fields("self")
+    except OSError as error:
+        if not _is_of_proc(error):
+            raise
+        return None
+
+
+def tells_status(pid: int) -> bool:
+    """Return whether /proc tells the exit status of zombie `pid`: to others, it says 0."""
+    try:
+        number = pid if is_own() else _number(pid)
+        # By the same permission, and zombies have it, too.
+        Path(f"/proc/{number}/ns/user").readlink()
+    except OSError as error:
+        if not _is_of_proc(error):
+            raise
+        return False
+    return True
+
+
+def is_own() -> bool:
+    """Return whether /proc numbers processes as this process's pid namespace does."""
+    try:
+        if Path("/proc/self").readlink() != Path(str(os.getpid())):
+            return False
+        found = _NUMBERS.search(Path("/proc/self/status").read_bytes())
+    except OSError as error:
+        if not _is_of_proc(error):
+            raise
+        return False
+    # (Sandboxes lack the line. Without it, two namespaces may number one process alike.)
+    return found is None or len(found[1].split()) == 1
+
+
+def pidfd_open(pid: int) -> int:
+    """Return a pidfd of process `pid`.
+
+    Raises:
+        OSError: there is no such process (ESRCH), or there are no pidfds.
+    """
+    if hasattr(os, "pidfd_open"):
+        return os.pidfd_open(pid)
+    import ctypes  # (Here, for a light `import shmcast`.)
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd: int = libc.syscall(_SYS_PIDFD_OPEN, pid, 0)
+    if fd < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return fd
+
+
+def _is_of_proc(error: OSError) -> bool:
+    """Return whether /proc has refused something, rather than a signal's handler."""
+    return not (isinstance(error, TimeoutError) or is_interruption(error))
+
+
+def _number(pid: int) -> int | None:
+    """Return what another namespace's /proc calls process `pid`; None: there is no such process."""
+    try:
+        pidfd = pidfd_open(pid)
+        try:
+            found = _NUMBER.search(Path(f"/proc/self/fdinfo/{pidfd}").read_bytes())
+        finally:
+            os.close(pidfd)
+    except ProcessLookupError:
+        return None
+    except OSError as error:
+        if not _is_of_proc(error):
+            raise
+        found = None
+    if found is None or not int(found[1]):
+        raise PermissionError(errno.EACCES, f"/proc does not show process {pid}")
+    return int(found[1])
+
+
+def _fields(name: str) -> list[str] | None:
+    try:
+        line = Path(f"/proc/{name}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):  # the latter when it ends between open and read
+        return None
+    # The name before may hold anything, spaces and parentheses included.
+    return line[line.rindex(b")") + 1 :].decode().split()
