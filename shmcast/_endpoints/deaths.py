@@ -9,6 +9,8 @@ from shmcast import _core
 from shmcast._host.log import tell
 from shmcast.errors import PeerDied
 
+_MOST_UNNOTED = 64
+
 
 class Deaths:
     """Notes who has died, and tells the program.
@@ -30,8 +32,11 @@ class Deaths:
         return not self._untold
 
     def unnoted(self, peer: _core.Peer) -> int:
-        """Return how many died whose seat was taken over before anybody noted it."""
-        return max(0, peer.takeovers - self._noted.get(peer.index, 0))
+        """Return how many died whose seat was taken over before anybody noted it.
+
+        (The number is in shared memory, where anybody of this user may have written another.)
+        """
+        return min(max(0, peer.takeovers - self._noted.get(peer.index, 0)), _MOST_UNNOTED)
 
     def note_drop(self, peer: _core.Peer, error: PeerDied) -> None:
         """Note the death of who has a seat."""
