@@ -130,7 +130,9 @@ class ObjectSender:
         To be called shortly before it, when there is time: while the driver waits for its GPU, say.
         After some milliseconds of other work a small `send` costs several times as much as right
         after another, because the caches have forgotten it; so has the branch predictor. A few µs
-        when warm. Readers notice nothing. Without the codec's `sample()` it does much less.
+        when warm. Readers notice nothing. Without the codec's `sample()` it does much less. With
+        the default codec the message is the last one: from the first `warm()` on the codec refers
+        to an object that was sent, if it is plain and small, until the next is.
 
         Raises:
             Closed: this writer is closed.

@@ -85,7 +85,7 @@ class Warmup:
             return None
         try:
             warmup = cls(codec, make())
-            warmup.send()
+            warmup._send(None)  # (a codec that practises would begin to keep what is sent)
         except Exception as error:
             raise InvalidArgument(
                 f"{label}: codec={codec!r} can't warm up on its sample(): {type(error).__name__}: "
@@ -96,8 +96,11 @@ class Warmup:
 
     def send(self) -> None:
         """Do what `Writer.send` does. Only for the thread whose turn it is with the endpoint."""
+        self._send(self._coder)
+
+    def _send(self, coder: ObjectCoder | None) -> None:
         self._begin_round()
-        frames = None if self._coder is None else self._coder.practise_encode()
+        frames = None if coder is None else coder.practise_encode()
         if frames is None or sum(len(frame) + _ENTRY_BYTES for frame in frames) > _SLOT_BYTES:
             self._writer.publish(self._encode(self._sample), 0)
         else:
