@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import collections
 import contextlib
 import copyreg
 import enum
@@ -113,9 +114,11 @@ def test_what_contains_itself_arrives_so() -> None:
     assert got.ids[1] is got
 
 
-def test_reductions_are_called_once_and_share_with_the_rest() -> None:
+def test_what_reductions_give_is_shared_with_the_rest() -> None:
     shared = [1]
-    got = transfer([Reduced(shared, 2), shared])
+    got = transfer([collections.deque([shared]), shared])
+    assert got[0][0] is got[1]
+    got = transfer([Reduced(shared, 2), shared], first=b"\x80")  # by code that is not Python's
     assert got[0].args[0] is got[1]
 
 

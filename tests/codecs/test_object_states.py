@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copyreg
 import pickle
 import threading
@@ -93,6 +94,55 @@ def test_items_are_given_so_many_at_once_as_by_pickle(count: int) -> None:
     assert got[0].calls == expected[0].calls
     assert got[1].calls == expected[1].calls == appended.calls
     assert got[0] == expected[0] == extended
+
+
+class Once:
+    """Gives its items away, once."""
+
+    def __init__(self) -> None:
+        self.items = iter(range(5))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (), None, self.items
+
+
+class Moved:
+    """Gives its state away, once."""
+
+    def __init__(self, content: Any = None) -> None:
+        self.contents = [content]
+
+    def __getstate__(self) -> Any:
+        return {"content": self.contents.pop()}
+
+
+class Slice(list[int]):
+    """Shows a walk through it what is left of it."""
+
+    def __iter__(self) -> Any:
+        while self:
+            yield self.pop()
+
+
+def in_a_tuple() -> Any:
+    ring: Any = ([],)
+    ring[0].append(ring)
+    return ring
+
+
+@pytest.mark.parametrize("make", [Once, Moved, lambda: Slice([1, 2, 3])])
+def test_what_can_be_reduced_once_only_arrives_whatever_is_beside_it(
+    make: Callable[[], Any],
+) -> None:
+    for beside in (deep, in_a_tuple, lambda: 1, lambda: collections.deque([1]), lambda: Kept()):
+        for swapped in (False, True):
+            two = [[make(), beside()] for _ in range(2)]
+            if swapped:
+                two = [pair[::-1] for pair in two]
+            codec = ObjectCodec()
+            expected = outcome(by_pickle, two[0])
+            assert expected[0] == "value"
+            assert outcome(lambda obj, codec=codec: through(codec, obj), two[1]) == expected
 
 
 class Kept:
