@@ -148,19 +148,9 @@ class SentRuns {
   unsigned next_ = 0;
 };
 
-inline PyObject* new_ascii(const std::uint8_t* data, std::size_t size) {
-  std::uint64_t bits = 0;
-  std::size_t i = 0;
-  for (; i + 8 <= size; i += 8) {
-    std::uint64_t word;
-    std::memcpy(&word, data + i, 8);
-    bits |= word;
-  }
-  for (; i < size; ++i) bits |= data[i];
-  if ((bits & 0x8080808080808080U) != 0) return Input::malformed(), nullptr;
-  PyObject* const text = PyUnicode_New(static_cast<Py_ssize_t>(size), 127);
-  if (text != nullptr && size > 0) std::memcpy(PyUnicode_1BYTE_DATA(text), data, size);
-  return text;
+inline PyObject* new_text(const std::uint8_t* utf8, std::size_t size) {
+  return PyUnicode_DecodeUTF8(reinterpret_cast<const char*>(utf8), static_cast<Py_ssize_t>(size),
+                              "surrogatepass");
 }
 
 // Runs of strings as they were read last. Equal bytes make the same objects.
@@ -213,7 +203,7 @@ class ReceivedRuns {
         at = found + 1;
         last_text = candidate + lengths[i];
       } else {
-        PyObject* const fresh = new_ascii(text, lengths[i]);
+        PyObject* const fresh = new_text(text, lengths[i]);
         if (fresh == nullptr) return false;
         made.take(fresh);
       }
@@ -225,36 +215,6 @@ class ReceivedRuns {
 
   std::array<Run, kRuns> runs_;
   unsigned next_ = 0;
-};
-
-// Dicts of one value: a copy of such a dict costs less than its keys do one by one.
-class ReceivedDicts {
- public:
-  // Return a new dict. Its keys may be those of an earlier one, or not. Null with an error set.
-  PyObject* of(PyObject* const* keys, std::size_t count, PyObject* value) {
-    Template& last = templates_[count % templates_.size()];
-    const bool is_same = last.keys.size() == count && last.value == value &&
-                         std::equal(last.keys.begin(), last.keys.end(), keys);
-    if (is_same && last.dict) return PyDict_Copy(last.dict.get());
-    Ref dict(new_dict(count));
-    for (std::size_t i = 0; i < count && dict; ++i) {
-      if (PyDict_SetItem(dict.get(), keys[i], value) != 0) dict = Ref();
-    }
-    if (!dict) return nullptr;
-    last.dict = Ref(is_same ? PyDict_Copy(dict.get()) : nullptr);  // the second time; only ours
-    if (is_same && !last.dict) return nullptr;
-    last.keys.assign(keys, keys + count);
-    last.value = value;
-    return dict.release();
-  }
-
- private:
-  struct Template {
-    std::vector<PyObject*> keys;  // to compare
-    PyObject* value = nullptr;
-    Ref dict;  // has these keys, so that they stay
-  };
-  std::array<Template, 8> templates_;
 };
 
 // Integers of earlier messages. One that nobody else has any more is written anew: to make an
@@ -308,3 +268,4 @@ class ReceivedInts {
 };
 
 }  // namespace shmcast::codec
+

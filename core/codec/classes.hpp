@@ -290,9 +290,7 @@ struct ReceivedShape {
   std::size_t attributes = 0;
   Ref keys;  // a tuple of the attributes' names, then the slots'
   std::vector<Py_ssize_t> offsets;
-  // In this message: the fields of the last instance, and a dict of its attributes.
-  std::vector<Ref> last;
-  Ref last_dict;
+  std::vector<Ref> last;  // in this message, the fields of the last instance
 
   std::size_t count() const { return static_cast<std::size_t>(PyTuple_GET_SIZE(keys.get())); }
   PyObject* key(std::size_t i) const {
@@ -338,11 +336,6 @@ struct ReceivedShape {
   bool is_current() const {
     return version_ != 0 && version_of(type()) == version_ && name_.leads_to(cls.get());
   }
-  void forget_last() {
-    last.clear();
-    last_dict = Ref();
-  }
-
   // Return a new instance without attributes. Null with an error set.
   PyObject* new_instance(const Known& known) const {
     if (is_plain && (attributes > 0 || type()->tp_dictoffset == 0)) {

@@ -77,10 +77,8 @@ class Decoder : private ValueReader {
       case kFloat: return in_.has(8) ? PyFloat_FromDouble(in_.number<double>()) : nullptr;
       case kBig:
         return in_.size(count) ? _PyLong_FromByteArray(in_.raw(count), count, 1, 1) : nullptr;
-      case kText: return in_.size(count) ? new_ascii(in_.raw(count), count) : nullptr;
-      case kWide: return wide_text();
-      case kNamed: return named(in_.size(count) ? new_ascii(in_.raw(count), count) : nullptr);
-      case kNamedWide: return named(wide_text());
+      case kText: return in_.size(count) ? new_text(in_.raw(count), count) : nullptr;
+      case kNamed: return named(in_.size(count) ? new_text(in_.raw(count), count) : nullptr);
       case kTextRef:
         if (!in_.count(count)) return nullptr;
         return count < table_.size() ? Py_NewRef(table_[count]) : fail();
@@ -108,19 +106,16 @@ class Decoder : private ValueReader {
   }
 
   PyObject* list(bool is_numbered) {
-    // Others may see a list that has a number: it is filled at once.
-    Ref early(is_numbered ? kept(PyList_New(0), true) : nullptr);
     const std::size_t base = stack().size();
-    if ((is_numbered && !early) || !counted_items()) return nullptr;
-    Ref list(PyList_New(static_cast<Py_ssize_t>(stack().size() - base)));
-    if (!list) return nullptr;
-    move_from(base, reinterpret_cast<PyListObject*>(list.get())->ob_item);
-    if (!is_numbered) return list.release();
-    const int failed = stops_at_exit([&] {
-      const Py_ssize_t size = PyList_GET_SIZE(early.get());
-      return PyList_SetSlice(early.get(), size, size, list.get());
-    });
-    return failed == 0 ? early.release() : nullptr;
+    if (!is_numbered) return counted_items() ? list_from(base) : nullptr;
+    Ref list(kept(PyList_New(0), true));  // others may see it: it is filled at once
+    if (!list || !counted_items()) return nullptr;
+    const Ref items(list_from(base));
+    constexpr Py_ssize_t kAtEnd = PY_SSIZE_T_MAX;
+    const bool is_done = items && stops_at_exit([&] {
+      return PyList_SetSlice(list.get(), kAtEnd, kAtEnd, items.get());
+    }) == 0;
+    return is_done ? list.release() : nullptr;
   }
 
   PyObject* tuple() {
@@ -131,10 +126,6 @@ class Decoder : private ValueReader {
   PyObject* dict(bool is_numbered) {
     std::uint64_t count = 0;
     if (!in_.items(count)) return nullptr;
-    if (!is_numbered && count > 8 && in_.is_next(kTextRefs)) {
-      PyObject* const made = dict_of_one_value(count);
-      if (made != nullptr || PyErr_Occurred() != nullptr) return made;
-    }
     Ref dict(is_numbered ? kept(PyDict_New(), true) : nullptr);
     const std::size_t base = stack().size();
     if ((is_numbered && !dict) || !items(count) || !items(count)) return nullptr;
@@ -151,25 +142,6 @@ class Decoder : private ValueReader {
     parts_.drop_to(base);
     return dict.release();
   }
-  // Return null without an error if it is another dict; then nothing of it has been read.
-  PyObject* dict_of_one_value(std::uint64_t count) {
-    const Input before = in_;
-    std::uint64_t first = 0;
-    std::uint64_t keys = 0;
-    std::uint64_t values = 0;
-    in_.byte();
-    const bool has_keys = in_.count(first) && in_.count(keys) && keys == count &&
-                          first <= table_.size() && keys <= table_.size() - first;
-    if (has_keys && in_.is_next(kRun) && in_.byte() == kRun && in_.count(values) &&
-        values == count && in_.left() > 0 && *in_.raw(0) <= kTrue) {
-      const Ref value(any());
-      return value ? dicts_.of(&table_[first], count, value.get()) : nullptr;
-    }
-    PyErr_Clear();
-    in_ = before;
-    return nullptr;
-  }
-
   // `made`: a set, owned; or a frozenset that nobody else has.
   PyObject* set(PyObject* made) {
     Ref set(made);
@@ -249,56 +221,42 @@ class Decoder : private ValueReader {
     const std::size_t count = shape.count();
     const std::size_t base = stack().size();
     const bool is_same = tag == kSame;
-    std::uint64_t others = 0;
+    std::uint64_t others = ~std::uint64_t{0};
     if (is_same) {
       const std::size_t size = (count + 7) / 8;
       if (shape.last.size() != count || !in_.has(size)) return Input::malformed();
+      others = 0;
       std::memcpy(&others, in_.raw(size), size);
     }
     for (std::size_t i = 0; i < count; ++i) {
-      if (is_same && (others >> i & 1) == 0) continue;
       PyObject* value = nullptr;
-      if (!in_.is_next(kUnset)) {
+      if (is_same && (others >> i & 1) == 0) {
+        value = Py_XNewRef(shape.last[i].get());
+      } else if (!in_.is_next(kUnset)) {
         value = any();
         if (value == nullptr) return false;
       } else if (in_.byte() == kUnset && i < shape.attributes) {
         return Input::malformed();
       }
-      if (!is_same) {
-        stack().push_back(value);
-      } else {
-        shape.last.at(i) = Ref(value);
-        if (i < shape.attributes && shape.last_dict &&
-            PyDict_SetItem(shape.last_dict.get(), shape.key(i), value) != 0) {
-          return false;
-        }
+      stack().push_back(value);
+    }
+    PyObject* const* const values = stack().data() + base;
+    const bool is_set =
+        shape.is_plain ? set_fields(object, shape, values) : restore(object, shape, values);
+    if (!is_set) return false;
+    if (tag != kShaped && !is_careful_ && count <= kBitmapFields) {
+      shape.last.resize(count);
+      for (std::size_t i = 0; i < count; ++i) {
+        if ((others >> i & 1) != 0) shape.last[i] = Ref::to(values[i]);
       }
-    }
-    std::array<PyObject*, kBitmapFields> last;
-    for (std::size_t i = 0; is_same && i < count; ++i) last[i] = shape.last[i].get();
-    PyObject* const* const values = is_same ? last.data() : stack().data() + base;
-    if (is_same && shape.is_plain && shape.attributes > 0 && !shape.last_dict) {
-      shape.last_dict = Ref(shape.dict_of(values));
-      if (!shape.last_dict) return false;
-    }
-    PyObject* const dict = is_same ? shape.last_dict.get() : nullptr;
-    if (!(shape.is_plain ? set_fields(object, shape, values, dict)
-                         : restore(object, shape, values))) {
-      return false;
-    }
-    if (tag == kNewShape && !is_careful_ && count <= kBitmapFields) {
-      shape.forget_last();
-      for (std::size_t i = 0; i < count; ++i) shape.last.push_back(Ref::to(values[i]));
     }
     parts_.drop_to(base);
     return true;
   }
 
-  // `dict`: one that has these attributes, or null.
-  bool set_fields(PyObject* object, const ReceivedShape& shape, PyObject* const* values,
-                  PyObject* dict) {
+  bool set_fields(PyObject* object, const ReceivedShape& shape, PyObject* const* values) {
     if (shape.attributes > 0) {
-      const Ref own(dict != nullptr ? PyDict_Copy(dict) : shape.dict_of(values));
+      const Ref own(shape.dict_of(values));
       if (!own || !shape.set_dict(object, own.get())) return false;
     }
     for (std::size_t i = 0; i < shape.offsets.size(); ++i) {
@@ -356,9 +314,6 @@ class Decoder : private ValueReader {
   PyObject* new_object(PyTypeObject* type, std::size_t base);
   PyObject* named_tuple();
   PyObject* reduced(bool is_numbered);
-  bool items_to_end();
-
-  ReceivedDicts dicts_;
 
   // Of this message:
   bool is_careful_ = false;

@@ -62,16 +62,15 @@ inline PyObject* Decoder::reduced(bool is_numbered) {
                   is_numbered));
   if (!object) return nullptr;
   if ((parts & kItems) != 0) {
-    if (!items_to_end()) return nullptr;
-    const Ref tuple(tuple_from(base));
-    const Ref list(tuple ? PySequence_List(tuple.get()) : nullptr);
+    const Ref list(counted_items() ? list_from(base) : nullptr);
     if (!list || !Ref(call(known_.add_items, object.get(), list.get()))) return nullptr;
   }
   if ((parts & kPairs) != 0) {
-    if (!items_to_end()) return nullptr;
-    for (std::size_t i = base; i + 1 < stack().size(); i += 2) {
+    if (!counted_items()) return nullptr;
+    const std::size_t many = (stack().size() - base) / 2;
+    for (std::size_t i = base; i < base + many; ++i) {
       PyObject* const key = stack()[i];
-      PyObject* const value = stack()[i + 1];
+      PyObject* const value = stack()[i + many];
       if (stops_at_exit([&] { return PyObject_SetItem(object.get(), key, value); }) != 0) {
         return nullptr;
       }
@@ -88,15 +87,6 @@ inline PyObject* Decoder::reduced(bool is_numbered) {
     return PyObject_CallMethodOneArg(object.get(), known_.setstate, state.get());
   }));
   return done ? object.release() : nullptr;
-}
-
-inline bool Decoder::items_to_end() {
-  while (!in_.is_next(kEnd)) {
-    PyObject* const item = any();
-    if (item == nullptr) return false;
-    stack().push_back(item);
-  }
-  return in_.byte() == kEnd;
 }
 
 }  // namespace shmcast::codec

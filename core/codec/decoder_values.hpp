@@ -34,7 +34,7 @@ class ValueReader {
   }
 
   void forget() {
-    for (ReceivedShape* const shape : shapes_) shape->forget_last();
+    for (ReceivedShape* const shape : shapes_) shape->last.clear();
     shapes_.clear();
     globals_.clear();
     table_.clear();
@@ -60,24 +60,17 @@ class ValueReader {
     if (count > 0) std::memcpy(place, stack().data() + base, count * sizeof(PyObject*));
     stack().resize(base);
   }
+  PyObject* list_from(std::size_t base) {
+    PyObject* const list = PyList_New(static_cast<Py_ssize_t>(stack().size() - base));
+    if (list != nullptr) move_from(base, reinterpret_cast<PyListObject*>(list)->ob_item);
+    return list;
+  }
   PyObject* tuple_from(std::size_t base) {
     PyObject* const tuple = PyTuple_New(static_cast<Py_ssize_t>(stack().size() - base));
     if (tuple != nullptr) move_from(base, reinterpret_cast<PyTupleObject*>(tuple)->ob_item);
     return tuple;
   }
 
-  PyObject* wide_text() {
-    std::uint64_t count = 0;
-    if (!in_.has(1)) return nullptr;
-    const unsigned width = in_.byte();
-    if (!in_.count(count) || (width != 1 && width != 2 && width != 4)) return fail();
-    if (count > in_.left() / width) return fail();
-    const std::uint8_t* const data = in_.raw(width * count);
-    for (std::size_t i = 3; width == 4 && i < 4 * count; i += 4) {
-      if (data[i] != 0 || data[i - 1] > 0x10) return fail();
-    }
-    return PyUnicode_FromKindAndData(static_cast<int>(width), data, static_cast<Py_ssize_t>(count));
-  }
   PyObject* named(PyObject* text) {
     if (text == nullptr) return nullptr;
     table_.push_back(text);

@@ -124,16 +124,11 @@ class Encoder : private ValueWriter {
         return *number == kOpen ? leave_to_pickle() : tag(kRef, *number);
       }
     }
-    if (type == &PyList_Type) {
-      const auto count = static_cast<std::size_t>(PyList_GET_SIZE(object));
-      return remember(object) && tag(kList, count) &&
-             copied_items(reinterpret_cast<PyListObject*>(object)->ob_item, count);
-    }
+    if (type == &PyList_Type) return remember(object) && parts(object, kList);
     if (type == &PyDict_Type) return dict(object);
     if (type == &PyTuple_Type) {
-      const auto count = static_cast<std::size_t>(PyTuple_GET_SIZE(object));
-      if (count == 0) return tag(kTuple, 0);
-      return numbered_after(object, [&] { return tag(kTuple, count) && tuple_items(object, 0); });
+      if (PyTuple_GET_SIZE(object) == 0) return tag(kTuple, 0);
+      return numbered_after(object, [&] { return parts(object, kTuple); });
     }
     return other(object);
   }
@@ -167,21 +162,26 @@ class Encoder : private ValueWriter {
     return items(columns, count) && items(columns + count, count);
   }
 
-  bool set(PyObject* object, Tag kind) {
-    const Ref list(PySequence_List(object));
-    return list && tag(kind, static_cast<std::size_t>(PyList_GET_SIZE(list.get()))) &&
-           items(reinterpret_cast<PyListObject*>(list.get())->ob_item,
-                 static_cast<std::size_t>(PyList_GET_SIZE(list.get())));
+  // The items of a list, tuple or set; of a copy, if it may change meanwhile.
+  bool parts(PyObject* object, Tag kind) {
+    const bool is_fixed = PyTuple_Check(object) || (PyList_Check(object) && !is_careful_);
+    const Ref list(is_fixed ? Py_NewRef(object) : PySequence_List(object));
+    return list && tag(kind) && counted(list.get());
+  }
+  bool counted(PyObject* list) {
+    return counted(PySequence_Fast_ITEMS(list),
+                   static_cast<std::size_t>(PySequence_Fast_GET_SIZE(list)));
+  }
+  bool counted(PyObject* const* objects, std::size_t count) {
+    if (!out_.room()) return false;
+    out_.count(count);
+    return items(objects, count);
   }
 
   bool items(PyObject* const* items, std::size_t count) {
     if (!enter()) return false;
     cursor_ = 0;
     for (std::size_t i = 0; i < count;) {
-      if (i + 8 < count) {
-        __builtin_prefetch(items[i + 8]);
-        __builtin_prefetch(reinterpret_cast<const char*>(items[i + 8]) + 64);
-      }
       const Py_ssize_t written = run(items + i, count - i);
       if (written < 0 || (written == 0 && !any(items[i]))) return false;
       i += written == 0 ? 1 : static_cast<std::size_t>(written);
@@ -189,14 +189,6 @@ class Encoder : private ValueWriter {
     return leave();
   }
 
-  bool copied_items(PyObject* const* items, std::size_t count) {
-    Refs copy(items, is_careful_ ? count : 0);
-    return this->items(is_careful_ ? copy.list().data() : items, count);
-  }
-  bool tuple_items(PyObject* tuple, std::size_t first) {
-    const auto count = static_cast<std::size_t>(PyTuple_GET_SIZE(tuple));
-    return items(reinterpret_cast<PyTupleObject*>(tuple)->ob_item + first, count - first);
-  }
   // Write items together, from the first on. Returns how many; 0: none; -1: failed.
   Py_ssize_t run(PyObject* const* items, std::size_t count) {
     PyObject* const first = *items;
@@ -225,9 +217,9 @@ class Encoder : private ValueWriter {
       const Py_ssize_t size = PyByteArray_GET_SIZE(object);
       return remember(object) && bytes(object, kBytearray, PyByteArray_AS_STRING(object), size);
     }
-    if (type == &PySet_Type) return remember(object) && set(object, kSet);
+    if (type == &PySet_Type) return remember(object) && parts(object, kSet);
     if (type == &PyFrozenSet_Type) {
-      return numbered_after(object, [&] { return set(object, kFrozenset); });
+      return numbered_after(object, [&] { return parts(object, kFrozenset); });
     }
     SentClass* cls = classes_.find(type);
     if (cls == nullptr || !cls->is_current(message_, known_)) [[unlikely]] {
@@ -247,9 +239,7 @@ class Encoder : private ValueWriter {
       case Kind::array: return called(object, *cls);
       case Kind::named_tuple:
         return numbered_after(object, [&] {
-          return tag(kNamedTuple) && global(type, cls->name) && out_.room() &&
-                 (out_.count(static_cast<std::size_t>(PyTuple_GET_SIZE(object))), true) &&
-                 tuple_items(object, 0);
+          return tag(kNamedTuple) && global(type, cls->name) && counted(object);
         });
       case Kind::reduced: break;
     }

@@ -101,25 +101,31 @@ class ValueWriter {
   // A string that may be met again gets a number. Columns of one message often have the same
   // strings in the same order: the next one is tried first.
   bool text(PyObject* object) {
-    if (!is_ready(object)) return false;
     const bool is_named = may_return(object);
     if (is_named) {
       const std::uint32_t* const number = is_at_cursor(object) ? nullptr : strings_.find(object);
       if (number != nullptr) cursor_ = *number;
       if (is_at_cursor(object)) return tag(kTextRef, cursor_++);
+    }
+    Py_ssize_t size = 0;
+    const char* utf8 = PyUnicode_AsUTF8AndSize(object, &size);
+    Ref encoded;
+    if (utf8 == nullptr) {  // half of a surrogate pair
+      PyErr_Clear();
+      encoded = Ref(PyUnicode_AsEncodedString(object, "utf-8", "surrogatepass"));
+      if (!encoded) return false;
+      utf8 = PyBytes_AS_STRING(encoded.get());
+      size = PyBytes_GET_SIZE(encoded.get());
+    }
+    if (!out_.room(static_cast<std::size_t>(size))) return false;
+    if (is_named) {
       strings_.put(object, static_cast<std::uint32_t>(table_.size()));
       table_.push_back(object);
       if (is_careful_) kept_.hold(object);
     }
-    const auto size = static_cast<std::size_t>(PyUnicode_GET_LENGTH(object));
-    const bool is_ascii = PyUnicode_IS_COMPACT_ASCII(object) != 0;
-    const std::size_t width = is_ascii ? 1 : PyUnicode_KIND(object);
-    if (!out_.room(size * width)) return false;
-    const Tag tag = is_ascii ? kText : kWide;
-    out_.byte(static_cast<unsigned>(tag) + (is_named ? kNamed - kText : 0U));
-    if (!is_ascii) out_.byte(static_cast<unsigned>(width));
-    out_.count(size);
-    out_.raw(PyUnicode_DATA(object), size * width);
+    out_.byte(is_named ? kNamed : kText);
+    out_.count(static_cast<std::size_t>(size));
+    out_.raw(utf8, static_cast<std::size_t>(size));
     return true;
   }
   bool is_at_cursor(PyObject* object) const {
@@ -186,7 +192,6 @@ class ValueWriter {
     std::uint8_t* const data = out_.place() + 10;  // behind the tag and the largest count
     std::size_t many = 0;
     for (; many < count; ++many) {
-      if (many + 8 < count) __builtin_prefetch(items[many + 8]);
       std::int64_t value = 0;
       if (Py_TYPE(items[many]) != &PyLong_Type || !small_int(items[many], value)) break;
       const auto narrow = static_cast<std::int32_t>(value);
@@ -224,13 +229,6 @@ class ValueWriter {
   }
 
   Py_ssize_t strings(PyObject* const* items, std::size_t count) {
-    // Some that come next may have been left out.
-    const std::size_t end = std::min(table_.size(), cursor_ + 9);
-    for (std::size_t next = cursor_ + 1; next < end; ++next) {
-      if (table_[next] != *items) continue;
-      cursor_ = next;
-      return known_strings(items, count);
-    }
     SentRuns::Run* const run = runs_.find(items, count);
     if (run == nullptr) return 0;
     const std::vector<PyObject*>& strings = run->strings.list();

@@ -35,8 +35,8 @@ enum Tag : std::uint8_t {
   kNone = 128, kFalse, kTrue,
   kInt, kFloat,                      // count, of which the lowest bit is the sign; 64 bits
   kBig,                              // count, bytes of two's complement
-  kText, kWide,                      // ASCII: count, data; other: width, count, data
-  kNamed, kNamedWide, kTextRef,      // such, which get the next number; one by number
+  kText, kNamed,                     // count, UTF-8; such that gets the next number
+  kTextRef,                          // one by number
   kBytes, kBytearray,                // count, data
   kList, kTuple, kSet, kFrozenset,   // count, items
   kDict,                             // count, keys, values
@@ -56,14 +56,14 @@ enum Tag : std::uint8_t {
   kUnset,                            // a slot without a value
   kNewGlobal, kGlobal,               // size, names of module and object; by number
   kCall, kNamedTuple,                // class, count, items
-  kReduced, kEnd,                    // parts, function, count, arguments; the parts
+  kReduced,                          // parts, function, count, arguments; the parts
   kFrame, kReadOnlyFrame,            // the message's next one, as it is
   kBytesFrame, kBytearrayFrame,      // the same, as these types
 };
 // clang-format on
 
-// What may follow the arguments of a reduction, in this order: items; keys and values in turn; both
-// to kEnd; what sets the state, if not the object; the state.
+// What may follow the arguments of a reduction, in this order: count, items; count, keys, values;
+// what sets the state, if not the object; the state.
 enum Part : unsigned { kItems = 1, kPairs = 2, kSetter = 4, kState = 8 };
 // In a shape's count of slots: the state is a list of their values, as of a frozen dataclass.
 inline constexpr unsigned kListState = 0x8000;
@@ -76,19 +76,9 @@ class Output {
   Output& operator=(const Output&) = delete;
   ~Output() { Py_XDECREF(bytes_); }
 
-  // The last message's memory is used again if nobody else has that message any more: new memory of
-  // this size may be new to the process, and each of its pages then costs a fault.
   bool begin() {
-    const std::size_t room = expected_ + expected_ / 8 + 128;
-    if (bytes_ == nullptr || Py_REFCNT(bytes_) != 1 || capacity() < room) {
-      Py_CLEAR(bytes_);
-      bytes_ = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(room));
-      end_ = bytes_ == nullptr ? nullptr : start() + room;
-    } else {
-      resize(capacity());
-    }
     at_ = bytes_ == nullptr ? nullptr : start();
-    return bytes_ != nullptr;
+    return room();
   }
 
   // Make sure of room for so many bytes, and a tag and two counts. False: an error is set.
@@ -114,44 +104,34 @@ class Output {
   void skip(std::size_t size) { at_ += size; }
   std::size_t size() const { return static_cast<std::size_t>(at_ - start()); }
 
-  // Return the bytes object, owned; null with an error set.
+  // Return the message, owned; null with an error set. The memory of a small one is used again.
   PyObject* take() {
-    expected_ = size();
-    if (capacity() > 2 * expected_ + 1024) {
-      return PyBytes_FromStringAndSize(PyBytes_AS_STRING(bytes_),
-                                       static_cast<Py_ssize_t>(expected_));
-    }
-    resize(expected_);
-    return capacity() > kMostKept ? std::exchange(bytes_, nullptr) : Py_NewRef(bytes_);
+    const auto length = static_cast<Py_ssize_t>(size());
+    if (length < kFrameBytes) return PyBytes_FromStringAndSize(PyBytes_AS_STRING(bytes_), length);
+    _PyBytes_Resize(&bytes_, length);
+    end_ = nullptr;
+    return std::exchange(bytes_, nullptr);
   }
 
  private:
   std::uint8_t* start() const { return reinterpret_cast<std::uint8_t*>(PyBytes_AS_STRING(bytes_)); }
-  std::size_t capacity() const { return static_cast<std::size_t>(end_ - start()); }
-  // Let the object have so many of its bytes.
-  void resize(std::size_t size) {
-    Py_SET_SIZE(bytes_, static_cast<Py_ssize_t>(size));
-    start()[size] = 0;
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
-    reinterpret_cast<PyBytesObject*>(bytes_)->ob_shash = -1;  // of what it had
-#pragma GCC diagnostic pop
-  }
-  [[gnu::cold, gnu::noinline]] bool grow(std::size_t size) {
-    const std::size_t used = this->size();
-    const std::size_t room = (used + size) * 2;
-    const bool is_done = _PyBytes_Resize(&bytes_, static_cast<Py_ssize_t>(room)) == 0;
-    at_ = is_done ? start() + used : nullptr;
-    end_ = is_done ? start() + room : nullptr;
-    return is_done;
+  [[gnu::cold, gnu::noinline]] bool grow(std::size_t more) {
+    const std::size_t used = bytes_ == nullptr ? 0 : size();
+    const std::size_t room = 2 * (used + more);
+    const auto length = static_cast<Py_ssize_t>(room);
+    if (bytes_ == nullptr) {
+      bytes_ = PyBytes_FromStringAndSize(nullptr, length);
+    } else {
+      _PyBytes_Resize(&bytes_, length);
+    }
+    at_ = bytes_ == nullptr ? nullptr : start() + used;
+    end_ = bytes_ == nullptr ? nullptr : start() + room;
+    return bytes_ != nullptr;
   }
 
-  static constexpr std::size_t kMostKept = std::size_t{1} << 20;
-
-  PyObject* bytes_ = nullptr;  // only ours, while it is written
+  PyObject* bytes_ = nullptr;
   std::uint8_t* at_ = nullptr;
   std::uint8_t* end_ = nullptr;
-  std::size_t expected_ = 128;
 };
 
 // A message that is being read. Nothing in it is trusted.
