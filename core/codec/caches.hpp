@@ -67,7 +67,7 @@ class PointerMap {
 };
 
 // Descriptions of classes and functions, by what they are known by.
-template <class Key, class Thing, class Hash = std::hash<Key>>
+template <class Key, class Thing>
 class Descriptions {
  public:
   Thing* find(Key key) const {
@@ -85,16 +85,8 @@ class Descriptions {
   }
 
  private:
-  std::unordered_map<Key, std::unique_ptr<Thing>, Hash> things_;
+  std::unordered_map<Key, std::unique_ptr<Thing>> things_;
   std::vector<std::unique_ptr<Thing>> retired_;  // this message may have them
-};
-
-// Of a text that describes: it is long, and a part tells it from others.
-struct HashOfPart {
-  std::size_t operator()(std::string_view text) const {
-    const std::string_view tail = text.substr(text.size() / 2, 16);
-    return std::hash<std::string_view>{}(tail) + text.size();
-  }
 };
 
 // Runs of strings as they were written last, by their place among a message's runs. If the strings
@@ -186,26 +178,20 @@ class ReceivedRuns {
     Refs made;
     made.list().reserve(count);
     const std::vector<PyObject*>& last = run.strings.list();
-    const auto* const last_lengths = reinterpret_cast<const std::uint8_t*>(run.bytes.data());
-    const std::uint8_t* last_text = last_lengths + last.size();
+    auto at = last.begin();  // after the last string that was found again; some may be left out
     const std::uint8_t* text = lengths + count;
-    std::size_t at = 0;  // in the last run
     for (std::size_t i = 0; i < count; text += lengths[i++]) {
-      const std::uint8_t* candidate = last_text;
-      std::size_t found = at;
-      const std::size_t end = std::min(last.size(), at + 8);
-      while (found < end &&
-             (last_lengths[found] != lengths[i] || std::memcmp(candidate, text, lengths[i]) != 0)) {
-        candidate += last_lengths[found++];
-      }
-      if (found < end) {
-        made.hold(last[found]);
+      const auto end = last.end() - at < 8 ? last.end() : at + 8;
+      const auto found = std::find_if(at, end, [&](PyObject* string) {
+        return PyUnicode_GET_LENGTH(string) == lengths[i] && PyUnicode_IS_COMPACT_ASCII(string) &&
+               std::memcmp(PyUnicode_DATA(string), text, lengths[i]) == 0;
+      });
+      if (found != end) {
+        made.hold(*found);
         at = found + 1;
-        last_text = candidate + lengths[i];
       } else {
-        PyObject* const fresh = new_text(text, lengths[i]);
-        if (fresh == nullptr) return false;
-        made.take(fresh);
+        made.take(new_text(text, lengths[i]));
+        if (made.list().back() == nullptr) return false;
       }
     }
     for (PyObject* const old : last) held.hold(old);  // this message may refer to them
@@ -268,4 +254,3 @@ class ReceivedInts {
 };
 
 }  // namespace shmcast::codec
-

@@ -113,8 +113,8 @@ class Decoder : private ValueReader {
     const Ref items(list_from(base));
     constexpr Py_ssize_t kAtEnd = PY_SSIZE_T_MAX;
     const bool is_done = items && stops_at_exit([&] {
-      return PyList_SetSlice(list.get(), kAtEnd, kAtEnd, items.get());
-    }) == 0;
+                                    return PyList_SetSlice(list.get(), kAtEnd, kAtEnd, items.get());
+                                  }) == 0;
     return is_done ? list.release() : nullptr;
   }
 
@@ -195,10 +195,9 @@ class Decoder : private ValueReader {
       stack().insert(stack().end(), count, object);
       return true;
     }
-    if (count > in_.left() / (tag == kInts ? 4 : 8)) return Input::malformed();
+    if (count > in_.left() / 4) return Input::malformed();
     for (; count > 0; --count) {
-      PyObject* const number = tag == kInts ? ints_.of(in_.number<std::int32_t>())
-                                            : PyFloat_FromDouble(in_.number<double>());
+      PyObject* const number = ints_.of(in_.number<std::int32_t>());
       if (number == nullptr) return false;
       stack().push_back(number);
     }
@@ -241,8 +240,8 @@ class Decoder : private ValueReader {
       stack().push_back(value);
     }
     PyObject* const* const values = stack().data() + base;
-    const bool is_set =
-        shape.is_plain ? set_fields(object, shape, values) : restore(object, shape, values);
+    const bool is_set = shape.is_plain ? set_fields(object, shape, values, is_same, others)
+                                       : restore(object, shape, values);
     if (!is_set) return false;
     if (tag != kShaped && !is_careful_ && count <= kBitmapFields) {
       shape.last.resize(count);
@@ -254,9 +253,10 @@ class Decoder : private ValueReader {
     return true;
   }
 
-  bool set_fields(PyObject* object, const ReceivedShape& shape, PyObject* const* values) {
+  bool set_fields(PyObject* object, ReceivedShape& shape, PyObject* const* values, bool is_same,
+                  std::uint64_t others) {
     if (shape.attributes > 0) {
-      const Ref own(shape.dict_of(values));
+      const Ref own(shape.dict_of(values, is_same, others));
       if (!own || !shape.set_dict(object, own.get())) return false;
     }
     for (std::size_t i = 0; i < shape.offsets.size(); ++i) {

@@ -35,13 +35,7 @@ inline PyObject* Decoder::named_tuple() {
   ReceivedName* const found = cls();
   const std::size_t base = stack().size();
   if (found == nullptr || !counted_items()) return nullptr;
-  PyTypeObject* const type = found->type();
-  const std::size_t count = stack().size() - base;
-  if (count == 0 || found->fields != static_cast<int>(count)) return new_object(type, base);
-  if (type->tp_finalize != nullptr && !may_run_code()) return nullptr;
-  PyObject* const tuple = type->tp_alloc(type, static_cast<Py_ssize_t>(count));
-  if (tuple != nullptr) move_from(base, reinterpret_cast<PyTupleObject*>(tuple)->ob_item);
-  return tuple;
+  return new_object(found->type(), base);
 }
 
 inline PyObject* Decoder::reduced(bool is_numbered) {

@@ -34,7 +34,7 @@ class ValueReader {
   }
 
   void forget() {
-    for (ReceivedShape* const shape : shapes_) shape->last.clear();
+    for (ReceivedShape* const shape : shapes_) shape->forget_last();
     shapes_.clear();
     globals_.clear();
     table_.clear();
@@ -100,8 +100,8 @@ class ValueReader {
 
   // Read what describes a class, a function or a shape; or the number of one that was described.
   template <class Thing>
-  Thing* described(Descriptions<std::string_view, Thing, HashOfPart>& known,
-                   std::vector<Thing*>& numbered, bool is_new) {
+  Thing* described(Descriptions<std::string_view, Thing>& known, std::vector<Thing*>& numbered,
+                   bool is_new) {
     std::uint64_t count = 0;
     if (!in_.count(count)) return nullptr;
     if (!is_new) {
@@ -129,7 +129,7 @@ class ValueReader {
   }
   ReceivedName* cls() {
     ReceivedName* const found = in_.has(1) ? global(in_.byte()) : nullptr;
-    if (found == nullptr || found->type() == nullptr) return Input::malformed(), nullptr;
+    if (found == nullptr || !found->is_class()) return Input::malformed(), nullptr;
     return found;
   }
 
@@ -152,8 +152,8 @@ class ValueReader {
   const Ref find_;
   ReceivedRuns runs_;
   ReceivedInts ints_;
-  Descriptions<std::string_view, ReceivedShape, HashOfPart> known_shapes_;
-  Descriptions<std::string_view, ReceivedName, HashOfPart> known_names_;
+  Descriptions<std::string_view, ReceivedShape> known_shapes_;
+  Descriptions<std::string_view, ReceivedName> known_names_;
 
   // Of this message:
   bool is_practice_ = false;

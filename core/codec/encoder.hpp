@@ -202,8 +202,7 @@ class Encoder : private ValueWriter {
       return tag(kRun, many) && any(first) ? static_cast<Py_ssize_t>(many) : -1;
     }
     if (Py_TYPE(items[1]) != type || Py_TYPE(items[2]) != type) return 0;
-    if (type == &PyLong_Type) return integers(items, count);
-    return type == &PyFloat_Type ? floats(items, count) : 0;
+    return type == &PyLong_Type ? integers(items, count) : 0;
   }
 
   bool other(PyObject* object) {
@@ -238,9 +237,8 @@ class Encoder : private ValueWriter {
       case Kind::member:
       case Kind::array: return called(object, *cls);
       case Kind::named_tuple:
-        return numbered_after(object, [&] {
-          return tag(kNamedTuple) && global(type, cls->name) && counted(object);
-        });
+        return numbered_after(
+            object, [&] { return tag(kNamedTuple) && global(type, cls->name) && counted(object); });
       case Kind::reduced: break;
     }
     return reduced(object, cls->reducer);
@@ -257,20 +255,14 @@ class Encoder : private ValueWriter {
     }
     const std::size_t attributes = dict ? static_cast<std::size_t>(PyDict_GET_SIZE(dict.get())) : 0;
     const std::size_t count = attributes + cls.offsets.size();
-    std::array<PyObject*, kBitmapFields> few;
-    PyObject** const values = count <= few.size() ? few.data() : scratch(count);
-    Shape* shape = cls.recent;
-    if (shape != nullptr && shape->keys.size() != attributes) shape = nullptr;
+    std::array<PyObject*, 2 * kBitmapFields> few;
+    PyObject** const values = count <= kBitmapFields ? few.data() : scratch(count + attributes);
+    PyObject** const keys = values + count;
     Py_ssize_t at = 0;
     std::size_t i = 0;
-    PyObject* key = nullptr;
-    for (; i < attributes && PyDict_Next(dict.get(), &at, &key, &values[i]) != 0; ++i) {
-      if (shape != nullptr && shape->keys[i].get() != key) shape = nullptr;
-    }
-    if (shape == nullptr) {
-      shape = cls.recent = cls.shape_of(dict.get(), known_);
-      if (shape == nullptr) return reduced(object, cls.reducer);
-    }
+    while (i < attributes && PyDict_Next(dict.get(), &at, &keys[i], &values[i]) != 0) ++i;
+    Shape* const shape = cls.shape_of(keys, attributes, known_);
+    if (shape == nullptr) return reduced(object, cls.reducer);
     for (const Py_ssize_t offset : cls.offsets) {
       values[i] = *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset);
       if (values[i++] == nullptr && cls.needs_all_slots) return leave_to_pickle();
@@ -282,15 +274,13 @@ class Encoder : private ValueWriter {
   // Fields that are the same objects as in the last instance of this shape are not written, while
   // objects can be known by their addresses.
   bool fields(Shape& shape, PyObject* const* values, std::size_t count) {
-    if (!enter() || !out_.room(shape.text.size())) return false;
+    if (!enter()) return false;
     const bool is_new = shape.message != message_;
     if (is_new) {
       shape.message = message_;
       shape.number = shape_count_++;
       shape.is_open = shape.has_last = false;
-      out_.byte(kNewShape);
-      out_.count(shape.text.size());
-      out_.raw(shape.text.data(), shape.text.size());
+      if (!data(kNewShape, shape.text.data(), shape.text.size())) return false;
     }
     const bool is_nested = std::exchange(shape.is_open, true);
     const bool has_same = shape.has_last && !is_nested;

@@ -58,6 +58,14 @@ class ValueWriter {
     return true;
   }
 
+  bool data(Tag tag, const void* from, std::size_t size) {
+    if (!out_.room(size)) return false;
+    out_.byte(tag);
+    out_.count(size);
+    out_.raw(from, size);
+    return true;
+  }
+
   // Whether an object may be met more than once.
   bool may_return(PyObject* object) const { return Py_REFCNT(object) != 1 || is_careful_; }
   // Remember a new object that is numbered before its parts.
@@ -117,16 +125,12 @@ class ValueWriter {
       utf8 = PyBytes_AS_STRING(encoded.get());
       size = PyBytes_GET_SIZE(encoded.get());
     }
-    if (!out_.room(static_cast<std::size_t>(size))) return false;
     if (is_named) {
       strings_.put(object, static_cast<std::uint32_t>(table_.size()));
       table_.push_back(object);
       if (is_careful_) kept_.hold(object);
     }
-    out_.byte(is_named ? kNamed : kText);
-    out_.count(static_cast<std::size_t>(size));
-    out_.raw(utf8, static_cast<std::size_t>(size));
-    return true;
+    return data(is_named ? kNamed : kText, utf8, static_cast<std::size_t>(size));
   }
   bool is_at_cursor(PyObject* object) const {
     return cursor_ < table_.size() && table_[cursor_] == object;
@@ -138,11 +142,7 @@ class ValueWriter {
       const Ref apart(kind == kBytes ? Py_NewRef(object) : PyBytes_FromStringAndSize(data, size));
       return apart && frame(apart.get(), kind == kBytes ? kBytesFrame : kBytearrayFrame);
     }
-    if (!out_.room(static_cast<std::size_t>(size))) return false;
-    out_.byte(kind);
-    out_.count(static_cast<std::size_t>(size));
-    out_.raw(data, static_cast<std::size_t>(size));
-    return true;
+    return this->data(kind, data, static_cast<std::size_t>(size));
   }
   // Add a frame. A reader takes them in the same order.
   bool frame(PyObject* buffer, Tag kind) {
@@ -180,11 +180,7 @@ class ValueWriter {
       return tag(kGlobal, *number);
     }
     globals_.put(object, global_count_++);
-    if (!out_.room(name.text.size())) return false;
-    out_.byte(kNewGlobal);
-    out_.count(name.text.size());
-    out_.raw(name.text.data(), name.text.size());
-    return true;
+    return data(kNewGlobal, name.text.data(), name.text.size());
   }
 
   Py_ssize_t integers(PyObject* const* items, std::size_t count) {
@@ -203,16 +199,6 @@ class ValueWriter {
     out_.count(many);
     std::memmove(out_.place(), data, 4 * many);
     out_.skip(4 * many);
-    return static_cast<Py_ssize_t>(many);
-  }
-
-  Py_ssize_t floats(PyObject* const* items, std::size_t count) {
-    std::size_t many = 3;
-    while (many < count && Py_TYPE(items[many]) == &PyFloat_Type) ++many;
-    if (!out_.room(8 * many)) return -1;
-    out_.byte(kFloats);
-    out_.count(many);
-    for (std::size_t i = 0; i < many; ++i) out_.number(PyFloat_AS_DOUBLE(items[i]));
     return static_cast<Py_ssize_t>(many);
   }
 

@@ -44,7 +44,7 @@ enum Tag : std::uint8_t {
           // before its parts, any other after them
   kRef,   // an object by number
   // Only among items and keys and values, where each stands for several:
-  kInts, kFloats,                    // count, data: 32 bits, 64 bits
+  kInts,                             // count, 32 bits each
   kRun,                              // count, value: the same object so often
   kStrings,                          // count, size, lengths, characters: ASCII, with numbers
   kTextRefs,                         // number, count

@@ -203,8 +203,8 @@ def _fields(cls: Any) -> dict[str, Any]:
     return fields
 
 
-def describe_name(text: bytes, find: Callable[[str, str], Any]) -> tuple[Any, Name | None, int]:
-    """Return what a message names, its name, and of how many items its `__new__` makes a tuple.
+def describe_name(text: bytes, find: Callable[[str, str], Any]) -> tuple[Any, Name | None]:
+    """Return what a message names, and its name.
 
     Args:
         text: the name as it is written.
@@ -217,25 +217,7 @@ def describe_name(text: bytes, find: Callable[[str, str], Any]) -> tuple[Any, Na
     module, name, rest = text.decode().split("\0")
     if rest:
         raise ValueError("the message is malformed")
-    found = find(module, name)
-    fields = _tuple_fields(found) if isinstance(found, type) else -1
-    return found, _name(module, name), fields
-
-
-def _tuple_fields(cls: Any) -> int:
-    """Return how many items a namedtuple's `__new__` makes a tuple of; -1: it does other things.
-
-    It is made from a text, and known by what it has of its surroundings.
-    """
-    new = getattr(_look_up(cls, "__new__"), "__func__", None)
-    if cls.__dictoffset__ or not issubclass(cls, tuple) or type(new) is not types.FunctionType:
-        return -1
-    known = {
-        "_tuple_new": tuple.__new__,
-        "__builtins__": {},
-        "__name__": f"namedtuple_{cls.__name__}",
-    }
-    return new.__code__.co_argcount - 1 if new.__globals__ == known else -1
+    return find(module, name), _name(module, name)
 
 
 def find(module: str, name: str) -> Any:
