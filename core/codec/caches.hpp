@@ -28,9 +28,7 @@ class PointerMap {
  public:
   void clear() {
     used_ = 0;
-    if (++era_ != 0) return;
-    entries_.assign(entries_.size(), {});
-    era_ = 1;
+    ++era_;
   }
   // Return the number of a pointer; null: it has none. Valid until put().
   std::uint32_t* find(const void* key) {
@@ -51,7 +49,7 @@ class PointerMap {
  private:
   struct Entry {
     const void* key = nullptr;
-    std::uint32_t era = 0;
+    std::uint64_t era = 0;
     std::uint32_t number = 0;
   };
   Entry& at(const void* key) {
@@ -62,7 +60,7 @@ class PointerMap {
 
   unsigned shift_ = 64 - 7;
   std::vector<Entry> entries_ = std::vector<Entry>(128);
-  std::uint32_t era_ = 1;
+  std::uint64_t era_ = 1;
   std::size_t used_ = 0;
 };
 
@@ -89,57 +87,6 @@ class Descriptions {
   std::vector<std::unique_ptr<Thing>> retired_;  // this message may have them
 };
 
-// Runs of strings as they were written last, by their place among a message's runs. If the strings
-// are the same objects, the run is copied as it is, and no string is looked at.
-class SentRuns {
- public:
-  struct Run {
-    Refs strings;  // owned, so that a pointer stands for the same characters
-    std::string lengths;
-    std::string characters;
-  };
-  void begin_message() { next_ = 0; }
-
-  // Return a run of the strings from items[0] on, at least 4; null: there is none.
-  Run* find(PyObject* const* items, std::size_t count) {
-    Run& run = runs_[next_ % kRuns];
-    const std::vector<PyObject*>& last = run.strings.list();
-    const bool is_same = last.size() >= kFewest && last.size() <= count &&
-                         std::equal(last.begin(), last.end(), items) &&
-                         (last.size() == count || Py_TYPE(items[last.size()]) != &PyUnicode_Type);
-    if (!is_same) {
-      if (count < kFewest || !std::all_of(items, items + kFewest, fits)) return nullptr;
-      make(run, items, count);
-    }
-    ++next_;
-    return &run;
-  }
-
- private:
-  static constexpr std::size_t kFewest = 4;
-
-  static bool fits(PyObject* text) {
-    return Py_TYPE(text) == &PyUnicode_Type && is_ready(text) && PyUnicode_IS_COMPACT_ASCII(text) &&
-           PyUnicode_GET_LENGTH(text) < 256;
-  }
-
-  [[gnu::noinline]] static void make(Run& run, PyObject* const* items, std::size_t count) {
-    const std::vector<PyObject*> last = std::exchange(run.strings.list(), {});
-    run.lengths.clear();
-    run.characters.clear();
-    for (std::size_t i = 0; i < count && fits(items[i]) && run.characters.size() < kRunBytes; ++i) {
-      const auto size = static_cast<std::size_t>(PyUnicode_GET_LENGTH(items[i]));
-      run.strings.hold(items[i]);
-      run.lengths.push_back(static_cast<char>(size));
-      run.characters.append(static_cast<const char*>(PyUnicode_DATA(items[i])), size);
-    }
-    for (PyObject* const text : last) Py_DECREF(text);
-  }
-
-  std::array<Run, kRuns> runs_;
-  unsigned next_ = 0;
-};
-
 inline PyObject* new_text(const std::uint8_t* utf8, std::size_t size) {
   return PyUnicode_DecodeUTF8(reinterpret_cast<const char*>(utf8), static_cast<Py_ssize_t>(size),
                               "surrogatepass");
@@ -154,6 +101,7 @@ class ReceivedRuns {
   // an error set.
   const std::vector<PyObject*>* strings(const std::uint8_t* lengths, std::size_t count,
                                         std::size_t size, Refs& held) {
+    if (count + size > 3 * kRunBytes) return Input::malformed(), nullptr;
     Run& run = runs_[next_++ % kRuns];
     const std::string_view bytes(reinterpret_cast<const char*>(lengths), count + size);
     if (run.strings.list().size() != count || run.bytes != bytes) {

@@ -30,14 +30,16 @@ struct Known {
   // Returns false with an error set.
   bool take(PyObject* core) {
     owner_ = Ref::to(core);
-    return PyArg_ParseTuple(core, "OOOOOOOOOOOOOOOOOOOOO", &reduce_ex, &class_, &dict, &setstate,
-                            &value, &typecode, &raw, &toreadonly, &protocol, &nothing, &describe,
-                            &describe_shape, &describe_name, &name_of, &restore, &add_items, &build,
-                            &hiding, &array, &newobj, &dispatch_table) != 0;
+    return PyArg_ParseTuple(core, "OOOOOOOOOOOOOOOOOOOOOOO", &reduce_ex, &class_, &dict, &setstate,
+                            &value, &typecode, &tobytes, &reduce, &raw, &toreadonly, &protocol,
+                            &nothing, &describe, &describe_shape, &describe_name, &name_of,
+                            &restore, &add_items, &build, &hiding, &array, &newobj,
+                            &dispatch_table) != 0;
   }
 
-  PyObject *reduce_ex, *class_, *dict, *setstate, *value, *typecode, *raw, *toreadonly;  // names
-  PyObject *protocol, *nothing;                                                          // 5 and ()
+  PyObject *reduce_ex, *class_, *dict, *setstate, *value, *typecode, *tobytes, *reduce, *raw,
+      *toreadonly;               // names
+  PyObject *protocol, *nothing;  // 5 and ()
   PyObject *describe, *describe_shape, *describe_name, *name_of, *restore, *add_items, *build;
   PyObject *hiding, *array, *newobj, *dispatch_table;
 

@@ -34,9 +34,8 @@ class Decoder : private ValueReader {
   PyObject* decode(const std::uint8_t* data, std::size_t size, PyObject* frames,
                    bool is_practice = false) {
     is_practice_ = is_practice;
-    if (size < 2 || data[0] != kMagic) return Input::malformed(), nullptr;
+    if (size < 2 || data[0] != kMagic || data[1] != kFormat) return Input::malformed(), nullptr;
     in_ = Input(data + 2, size - 2);
-    is_careful_ = (data[1] & kCareful) != 0;
     ran_code_ = false;
     frames_ = frames;
     next_frame_ = 1;
@@ -101,7 +100,19 @@ class Decoder : private ValueReader {
       case kNewShape:
       case kSame:
       case kShaped: return instance(tag, is_numbered);
-      default: return other(tag, is_numbered);
+      case kNewGlobal:
+      case kGlobal: {
+        const ReceivedName* const found = global(tag);
+        return found == nullptr ? nullptr : Py_NewRef(found->object.get());
+      }
+      case kCall:
+      case kNamedTuple: return kept(made_of(tag), is_numbered);
+      case kReduced: return enter() ? reduced(is_numbered) : nullptr;
+      case kFrame:
+      case kReadOnlyFrame:
+      case kBytesFrame:
+      case kBytearrayFrame: return kept(frame(tag), is_numbered);
+      default: return fail();
     }
   }
 
@@ -142,6 +153,7 @@ class Decoder : private ValueReader {
     parts_.drop_to(base);
     return dict.release();
   }
+
   // `made`: a set, owned; or a frozenset that nobody else has.
   PyObject* set(PyObject* made) {
     Ref set(made);
@@ -243,7 +255,7 @@ class Decoder : private ValueReader {
     const bool is_set = shape.is_plain ? set_fields(object, shape, values, is_same, others)
                                        : restore(object, shape, values);
     if (!is_set) return false;
-    if (tag != kShaped && !is_careful_ && count <= kBitmapFields) {
+    if (tag != kShaped && count <= kBitmapFields) {
       shape.last.resize(count);
       for (std::size_t i = 0; i < count; ++i) {
         if ((others >> i & 1) != 0) shape.last[i] = Ref::to(values[i]);
@@ -281,42 +293,86 @@ class Decoder : private ValueReader {
                                       shape.is_list_state ? Py_True : Py_False)));
   }
 
-  PyObject* other(std::uint8_t tag, bool is_numbered) {
-    if (!enter()) return nullptr;
-    PyObject* object = nullptr;
-    switch (tag) {
-      case kNewGlobal:
-      case kGlobal: {
-        const ReceivedName* const found = global(tag);
-        object = found == nullptr ? nullptr : Py_NewRef(found->object.get());
-        break;
-      }
-      case kReduced: object = reduced(is_numbered); break;
-      case kNamedTuple: object = kept(named_tuple(), is_numbered); break;
-      case kFrame:
-      case kReadOnlyFrame:
-      case kBytesFrame:
-      case kBytearrayFrame: object = kept(frame(tag), is_numbered); break;
-      case kCall: {
-        const std::size_t base = stack().size();
-        const ReceivedName* const found = cls();
-        if (found == nullptr || !counted_items()) return nullptr;
-        object = kept(called(found->object.get(), base), is_numbered);
-        break;
-      }
-      default: return fail();
-    }
-    return leave() ? object : nullptr;
+  // An object by its class and what that is called with.
+  PyObject* made_of(std::uint8_t tag) {
+    const std::size_t base = stack().size();
+    const ReceivedName* const found = cls();
+    if (found == nullptr || !counted_items()) return nullptr;
+    return tag == kCall ? called(found->object.get(), base) : new_object(found->type(), base);
   }
 
-  // In decoder_reductions.hpp:
-  PyObject* called(PyObject* function, std::size_t base);
-  PyObject* new_object(PyTypeObject* type, std::size_t base);
-  PyObject* named_tuple();
-  PyObject* reduced(bool is_numbered);
+  // Call a function with the objects on the stack.
+  PyObject* called(PyObject* function, std::size_t base) {
+    if (function != known_.array && !may_run_code()) return nullptr;
+    const std::size_t count = stack().size() - base;
+    const Ref object(stops_at_exit(
+        [&] { return PyObject_Vectorcall(function, stack().data() + base, count, nullptr); }));
+    parts_.drop_to(base);
+    return Py_XNewRef(object.get());
+  }
+
+  PyObject* new_object(PyTypeObject* type, std::size_t base) {
+    if (!may_run_code()) return nullptr;
+    const bool has_none = stack().size() == base;
+    const Ref arguments(has_none ? Py_NewRef(known_.nothing) : tuple_from(base));
+    if (!arguments) return nullptr;
+    if (type->tp_new == nullptr) return fail();
+    return stops_at_exit([&] { return type->tp_new(type, arguments.get(), nullptr); });
+  }
+
+  PyObject* reduced(bool is_numbered) {
+    if (!in_.has(1)) return nullptr;
+    const std::uint8_t parts = in_.byte();
+    const Ref function(any());
+    const std::size_t base = stack().size();
+    if (!function || !counted_items()) return nullptr;
+    const bool is_new = function.get() == known_.newobj;  // as called, and faster
+    if (is_new && (stack().size() == base || !PyType_Check(stack()[base]))) return fail();
+    Ref cls;
+    if (is_new) {
+      cls = Ref(stack()[base]);
+      stack().erase(stack().begin() + static_cast<std::ptrdiff_t>(base));
+    }
+    Ref object(kept(is_new ? new_object(reinterpret_cast<PyTypeObject*>(cls.get()), base)
+                           : called(function.get(), base),
+                    is_numbered));
+    if (!object) return nullptr;
+    if ((parts & kItems) != 0) {
+      const Ref list(counted_items() ? list_from(base) : nullptr);
+      if (!list || !Ref(call(known_.add_items, object.get(), list.get()))) return nullptr;
+    }
+    if ((parts & kPairs) != 0) {
+      if (!counted_items()) return nullptr;
+      const std::size_t many = (stack().size() - base) / 2;
+      for (std::size_t i = base; i < base + many; ++i) {
+        PyObject* const key = stack()[i];
+        PyObject* const value = stack()[i + many];
+        if (stops_at_exit([&] { return PyObject_SetItem(object.get(), key, value); }) != 0) {
+          return nullptr;
+        }
+      }
+      parts_.drop_to(base);
+    }
+    if ((parts & kState) != 0) {
+      const Ref setter((parts & kSetter) != 0 ? any() : nullptr);
+      const Ref state((parts & kSetter) == 0 || setter ? any() : nullptr);
+      if (!state || !set_state(object.get(), setter.get(), state.get())) return nullptr;
+    }
+    return leave() ? object.release() : nullptr;
+  }
+
+  // `setter`: what sets the state of this object; null: its class does, or Python's way.
+  bool set_state(PyObject* object, PyObject* setter, PyObject* state) {
+    const bool has_own = _PyType_Lookup(Py_TYPE(object), known_.setstate) != nullptr;
+    if (setter != nullptr || !has_own) {
+      return Ref(call(setter != nullptr ? setter : known_.build, object, state)).get() != nullptr;
+    }
+    return Ref(stops_at_exit([&] {
+             return PyObject_CallMethodOneArg(object, known_.setstate, state);
+           })).get() != nullptr;
+  }
 
   // Of this message:
-  bool is_careful_ = false;
   int depth_ = 0;
 };
 

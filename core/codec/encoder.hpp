@@ -75,9 +75,9 @@ class Encoder : private ValueWriter {
   bool attempt_to(PyObject* object) {
     ++message_;
     is_for_pickle_ = false;
-    if (!out_.begin()) return false;
+    out_.begin();
     out_.byte(kMagic);
-    out_.byte(is_careful_ ? kCareful : 0);
+    out_.byte(kFormat);
     if (is_careful_) return any(object);
     const WithoutCollection nothing_else_runs;
     return any(object);
@@ -114,7 +114,7 @@ class Encoder : private ValueWriter {
     if (object == Py_None) return tag(kNone);
     if (type == &PyBool_Type) return tag(object == Py_True ? kTrue : kFalse);
     if (type == &PyFloat_Type) {
-      if (!tag(kFloat)) return false;
+      tag(kFloat);
       out_.number(PyFloat_AS_DOUBLE(object));
       return true;
     }
@@ -173,7 +173,6 @@ class Encoder : private ValueWriter {
                    static_cast<std::size_t>(PySequence_Fast_GET_SIZE(list)));
   }
   bool counted(PyObject* const* objects, std::size_t count) {
-    if (!out_.room()) return false;
     out_.count(count);
     return items(objects, count);
   }
@@ -252,6 +251,7 @@ class Encoder : private ValueWriter {
       if (!dict) return false;
       // Someone else has it: what it holds may be met by way of it, too.
       if (Py_REFCNT(dict.get()) != 2 && !is_careful_) return be_careful();
+      if (!PyDict_CheckExact(dict.get())) return reduced(object, cls.reducer);
     }
     const std::size_t attributes = dict ? static_cast<std::size_t>(PyDict_GET_SIZE(dict.get())) : 0;
     const std::size_t count = attributes + cls.offsets.size();
@@ -280,7 +280,7 @@ class Encoder : private ValueWriter {
       shape.message = message_;
       shape.number = shape_count_++;
       shape.is_open = shape.has_last = false;
-      if (!data(kNewShape, shape.text.data(), shape.text.size())) return false;
+      data(kNewShape, shape.text.data(), shape.text.size());
     }
     const bool is_nested = std::exchange(shape.is_open, true);
     const bool has_same = shape.has_last && !is_nested;
@@ -290,7 +290,7 @@ class Encoder : private ValueWriter {
         others |= std::uint64_t{values[i] != shape.last[i]} << i;
       }
     }
-    if (!is_new && !tag(has_same ? kSame : kShaped, shape.number)) return false;
+    if (!is_new) tag(has_same ? kSame : kShaped, shape.number);
     if (has_same) out_.raw(&others, (count + 7) / 8);
     for (std::size_t i = 0; i < count; ++i) {
       if (has_same && (others >> i & 1) == 0) continue;
@@ -304,30 +304,30 @@ class Encoder : private ValueWriter {
     return leave();
   }
 
-  // What its class is called with: the value of an Enum's member, the fields of a Struct, what an
-  // array is made of.
+  // What its class is called with, by a method that runs no code of others. Null with an error set.
+  PyObject* arguments_of(PyObject* object, Kind kind) {
+    if (kind == Kind::called) {
+      const Ref reduction(PyObject_CallMethodNoArgs(object, known_.reduce));
+      return reduction ? Py_NewRef(PyTuple_GET_ITEM(reduction.get(), 1)) : nullptr;
+    }
+    const bool is_array = kind == Kind::array;
+    const Ref first(PyObject_GetAttr(object, is_array ? known_.typecode : known_.value));
+    if (!first || !is_array) return first ? PyTuple_Pack(1, first.get()) : nullptr;
+    const Ref bytes(PyObject_CallMethodNoArgs(object, known_.tobytes));
+    return bytes ? PyTuple_Pack(2, first.get(), bytes.get()) : nullptr;
+  }
   bool called(PyObject* object, const SentClass& cls) {
-    Refs values;
-    if (cls.kind != Kind::called) {
-      PyObject* const name = cls.kind == Kind::member ? known_.value : known_.typecode;
-      PyObject* const value = PyObject_GetAttr(object, name);  // (which runs no code of others)
-      if (value == nullptr) return false;
-      values.take(value);
-      const bool is_text = cls.kind == Kind::array && PyUnicode_READ_CHAR(value, 0) >= 'u';
-      if (is_text) return reduced(object, cls.reducer);  // (arrays of 'u' and 'w')
+    const Ref arguments(arguments_of(object, cls.kind));
+    if (!arguments) {  // such as a field that is not set
+      PyErr_Clear();
+      return leave_to_pickle();
     }
-    for (const Py_ssize_t offset : cls.offsets) {
-      values.take(
-          Py_XNewRef(*reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset)));
-    }
-    for (PyObject* const value : values.list()) {
-      if (value == nullptr) return leave_to_pickle();
-    }
+    const bool is_of_characters =
+        cls.kind == Kind::array &&
+        PyUnicode_READ_CHAR(PyTuple_GET_ITEM(arguments.get(), 0), 0) >= 'u';
+    if (is_of_characters) return reduced(object, cls.reducer);
     return numbered_after(object, [&] {
-      if (!tag(kCall) || !global(cls.type, cls.name) || !out_.room()) return false;
-      out_.count(values.list().size() + (cls.kind == Kind::array ? 1 : 0));
-      return items(values.list().data(), values.list().size()) &&
-             (cls.kind != Kind::array || elements(object));
+      return tag(kCall) && global(cls.type, cls.name) && counted(arguments.get());
     });
   }
 

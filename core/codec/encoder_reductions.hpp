@@ -86,7 +86,6 @@ inline bool Encoder::reduction(PyObject* object, PyObject* reduction) {
   }
   objects_.put(object, kOpen);
   kept_.hold(object);
-  if (!out_.room()) return false;
   out_.byte(kMemo);
   out_.byte(kReduced);
   out_.byte((items != nullptr ? kItems : 0U) | (pairs != nullptr ? kPairs : 0U) |
@@ -105,7 +104,10 @@ inline bool Encoder::reduction(PyObject* object, PyObject* reduction) {
     PyObject** const columns = scratch(2 * many);
     for (std::size_t i = 0; i < many; ++i) {
       PyObject* const pair = PyList_GET_ITEM(list.get(), static_cast<Py_ssize_t>(i));
-      if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2) return leave_to_pickle();
+      if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2) {
+        PyErr_SetString(PyExc_TypeError, "dict items iterator must return 2-tuples");
+        return false;
+      }
       columns[i] = PyTuple_GET_ITEM(pair, 0);
       columns[many + i] = PyTuple_GET_ITEM(pair, 1);
     }

@@ -2,7 +2,7 @@
 // Knows: bytes.
 // Does not know: what they stand for.
 //
-// A message is kMagic, a byte of flags, a value. A value begins with a tag; tags below kNone are
+// A message is kMagic, kFormat and a value. A value begins with a tag; tags below kNone are
 // small integers. Numbers are little endian, counts and sizes are LEB128 (here: "count"). Each
 // message explains itself: what it names is numbered as it comes, and nothing depends on messages
 // before.
@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <utility>
 
 namespace shmcast::codec {
@@ -21,7 +22,7 @@ namespace shmcast::codec {
 static_assert(std::endian::native == std::endian::little, "numbers are copied as they lie");
 
 inline constexpr std::uint8_t kMagic = 0xF5;
-inline constexpr std::uint8_t kCareful = 1;       // a flag: objects were reduced
+inline constexpr std::uint8_t kFormat = 1;        // of what follows: another is not read
 inline constexpr int kSmallest = -16;             // the integer that tag 0 stands for
 inline constexpr std::size_t kMostRun = 4096;     // items that one value can stand for: a bound
 inline constexpr int kDeepest = 200;              // values in values
@@ -68,7 +69,7 @@ enum Part : unsigned { kItems = 1, kPairs = 2, kSetter = 4, kState = 8 };
 // In a shape's count of slots: the state is a list of their values, as of a frozen dataclass.
 inline constexpr unsigned kListState = 0x8000;
 
-// A message that is being written, in the bytes object that it becomes.
+// A message that is being written, in the bytes object that it becomes. It grows as needed.
 class Output {
  public:
   Output() = default;
@@ -76,18 +77,11 @@ class Output {
   Output& operator=(const Output&) = delete;
   ~Output() { Py_XDECREF(bytes_); }
 
-  bool begin() {
-    at_ = bytes_ == nullptr ? nullptr : start();
-    return room();
+  void begin() { at_ = bytes_ == nullptr ? nullptr : start(); }
+  void byte(unsigned value) {
+    if (at_ == end_) grow(1);
+    *at_++ = static_cast<std::uint8_t>(value);
   }
-
-  // Make sure of room for so many bytes, and a tag and two counts. False: an error is set.
-  bool room(std::size_t size = 0) {
-    const std::size_t needed = size + 32;
-    return static_cast<std::size_t>(end_ - at_) >= needed || grow(needed);
-  }
-  // These need room for what they write.
-  void byte(unsigned value) { *at_++ = static_cast<std::uint8_t>(value); }
   template <class Number>
   void number(Number value) {
     raw(&value, sizeof value);
@@ -97,16 +91,17 @@ class Output {
     byte(static_cast<unsigned>(value));
   }
   void raw(const void* data, std::size_t size) {
-    std::memcpy(at_, data, size);
-    at_ += size;
+    if (size > 0) std::memcpy(skip(size), data, size);
   }
-  std::uint8_t* place() { return at_; }
-  void skip(std::size_t size) { at_ += size; }
-  std::size_t size() const { return static_cast<std::size_t>(at_ - start()); }
+  // Return the place of so many bytes, which are to be written.
+  std::uint8_t* skip(std::size_t size) {
+    if (static_cast<std::size_t>(end_ - at_) < size) grow(size);
+    return std::exchange(at_, at_ + size);
+  }
 
   // Return the message, owned; null with an error set. The memory of a small one is used again.
   PyObject* take() {
-    const auto length = static_cast<Py_ssize_t>(size());
+    const Py_ssize_t length = at_ - start();
     if (length < kFrameBytes) return PyBytes_FromStringAndSize(PyBytes_AS_STRING(bytes_), length);
     _PyBytes_Resize(&bytes_, length);
     end_ = nullptr;
@@ -115,18 +110,21 @@ class Output {
 
  private:
   std::uint8_t* start() const { return reinterpret_cast<std::uint8_t*>(PyBytes_AS_STRING(bytes_)); }
-  [[gnu::cold, gnu::noinline]] bool grow(std::size_t more) {
-    const std::size_t used = bytes_ == nullptr ? 0 : size();
-    const std::size_t room = 2 * (used + more);
-    const auto length = static_cast<Py_ssize_t>(room);
+  [[gnu::cold, gnu::noinline]] void grow(std::size_t more) {
+    const std::size_t used = bytes_ == nullptr ? 0 : static_cast<std::size_t>(at_ - start());
+    const std::size_t room = 2 * (used + more) + 128;
     if (bytes_ == nullptr) {
-      bytes_ = PyBytes_FromStringAndSize(nullptr, length);
+      bytes_ = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(room));
     } else {
-      _PyBytes_Resize(&bytes_, length);
+      _PyBytes_Resize(&bytes_, static_cast<Py_ssize_t>(room));
     }
-    at_ = bytes_ == nullptr ? nullptr : start() + used;
-    end_ = bytes_ == nullptr ? nullptr : start() + room;
-    return bytes_ != nullptr;
+    if (bytes_ == nullptr) {
+      PyErr_Clear();
+      at_ = end_ = nullptr;
+      throw std::bad_alloc();  // which becomes a MemoryError
+    }
+    at_ = start() + used;
+    end_ = start() + room;
   }
 
   PyObject* bytes_ = nullptr;

@@ -80,7 +80,7 @@ def describe(
     if kind in (_PLAIN, _CALLED, _MEMBER, _NAMED_TUPLE, _ARRAY):
         name = _name(cls.__module__, cls.__qualname__)
         if name is not None:
-            return kind, None, slots, kind == _CALLED or _has_frozen_state(cls), name
+            return kind, None, slots, _has_frozen_state(cls), name
         kind = _REDUCED
     return kind, reducer, (), False, None
 
@@ -136,7 +136,7 @@ def _kind_of_struct(cls: Any, obj: Any) -> tuple[int, tuple[str, ...]]:
         except AttributeError:  # a field is not set
             return _REDUCED, ()
         if function is cls and len(values) == len(cls.__struct_fields__):
-            return _CALLED, cls.__struct_fields__
+            return _CALLED, ()
     return _REDUCED, ()
 
 
@@ -286,8 +286,21 @@ def restore(
 
 
 CORE = (
-    *("__reduce_ex__", "__class__", "__dict__", "__setstate__", "_value_", "typecode", "raw"),
-    *("toreadonly", 5, (), describe, describe_shape, describe_name, name_of, restore, add_items),
+    *("__reduce_ex__", "__class__", "__dict__", "__setstate__", "_value_", "typecode"),
+    *(
+        "tobytes",
+        "__reduce__",
+        "raw",
+        "toreadonly",
+        5,
+        (),
+        describe,
+        describe_shape,
+        describe_name,
+        name_of,
+        restore,
+        add_items,
+    ),
     *(build, HIDING, array, _copyreg.__newobj__, copyreg.dispatch_table),
 )
 """What the core knows of Python, in the order of `Known` in core/codec/classes.hpp."""
