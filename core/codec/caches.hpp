@@ -5,13 +5,11 @@
 
 #include <Python.h>
 
-#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <memory>
-#include <numeric>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -87,67 +85,44 @@ class Descriptions {
   std::vector<std::unique_ptr<Thing>> retired_;  // this message may have them
 };
 
-inline PyObject* new_text(const std::uint8_t* utf8, std::size_t size) {
-  return PyUnicode_DecodeUTF8(reinterpret_cast<const char*>(utf8), static_cast<Py_ssize_t>(size),
+inline PyObject* new_text(const void* utf8, std::size_t size) {
+  return PyUnicode_DecodeUTF8(static_cast<const char*>(utf8), static_cast<Py_ssize_t>(size),
                               "surrogatepass");
 }
 
-// Runs of strings as they were read last. Equal bytes make the same objects.
+// Runs of strings as they were read last, by their place in a message: equal bytes make the same
+// objects.
 class ReceivedRuns {
  public:
   void begin_message() { next_ = 0; }
 
   // Return the strings of a run, borrowed: until the next message, or as long as `held`. Null with
-  // an error set.
-  const std::vector<PyObject*>* strings(const std::uint8_t* lengths, std::size_t count,
-                                        std::size_t size, Refs& held) {
-    if (count + size > 3 * kRunBytes) return Input::malformed(), nullptr;
-    Run& run = runs_[next_++ % kRuns];
-    const std::string_view bytes(reinterpret_cast<const char*>(lengths), count + size);
-    if (run.strings.list().size() != count || run.bytes != bytes) {
-      if (!merge(run, lengths, count, size, held)) return nullptr;
-      run.bytes = bytes;
+  // an error set. `bytes`: so many sizes, then the characters.
+  const std::vector<PyObject*>* strings(std::string_view bytes, std::size_t count, Refs& held) {
+    Run& run = runs_[next_++ % runs_.size()];
+    if (run.strings.list().size() == count && run.bytes == bytes) return &run.strings.list();
+    Refs made;
+    std::string_view text = bytes.substr(count);
+    for (const char size : bytes.substr(0, count)) {
+      const std::size_t length = static_cast<std::uint8_t>(size);
+      PyObject* const string = length <= text.size() ? new_text(text.data(), length) : nullptr;
+      if (string == nullptr) return Input::malformed(), nullptr;
+      made.take(string);
+      text.remove_prefix(length);
     }
+    if (!text.empty() || bytes.size() > 3 * kRunBytes) return Input::malformed(), nullptr;
+    for (PyObject* const old : run.strings.list()) held.hold(old);  // this message may have them
+    run.strings.list().swap(made.list());
+    run.bytes = bytes;
     return &run.strings.list();
   }
 
  private:
   struct Run {
-    std::string bytes;  // lengths and characters
+    std::string bytes;
     Refs strings;
   };
-
-  // Make a run of these bytes, with the strings that the last one has of them.
-  [[gnu::noinline]] static bool merge(Run& run, const std::uint8_t* lengths, std::size_t count,
-                                      std::size_t size, Refs& held) {
-    if (std::accumulate(lengths, lengths + count, std::size_t{0}) != size) {
-      return Input::malformed();
-    }
-    Refs made;
-    made.list().reserve(count);
-    const std::vector<PyObject*>& last = run.strings.list();
-    auto at = last.begin();  // after the last string that was found again; some may be left out
-    const std::uint8_t* text = lengths + count;
-    for (std::size_t i = 0; i < count; text += lengths[i++]) {
-      const auto end = last.end() - at < 8 ? last.end() : at + 8;
-      const auto found = std::find_if(at, end, [&](PyObject* string) {
-        return PyUnicode_GET_LENGTH(string) == lengths[i] && PyUnicode_IS_COMPACT_ASCII(string) &&
-               std::memcmp(PyUnicode_DATA(string), text, lengths[i]) == 0;
-      });
-      if (found != end) {
-        made.hold(*found);
-        at = found + 1;
-      } else {
-        made.take(new_text(text, lengths[i]));
-        if (made.list().back() == nullptr) return false;
-      }
-    }
-    for (PyObject* const old : last) held.hold(old);  // this message may refer to them
-    run.strings.list().swap(made.list());
-    return true;
-  }
-
-  std::array<Run, kRuns> runs_;
+  std::array<Run, 8> runs_;
   unsigned next_ = 0;
 };
 

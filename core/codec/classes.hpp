@@ -127,8 +127,7 @@ struct Shape {
   // In the message `message`:
   std::uint64_t message = 0;
   std::uint32_t number = 0;
-  bool is_open = false;  // an instance is being written
-  bool has_last = false;
+  bool is_open = false;           // an instance is being written
   std::vector<PyObject*> last{};  // the fields of the last instance, to compare
 
   bool has_keys(PyObject* const* others, std::size_t count) {

@@ -80,21 +80,21 @@ class ValueReader {
 
   bool strings(std::uint64_t count) {
     std::uint64_t size = 0;
-    if (!in_.count(size) || count > in_.left() || size > in_.left() - count)
-      return fail() != nullptr;
-    const auto* const run = runs_.strings(in_.raw(count + size), count, size, held_);
+    if (!in_.count(size) || count > in_.left() || size > in_.left() - count) {
+      return Input::malformed();
+    }
+    const std::string_view bytes(reinterpret_cast<const char*>(in_.raw(count + size)),
+                                 count + size);
+    const auto* const run = runs_.strings(bytes, count, held_);
     if (run == nullptr) return false;
-    for (PyObject* const text : *run) Py_INCREF(text);
-    stack().insert(stack().end(), run->begin(), run->end());
+    const std::size_t first = table_.size();
     table_.insert(table_.end(), run->begin(), run->end());
-    return true;
+    return known_strings(first, count);
   }
 
   bool known_strings(std::uint64_t first, std::uint64_t count) {
     if (first > table_.size() || count > table_.size() - first) return Input::malformed();
-    const auto from = table_.begin() + static_cast<std::ptrdiff_t>(first);
-    for (std::uint64_t i = 0; i < count; ++i) Py_INCREF(from[static_cast<std::ptrdiff_t>(i)]);
-    stack().insert(stack().end(), from, from + static_cast<std::ptrdiff_t>(count));
+    for (std::uint64_t i = first; i < first + count; ++i) parts_.hold(table_[i]);
     return true;
   }
 

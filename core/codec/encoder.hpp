@@ -279,11 +279,12 @@ class Encoder : private ValueWriter {
     if (is_new) {
       shape.message = message_;
       shape.number = shape_count_++;
-      shape.is_open = shape.has_last = false;
+      shape.is_open = false;
+      shape.last.clear();
       data(kNewShape, shape.text.data(), shape.text.size());
     }
     const bool is_nested = std::exchange(shape.is_open, true);
-    const bool has_same = shape.has_last && !is_nested;
+    const bool has_same = !shape.last.empty() && !is_nested;
     std::uint64_t others = 0;
     if (has_same) {
       for (std::size_t i = 0; i < count; ++i) {
@@ -299,7 +300,6 @@ class Encoder : private ValueWriter {
     shape.is_open = is_nested;
     if (!is_nested && !is_careful_ && count <= kBitmapFields) {
       shape.last.assign(values, values + count);
-      shape.has_last = true;
     }
     return leave();
   }

@@ -26,8 +26,7 @@ inline constexpr std::uint8_t kFormat = 1;        // of what follows: another is
 inline constexpr int kSmallest = -16;             // the integer that tag 0 stands for
 inline constexpr std::size_t kMostRun = 4096;     // items that one value can stand for: a bound
 inline constexpr int kDeepest = 200;              // values in values
-inline constexpr unsigned kRuns = 8;              // runs of strings that both ends remember,
-inline constexpr std::size_t kRunBytes = 65536;   // each about as large
+inline constexpr std::size_t kRunBytes = 65536;   // of strings in a run, about
 inline constexpr Py_ssize_t kFrameBytes = 65536;  // bytes objects of this size are frames
 inline constexpr std::size_t kBitmapFields = 64;
 
