@@ -12,7 +12,6 @@
 #include <Python.h>
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -255,8 +254,8 @@ class Encoder : private ValueWriter {
     }
     const std::size_t attributes = dict ? static_cast<std::size_t>(PyDict_GET_SIZE(dict.get())) : 0;
     const std::size_t count = attributes + cls.offsets.size();
-    std::array<PyObject*, 2 * kBitmapFields> few;
-    PyObject** const values = count <= kBitmapFields ? few.data() : scratch(count + attributes);
+    PyObject* few[32];
+    PyObject** const values = 2 * count <= std::size(few) ? few : scratch(2 * count);
     PyObject** const keys = values + count;
     Py_ssize_t at = 0;
     std::size_t i = 0;
