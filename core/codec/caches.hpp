@@ -5,13 +5,11 @@
 
 #include <Python.h>
 
-#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <memory>
-#include <numeric>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -28,9 +26,7 @@ class PointerMap {
  public:
   void clear() {
     used_ = 0;
-    if (++era_ != 0) return;
-    entries_.assign(entries_.size(), {});
-    era_ = 1;
+    ++era_;
   }
   // Return the number of a pointer; null: it has none. Valid until put().
   std::uint32_t* find(const void* key) {
@@ -51,7 +47,7 @@ class PointerMap {
  private:
   struct Entry {
     const void* key = nullptr;
-    std::uint32_t era = 0;
+    std::uint64_t era = 0;
     std::uint32_t number = 0;
   };
   Entry& at(const void* key) {
@@ -62,12 +58,12 @@ class PointerMap {
 
   unsigned shift_ = 64 - 7;
   std::vector<Entry> entries_ = std::vector<Entry>(128);
-  std::uint32_t era_ = 1;
+  std::uint64_t era_ = 1;
   std::size_t used_ = 0;
 };
 
 // Descriptions of classes and functions, by what they are known by.
-template <class Key, class Thing, class Hash = std::hash<Key>>
+template <class Key, class Thing>
 class Descriptions {
  public:
   Thing* find(Key key) const {
@@ -85,176 +81,49 @@ class Descriptions {
   }
 
  private:
-  std::unordered_map<Key, std::unique_ptr<Thing>, Hash> things_;
+  std::unordered_map<Key, std::unique_ptr<Thing>> things_;
   std::vector<std::unique_ptr<Thing>> retired_;  // this message may have them
 };
 
-// Of a text that describes: it is long, and a part tells it from others.
-struct HashOfPart {
-  std::size_t operator()(std::string_view text) const {
-    const std::string_view tail = text.substr(text.size() / 2, 16);
-    return std::hash<std::string_view>{}(tail) + text.size();
-  }
-};
-
-// Runs of strings as they were written last, by their place among a message's runs. If the strings
-// are the same objects, the run is copied as it is, and no string is looked at.
-class SentRuns {
- public:
-  struct Run {
-    Refs strings;  // owned, so that a pointer stands for the same characters
-    std::string lengths;
-    std::string characters;
-  };
-  void begin_message() { next_ = 0; }
-
-  // Return a run of the strings from items[0] on, at least 4; null: there is none.
-  Run* find(PyObject* const* items, std::size_t count) {
-    Run& run = runs_[next_ % kRuns];
-    const std::vector<PyObject*>& last = run.strings.list();
-    const bool is_same = last.size() >= kFewest && last.size() <= count &&
-                         std::equal(last.begin(), last.end(), items) &&
-                         (last.size() == count || Py_TYPE(items[last.size()]) != &PyUnicode_Type);
-    if (!is_same) {
-      if (count < kFewest || !std::all_of(items, items + kFewest, fits)) return nullptr;
-      make(run, items, count);
-    }
-    ++next_;
-    return &run;
-  }
-
- private:
-  static constexpr std::size_t kFewest = 4;
-
-  static bool fits(PyObject* text) {
-    return Py_TYPE(text) == &PyUnicode_Type && is_ready(text) && PyUnicode_IS_COMPACT_ASCII(text) &&
-           PyUnicode_GET_LENGTH(text) < 256;
-  }
-
-  [[gnu::noinline]] static void make(Run& run, PyObject* const* items, std::size_t count) {
-    const std::vector<PyObject*> last = std::exchange(run.strings.list(), {});
-    run.lengths.clear();
-    run.characters.clear();
-    for (std::size_t i = 0; i < count && fits(items[i]) && run.characters.size() < kRunBytes; ++i) {
-      const auto size = static_cast<std::size_t>(PyUnicode_GET_LENGTH(items[i]));
-      run.strings.hold(items[i]);
-      run.lengths.push_back(static_cast<char>(size));
-      run.characters.append(static_cast<const char*>(PyUnicode_DATA(items[i])), size);
-    }
-    for (PyObject* const text : last) Py_DECREF(text);
-  }
-
-  std::array<Run, kRuns> runs_;
-  unsigned next_ = 0;
-};
-
-inline PyObject* new_ascii(const std::uint8_t* data, std::size_t size) {
-  std::uint64_t bits = 0;
-  std::size_t i = 0;
-  for (; i + 8 <= size; i += 8) {
-    std::uint64_t word;
-    std::memcpy(&word, data + i, 8);
-    bits |= word;
-  }
-  for (; i < size; ++i) bits |= data[i];
-  if ((bits & 0x8080808080808080U) != 0) return Input::malformed(), nullptr;
-  PyObject* const text = PyUnicode_New(static_cast<Py_ssize_t>(size), 127);
-  if (text != nullptr && size > 0) std::memcpy(PyUnicode_1BYTE_DATA(text), data, size);
-  return text;
+inline PyObject* new_text(const void* utf8, std::size_t size) {
+  return PyUnicode_DecodeUTF8(static_cast<const char*>(utf8), static_cast<Py_ssize_t>(size),
+                              "surrogatepass");
 }
 
-// Runs of strings as they were read last. Equal bytes make the same objects.
+// Runs of strings as they were read last, by their place in a message: equal bytes make the same
+// objects.
 class ReceivedRuns {
  public:
   void begin_message() { next_ = 0; }
 
   // Return the strings of a run, borrowed: until the next message, or as long as `held`. Null with
-  // an error set.
-  const std::vector<PyObject*>* strings(const std::uint8_t* lengths, std::size_t count,
-                                        std::size_t size, Refs& held) {
-    Run& run = runs_[next_++ % kRuns];
-    const std::string_view bytes(reinterpret_cast<const char*>(lengths), count + size);
-    if (run.strings.list().size() != count || run.bytes != bytes) {
-      if (!merge(run, lengths, count, size, held)) return nullptr;
-      run.bytes = bytes;
+  // an error set. `bytes`: so many sizes, then the characters.
+  const std::vector<PyObject*>* strings(std::string_view bytes, std::size_t count, Refs& held) {
+    Run& run = runs_[next_++ % runs_.size()];
+    if (run.strings.list().size() == count && run.bytes == bytes) return &run.strings.list();
+    Refs made;
+    std::string_view text = bytes.substr(count);
+    for (const char size : bytes.substr(0, count)) {
+      const std::size_t length = static_cast<std::uint8_t>(size);
+      PyObject* const string = length <= text.size() ? new_text(text.data(), length) : nullptr;
+      if (string == nullptr) return Input::malformed(), nullptr;
+      made.take(string);
+      text.remove_prefix(length);
     }
+    if (!text.empty() || bytes.size() > 3 * kRunBytes) return Input::malformed(), nullptr;
+    for (PyObject* const old : run.strings.list()) held.hold(old);  // this message may have them
+    run.strings.list().swap(made.list());
+    run.bytes = bytes;
     return &run.strings.list();
   }
 
  private:
   struct Run {
-    std::string bytes;  // lengths and characters
+    std::string bytes;
     Refs strings;
   };
-
-  // Make a run of these bytes, with the strings that the last one has of them.
-  [[gnu::noinline]] static bool merge(Run& run, const std::uint8_t* lengths, std::size_t count,
-                                      std::size_t size, Refs& held) {
-    if (std::accumulate(lengths, lengths + count, std::size_t{0}) != size) {
-      return Input::malformed();
-    }
-    Refs made;
-    made.list().reserve(count);
-    const std::vector<PyObject*>& last = run.strings.list();
-    const auto* const last_lengths = reinterpret_cast<const std::uint8_t*>(run.bytes.data());
-    const std::uint8_t* last_text = last_lengths + last.size();
-    const std::uint8_t* text = lengths + count;
-    std::size_t at = 0;  // in the last run
-    for (std::size_t i = 0; i < count; text += lengths[i++]) {
-      const std::uint8_t* candidate = last_text;
-      std::size_t found = at;
-      const std::size_t end = std::min(last.size(), at + 8);
-      while (found < end &&
-             (last_lengths[found] != lengths[i] || std::memcmp(candidate, text, lengths[i]) != 0)) {
-        candidate += last_lengths[found++];
-      }
-      if (found < end) {
-        made.hold(last[found]);
-        at = found + 1;
-        last_text = candidate + lengths[i];
-      } else {
-        PyObject* const fresh = new_ascii(text, lengths[i]);
-        if (fresh == nullptr) return false;
-        made.take(fresh);
-      }
-    }
-    for (PyObject* const old : last) held.hold(old);  // this message may refer to them
-    run.strings.list().swap(made.list());
-    return true;
-  }
-
-  std::array<Run, kRuns> runs_;
+  std::array<Run, 8> runs_;
   unsigned next_ = 0;
-};
-
-// Dicts of one value: a copy of such a dict costs less than its keys do one by one.
-class ReceivedDicts {
- public:
-  // Return a new dict. Its keys may be those of an earlier one, or not. Null with an error set.
-  PyObject* of(PyObject* const* keys, std::size_t count, PyObject* value) {
-    Template& last = templates_[count % templates_.size()];
-    const bool is_same = last.keys.size() == count && last.value == value &&
-                         std::equal(last.keys.begin(), last.keys.end(), keys);
-    if (is_same && last.dict) return PyDict_Copy(last.dict.get());
-    Ref dict(new_dict(count));
-    for (std::size_t i = 0; i < count && dict; ++i) {
-      if (PyDict_SetItem(dict.get(), keys[i], value) != 0) dict = Ref();
-    }
-    if (!dict) return nullptr;
-    last.dict = Ref(is_same ? PyDict_Copy(dict.get()) : nullptr);  // the second time; only ours
-    if (is_same && !last.dict) return nullptr;
-    last.keys.assign(keys, keys + count);
-    last.value = value;
-    return dict.release();
-  }
-
- private:
-  struct Template {
-    std::vector<PyObject*> keys;  // to compare
-    PyObject* value = nullptr;
-    Ref dict;  // has these keys, so that they stay
-  };
-  std::array<Template, 8> templates_;
 };
 
 // Integers of earlier messages. One that nobody else has any more is written anew: to make an

@@ -9,8 +9,10 @@
 #include <Python.h>
 #include <structmember.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -28,14 +30,16 @@ struct Known {
   // Returns false with an error set.
   bool take(PyObject* core) {
     owner_ = Ref::to(core);
-    return PyArg_ParseTuple(core, "OOOOOOOOOOOOOOOOOOOOO", &reduce_ex, &class_, &dict, &setstate,
-                            &value, &typecode, &raw, &toreadonly, &protocol, &nothing, &describe,
-                            &describe_shape, &describe_name, &name_of, &restore, &add_items, &build,
-                            &hiding, &array, &newobj, &dispatch_table) != 0;
+    return PyArg_ParseTuple(core, "OOOOOOOOOOOOOOOOOOOOOOO", &reduce_ex, &class_, &dict, &setstate,
+                            &value, &typecode, &tobytes, &reduce, &raw, &toreadonly, &protocol,
+                            &nothing, &describe, &describe_shape, &describe_name, &name_of,
+                            &restore, &add_items, &build, &hiding, &array, &newobj,
+                            &dispatch_table) != 0;
   }
 
-  PyObject *reduce_ex, *class_, *dict, *setstate, *value, *typecode, *raw, *toreadonly;  // names
-  PyObject *protocol, *nothing;                                                          // 5 and ()
+  PyObject *reduce_ex, *class_, *dict, *setstate, *value, *typecode, *tobytes, *reduce, *raw,
+      *toreadonly;               // names
+  PyObject *protocol, *nothing;  // 5 and ()
   PyObject *describe, *describe_shape, *describe_name, *name_of, *restore, *add_items, *build;
   PyObject *hiding, *array, *newobj, *dispatch_table;
 
@@ -116,23 +120,18 @@ enum class Kind : std::uint8_t {
 
 // A class and the names of its instances' attributes, as they are written.
 struct Shape {
-  std::vector<Ref> keys;  // of the attributes
+  Shape(PyObject* const* names, std::size_t count) : keys(names, count) {}
+
+  Refs keys;  // of the attributes
   std::string text;
   // In the message `message`:
   std::uint64_t message = 0;
   std::uint32_t number = 0;
-  bool is_open = false;  // an instance is being written
-  bool has_last = false;
+  bool is_open = false;           // an instance is being written
   std::vector<PyObject*> last{};  // the fields of the last instance, to compare
 
-  bool has_keys(PyObject* dict) const {
-    const std::size_t count = dict == nullptr ? 0 : static_cast<std::size_t>(PyDict_GET_SIZE(dict));
-    Py_ssize_t at = 0;
-    std::size_t i = 0;
-    PyObject* key = nullptr;
-    if (keys.size() != count) return false;
-    while (i < count && PyDict_Next(dict, &at, &key, nullptr) != 0 && keys[i].get() == key) ++i;
-    return i == count;
+  bool has_keys(PyObject* const* others, std::size_t count) {
+    return keys.list().size() == count && std::equal(others, others + count, keys.list().begin());
   }
 };
 
@@ -148,7 +147,6 @@ class SentClass {
   Ref reducer;  // null: __reduce_ex__
   std::vector<Py_ssize_t> offsets;
   std::vector<std::unique_ptr<Shape>> shapes;
-  Shape* recent = nullptr;
   Name name;
 
   // Find out about the class, with one of its instances. Returns false with an error set.
@@ -201,31 +199,26 @@ class SentClass {
     return true;
   }
 
-  // Return the shape of an instance with this dict (null: it has none), new if need be; null: it
-  // can't be written so, or there are too many.
-  Shape* shape_of(PyObject* dict, const Known& known) {
+  // Return the shape of an instance with these attributes, new if need be; null: it can't be
+  // written so, or there are too many.
+  Shape* shape_of(PyObject* const* keys, std::size_t count, const Known& known) {
     for (const auto& shape : shapes) {
-      if (shape->has_keys(dict)) return shape.get();
+      if (shape->has_keys(keys, count)) return shape.get();
     }
-    auto shape = std::make_unique<Shape>();
+    if (shapes.size() == 8 || count >= kListState || offsets.size() >= kListState) return nullptr;
+    auto shape = std::make_unique<Shape>(keys, count);
     std::string names;
-    Py_ssize_t at = 0;
-    PyObject* key = nullptr;
-    while (dict != nullptr && PyDict_Next(dict, &at, &key, nullptr) != 0) {
+    for (PyObject* const key : shape->keys.list()) {
       const bool is_plain = PyUnicode_CheckExact(key) && !PySet_Contains(known.hiding, key);
       if (!is_plain || !append(names, key)) return nullptr;
-      shape->keys.push_back(Ref::to(key));
     }
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(slots_.get()); ++i) {
       if (!append(names, PyTuple_GET_ITEM(slots_.get(), i))) return nullptr;
     }
-    if (shapes.size() == 8 || shape->keys.size() >= kListState || offsets.size() >= kListState) {
-      return nullptr;
-    }
     const std::size_t slots = offsets.size() | (needs_all_slots ? kListState : 0U);
-    for (const std::size_t count : {shape->keys.size(), slots}) {
-      shape->text.push_back(static_cast<char>(count & 0xFF));
-      shape->text.push_back(static_cast<char>(count >> 8));
+    for (const std::size_t number : {count, slots}) {
+      shape->text.push_back(static_cast<char>(number & 0xFF));
+      shape->text.push_back(static_cast<char>(number >> 8));
     }
     shape->text += name.text + names;
     shapes.push_back(std::move(shape));
@@ -237,10 +230,9 @@ class SentClass {
   static bool append(std::string& text, PyObject* name) {
     Py_ssize_t size = 0;
     const char* const utf8 = PyUnicode_AsUTF8AndSize(name, &size);
-    if (utf8 == nullptr) PyErr_Clear();
-    if (utf8 != nullptr) text.append(utf8, static_cast<std::size_t>(size) + 1);
-    return utf8 != nullptr &&
-           text.find('\0', text.size() - 1 - static_cast<std::size_t>(size)) == text.size() - 1;
+    if (utf8 == nullptr) return PyErr_Clear(), false;
+    text.append(utf8, static_cast<std::size_t>(size) + 1);
+    return std::strlen(utf8) == static_cast<std::size_t>(size);
   }
 
   unsigned version_ = 0;
@@ -255,26 +247,29 @@ struct ReceivedName {
   std::string text;
   Name name;
   Ref object;
-  int fields = -1;  // its __new__ makes a tuple of so many items, and does nothing else
 
   // Find out what the text means. Returns false with an error set.
   bool learn(const Ref& find, const Known& known) {
-    const Ref bytes(PyBytes_FromStringAndSize(text.data(), static_cast<Py_ssize_t>(text.size())));
-    const Ref found(bytes ? call(known.describe_name, bytes.get(), find.get()) : nullptr);
+    const Ref found = ask(known.describe_name, find);
     PyObject *named, *its_name;
-    if (!found || !PyArg_ParseTuple(found.get(), "OOi", &named, &its_name, &fields)) return false;
-    object = Ref::to(named);
-    version_ = type() == nullptr ? 0 : version_of(type());
-    return name.set(its_name) || Input::malformed();
+    return found && PyArg_ParseTuple(found.get(), "OO", &named, &its_name) && set(named, its_name);
   }
   bool is_current() const {
     return name.leads_to(object.get()) &&
-           (type() == nullptr || (version_ != 0 && version_of(type()) == version_));
+           (!is_class() || (version_ != 0 && version_of(type()) == version_));
   }
+  bool is_class() const { return PyType_Check(object.get()) != 0; }
+  PyTypeObject* type() const { return reinterpret_cast<PyTypeObject*>(object.get()); }
 
-  // Return a class, or null.
-  PyTypeObject* type() const {
-    return PyType_Check(object.get()) ? reinterpret_cast<PyTypeObject*>(object.get()) : nullptr;
+ protected:
+  Ref ask(PyObject* describe, const Ref& find) const {
+    const Ref bytes(PyBytes_FromStringAndSize(text.data(), static_cast<Py_ssize_t>(text.size())));
+    return Ref(bytes ? call(describe, bytes.get(), find.get()) : nullptr);
+  }
+  bool set(PyObject* named, PyObject* its_name) {
+    object = Ref::to(named);
+    version_ = is_class() ? version_of(type()) : 0;
+    return name.set(its_name) || Input::malformed();
   }
 
  private:
@@ -282,9 +277,7 @@ struct ReceivedName {
 };
 
 // A shape that a message describes.
-struct ReceivedShape {
-  std::string text;
-  Ref cls;
+struct ReceivedShape : ReceivedName {
   bool is_plain = false;  // else pickle's way is taken: __new__, then the state
   bool is_list_state = false;
   std::size_t attributes = 0;
@@ -298,21 +291,20 @@ struct ReceivedShape {
   PyObject* key(std::size_t i) const {
     return PyTuple_GET_ITEM(keys.get(), static_cast<Py_ssize_t>(i));
   }
-  PyTypeObject* type() const { return reinterpret_cast<PyTypeObject*>(cls.get()); }
 
   // Find out what the text means. Returns false with an error set.
   bool learn(const Ref& find, const Known& known) {
-    const Ref bytes(PyBytes_FromStringAndSize(text.data(), static_cast<Py_ssize_t>(text.size())));
-    const Ref found(bytes ? call(known.describe_shape, bytes.get(), find.get()) : nullptr);
+    const Ref found = ask(known.describe_shape, find);
     PyObject *its_class, *its_name, *names;
     Py_ssize_t of_dict = 0;
     int list_state = 0;
     int plain = 0;
-    if (!found || !PyArg_ParseTuple(found.get(), "O!OO!npp", &PyType_Type, &its_class, &its_name,
-                                    &PyTuple_Type, &names, &of_dict, &list_state, &plain)) {
+    if (!found ||
+        !PyArg_ParseTuple(found.get(), "O!OO!npp", &PyType_Type, &its_class, &its_name,
+                          &PyTuple_Type, &names, &of_dict, &list_state, &plain) ||
+        !set(its_class, its_name)) {
       return false;
     }
-    cls = Ref::to(its_class);
     keys = Ref::to(names);
     attributes = static_cast<std::size_t>(of_dict);
     is_list_state = list_state != 0;
@@ -327,16 +319,7 @@ struct ReceivedShape {
                PyType_HasFeature(type(), Py_TPFLAGS_IS_ABSTRACT) == 0 &&
                (attributes == 0 || (setter_ != nullptr && setter_->set != nullptr)) &&
                (offsets.empty() || is_list_state || type()->tp_setattro == PyObject_GenericSetAttr);
-    version_ = version_of(type());
-    Ref blank(PyDict_New());
-    for (std::size_t i = 0; i < attributes && blank; ++i) {
-      if (PyDict_SetItem(blank.get(), key(i), Py_None) != 0) return false;
-    }
-    blank_ = Ref(blank ? PyDict_Copy(blank.get()) : nullptr);  // (which has no gaps)
-    return blank_ && (name_.set(its_name) || Input::malformed());
-  }
-  bool is_current() const {
-    return version_ != 0 && version_of(type()) == version_ && name_.leads_to(cls.get());
+    return true;
   }
   void forget_last() {
     last.clear();
@@ -351,24 +334,25 @@ struct ReceivedShape {
     if (type()->tp_new == nullptr) return Input::malformed(), nullptr;
     return stops_at_exit([&] { return type()->tp_new(type(), known.nothing, nullptr); });
   }
-  // Return a new dict of these attributes: of one without gaps, where many are None.
-  PyObject* dict_of(PyObject* const* values) const {
-    Ref dict(PyDict_Copy(blank_.get()));
+  // Return a new dict of these attributes. `others`: those that are not as in the last instance;
+  // `is_same`: the rest are. Null with an error set.
+  PyObject* dict_of(PyObject* const* values, bool is_same, std::uint64_t others) {
+    const bool has_last = is_same && last_dict;
+    Ref dict = has_last ? std::move(last_dict) : Ref(new_dict(attributes));
     for (std::size_t i = 0; i < attributes && dict; ++i) {
-      if (values[i] == Py_None) continue;
+      if (has_last && (others >> i & 1) == 0) continue;
       if (PyDict_SetItem(dict.get(), key(i), values[i]) != 0) dict = Ref();
     }
-    return dict.release();
+    if (!is_same || !dict) return dict.release();
+    last_dict = std::move(dict);
+    return PyDict_Copy(last_dict.get());
   }
   bool set_dict(PyObject* object, PyObject* dict) const {
     return setter_->set(object, dict, setter_->closure) == 0;
   }
 
  private:
-  unsigned version_ = 0;
   const PyGetSetDef* setter_ = nullptr;  // of the class's own __dict__
-  Ref blank_;
-  Name name_;
 };
 
 }  // namespace shmcast::codec

@@ -34,9 +34,8 @@ class Decoder : private ValueReader {
   PyObject* decode(const std::uint8_t* data, std::size_t size, PyObject* frames,
                    bool is_practice = false) {
     is_practice_ = is_practice;
-    if (size < 2 || data[0] != kMagic) return Input::malformed(), nullptr;
+    if (size < 2 || data[0] != kMagic || data[1] != kFormat) return Input::malformed(), nullptr;
     in_ = Input(data + 2, size - 2);
-    is_careful_ = (data[1] & kCareful) != 0;
     ran_code_ = false;
     frames_ = frames;
     next_frame_ = 1;
@@ -77,10 +76,8 @@ class Decoder : private ValueReader {
       case kFloat: return in_.has(8) ? PyFloat_FromDouble(in_.number<double>()) : nullptr;
       case kBig:
         return in_.size(count) ? _PyLong_FromByteArray(in_.raw(count), count, 1, 1) : nullptr;
-      case kText: return in_.size(count) ? new_ascii(in_.raw(count), count) : nullptr;
-      case kWide: return wide_text();
-      case kNamed: return named(in_.size(count) ? new_ascii(in_.raw(count), count) : nullptr);
-      case kNamedWide: return named(wide_text());
+      case kText: return in_.size(count) ? new_text(in_.raw(count), count) : nullptr;
+      case kNamed: return named(in_.size(count) ? new_text(in_.raw(count), count) : nullptr);
       case kTextRef:
         if (!in_.count(count)) return nullptr;
         return count < table_.size() ? Py_NewRef(table_[count]) : fail();
@@ -103,24 +100,33 @@ class Decoder : private ValueReader {
       case kNewShape:
       case kSame:
       case kShaped: return instance(tag, is_numbered);
-      default: return other(tag, is_numbered);
+      case kNewGlobal:
+      case kGlobal: {
+        const ReceivedName* const found = global(tag);
+        return found == nullptr ? nullptr : Py_NewRef(found->object.get());
+      }
+      case kCall:
+      case kNamedTuple: return kept(made_of(tag), is_numbered);
+      case kReduced: return enter() ? reduced(is_numbered) : nullptr;
+      case kFrame:
+      case kReadOnlyFrame:
+      case kBytesFrame:
+      case kBytearrayFrame: return kept(frame(tag), is_numbered);
+      default: return fail();
     }
   }
 
   PyObject* list(bool is_numbered) {
-    // Others may see a list that has a number: it is filled at once.
-    Ref early(is_numbered ? kept(PyList_New(0), true) : nullptr);
     const std::size_t base = stack().size();
-    if ((is_numbered && !early) || !counted_items()) return nullptr;
-    Ref list(PyList_New(static_cast<Py_ssize_t>(stack().size() - base)));
-    if (!list) return nullptr;
-    move_from(base, reinterpret_cast<PyListObject*>(list.get())->ob_item);
-    if (!is_numbered) return list.release();
-    const int failed = stops_at_exit([&] {
-      const Py_ssize_t size = PyList_GET_SIZE(early.get());
-      return PyList_SetSlice(early.get(), size, size, list.get());
-    });
-    return failed == 0 ? early.release() : nullptr;
+    if (!is_numbered) return counted_items() ? list_from(base) : nullptr;
+    Ref list(kept(PyList_New(0), true));  // others may see it: it is filled at once
+    if (!list || !counted_items()) return nullptr;
+    const Ref items(list_from(base));
+    constexpr Py_ssize_t kAtEnd = PY_SSIZE_T_MAX;
+    const bool is_done = items && stops_at_exit([&] {
+                                    return PyList_SetSlice(list.get(), kAtEnd, kAtEnd, items.get());
+                                  }) == 0;
+    return is_done ? list.release() : nullptr;
   }
 
   PyObject* tuple() {
@@ -131,10 +137,6 @@ class Decoder : private ValueReader {
   PyObject* dict(bool is_numbered) {
     std::uint64_t count = 0;
     if (!in_.items(count)) return nullptr;
-    if (!is_numbered && count > 8 && in_.is_next(kTextRefs)) {
-      PyObject* const made = dict_of_one_value(count);
-      if (made != nullptr || PyErr_Occurred() != nullptr) return made;
-    }
     Ref dict(is_numbered ? kept(PyDict_New(), true) : nullptr);
     const std::size_t base = stack().size();
     if ((is_numbered && !dict) || !items(count) || !items(count)) return nullptr;
@@ -150,24 +152,6 @@ class Decoder : private ValueReader {
     }
     parts_.drop_to(base);
     return dict.release();
-  }
-  // Return null without an error if it is another dict; then nothing of it has been read.
-  PyObject* dict_of_one_value(std::uint64_t count) {
-    const Input before = in_;
-    std::uint64_t first = 0;
-    std::uint64_t keys = 0;
-    std::uint64_t values = 0;
-    in_.byte();
-    const bool has_keys = in_.count(first) && in_.count(keys) && keys == count &&
-                          first <= table_.size() && keys <= table_.size() - first;
-    if (has_keys && in_.is_next(kRun) && in_.byte() == kRun && in_.count(values) &&
-        values == count && in_.left() > 0 && *in_.raw(0) <= kTrue) {
-      const Ref value(any());
-      return value ? dicts_.of(&table_[first], count, value.get()) : nullptr;
-    }
-    PyErr_Clear();
-    in_ = before;
-    return nullptr;
   }
 
   // `made`: a set, owned; or a frozenset that nobody else has.
@@ -223,10 +207,9 @@ class Decoder : private ValueReader {
       stack().insert(stack().end(), count, object);
       return true;
     }
-    if (count > in_.left() / (tag == kInts ? 4 : 8)) return Input::malformed();
+    if (count > in_.left() / 4) return Input::malformed();
     for (; count > 0; --count) {
-      PyObject* const number = tag == kInts ? ints_.of(in_.number<std::int32_t>())
-                                            : PyFloat_FromDouble(in_.number<double>());
+      PyObject* const number = ints_.of(in_.number<std::int32_t>());
       if (number == nullptr) return false;
       stack().push_back(number);
     }
@@ -249,56 +232,43 @@ class Decoder : private ValueReader {
     const std::size_t count = shape.count();
     const std::size_t base = stack().size();
     const bool is_same = tag == kSame;
-    std::uint64_t others = 0;
+    std::uint64_t others = ~std::uint64_t{0};
     if (is_same) {
       const std::size_t size = (count + 7) / 8;
       if (shape.last.size() != count || !in_.has(size)) return Input::malformed();
+      others = 0;
       std::memcpy(&others, in_.raw(size), size);
     }
     for (std::size_t i = 0; i < count; ++i) {
-      if (is_same && (others >> i & 1) == 0) continue;
       PyObject* value = nullptr;
-      if (!in_.is_next(kUnset)) {
+      if (is_same && (others >> i & 1) == 0) {
+        value = Py_XNewRef(shape.last[i].get());
+      } else if (!in_.is_next(kUnset)) {
         value = any();
         if (value == nullptr) return false;
       } else if (in_.byte() == kUnset && i < shape.attributes) {
         return Input::malformed();
       }
-      if (!is_same) {
-        stack().push_back(value);
-      } else {
-        shape.last.at(i) = Ref(value);
-        if (i < shape.attributes && shape.last_dict &&
-            PyDict_SetItem(shape.last_dict.get(), shape.key(i), value) != 0) {
-          return false;
-        }
+      stack().push_back(value);
+    }
+    PyObject* const* const values = stack().data() + base;
+    const bool is_set = shape.is_plain ? set_fields(object, shape, values, is_same, others)
+                                       : restore(object, shape, values);
+    if (!is_set) return false;
+    if (tag != kShaped && count <= kBitmapFields) {
+      shape.last.resize(count);
+      for (std::size_t i = 0; i < count; ++i) {
+        if ((others >> i & 1) != 0) shape.last[i] = Ref::to(values[i]);
       }
-    }
-    std::array<PyObject*, kBitmapFields> last;
-    for (std::size_t i = 0; is_same && i < count; ++i) last[i] = shape.last[i].get();
-    PyObject* const* const values = is_same ? last.data() : stack().data() + base;
-    if (is_same && shape.is_plain && shape.attributes > 0 && !shape.last_dict) {
-      shape.last_dict = Ref(shape.dict_of(values));
-      if (!shape.last_dict) return false;
-    }
-    PyObject* const dict = is_same ? shape.last_dict.get() : nullptr;
-    if (!(shape.is_plain ? set_fields(object, shape, values, dict)
-                         : restore(object, shape, values))) {
-      return false;
-    }
-    if (tag == kNewShape && !is_careful_ && count <= kBitmapFields) {
-      shape.forget_last();
-      for (std::size_t i = 0; i < count; ++i) shape.last.push_back(Ref::to(values[i]));
     }
     parts_.drop_to(base);
     return true;
   }
 
-  // `dict`: one that has these attributes, or null.
-  bool set_fields(PyObject* object, const ReceivedShape& shape, PyObject* const* values,
-                  PyObject* dict) {
+  bool set_fields(PyObject* object, ReceivedShape& shape, PyObject* const* values, bool is_same,
+                  std::uint64_t others) {
     if (shape.attributes > 0) {
-      const Ref own(dict != nullptr ? PyDict_Copy(dict) : shape.dict_of(values));
+      const Ref own(shape.dict_of(values, is_same, others));
       if (!own || !shape.set_dict(object, own.get())) return false;
     }
     for (std::size_t i = 0; i < shape.offsets.size(); ++i) {
@@ -323,45 +293,86 @@ class Decoder : private ValueReader {
                                       shape.is_list_state ? Py_True : Py_False)));
   }
 
-  PyObject* other(std::uint8_t tag, bool is_numbered) {
-    if (!enter()) return nullptr;
-    PyObject* object = nullptr;
-    switch (tag) {
-      case kNewGlobal:
-      case kGlobal: {
-        const ReceivedName* const found = global(tag);
-        object = found == nullptr ? nullptr : Py_NewRef(found->object.get());
-        break;
-      }
-      case kReduced: object = reduced(is_numbered); break;
-      case kNamedTuple: object = kept(named_tuple(), is_numbered); break;
-      case kFrame:
-      case kReadOnlyFrame:
-      case kBytesFrame:
-      case kBytearrayFrame: object = kept(frame(tag), is_numbered); break;
-      case kCall: {
-        const std::size_t base = stack().size();
-        const ReceivedName* const found = cls();
-        if (found == nullptr || !counted_items()) return nullptr;
-        object = kept(called(found->object.get(), base), is_numbered);
-        break;
-      }
-      default: return fail();
-    }
-    return leave() ? object : nullptr;
+  // An object by its class and what that is called with.
+  PyObject* made_of(std::uint8_t tag) {
+    const std::size_t base = stack().size();
+    const ReceivedName* const found = cls();
+    if (found == nullptr || !counted_items()) return nullptr;
+    return tag == kCall ? called(found->object.get(), base) : new_object(found->type(), base);
   }
 
-  // In decoder_reductions.hpp:
-  PyObject* called(PyObject* function, std::size_t base);
-  PyObject* new_object(PyTypeObject* type, std::size_t base);
-  PyObject* named_tuple();
-  PyObject* reduced(bool is_numbered);
-  bool items_to_end();
+  // Call a function with the objects on the stack.
+  PyObject* called(PyObject* function, std::size_t base) {
+    if (function != known_.array && !may_run_code()) return nullptr;
+    const std::size_t count = stack().size() - base;
+    const Ref object(stops_at_exit(
+        [&] { return PyObject_Vectorcall(function, stack().data() + base, count, nullptr); }));
+    parts_.drop_to(base);
+    return Py_XNewRef(object.get());
+  }
 
-  ReceivedDicts dicts_;
+  PyObject* new_object(PyTypeObject* type, std::size_t base) {
+    if (!may_run_code()) return nullptr;
+    const bool has_none = stack().size() == base;
+    const Ref arguments(has_none ? Py_NewRef(known_.nothing) : tuple_from(base));
+    if (!arguments) return nullptr;
+    if (type->tp_new == nullptr) return fail();
+    return stops_at_exit([&] { return type->tp_new(type, arguments.get(), nullptr); });
+  }
+
+  PyObject* reduced(bool is_numbered) {
+    if (!in_.has(1)) return nullptr;
+    const std::uint8_t parts = in_.byte();
+    const Ref function(any());
+    const std::size_t base = stack().size();
+    if (!function || !counted_items()) return nullptr;
+    const bool is_new = function.get() == known_.newobj;  // as called, and faster
+    if (is_new && (stack().size() == base || !PyType_Check(stack()[base]))) return fail();
+    Ref cls;
+    if (is_new) {
+      cls = Ref(stack()[base]);
+      stack().erase(stack().begin() + static_cast<std::ptrdiff_t>(base));
+    }
+    Ref object(kept(is_new ? new_object(reinterpret_cast<PyTypeObject*>(cls.get()), base)
+                           : called(function.get(), base),
+                    is_numbered));
+    if (!object) return nullptr;
+    if ((parts & kItems) != 0) {
+      const Ref list(counted_items() ? list_from(base) : nullptr);
+      if (!list || !Ref(call(known_.add_items, object.get(), list.get()))) return nullptr;
+    }
+    if ((parts & kPairs) != 0) {
+      if (!counted_items()) return nullptr;
+      const std::size_t many = (stack().size() - base) / 2;
+      for (std::size_t i = base; i < base + many; ++i) {
+        PyObject* const key = stack()[i];
+        PyObject* const value = stack()[i + many];
+        if (stops_at_exit([&] { return PyObject_SetItem(object.get(), key, value); }) != 0) {
+          return nullptr;
+        }
+      }
+      parts_.drop_to(base);
+    }
+    if ((parts & kState) != 0) {
+      const Ref setter((parts & kSetter) != 0 ? any() : nullptr);
+      const Ref state((parts & kSetter) == 0 || setter ? any() : nullptr);
+      if (!state || !set_state(object.get(), setter.get(), state.get())) return nullptr;
+    }
+    return leave() ? object.release() : nullptr;
+  }
+
+  // `setter`: what sets the state of this object; null: its class does, or Python's way.
+  bool set_state(PyObject* object, PyObject* setter, PyObject* state) {
+    const bool has_own = _PyType_Lookup(Py_TYPE(object), known_.setstate) != nullptr;
+    if (setter != nullptr || !has_own) {
+      return Ref(call(setter != nullptr ? setter : known_.build, object, state)).get() != nullptr;
+    }
+    return Ref(stops_at_exit([&] {
+             return PyObject_CallMethodOneArg(object, known_.setstate, state);
+           })).get() != nullptr;
+  }
 
   // Of this message:
-  bool is_careful_ = false;
   int depth_ = 0;
 };
 

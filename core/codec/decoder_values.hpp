@@ -60,24 +60,17 @@ class ValueReader {
     if (count > 0) std::memcpy(place, stack().data() + base, count * sizeof(PyObject*));
     stack().resize(base);
   }
+  PyObject* list_from(std::size_t base) {
+    PyObject* const list = PyList_New(static_cast<Py_ssize_t>(stack().size() - base));
+    if (list != nullptr) move_from(base, reinterpret_cast<PyListObject*>(list)->ob_item);
+    return list;
+  }
   PyObject* tuple_from(std::size_t base) {
     PyObject* const tuple = PyTuple_New(static_cast<Py_ssize_t>(stack().size() - base));
     if (tuple != nullptr) move_from(base, reinterpret_cast<PyTupleObject*>(tuple)->ob_item);
     return tuple;
   }
 
-  PyObject* wide_text() {
-    std::uint64_t count = 0;
-    if (!in_.has(1)) return nullptr;
-    const unsigned width = in_.byte();
-    if (!in_.count(count) || (width != 1 && width != 2 && width != 4)) return fail();
-    if (count > in_.left() / width) return fail();
-    const std::uint8_t* const data = in_.raw(width * count);
-    for (std::size_t i = 3; width == 4 && i < 4 * count; i += 4) {
-      if (data[i] != 0 || data[i - 1] > 0x10) return fail();
-    }
-    return PyUnicode_FromKindAndData(static_cast<int>(width), data, static_cast<Py_ssize_t>(count));
-  }
   PyObject* named(PyObject* text) {
     if (text == nullptr) return nullptr;
     table_.push_back(text);
@@ -87,28 +80,28 @@ class ValueReader {
 
   bool strings(std::uint64_t count) {
     std::uint64_t size = 0;
-    if (!in_.count(size) || count > in_.left() || size > in_.left() - count)
-      return fail() != nullptr;
-    const auto* const run = runs_.strings(in_.raw(count + size), count, size, held_);
+    if (!in_.count(size) || count > in_.left() || size > in_.left() - count) {
+      return Input::malformed();
+    }
+    const std::string_view bytes(reinterpret_cast<const char*>(in_.raw(count + size)),
+                                 count + size);
+    const auto* const run = runs_.strings(bytes, count, held_);
     if (run == nullptr) return false;
-    for (PyObject* const text : *run) Py_INCREF(text);
-    stack().insert(stack().end(), run->begin(), run->end());
+    const std::size_t first = table_.size();
     table_.insert(table_.end(), run->begin(), run->end());
-    return true;
+    return known_strings(first, count);
   }
 
   bool known_strings(std::uint64_t first, std::uint64_t count) {
     if (first > table_.size() || count > table_.size() - first) return Input::malformed();
-    const auto from = table_.begin() + static_cast<std::ptrdiff_t>(first);
-    for (std::uint64_t i = 0; i < count; ++i) Py_INCREF(from[static_cast<std::ptrdiff_t>(i)]);
-    stack().insert(stack().end(), from, from + static_cast<std::ptrdiff_t>(count));
+    for (std::uint64_t i = first; i < first + count; ++i) parts_.hold(table_[i]);
     return true;
   }
 
   // Read what describes a class, a function or a shape; or the number of one that was described.
   template <class Thing>
-  Thing* described(Descriptions<std::string_view, Thing, HashOfPart>& known,
-                   std::vector<Thing*>& numbered, bool is_new) {
+  Thing* described(Descriptions<std::string_view, Thing>& known, std::vector<Thing*>& numbered,
+                   bool is_new) {
     std::uint64_t count = 0;
     if (!in_.count(count)) return nullptr;
     if (!is_new) {
@@ -136,7 +129,7 @@ class ValueReader {
   }
   ReceivedName* cls() {
     ReceivedName* const found = in_.has(1) ? global(in_.byte()) : nullptr;
-    if (found == nullptr || found->type() == nullptr) return Input::malformed(), nullptr;
+    if (found == nullptr || !found->is_class()) return Input::malformed(), nullptr;
     return found;
   }
 
@@ -159,8 +152,8 @@ class ValueReader {
   const Ref find_;
   ReceivedRuns runs_;
   ReceivedInts ints_;
-  Descriptions<std::string_view, ReceivedShape, HashOfPart> known_shapes_;
-  Descriptions<std::string_view, ReceivedName, HashOfPart> known_names_;
+  Descriptions<std::string_view, ReceivedShape> known_shapes_;
+  Descriptions<std::string_view, ReceivedName> known_names_;
 
   // Of this message:
   bool is_practice_ = false;

@@ -12,7 +12,6 @@
 #include <Python.h>
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -75,9 +74,9 @@ class Encoder : private ValueWriter {
   bool attempt_to(PyObject* object) {
     ++message_;
     is_for_pickle_ = false;
-    if (!out_.begin()) return false;
+    out_.begin();
     out_.byte(kMagic);
-    out_.byte(is_careful_ ? kCareful : 0);
+    out_.byte(kFormat);
     if (is_careful_) return any(object);
     const WithoutCollection nothing_else_runs;
     return any(object);
@@ -114,7 +113,7 @@ class Encoder : private ValueWriter {
     if (object == Py_None) return tag(kNone);
     if (type == &PyBool_Type) return tag(object == Py_True ? kTrue : kFalse);
     if (type == &PyFloat_Type) {
-      if (!tag(kFloat)) return false;
+      tag(kFloat);
       out_.number(PyFloat_AS_DOUBLE(object));
       return true;
     }
@@ -124,16 +123,11 @@ class Encoder : private ValueWriter {
         return *number == kOpen ? leave_to_pickle() : tag(kRef, *number);
       }
     }
-    if (type == &PyList_Type) {
-      const auto count = static_cast<std::size_t>(PyList_GET_SIZE(object));
-      return remember(object) && tag(kList, count) &&
-             copied_items(reinterpret_cast<PyListObject*>(object)->ob_item, count);
-    }
+    if (type == &PyList_Type) return remember(object) && parts(object, kList);
     if (type == &PyDict_Type) return dict(object);
     if (type == &PyTuple_Type) {
-      const auto count = static_cast<std::size_t>(PyTuple_GET_SIZE(object));
-      if (count == 0) return tag(kTuple, 0);
-      return numbered_after(object, [&] { return tag(kTuple, count) && tuple_items(object, 0); });
+      if (PyTuple_GET_SIZE(object) == 0) return tag(kTuple, 0);
+      return numbered_after(object, [&] { return parts(object, kTuple); });
     }
     return other(object);
   }
@@ -167,21 +161,25 @@ class Encoder : private ValueWriter {
     return items(columns, count) && items(columns + count, count);
   }
 
-  bool set(PyObject* object, Tag kind) {
-    const Ref list(PySequence_List(object));
-    return list && tag(kind, static_cast<std::size_t>(PyList_GET_SIZE(list.get()))) &&
-           items(reinterpret_cast<PyListObject*>(list.get())->ob_item,
-                 static_cast<std::size_t>(PyList_GET_SIZE(list.get())));
+  // The items of a list, tuple or set; of a copy, if it may change meanwhile.
+  bool parts(PyObject* object, Tag kind) {
+    const bool is_fixed = PyTuple_Check(object) || (PyList_Check(object) && !is_careful_);
+    const Ref list(is_fixed ? Py_NewRef(object) : PySequence_List(object));
+    return list && tag(kind) && counted(list.get());
+  }
+  bool counted(PyObject* list) {
+    return counted(PySequence_Fast_ITEMS(list),
+                   static_cast<std::size_t>(PySequence_Fast_GET_SIZE(list)));
+  }
+  bool counted(PyObject* const* objects, std::size_t count) {
+    out_.count(count);
+    return items(objects, count);
   }
 
   bool items(PyObject* const* items, std::size_t count) {
     if (!enter()) return false;
     cursor_ = 0;
     for (std::size_t i = 0; i < count;) {
-      if (i + 8 < count) {
-        __builtin_prefetch(items[i + 8]);
-        __builtin_prefetch(reinterpret_cast<const char*>(items[i + 8]) + 64);
-      }
       const Py_ssize_t written = run(items + i, count - i);
       if (written < 0 || (written == 0 && !any(items[i]))) return false;
       i += written == 0 ? 1 : static_cast<std::size_t>(written);
@@ -189,14 +187,6 @@ class Encoder : private ValueWriter {
     return leave();
   }
 
-  bool copied_items(PyObject* const* items, std::size_t count) {
-    Refs copy(items, is_careful_ ? count : 0);
-    return this->items(is_careful_ ? copy.list().data() : items, count);
-  }
-  bool tuple_items(PyObject* tuple, std::size_t first) {
-    const auto count = static_cast<std::size_t>(PyTuple_GET_SIZE(tuple));
-    return items(reinterpret_cast<PyTupleObject*>(tuple)->ob_item + first, count - first);
-  }
   // Write items together, from the first on. Returns how many; 0: none; -1: failed.
   Py_ssize_t run(PyObject* const* items, std::size_t count) {
     PyObject* const first = *items;
@@ -210,8 +200,7 @@ class Encoder : private ValueWriter {
       return tag(kRun, many) && any(first) ? static_cast<Py_ssize_t>(many) : -1;
     }
     if (Py_TYPE(items[1]) != type || Py_TYPE(items[2]) != type) return 0;
-    if (type == &PyLong_Type) return integers(items, count);
-    return type == &PyFloat_Type ? floats(items, count) : 0;
+    return type == &PyLong_Type ? integers(items, count) : 0;
   }
 
   bool other(PyObject* object) {
@@ -225,9 +214,9 @@ class Encoder : private ValueWriter {
       const Py_ssize_t size = PyByteArray_GET_SIZE(object);
       return remember(object) && bytes(object, kBytearray, PyByteArray_AS_STRING(object), size);
     }
-    if (type == &PySet_Type) return remember(object) && set(object, kSet);
+    if (type == &PySet_Type) return remember(object) && parts(object, kSet);
     if (type == &PyFrozenSet_Type) {
-      return numbered_after(object, [&] { return set(object, kFrozenset); });
+      return numbered_after(object, [&] { return parts(object, kFrozenset); });
     }
     SentClass* cls = classes_.find(type);
     if (cls == nullptr || !cls->is_current(message_, known_)) [[unlikely]] {
@@ -246,11 +235,8 @@ class Encoder : private ValueWriter {
       case Kind::member:
       case Kind::array: return called(object, *cls);
       case Kind::named_tuple:
-        return numbered_after(object, [&] {
-          return tag(kNamedTuple) && global(type, cls->name) && out_.room() &&
-                 (out_.count(static_cast<std::size_t>(PyTuple_GET_SIZE(object))), true) &&
-                 tuple_items(object, 0);
-        });
+        return numbered_after(
+            object, [&] { return tag(kNamedTuple) && global(type, cls->name) && counted(object); });
       case Kind::reduced: break;
     }
     return reduced(object, cls->reducer);
@@ -264,23 +250,18 @@ class Encoder : private ValueWriter {
       if (!dict) return false;
       // Someone else has it: what it holds may be met by way of it, too.
       if (Py_REFCNT(dict.get()) != 2 && !is_careful_) return be_careful();
+      if (!PyDict_CheckExact(dict.get())) return reduced(object, cls.reducer);
     }
     const std::size_t attributes = dict ? static_cast<std::size_t>(PyDict_GET_SIZE(dict.get())) : 0;
     const std::size_t count = attributes + cls.offsets.size();
-    std::array<PyObject*, kBitmapFields> few;
-    PyObject** const values = count <= few.size() ? few.data() : scratch(count);
-    Shape* shape = cls.recent;
-    if (shape != nullptr && shape->keys.size() != attributes) shape = nullptr;
+    PyObject* few[32];
+    PyObject** const values = 2 * count <= std::size(few) ? few : scratch(2 * count);
+    PyObject** const keys = values + count;
     Py_ssize_t at = 0;
     std::size_t i = 0;
-    PyObject* key = nullptr;
-    for (; i < attributes && PyDict_Next(dict.get(), &at, &key, &values[i]) != 0; ++i) {
-      if (shape != nullptr && shape->keys[i].get() != key) shape = nullptr;
-    }
-    if (shape == nullptr) {
-      shape = cls.recent = cls.shape_of(dict.get(), known_);
-      if (shape == nullptr) return reduced(object, cls.reducer);
-    }
+    while (i < attributes && PyDict_Next(dict.get(), &at, &keys[i], &values[i]) != 0) ++i;
+    Shape* const shape = cls.shape_of(keys, attributes, known_);
+    if (shape == nullptr) return reduced(object, cls.reducer);
     for (const Py_ssize_t offset : cls.offsets) {
       values[i] = *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset);
       if (values[i++] == nullptr && cls.needs_all_slots) return leave_to_pickle();
@@ -292,25 +273,24 @@ class Encoder : private ValueWriter {
   // Fields that are the same objects as in the last instance of this shape are not written, while
   // objects can be known by their addresses.
   bool fields(Shape& shape, PyObject* const* values, std::size_t count) {
-    if (!enter() || !out_.room(shape.text.size())) return false;
+    if (!enter()) return false;
     const bool is_new = shape.message != message_;
     if (is_new) {
       shape.message = message_;
       shape.number = shape_count_++;
-      shape.is_open = shape.has_last = false;
-      out_.byte(kNewShape);
-      out_.count(shape.text.size());
-      out_.raw(shape.text.data(), shape.text.size());
+      shape.is_open = false;
+      shape.last.clear();
+      data(kNewShape, shape.text.data(), shape.text.size());
     }
     const bool is_nested = std::exchange(shape.is_open, true);
-    const bool has_same = shape.has_last && !is_nested;
+    const bool has_same = !shape.last.empty() && !is_nested;
     std::uint64_t others = 0;
     if (has_same) {
       for (std::size_t i = 0; i < count; ++i) {
         others |= std::uint64_t{values[i] != shape.last[i]} << i;
       }
     }
-    if (!is_new && !tag(has_same ? kSame : kShaped, shape.number)) return false;
+    if (!is_new) tag(has_same ? kSame : kShaped, shape.number);
     if (has_same) out_.raw(&others, (count + 7) / 8);
     for (std::size_t i = 0; i < count; ++i) {
       if (has_same && (others >> i & 1) == 0) continue;
@@ -319,35 +299,34 @@ class Encoder : private ValueWriter {
     shape.is_open = is_nested;
     if (!is_nested && !is_careful_ && count <= kBitmapFields) {
       shape.last.assign(values, values + count);
-      shape.has_last = true;
     }
     return leave();
   }
 
-  // What its class is called with: the value of an Enum's member, the fields of a Struct, what an
-  // array is made of.
+  // What its class is called with, by a method that runs no code of others. Null with an error set.
+  PyObject* arguments_of(PyObject* object, Kind kind) {
+    if (kind == Kind::called) {
+      const Ref reduction(PyObject_CallMethodNoArgs(object, known_.reduce));
+      return reduction ? Py_NewRef(PyTuple_GET_ITEM(reduction.get(), 1)) : nullptr;
+    }
+    const bool is_array = kind == Kind::array;
+    const Ref first(PyObject_GetAttr(object, is_array ? known_.typecode : known_.value));
+    if (!first || !is_array) return first ? PyTuple_Pack(1, first.get()) : nullptr;
+    const Ref bytes(PyObject_CallMethodNoArgs(object, known_.tobytes));
+    return bytes ? PyTuple_Pack(2, first.get(), bytes.get()) : nullptr;
+  }
   bool called(PyObject* object, const SentClass& cls) {
-    Refs values;
-    if (cls.kind != Kind::called) {
-      PyObject* const name = cls.kind == Kind::member ? known_.value : known_.typecode;
-      PyObject* const value = PyObject_GetAttr(object, name);  // (which runs no code of others)
-      if (value == nullptr) return false;
-      values.take(value);
-      const bool is_text = cls.kind == Kind::array && PyUnicode_READ_CHAR(value, 0) >= 'u';
-      if (is_text) return reduced(object, cls.reducer);  // (arrays of 'u' and 'w')
+    const Ref arguments(arguments_of(object, cls.kind));
+    if (!arguments) {  // such as a field that is not set
+      PyErr_Clear();
+      return leave_to_pickle();
     }
-    for (const Py_ssize_t offset : cls.offsets) {
-      values.take(
-          Py_XNewRef(*reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset)));
-    }
-    for (PyObject* const value : values.list()) {
-      if (value == nullptr) return leave_to_pickle();
-    }
+    const bool is_of_characters =
+        cls.kind == Kind::array &&
+        PyUnicode_READ_CHAR(PyTuple_GET_ITEM(arguments.get(), 0), 0) >= 'u';
+    if (is_of_characters) return reduced(object, cls.reducer);
     return numbered_after(object, [&] {
-      if (!tag(kCall) || !global(cls.type, cls.name) || !out_.room()) return false;
-      out_.count(values.list().size() + (cls.kind == Kind::array ? 1 : 0));
-      return items(values.list().data(), values.list().size()) &&
-             (cls.kind != Kind::array || elements(object));
+      return tag(kCall) && global(cls.type, cls.name) && counted(arguments.get());
     });
   }
 

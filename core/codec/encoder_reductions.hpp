@@ -86,29 +86,32 @@ inline bool Encoder::reduction(PyObject* object, PyObject* reduction) {
   }
   objects_.put(object, kOpen);
   kept_.hold(object);
-  if (!out_.room()) return false;
   out_.byte(kMemo);
   out_.byte(kReduced);
   out_.byte((items != nullptr ? kItems : 0U) | (pairs != nullptr ? kPairs : 0U) |
             (state != nullptr && setter != nullptr ? kSetter : 0U) |
             (state != nullptr ? kState : 0U));
-  if (!any(function) || !out_.room()) return false;
-  out_.count(static_cast<std::size_t>(PyTuple_GET_SIZE(arguments)));
-  if (!tuple_items(arguments, 0)) return false;
+  if (!any(function) || !counted(arguments)) return false;
   *objects_.find(object) = object_count_++;
-  for (PyObject* const iterator : {items, pairs}) {
-    if (iterator == nullptr) continue;
-    while (PyObject* const item = stops_at_exit([&] { return PyIter_Next(iterator); })) {
-      kept_.take(item);
-      if (iterator == items) {
-        if (!any(item)) return false;
-      } else if (!PyTuple_Check(item) || PyTuple_GET_SIZE(item) != 2) {
-        return leave_to_pickle();
-      } else if (!any(PyTuple_GET_ITEM(item, 0)) || !any(PyTuple_GET_ITEM(item, 1))) {
+  if (items != nullptr) {
+    const Ref list(stops_at_exit([&] { return PySequence_List(items); }));
+    if (!list || !counted(list.get())) return false;
+  }
+  if (pairs != nullptr) {
+    const Ref list(stops_at_exit([&] { return PySequence_List(pairs); }));
+    if (!list) return false;
+    const auto many = static_cast<std::size_t>(PyList_GET_SIZE(list.get()));
+    PyObject** const columns = scratch(2 * many);
+    for (std::size_t i = 0; i < many; ++i) {
+      PyObject* const pair = PyList_GET_ITEM(list.get(), static_cast<Py_ssize_t>(i));
+      if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2) {
+        PyErr_SetString(PyExc_TypeError, "dict items iterator must return 2-tuples");
         return false;
       }
+      columns[i] = PyTuple_GET_ITEM(pair, 0);
+      columns[many + i] = PyTuple_GET_ITEM(pair, 1);
     }
-    if (PyErr_Occurred() != nullptr || !tag(kEnd)) return false;
+    if (!counted(columns, 2 * many)) return false;
   }
   if (state == nullptr) return leave();
   return (setter == nullptr || any(setter)) && any(state) && leave();

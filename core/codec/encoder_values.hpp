@@ -32,7 +32,6 @@ class ValueWriter {
     strings_.clear();
     globals_.clear();
     table_.clear();
-    runs_.begin_message();
     object_count_ = global_count_ = 0;
     cursor_ = 0;
     kept_.drop_to(0);
@@ -47,14 +46,18 @@ class ValueWriter {
   bool be_careful() { return false; }
 
   bool tag(Tag tag) {
-    if (!out_.room()) return false;
     out_.byte(tag);
     return true;
   }
   bool tag(Tag tag, std::uint64_t count) {
-    if (!out_.room()) return false;
     out_.byte(tag);
     out_.count(count);
+    return true;
+  }
+
+  bool data(Tag kind, const void* from, std::size_t size) {
+    tag(kind, size);
+    out_.raw(from, size);
     return true;
   }
 
@@ -69,7 +72,6 @@ class ValueWriter {
   }
   bool integer(PyObject* object) {
     std::int64_t value = 0;
-    if (!out_.room()) return false;
     if (!small_int(object, value)) [[unlikely]] {
       int overflow = 0;
       value = PyLong_AsLongLongAndOverflow(object, &overflow);
@@ -85,42 +87,40 @@ class ValueWriter {
   }
   [[gnu::cold]] bool big(PyObject* object) {
     const std::size_t size = _PyLong_NumBits(object) / 8 + 1;
-    if (!out_.room(size)) return false;
-    out_.byte(kBig);
-    out_.count(size);
+    tag(kBig, size);
     auto* const number = reinterpret_cast<PyLongObject*>(object);
 #if PY_VERSION_HEX >= 0x030D0000
-    const int failed = _PyLong_AsByteArray(number, out_.place(), size, 1, 1, 1);
+    return _PyLong_AsByteArray(number, out_.skip(size), size, 1, 1, 1) == 0;
 #else
-    const int failed = _PyLong_AsByteArray(number, out_.place(), size, 1, 1);
+    return _PyLong_AsByteArray(number, out_.skip(size), size, 1, 1) == 0;
 #endif
-    out_.skip(size);
-    return failed == 0;
   }
 
   // A string that may be met again gets a number. Columns of one message often have the same
   // strings in the same order: the next one is tried first.
   bool text(PyObject* object) {
-    if (!is_ready(object)) return false;
     const bool is_named = may_return(object);
     if (is_named) {
       const std::uint32_t* const number = is_at_cursor(object) ? nullptr : strings_.find(object);
       if (number != nullptr) cursor_ = *number;
       if (is_at_cursor(object)) return tag(kTextRef, cursor_++);
+    }
+    Py_ssize_t size = 0;
+    const char* utf8 = PyUnicode_AsUTF8AndSize(object, &size);
+    Ref encoded;
+    if (utf8 == nullptr) {  // half of a surrogate pair
+      PyErr_Clear();
+      encoded = Ref(PyUnicode_AsEncodedString(object, "utf-8", "surrogatepass"));
+      if (!encoded) return false;
+      utf8 = PyBytes_AS_STRING(encoded.get());
+      size = PyBytes_GET_SIZE(encoded.get());
+    }
+    if (is_named) {
       strings_.put(object, static_cast<std::uint32_t>(table_.size()));
       table_.push_back(object);
       if (is_careful_) kept_.hold(object);
     }
-    const auto size = static_cast<std::size_t>(PyUnicode_GET_LENGTH(object));
-    const bool is_ascii = PyUnicode_IS_COMPACT_ASCII(object) != 0;
-    const std::size_t width = is_ascii ? 1 : PyUnicode_KIND(object);
-    if (!out_.room(size * width)) return false;
-    const Tag tag = is_ascii ? kText : kWide;
-    out_.byte(static_cast<unsigned>(tag) + (is_named ? kNamed - kText : 0U));
-    if (!is_ascii) out_.byte(static_cast<unsigned>(width));
-    out_.count(size);
-    out_.raw(PyUnicode_DATA(object), size * width);
-    return true;
+    return data(is_named ? kNamed : kText, utf8, static_cast<std::size_t>(size));
   }
   bool is_at_cursor(PyObject* object) const {
     return cursor_ < table_.size() && table_[cursor_] == object;
@@ -132,25 +132,12 @@ class ValueWriter {
       const Ref apart(kind == kBytes ? Py_NewRef(object) : PyBytes_FromStringAndSize(data, size));
       return apart && frame(apart.get(), kind == kBytes ? kBytesFrame : kBytearrayFrame);
     }
-    if (!out_.room(static_cast<std::size_t>(size))) return false;
-    out_.byte(kind);
-    out_.count(static_cast<std::size_t>(size));
-    out_.raw(data, static_cast<std::size_t>(size));
-    return true;
+    return this->data(kind, data, static_cast<std::size_t>(size));
   }
   // Add a frame. A reader takes them in the same order.
   bool frame(PyObject* buffer, Tag kind) {
     frames_.hold(buffer);
     return tag(kind);
-  }
-
-  // The elements of an array.array.
-  bool elements(PyObject* array) {
-    Py_buffer view;
-    if (PyObject_GetBuffer(array, &view, PyBUF_ND) != 0) return false;
-    const bool is_done = bytes(array, kBytearray, static_cast<const char*>(view.buf), view.len);
-    PyBuffer_Release(&view);
-    return is_done;
   }
 
   // Not remembered: pickle writes a buffer each time that it meets it.
@@ -174,40 +161,24 @@ class ValueWriter {
       return tag(kGlobal, *number);
     }
     globals_.put(object, global_count_++);
-    if (!out_.room(name.text.size())) return false;
-    out_.byte(kNewGlobal);
-    out_.count(name.text.size());
-    out_.raw(name.text.data(), name.text.size());
-    return true;
+    return data(kNewGlobal, name.text.data(), name.text.size());
   }
 
   Py_ssize_t integers(PyObject* const* items, std::size_t count) {
-    if (!out_.room(4 * count)) return -1;
-    std::uint8_t* const data = out_.place() + 10;  // behind the tag and the largest count
-    std::size_t many = 0;
-    for (; many < count; ++many) {
-      if (many + 8 < count) __builtin_prefetch(items[many + 8]);
-      std::int64_t value = 0;
-      if (Py_TYPE(items[many]) != &PyLong_Type || !small_int(items[many], value)) break;
-      const auto narrow = static_cast<std::int32_t>(value);
-      if (narrow != value) break;
-      std::memcpy(data + 4 * many, &narrow, 4);
-    }
+    std::int64_t value = 0;
+    const auto is_narrow = [&](PyObject* object) {
+      return Py_TYPE(object) == &PyLong_Type && small_int(object, value) &&
+             value == static_cast<std::int32_t>(value);
+    };
+    const auto many =
+        static_cast<std::size_t>(std::find_if_not(items, items + count, is_narrow) - items);
     if (many < 3) return 0;
-    out_.byte(kInts);
-    out_.count(many);
-    std::memmove(out_.place(), data, 4 * many);
-    out_.skip(4 * many);
-    return static_cast<Py_ssize_t>(many);
-  }
-
-  Py_ssize_t floats(PyObject* const* items, std::size_t count) {
-    std::size_t many = 3;
-    while (many < count && Py_TYPE(items[many]) == &PyFloat_Type) ++many;
-    if (!out_.room(8 * many)) return -1;
-    out_.byte(kFloats);
-    out_.count(many);
-    for (std::size_t i = 0; i < many; ++i) out_.number(PyFloat_AS_DOUBLE(items[i]));
+    tag(kInts, many);
+    std::uint8_t* const place = out_.skip(4 * many);
+    for (std::size_t i = 0; i < many; ++i) {
+      small_int(items[i], value);
+      std::memcpy(place + 4 * i, &value, 4);
+    }
     return static_cast<Py_ssize_t>(many);
   }
 
@@ -218,36 +189,40 @@ class ValueWriter {
     std::size_t many = 1;
     while (many < most && table_[first + many] == items[many]) ++many;
     cursor_ = first + many;
-    if (!tag(many == 1 ? kTextRef : kTextRefs, first)) return -1;
+    tag(many == 1 ? kTextRef : kTextRefs, first);
     if (many > 1) out_.count(many);
     return static_cast<Py_ssize_t>(many);
   }
 
+  // New strings: their sizes, then their characters.
   Py_ssize_t strings(PyObject* const* items, std::size_t count) {
-    // Some that come next may have been left out.
-    const std::size_t end = std::min(table_.size(), cursor_ + 9);
-    for (std::size_t next = cursor_ + 1; next < end; ++next) {
-      if (table_[next] != *items) continue;
-      cursor_ = next;
-      return known_strings(items, count);
+    std::size_t size = 0;
+    std::size_t many = 0;
+    for (; many < std::min(count, kRunBytes) && size < kRunBytes; ++many) {
+      PyObject* const text = items[many];
+      if (Py_TYPE(text) != &PyUnicode_Type || !is_ready(text) ||
+          !PyUnicode_IS_COMPACT_ASCII(text) || PyUnicode_GET_LENGTH(text) > 255) {
+        break;
+      }
+      size += static_cast<std::size_t>(PyUnicode_GET_LENGTH(text));
     }
-    SentRuns::Run* const run = runs_.find(items, count);
-    if (run == nullptr) return 0;
-    const std::vector<PyObject*>& strings = run->strings.list();
-    if (!out_.room(strings.size() + run->characters.size())) return -1;
-    out_.byte(kStrings);
-    out_.count(strings.size());
-    out_.count(run->characters.size());
-    out_.raw(run->lengths.data(), strings.size());
-    out_.raw(run->characters.data(), run->characters.size());
-    table_.insert(table_.end(), strings.begin(), strings.end());
-    for (std::size_t i = 0; is_careful_ && i < strings.size(); ++i) kept_.hold(strings[i]);
-    return static_cast<Py_ssize_t>(strings.size());
+    if (many < 4) return 0;
+    tag(kStrings, many);
+    out_.count(size);
+    std::uint8_t* const sizes = out_.skip(many + size);
+    std::uint8_t* characters = sizes + many;
+    for (std::size_t i = 0; i < many; ++i) {
+      sizes[i] = static_cast<std::uint8_t>(PyUnicode_GET_LENGTH(items[i]));
+      std::memcpy(characters, PyUnicode_DATA(items[i]), sizes[i]);
+      characters += sizes[i];
+      if (is_careful_) kept_.hold(items[i]);
+    }
+    table_.insert(table_.end(), items, items + many);
+    return static_cast<Py_ssize_t>(many);
   }
 
   const Known& known_;
   const Py_ssize_t frame_bytes_;
-  SentRuns runs_;
 
   // Of this message:
   bool is_careful_ = false;

@@ -2,7 +2,7 @@
 // Knows: bytes.
 // Does not know: what they stand for.
 //
-// A message is kMagic, a byte of flags, a value. A value begins with a tag; tags below kNone are
+// A message is kMagic, kFormat and a value. A value begins with a tag; tags below kNone are
 // small integers. Numbers are little endian, counts and sizes are LEB128 (here: "count"). Each
 // message explains itself: what it names is numbered as it comes, and nothing depends on messages
 // before.
@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <utility>
 
 namespace shmcast::codec {
@@ -21,12 +22,11 @@ namespace shmcast::codec {
 static_assert(std::endian::native == std::endian::little, "numbers are copied as they lie");
 
 inline constexpr std::uint8_t kMagic = 0xF5;
-inline constexpr std::uint8_t kCareful = 1;       // a flag: objects were reduced
+inline constexpr std::uint8_t kFormat = 1;        // of what follows: another is not read
 inline constexpr int kSmallest = -16;             // the integer that tag 0 stands for
 inline constexpr std::size_t kMostRun = 4096;     // items that one value can stand for: a bound
 inline constexpr int kDeepest = 200;              // values in values
-inline constexpr unsigned kRuns = 8;              // runs of strings that both ends remember,
-inline constexpr std::size_t kRunBytes = 65536;   // each about as large
+inline constexpr std::size_t kRunBytes = 65536;   // of strings in a run, about
 inline constexpr Py_ssize_t kFrameBytes = 65536;  // bytes objects of this size are frames
 inline constexpr std::size_t kBitmapFields = 64;
 
@@ -35,8 +35,8 @@ enum Tag : std::uint8_t {
   kNone = 128, kFalse, kTrue,
   kInt, kFloat,                      // count, of which the lowest bit is the sign; 64 bits
   kBig,                              // count, bytes of two's complement
-  kText, kWide,                      // ASCII: count, data; other: width, count, data
-  kNamed, kNamedWide, kTextRef,      // such, which get the next number; one by number
+  kText, kNamed,                     // count, UTF-8; such that gets the next number
+  kTextRef,                          // one by number
   kBytes, kBytearray,                // count, data
   kList, kTuple, kSet, kFrozenset,   // count, items
   kDict,                             // count, keys, values
@@ -44,7 +44,7 @@ enum Tag : std::uint8_t {
           // before its parts, any other after them
   kRef,   // an object by number
   // Only among items and keys and values, where each stands for several:
-  kInts, kFloats,                    // count, data: 32 bits, 64 bits
+  kInts,                             // count, 32 bits each
   kRun,                              // count, value: the same object so often
   kStrings,                          // count, size, lengths, characters: ASCII, with numbers
   kTextRefs,                         // number, count
@@ -56,19 +56,19 @@ enum Tag : std::uint8_t {
   kUnset,                            // a slot without a value
   kNewGlobal, kGlobal,               // size, names of module and object; by number
   kCall, kNamedTuple,                // class, count, items
-  kReduced, kEnd,                    // parts, function, count, arguments; the parts
+  kReduced,                          // parts, function, count, arguments; the parts
   kFrame, kReadOnlyFrame,            // the message's next one, as it is
   kBytesFrame, kBytearrayFrame,      // the same, as these types
 };
 // clang-format on
 
-// What may follow the arguments of a reduction, in this order: items; keys and values in turn; both
-// to kEnd; what sets the state, if not the object; the state.
+// What may follow the arguments of a reduction, in this order: count, items; count, keys, values;
+// what sets the state, if not the object; the state.
 enum Part : unsigned { kItems = 1, kPairs = 2, kSetter = 4, kState = 8 };
 // In a shape's count of slots: the state is a list of their values, as of a frozen dataclass.
 inline constexpr unsigned kListState = 0x8000;
 
-// A message that is being written, in the bytes object that it becomes.
+// A message that is being written, in the bytes object that it becomes. It grows as needed.
 class Output {
  public:
   Output() = default;
@@ -76,28 +76,11 @@ class Output {
   Output& operator=(const Output&) = delete;
   ~Output() { Py_XDECREF(bytes_); }
 
-  // The last message's memory is used again if nobody else has that message any more: new memory of
-  // this size may be new to the process, and each of its pages then costs a fault.
-  bool begin() {
-    const std::size_t room = expected_ + expected_ / 8 + 128;
-    if (bytes_ == nullptr || Py_REFCNT(bytes_) != 1 || capacity() < room) {
-      Py_CLEAR(bytes_);
-      bytes_ = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(room));
-      end_ = bytes_ == nullptr ? nullptr : start() + room;
-    } else {
-      resize(capacity());
-    }
-    at_ = bytes_ == nullptr ? nullptr : start();
-    return bytes_ != nullptr;
+  void begin() { at_ = bytes_ == nullptr ? nullptr : start(); }
+  void byte(unsigned value) {
+    if (at_ == end_) grow(1);
+    *at_++ = static_cast<std::uint8_t>(value);
   }
-
-  // Make sure of room for so many bytes, and a tag and two counts. False: an error is set.
-  bool room(std::size_t size = 0) {
-    const std::size_t needed = size + 32;
-    return static_cast<std::size_t>(end_ - at_) >= needed || grow(needed);
-  }
-  // These need room for what they write.
-  void byte(unsigned value) { *at_++ = static_cast<std::uint8_t>(value); }
   template <class Number>
   void number(Number value) {
     raw(&value, sizeof value);
@@ -107,51 +90,45 @@ class Output {
     byte(static_cast<unsigned>(value));
   }
   void raw(const void* data, std::size_t size) {
-    std::memcpy(at_, data, size);
-    at_ += size;
+    if (size > 0) std::memcpy(skip(size), data, size);
   }
-  std::uint8_t* place() { return at_; }
-  void skip(std::size_t size) { at_ += size; }
-  std::size_t size() const { return static_cast<std::size_t>(at_ - start()); }
+  // Return the place of so many bytes, which are to be written.
+  std::uint8_t* skip(std::size_t size) {
+    if (static_cast<std::size_t>(end_ - at_) < size) grow(size);
+    return std::exchange(at_, at_ + size);
+  }
 
-  // Return the bytes object, owned; null with an error set.
+  // Return the message, owned; null with an error set. The memory of a small one is used again.
   PyObject* take() {
-    expected_ = size();
-    if (capacity() > 2 * expected_ + 1024) {
-      return PyBytes_FromStringAndSize(PyBytes_AS_STRING(bytes_),
-                                       static_cast<Py_ssize_t>(expected_));
-    }
-    resize(expected_);
-    return capacity() > kMostKept ? std::exchange(bytes_, nullptr) : Py_NewRef(bytes_);
+    const Py_ssize_t length = at_ - start();
+    if (length < kFrameBytes) return PyBytes_FromStringAndSize(PyBytes_AS_STRING(bytes_), length);
+    _PyBytes_Resize(&bytes_, length);
+    end_ = nullptr;
+    return std::exchange(bytes_, nullptr);
   }
 
  private:
   std::uint8_t* start() const { return reinterpret_cast<std::uint8_t*>(PyBytes_AS_STRING(bytes_)); }
-  std::size_t capacity() const { return static_cast<std::size_t>(end_ - start()); }
-  // Let the object have so many of its bytes.
-  void resize(std::size_t size) {
-    Py_SET_SIZE(bytes_, static_cast<Py_ssize_t>(size));
-    start()[size] = 0;
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
-    reinterpret_cast<PyBytesObject*>(bytes_)->ob_shash = -1;  // of what it had
-#pragma GCC diagnostic pop
-  }
-  [[gnu::cold, gnu::noinline]] bool grow(std::size_t size) {
-    const std::size_t used = this->size();
-    const std::size_t room = (used + size) * 2;
-    const bool is_done = _PyBytes_Resize(&bytes_, static_cast<Py_ssize_t>(room)) == 0;
-    at_ = is_done ? start() + used : nullptr;
-    end_ = is_done ? start() + room : nullptr;
-    return is_done;
+  [[gnu::cold, gnu::noinline]] void grow(std::size_t more) {
+    const std::size_t used = bytes_ == nullptr ? 0 : static_cast<std::size_t>(at_ - start());
+    const std::size_t room = 2 * (used + more) + 128;
+    if (bytes_ == nullptr) {
+      bytes_ = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(room));
+    } else {
+      _PyBytes_Resize(&bytes_, static_cast<Py_ssize_t>(room));
+    }
+    if (bytes_ == nullptr) {
+      PyErr_Clear();
+      at_ = end_ = nullptr;
+      throw std::bad_alloc();  // which becomes a MemoryError
+    }
+    at_ = start() + used;
+    end_ = start() + room;
   }
 
-  static constexpr std::size_t kMostKept = std::size_t{1} << 20;
-
-  PyObject* bytes_ = nullptr;  // only ours, while it is written
+  PyObject* bytes_ = nullptr;
   std::uint8_t* at_ = nullptr;
   std::uint8_t* end_ = nullptr;
-  std::size_t expected_ = 128;
 };
 
 // A message that is being read. Nothing in it is trusted.

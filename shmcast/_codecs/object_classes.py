@@ -93,7 +93,7 @@ def describe(
     if kind in (_PLAIN, _CALLED, _MEMBER, _NAMED_TUPLE, _ARRAY):
         name = _name(cls.__module__, cls.__qualname__)
         if name is not None:
-            return kind, None, slots, kind == _CALLED or _has_frozen_state(cls), name
+            return kind, None, slots, _has_frozen_state(cls), name
         kind = _REDUCED
     if kind == _REDUCED and not (
         _is_repeatable(registered) if reducer is not None else _is_reduced_repeatably(cls)
@@ -175,7 +175,7 @@ def _kind_of_struct(cls: Any, obj: Any) -> tuple[int, tuple[str, ...]]:
         except AttributeError:  # a field is not set
             return _REDUCED, ()
         if function is cls and len(values) == len(cls.__struct_fields__):
-            return _CALLED, cls.__struct_fields__
+            return _CALLED, ()
     return _REDUCED, ()
 
 
@@ -242,8 +242,8 @@ def _fields(cls: Any) -> dict[str, Any]:
     return fields
 
 
-def describe_name(text: bytes, find: Callable[[str, str], Any]) -> tuple[Any, Name | None, int]:
-    """Return what a message names, its name, and of how many items its `__new__` makes a tuple.
+def describe_name(text: bytes, find: Callable[[str, str], Any]) -> tuple[Any, Name | None]:
+    """Return what a message names, and its name.
 
     Args:
         text: the name as it is written.
@@ -256,25 +256,7 @@ def describe_name(text: bytes, find: Callable[[str, str], Any]) -> tuple[Any, Na
     module, name, rest = text.decode().split("\0")
     if rest:
         raise ValueError("the message is malformed")
-    found = find(module, name)
-    fields = _tuple_fields(found) if isinstance(found, type) else -1
-    return found, _name(module, name), fields
-
-
-def _tuple_fields(cls: Any) -> int:
-    """Return how many items a namedtuple's `__new__` makes a tuple of; -1: it does other things.
-
-    It is made from a text, and known by what it has of its surroundings.
-    """
-    new = getattr(_look_up(cls, "__new__"), "__func__", None)
-    if cls.__dictoffset__ or not issubclass(cls, tuple) or type(new) is not types.FunctionType:
-        return -1
-    known = {
-        "_tuple_new": tuple.__new__,
-        "__builtins__": {},
-        "__name__": f"namedtuple_{cls.__name__}",
-    }
-    return new.__code__.co_argcount - 1 if new.__globals__ == known else -1
+    return find(module, name), _name(module, name)
 
 
 def find(module: str, name: str) -> Any:
@@ -348,8 +330,21 @@ def restore(
 
 
 CORE = (
-    *("__reduce_ex__", "__class__", "__dict__", "__setstate__", "_value_", "typecode", "raw"),
-    *("toreadonly", 5, (), describe, describe_shape, describe_name, name_of, restore, add_items),
+    *("__reduce_ex__", "__class__", "__dict__", "__setstate__", "_value_", "typecode"),
+    *(
+        "tobytes",
+        "__reduce__",
+        "raw",
+        "toreadonly",
+        5,
+        (),
+        describe,
+        describe_shape,
+        describe_name,
+        name_of,
+        restore,
+        add_items,
+    ),
     *(build, HIDING, array, _copyreg.__newobj__, copyreg.dispatch_table),
 )
 """What the core knows of Python, in the order of `Known` in core/codec/classes.hpp."""

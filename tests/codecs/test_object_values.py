@@ -38,6 +38,47 @@ def test_objects_arrive_by_the_codec_of_pickles_too() -> None:
         check(codec, [make(), make()])
 
 
+class OtherDict(dict[str, Any]):
+    """Sends another than it is."""
+
+    def __reduce__(self) -> Any:
+        return dict, ({"other": 1},)
+
+
+def test_the_attributes_of_an_instance_are_reduced_if_they_are_no_plain_dict() -> None:
+    codec, obj = ObjectCodec(), Attributes()
+    obj.__dict__ = OtherDict(x=1)
+    check(codec, [obj, obj])
+    assert vars(codec.decode([*map(bytearray, codec.encode(obj))])) == {"other": 1}
+
+
+class Attributes:
+    """Has what it is given."""
+
+
+class NoPairs:
+    """Says that its items are pairs, which they are not, and has them only once."""
+
+    def __init__(self) -> None:
+        self.items = iter([1, 2])
+
+    def __reduce__(self) -> Any:
+        return dict, (), None, None, self.items
+
+
+def test_items_that_are_no_pairs_are_an_error() -> None:
+    with pytest.raises(TypeError, match="dict items iterator must return 2-tuples"):
+        ObjectCodec().encode([NoPairs()])
+
+
+def test_an_encoder_keeps_no_strings() -> None:
+    codec, text = ObjectCodec(), "-".join(["a", "string"])
+    before = sys.getrefcount(text)
+    codec.encode([text] * 100_000)
+    codec.encode([f"{text}{i}" for i in range(10)] + [text] * 5)
+    assert sys.getrefcount(text) == before
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_objects_arrive_after_any_others(seed: int) -> None:
     codec = ObjectCodec()
