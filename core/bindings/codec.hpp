@@ -25,13 +25,16 @@ namespace nb = nanobind;
 class ObjectCoder {
  public:
   // `functions`: of _codecs/object_classes.py. `own_reducer`, `frame_bytes`: an encoder's. `find`:
-  // a decoder's. The two after `frame_bytes` take what this can't: an object, or a message.
+  // a decoder's. The next take what this can't: an object, one with what reductions of its
+  // parts gave, or a message.
   // `refusals`: a tuple of the errors after which the first is asked all the same.
   ObjectCoder(nb::handle functions, nb::object own_reducer, nb::object find, Py_ssize_t frame_bytes,
-              nb::object encode_otherwise, nb::object decode_otherwise, nb::object refusals)
+              nb::object encode_otherwise, nb::object encode_again, nb::object decode_otherwise,
+              nb::object refusals)
       : own_reducer_(std::move(own_reducer)),
         find_(std::move(find)),
         encode_otherwise_(std::move(encode_otherwise)),
+        encode_again_(std::move(encode_again)),
         decode_otherwise_(std::move(decode_otherwise)),
         refusals_(std::move(refusals)),
         frame_bytes_(frame_bytes) {
@@ -43,6 +46,7 @@ class ObjectCoder {
     if (--skipped_ < 0) {
       std::unique_ptr<codec::Encoder> encoder = take_encoder();
       PyObject* const frames = encoder->encode(object.ptr());
+      Ref given = encoder->take_given();
       if (keeps_sent_) {
         const bool can_practise = frames != nullptr && encoder->was_plain() && is_small(frames);
         keep(sent_, can_practise ? nb::borrow(object) : nb::none());
@@ -59,6 +63,7 @@ class ObjectCoder {
       // Where most objects are not taken, trying costs more than it gives.
       misses_ = std::min(misses_ + 1, kMostMisses);
       skipped_ = (1 << misses_) - 2;
+      if (given) return call(encode_again_, object, nb::steal(given.release()));
     }
 #endif
     return call(encode_otherwise_, object);
@@ -158,6 +163,7 @@ class ObjectCoder {
   nb::object own_reducer_;
   nb::object find_;
   nb::object encode_otherwise_;
+  nb::object encode_again_;
   nb::object decode_otherwise_;
   nb::object refusals_;
   Py_ssize_t frame_bytes_;

@@ -94,9 +94,9 @@ void bind_pickle(nb::module_& m) {
 void bind_codec(nb::module_& m) {
   nb::class_<ObjectCoder>(m, "ObjectCoder")
       .def(nb::init<nb::handle, nb::object, nb::object, Py_ssize_t, nb::object, nb::object,
-                    nb::object>(),
+                    nb::object, nb::object>(),
            "functions"_a, "own_reducer"_a, "find"_a, "frame_bytes"_a, "encode_otherwise"_a,
-           "decode_otherwise"_a, "refusals"_a)
+           "encode_again"_a, "decode_otherwise"_a, "refusals"_a)
       .def("encode", &ObjectCoder::encode, nb::arg().none())
       .def("decode", &ObjectCoder::decode, nb::arg())
       .def("practise_encode", &ObjectCoder::practise_encode)

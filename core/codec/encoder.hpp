@@ -37,6 +37,7 @@ class Encoder : private ValueWriter {
   PyObject* encode(PyObject* object) {
     is_careful_ = careful_left_ > 0;
     if (is_careful_) --careful_left_;
+    given_ = Ref();
     for (int attempt = 0; attempt < 256; ++attempt) {  // (each has learned something)
       PyObject* const list = attempt_to(object) ? end() : nullptr;
       const Ref unknown = std::move(unknown_);
@@ -54,6 +55,11 @@ class Encoder : private ValueWriter {
     }
     return nullptr;
   }
+
+  // What reductions gave in a message that was left to pickle, which must not call them again: a
+  // dict, by address, of lists of the object, its reduction, and its items and pairs if they were
+  // drawn. Null: none was called.
+  Ref take_given() { return std::move(given_); }
 
   // Whether the last message was written in the plain way.
   bool was_plain() const { return !is_careful_; }
@@ -336,7 +342,8 @@ class Encoder : private ValueWriter {
   using ValueWriter::global;
   bool global(PyObject* object, PyObject* name = nullptr);
   bool reduced(PyObject* object, const Ref& reducer);
-  bool reduction(PyObject* object, PyObject* reduction);
+  PyObject* note_given(PyObject* object, PyObject* reduction);
+  bool reduction(PyObject* object, PyObject* reduction, PyObject* given);
 
   const Ref own_reducer_;
   Descriptions<PyTypeObject*, SentClass> classes_;

@@ -59,10 +59,24 @@ inline bool Encoder::reduced(PyObject* object, const Ref& reducer) {
   PyObject* const made = reducer ? call(reducer.get(), object) : call(own.get(), known_.protocol);
   if (made == nullptr) return false;
   kept_.take(made);
-  return PyUnicode_Check(made) ? global(object, made) : reduction(object, made);
+  PyObject* const given = note_given(object, made);
+  if (given == nullptr) return false;
+  return PyUnicode_Check(made) ? global(object, made) : reduction(object, made, given);
 }
 
-inline bool Encoder::reduction(PyObject* object, PyObject* reduction) {
+// Return the new entry of an object in what take_given() returns; borrowed.
+inline PyObject* Encoder::note_given(PyObject* object, PyObject* reduction) {
+  if (!given_) given_ = Ref(PyDict_New());
+  const Ref address(given_ ? PyLong_FromVoidPtr(object) : nullptr);
+  const Ref entry(address ? PyList_New(2) : nullptr);
+  if (!entry) return nullptr;
+  PyList_SET_ITEM(entry.get(), 0, Py_NewRef(object));
+  PyList_SET_ITEM(entry.get(), 1, Py_NewRef(reduction));
+  const bool is_noted = PyDict_SetItem(given_.get(), address.get(), entry.get()) == 0;
+  return is_noted ? entry.get() : nullptr;
+}
+
+inline bool Encoder::reduction(PyObject* object, PyObject* reduction, PyObject* given) {
   const Py_ssize_t count = PyTuple_Check(reduction) ? PyTuple_GET_SIZE(reduction) : 0;
   if (!enter() || count < 2 || count > 6) return leave_to_pickle();  // which will say what is wrong
   std::array<PyObject*, 6> part{};
@@ -95,11 +109,11 @@ inline bool Encoder::reduction(PyObject* object, PyObject* reduction) {
   *objects_.find(object) = object_count_++;
   if (items != nullptr) {
     const Ref list(stops_at_exit([&] { return PySequence_List(items); }));
-    if (!list || !counted(list.get())) return false;
+    if (!list || PyList_Append(given, list.get()) != 0 || !counted(list.get())) return false;
   }
   if (pairs != nullptr) {
     const Ref list(stops_at_exit([&] { return PySequence_List(pairs); }));
-    if (!list) return false;
+    if (!list || PyList_Append(given, list.get()) != 0) return false;
     const auto many = static_cast<std::size_t>(PyList_GET_SIZE(list.get()));
     PyObject** const columns = scratch(2 * many);
     for (std::size_t i = 0; i < many; ++i) {

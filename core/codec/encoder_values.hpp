@@ -237,6 +237,7 @@ class ValueWriter {
   std::uint32_t global_count_ = 0;
   Refs frames_;  // all but the first
   Refs kept_;    // objects that were met, in the careful way
+  Ref given_;    // see Encoder::take_given()
 };
 
 }  // namespace shmcast::codec

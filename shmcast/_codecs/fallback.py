@@ -47,15 +47,22 @@ class Fallback:
             _check(module)
             self.name, self._module = module.__name__, module
 
-    def behind(self, encode: Callable[[Any], list[Frame]]) -> Callable[[Any], list[Frame]]:
-        """Return what `encode` is, but for what that refuses."""
+    def behind(
+        self, encode: Callable[..., list[Frame]], otherwise: Callable[[Any], list[Frame]]
+    ) -> Callable[..., list[Frame]]:
+        """Return what encodes as `encode` does and, if that refuses the object, by this module.
 
-        def encode_or_fall_back(obj: Any) -> list[Frame]:
+        Args:
+            encode: is called with an object, and whatever else it takes.
+            otherwise: is called with what this module has made of the object.
+        """
+
+        def encode_or_fall_back(obj: Any, *more: Any) -> list[Frame]:
             try:
-                return encode(obj)
+                return encode(obj, *more)
             except REFUSALS:
                 wrapped = self.wrap(obj)
-            return encode(wrapped)
+            return otherwise(wrapped)
 
         return encode_or_fall_back
 

@@ -31,17 +31,6 @@ HIDING = frozenset([*_METHODS, "__class__"])
 """Attributes of an instance that pickle would take for the methods of its class."""
 
 
-_RUN_BY_PICKLE = (*_METHODS, "__class__", "__getattribute__", "__getattr__")
-_IN_C = frozenset(
-    [
-        types.BuiltinFunctionType,
-        types.ClassMethodDescriptorType,
-        types.GetSetDescriptorType,
-        types.MethodDescriptorType,
-        types.WrapperDescriptorType,
-    ]
-)
-
 _copyreg: Any = copyreg  # with what its stubs lack
 _ABSENT = object()
 
@@ -87,41 +76,14 @@ def describe(
         The kind; what reduces an instance, None: its own `__reduce_ex__`; the names of its slots;
         whether all of them must be set; the class's name, None: it is not written.
     """
-    registered = copyreg.dispatch_table.get(cls)
-    reducer = registered or own_reducer(cls)
+    reducer = copyreg.dispatch_table.get(cls) or own_reducer(cls)
     kind, slots = (_REDUCED, ()) if reducer is not None else _kind(cls, obj, is_generic)
     if kind in (_PLAIN, _CALLED, _MEMBER, _NAMED_TUPLE, _ARRAY):
         name = _name(cls.__module__, cls.__qualname__)
         if name is not None:
             return kind, None, slots, _has_frozen_state(cls), name
         kind = _REDUCED
-    if kind == _REDUCED and not (
-        _is_repeatable(registered) if reducer is not None else _is_reduced_repeatably(cls)
-    ):
-        kind, reducer = _PICKLED, None
     return kind, reducer, (), False, None
-
-
-def _is_reduced_repeatably(cls: type) -> bool:
-    """Return whether to reduce an instance runs no code of others.
-
-    What the core has begun, pickle may have to begin anew. Code of others may do something else the
-    second time (it may hand out an iterator, or count), so that pickle alone runs it.
-    """
-    names: tuple[str, ...] = _RUN_BY_PICKLE
-    if issubclass(cls, (list, dict)):
-        names = (*names, "__iter__", "items")
-    return not issubclass(cls, type) and all(_is_repeatable(_look_up(cls, name)) for name in names)
-
-
-def _is_repeatable(function: Any) -> bool:
-    """Return whether a function, or what a class has in its place, is Python's own or in C."""
-    if type(function) is not types.FunctionType:
-        return function is None or function is _ABSENT or type(function) in _IN_C
-    if function.__code__ is _NEWARGS_CODE:
-        return True
-    module = function.__globals__.get("__name__")
-    return type(module) is str and module.partition(".")[0] in sys.stdlib_module_names
 
 
 def _name(module: Any, name: Any) -> Name | None:

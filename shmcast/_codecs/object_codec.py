@@ -67,11 +67,11 @@ class ObjectCodec(ObjectCoder):
         """Return the codec for what this one does not take."""
         return PickleCodec(allow=self.allow)
 
-    def _otherwise(self) -> tuple[Callable[[Any], list[Any]], Callable[[list[Any]], Any], Any]:
+    def _otherwise(self) -> tuple[Any, ...]:
         """Return what encodes and decodes the rest, and which errors are not raised before that."""
-        encode, decode = self._encode_by_pickle(), self._pickle.decode
+        encode, encode_again = self._encode_by_pickle()
         if self.fallback is None:
-            return encode, decode, ()
+            return encode, encode_again, self._pickle.decode, ()
         from shmcast._codecs.fallback import REFUSALS, Fallback
 
         if self.allow is not None:
@@ -79,10 +79,16 @@ class ObjectCodec(ObjectCoder):
                 "ObjectCodec: allow and fallback exclude each other: an allow-list can't look "
                 "into what a fallback has encoded"
             )
-        return Fallback(self.fallback).behind(encode), decode, REFUSALS
+        fallback = Fallback(self.fallback)
+        behind, behind_again = (
+            fallback.behind(encode, encode),
+            fallback.behind(encode_again, encode),
+        )
+        return behind, behind_again, self._pickle.decode, REFUSALS
 
-    def _encode_by_pickle(self) -> Callable[[Any], list[Any]]:
-        return self._pickle.encode
+    def _encode_by_pickle(self) -> tuple[Callable[..., list[Any]], Callable[..., list[Any]]]:
+        """Return what encodes an object by pickle, and what does so after parts were reduced."""
+        return self._pickle.encode, self._pickle.encode_again
 
     def _make_reducers(self) -> Reducers:
         return Reducers()

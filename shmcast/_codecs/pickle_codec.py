@@ -79,6 +79,25 @@ class PickleCodec:
         idle.append(pickler)
         return frames
 
+    def encode_again(self, obj: Any, given: dict[int, list[Any]], /) -> list[Frame]:
+        """Return what `encode` does for an object whose parts may have been reduced already.
+
+        A reduction may do something else the second time: hand out an iterator, or count.
+
+        Args:
+            obj: the object.
+            given: by address, lists of the part, its reduction, and its items and pairs if they
+                were drawn.
+
+        Raises:
+            Exception: what pickle or a reducer raises; of any class.
+        """
+        dump, _, written, buffers = self._make_pickler(
+            lambda *args, **named: _Again(given, *args, **named)
+        )
+        dump(obj)
+        return [b"".join(written), *buffers]
+
     def decode(self, frames: list[Received], /) -> Any:
         """Return the object that `encode` took.
 
@@ -117,7 +136,7 @@ class PickleCodec:
             sample["array"] = np.zeros(OUT_OF_BAND_BYTES, np.uint8)
         return sample
 
-    def _make_pickler(self) -> _Pickler:
+    def _make_pickler(self, make: Callable[..., Any] = pickle.Pickler) -> _Pickler:
         written: list[bytes] = []
         buffers: list[Any] = []
 
@@ -132,7 +151,7 @@ class PickleCodec:
             return False
 
         sink = _Sink(piece_collector(written, buffers))
-        pickler = pickle.Pickler(sink, _PROTOCOL, buffer_callback=in_band)
+        pickler = make(sink, _PROTOCOL, buffer_callback=in_band)
         pickler.dispatch_table = self._reducers_for(buffers)
         return pickler.dump, pickler.clear_memo, written, buffers
 
@@ -171,6 +190,27 @@ _Pickler = tuple[Callable[[Any], None], Callable[[], None], "list[bytes]", "list
 Its `dump` and `clear_memo`, and the lists that `dump` appends to: pieces of the pickle, and
 out-of-band buffers.
 """
+
+
+class _Again(pickle.Pickler):
+    """Takes the reductions that there are; each once, as `pickle` remembers the object then."""
+
+    def __init__(self, given: dict[int, list[Any]], *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._given = given
+
+    def reducer_override(self, obj: Any) -> Any:
+        if id(obj) not in self._given:
+            return NotImplemented
+        _, reduction, *drawn = self._given[id(obj)]
+        if not drawn:
+            return reduction
+        items = iter(drawn)
+        return (
+            *reduction[:3],
+            *(part and iter(next(items, part)) for part in reduction[3:5]),
+            *(reduction[5:]),
+        )
 
 
 class _Sink:

@@ -139,9 +139,11 @@ class DeviceCodec(ObjectCodec):
     def _make_pickle_codec(self) -> DevicePickleCodec:
         return DevicePickleCodec(self._lane, self.allow)
 
-    def _encode_by_pickle(self) -> Callable[[Any], list[Any]]:
+    def _encode_by_pickle(self) -> tuple[Callable[..., list[Any]], Callable[..., list[Any]]]:
         # Its buffers have a tuple for each device tensor. (No frame of Python's lies between.)
-        return functools.partial(PickleCodec.encode, self._pickle)
+        methods = PickleCodec.encode, PickleCodec.encode_again
+        encode, encode_again = (functools.partial(method, self._pickle) for method in methods)
+        return encode, encode_again
 
     def _make_reducers(self) -> Reducers:
         return _HostReducers(self._lane)

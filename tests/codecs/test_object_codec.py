@@ -118,7 +118,7 @@ def test_what_reductions_give_is_shared_with_the_rest() -> None:
     shared = [1]
     got = transfer([collections.deque([shared]), shared])
     assert got[0][0] is got[1]
-    got = transfer([Reduced(shared, 2), shared], first=b"\x80")  # by code that is not Python's
+    got = transfer([Reduced(shared, 2), shared])
     assert got[0].args[0] is got[1]
 
 
