@@ -56,8 +56,8 @@ class ObjectCoder:
         find: returns what a module has by a name, or raises.
         frame_bytes: buffers of this size or more become frames of their own.
         encode_otherwise: encodes what this does not.
-        encode_again: the same, for an object of which some parts were reduced: by address, lists of
-            the part, its reduction, and its items and pairs if they were drawn.
+        encode_again: the same, for an object of which some parts were reduced: it is also given
+            tuples of the part, its reduction, and its items and pairs as they were drawn, or None.
         decode_otherwise: decodes what this has not encoded.
         refusals: the errors of a reduction after which `encode_otherwise` is asked all the same.
     """
@@ -69,7 +69,7 @@ class ObjectCoder:
         find: Callable[[str, str], Any],
         frame_bytes: int,
         encode_otherwise: Callable[[Any], list[Any]],
-        encode_again: Callable[[Any, dict[int, list[Any]]], list[Any]],
+        encode_again: Callable[[Any, list[tuple[Any, Any, Any, Any]]], list[Any]],
         decode_otherwise: Callable[[list[Any]], Any],
         refusals: tuple[type[Exception], ...],
     ) -> None: ...

@@ -220,6 +220,7 @@ SUITES = {
         (
             *OURS,
             "shmcast, warmed",
+            "shmcast pickle",
             MSGSPEC,
             "shmcast, Structs pickled",
             "shmcast arena, view",

@@ -63,6 +63,8 @@ class PickledStructs(Broadcaster):
         if workload.typed is None:
             raise Skipped("this workload has no type for msgspec")
         _, convert = workload.typed()
+        self.close()
+        self._make(codec=shmcast.PickleCodec())
         return [convert(message) for message in messages]
 
 
@@ -115,7 +117,8 @@ _ADAPTIVE = shmcast.WaitPolicy.adaptive()
 _SPIN = shmcast.WaitPolicy.spin()
 
 PEERS = (
-    _peer("shmcast", "ShmBroadcaster as it comes: adaptive waiting, pickle 5", wait=_ADAPTIVE),
+    _peer("shmcast", "ShmBroadcaster as it comes: adaptive waiting, ObjectCodec", wait=_ADAPTIVE),
+    _peer("shmcast pickle", "adaptive, PickleCodec", wait=_ADAPTIVE, codec=shmcast.PickleCodec()),
     _peer("shmcast spin", "WaitPolicy.spin()", wait=_SPIN),
     _peer("shmcast semaphore", "WaitPolicy.semaphore()", wait=shmcast.WaitPolicy.semaphore()),
     _peer(

@@ -37,10 +37,11 @@ class Encoder : private ValueWriter {
   PyObject* encode(PyObject* object) {
     is_careful_ = careful_left_ > 0;
     if (is_careful_) --careful_left_;
-    given_ = Ref();
+    for_pickle_ = Ref();
     for (int attempt = 0; attempt < 256; ++attempt) {  // (each has learned something)
       PyObject* const list = attempt_to(object) ? end() : nullptr;
       const Ref unknown = std::move(unknown_);
+      if (is_for_pickle_ && !given_.empty() && PyErr_Occurred() == nullptr) list_given();
       forget();
       if (list != nullptr && !is_careful_) careful_next_ = 0;
       if (list != nullptr || PyErr_Occurred() != nullptr || is_for_pickle_) return list;
@@ -57,9 +58,9 @@ class Encoder : private ValueWriter {
   }
 
   // What reductions gave in a message that was left to pickle, which must not call them again: a
-  // dict, by address, of lists of the object, its reduction, and its items and pairs if they were
-  // drawn. Null: none was called.
-  Ref take_given() { return std::move(given_); }
+  // list of tuples of the object, its reduction, and its items and pairs as they were drawn, or
+  // None. Null: none was called.
+  Ref take_given() { return std::move(for_pickle_); }
 
   // Whether the last message was written in the plain way.
   bool was_plain() const { return !is_careful_; }
@@ -342,8 +343,8 @@ class Encoder : private ValueWriter {
   using ValueWriter::global;
   bool global(PyObject* object, PyObject* name = nullptr);
   bool reduced(PyObject* object, const Ref& reducer);
-  PyObject* note_given(PyObject* object, PyObject* reduction);
-  bool reduction(PyObject* object, PyObject* reduction, PyObject* given);
+  void list_given();
+  bool reduction(PyObject* object, PyObject* reduction);
 
   const Ref own_reducer_;
   Descriptions<PyTypeObject*, SentClass> classes_;
@@ -353,7 +354,8 @@ class Encoder : private ValueWriter {
 
   // Of this message:
   std::uint64_t message_ = 0;
-  Ref unknown_;  // what is to be learned before it can be written
+  Ref unknown_;     // what is to be learned before it can be written
+  Ref for_pickle_;  // see take_given()
   std::uint32_t shape_count_ = 0;
   int depth_ = 0;
   std::vector<std::unique_ptr<PyObject*[]>> scratch_;

@@ -59,24 +59,23 @@ inline bool Encoder::reduced(PyObject* object, const Ref& reducer) {
   PyObject* const made = reducer ? call(reducer.get(), object) : call(own.get(), known_.protocol);
   if (made == nullptr) return false;
   kept_.take(made);
-  PyObject* const given = note_given(object, made);
-  if (given == nullptr) return false;
-  return PyUnicode_Check(made) ? global(object, made) : reduction(object, made, given);
+  kept_.hold(object);
+  given_.push_back({object, made, nullptr, nullptr});
+  return PyUnicode_Check(made) ? global(object, made) : reduction(object, made);
 }
 
-// Return the new entry of an object in what take_given() returns; borrowed.
-inline PyObject* Encoder::note_given(PyObject* object, PyObject* reduction) {
-  if (!given_) given_ = Ref(PyDict_New());
-  const Ref address(given_ ? PyLong_FromVoidPtr(object) : nullptr);
-  const Ref entry(address ? PyList_New(2) : nullptr);
-  if (!entry) return nullptr;
-  PyList_SET_ITEM(entry.get(), 0, Py_NewRef(object));
-  PyList_SET_ITEM(entry.get(), 1, Py_NewRef(reduction));
-  const bool is_noted = PyDict_SetItem(given_.get(), address.get(), entry.get()) == 0;
-  return is_noted ? entry.get() : nullptr;
+[[gnu::cold]] inline void Encoder::list_given() {
+  for_pickle_ = Ref(PyList_New(0));
+  const auto or_none = [](PyObject* object) { return object == nullptr ? Py_None : object; };
+  for (const Given& given : given_) {
+    const Ref entry(
+        PyTuple_Pack(4, given.object, given.reduction, or_none(given.items), or_none(given.pairs)));
+    if (!entry || !for_pickle_ || PyList_Append(for_pickle_.get(), entry.get()) != 0) return;
+  }
 }
 
-inline bool Encoder::reduction(PyObject* object, PyObject* reduction, PyObject* given) {
+inline bool Encoder::reduction(PyObject* object, PyObject* reduction) {
+  const std::size_t place = given_.size() - 1;
   const Py_ssize_t count = PyTuple_Check(reduction) ? PyTuple_GET_SIZE(reduction) : 0;
   if (!enter() || count < 2 || count > 6) return leave_to_pickle();  // which will say what is wrong
   std::array<PyObject*, 6> part{};
@@ -99,7 +98,6 @@ inline bool Encoder::reduction(PyObject* object, PyObject* reduction, PyObject* 
     }
   }
   objects_.put(object, kOpen);
-  kept_.hold(object);
   out_.byte(kMemo);
   out_.byte(kReduced);
   out_.byte((items != nullptr ? kItems : 0U) | (pairs != nullptr ? kPairs : 0U) |
@@ -109,11 +107,14 @@ inline bool Encoder::reduction(PyObject* object, PyObject* reduction, PyObject* 
   *objects_.find(object) = object_count_++;
   if (items != nullptr) {
     const Ref list(stops_at_exit([&] { return PySequence_List(items); }));
-    if (!list || PyList_Append(given, list.get()) != 0 || !counted(list.get())) return false;
+    if (!list) return false;
+    kept_.hold(given_[place].items = list.get());
+    if (!counted(list.get())) return false;
   }
   if (pairs != nullptr) {
     const Ref list(stops_at_exit([&] { return PySequence_List(pairs); }));
-    if (!list || PyList_Append(given, list.get()) != 0) return false;
+    if (!list) return false;
+    kept_.hold(given_[place].pairs = list.get());
     const auto many = static_cast<std::size_t>(PyList_GET_SIZE(list.get()));
     PyObject** const columns = scratch(2 * many);
     for (std::size_t i = 0; i < many; ++i) {

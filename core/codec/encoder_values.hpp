@@ -34,6 +34,7 @@ class ValueWriter {
     table_.clear();
     object_count_ = global_count_ = 0;
     cursor_ = 0;
+    given_.clear();
     kept_.drop_to(0);
     frames_.drop_to(0);
   }
@@ -237,7 +238,13 @@ class ValueWriter {
   std::uint32_t global_count_ = 0;
   Refs frames_;  // all but the first
   Refs kept_;    // objects that were met, in the careful way
-  Ref given_;    // see Encoder::take_given()
+  struct Given {
+    PyObject* object;
+    PyObject* reduction;
+    PyObject* items;  // what was drawn; null: nothing
+    PyObject* pairs;
+  };
+  std::vector<Given> given_;  // what reductions gave, in the careful way, which keeps it
 };
 
 }  // namespace shmcast::codec

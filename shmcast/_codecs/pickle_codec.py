@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+import functools
 import operator
 import pickle
 import sys
@@ -52,6 +53,10 @@ class PickleCodec:
         self._registered = dict(copyreg.dispatch_table)  # as the picklers know it
         self._has_seen_large = False  # a long message, or one of several frames
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Reduce to the arguments: a program may give its processes a codec."""
+        return functools.partial(type(self), allow=self.allow), ()
+
     def encode(self, obj: Any, /) -> list[Frame]:
         """Return the pickle of `obj`, then its out-of-band buffers.
 
@@ -79,15 +84,15 @@ class PickleCodec:
         idle.append(pickler)
         return frames
 
-    def encode_again(self, obj: Any, given: dict[int, list[Any]], /) -> list[Frame]:
+    def encode_again(self, obj: Any, given: list[tuple[Any, Any, Any, Any]], /) -> list[Frame]:
         """Return what `encode` does for an object whose parts may have been reduced already.
 
         A reduction may do something else the second time: hand out an iterator, or count.
 
         Args:
             obj: the object.
-            given: by address, lists of the part, its reduction, and its items and pairs if they
-                were drawn.
+            given: tuples of a part, its reduction, and its items and pairs as they were drawn, or
+                None.
 
         Raises:
             Exception: what pickle or a reducer raises; of any class.
@@ -195,21 +200,22 @@ out-of-band buffers.
 class _Again(pickle.Pickler):
     """Takes the reductions that there are; each once, as `pickle` remembers the object then."""
 
-    def __init__(self, given: dict[int, list[Any]], *args: Any, **named: Any) -> None:
+    def __init__(self, given: list[tuple[Any, Any, Any, Any]], *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
-        self._given = given
+        self._given = {id(obj): (obj, *rest) for obj, *rest in given}
 
     def reducer_override(self, obj: Any) -> Any:
-        if id(obj) not in self._given:
+        given = self._given.get(id(obj))
+        if given is None:
             return NotImplemented
-        _, reduction, *drawn = self._given[id(obj)]
-        if not drawn:
+        _, reduction, items, pairs = given
+        if items is None and pairs is None:
             return reduction
-        items = iter(drawn)
+        drawn = (None if part is None else iter(part) for part in (items, pairs))
         return (
             *reduction[:3],
-            *(part and iter(next(items, part)) for part in reduction[3:5]),
-            *(reduction[5:]),
+            *(new or old for new, old in zip(drawn, reduction[3:5], strict=False)),
+            *reduction[5:],
         )
 
 

@@ -343,3 +343,11 @@ def test_a_codec_that_makes_no_buffers_is_told() -> None:
                 writer.send(frames)
         writer.send([pickle.dumps("fine")])
         assert reader.recv() == "fine"
+
+
+def test_a_codec_can_be_given_to_another_process() -> None:
+    codec = PickleCodec(allow=["collections.deque"])
+    codec.encode([1])
+    again = pickle.loads(pickle.dumps(codec))  # noqa: S301
+    assert again.allow == codec.allow
+    assert again.decode([bytearray(frame) for frame in again.encode([2])]) == [2]
