@@ -144,7 +144,8 @@ class SentClass {
   Kind kind = Kind::pickled;
   bool needs_all_slots = false;
   bool has_dict = false;
-  Ref reducer;  // null: __reduce_ex__
+  int changes = 0;  // so often it had to be looked at again
+  Ref reducer;      // null: __reduce_ex__
   std::vector<Py_ssize_t> offsets;
   std::vector<std::unique_ptr<Shape>> shapes;
   Name name;
@@ -184,8 +185,12 @@ class SentClass {
     return true;
   }
 
+  // Whether it changes all the time, as one does that counts its instances: pickle is faster then.
+  bool is_restless() const { return changes > 16; }
+
   // Return whether that still holds in this message.
   bool is_current(std::uint64_t message, const Known& known) {
+    if (is_restless()) return true;
     if (version_of(type) != version_ || version_ == 0) return false;
     if (message_ == message || kind == Kind::pickled) return true;
     PyObject* const self = reinterpret_cast<PyObject*>(type);

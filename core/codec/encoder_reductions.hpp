@@ -23,7 +23,8 @@ namespace shmcast::codec {
   const bool is_by_name = known != nullptr && known->kind == Kind::named;
   if (is_by_name && known->is_current(message_, known_)) return learn_name(object) != nullptr;
   auto cls = std::make_unique<SentClass>(type);
-  if (!cls->learn(object, own_reducer_, known_)) return false;
+  if (known != nullptr) cls->changes = known->changes + 1;
+  if (!cls->is_restless() && !cls->learn(object, own_reducer_, known_)) return false;
   classes_.put(type, std::move(cls));
   return true;
 }

@@ -382,3 +382,26 @@ def test_an_enum_with_a_value_that_is_gone_is_an_error(module: Any) -> None:
 def test_pickles_own_round_trip_is_what_these_tests_compare_with(module: Any) -> None:
     _set("Bag", __reduce__=METHODS["__reduce__"])(module)
     assert by_pickle(module.Bag()) == {"reduced": 1}
+
+
+class Counting:
+    """Counts its instances in itself."""
+
+    made = 0
+
+    def __init__(self, content: Any) -> None:
+        Counting.made += 1
+        self.content = content
+
+
+def test_a_class_that_changes_all_the_time_is_left_to_pickle() -> None:
+    codec = ObjectCodec()
+    firsts = []
+    for k in range(40):
+        obj = [Counting(k), Counting({"k": [k]})]
+        frames = sent(codec, obj)
+        firsts.append(bytes(frames[0][:1]))
+        got = codec.decode(frames)
+        assert [one.content for one in got] == [k, {"k": [k]}]
+    assert firsts[0] == b"\xf5"
+    assert set(firsts[-10:]) == {b"\x80"}
