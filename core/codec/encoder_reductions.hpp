@@ -61,6 +61,8 @@ inline bool Encoder::reduced(PyObject* object, const Ref& reducer) {
   if (made == nullptr) return false;
   kept_.take(made);
   kept_.hold(object);
+  // (An empty one is our own reducers' way to leave a message to pickle, which has others.)
+  if (PyTuple_Check(made) && PyTuple_GET_SIZE(made) == 0) return leave_to_pickle();
   given_.push_back({object, made, nullptr, nullptr});
   return PyUnicode_Check(made) ? global(object, made) : reduction(object, made);
 }
