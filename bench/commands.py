@@ -36,6 +36,9 @@ Write = Callable[[list[Row], dict[str, str]], None]
 Names = Annotated[list[str] | None, typer.Option(help="repeatable")]
 Numbers = Annotated[list[int] | None, typer.Option(help="repeatable")]
 Gaps = Annotated[list[float] | None, typer.Option(help="ms, repeatable; 0: back to back")]
+Scale = Annotated[float, typer.Option(help="factor on how long a turn may take")]
+Folder = Annotated[Path | None, typer.Option(help="for the results")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace results that the folder has")]
 
 
 @app.command("list")
@@ -63,11 +66,9 @@ def run(
     readers: Numbers = None,
     gaps: Gaps = None,
     turns: Annotated[int, typer.Option(help="of each transport in a case", min=1)] = TURNS,
-    scale: Annotated[float, typer.Option(help="factor on how long a turn may take")] = 1.0,
-    folder: Annotated[Path | None, typer.Option(help="for the results")] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="replace results that the folder has")
-    ] = False,
+    scale: Scale = 1.0,
+    folder: Folder = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Measure suites, print a table for each case, and write a file of results for each suite.
 
@@ -99,11 +100,9 @@ def codec(
         list[int] | None, typer.Option(help="MiB of caches, repeatable; 0: warm")
     ] = None,
     turns: Annotated[int, typer.Option(help="of each codec in a case", min=1)] = codecs.TURNS,
-    scale: Annotated[float, typer.Option(help="factor on how long a turn may take")] = 1.0,
-    folder: Annotated[Path | None, typer.Option(help="for the results")] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="replace results that the folder has")
-    ] = False,
+    scale: Scale = 1.0,
+    folder: Folder = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Measure codecs: encode and decode what engines and users send, caches warm and evicted.
 

@@ -72,11 +72,11 @@ class Rendezvous:
             self.error, timeout = error, None
         self.readers: list[int] = [r for r in range(len(self.ranks)) if r != self.group_src]
         """The other ranks in the group: a reader's index is its place here."""
-        self.names: list[str] = [f"rank {self.ranks[r]}" for r in [*self.readers, self.group_src]]
+        self._rank_names = [f"rank {rank}" for rank in self.ranks]
+        self.names: list[str] = [self._rank_names[r] for r in [*self.readers, self.group_src]]
         """How errors name the ring's members: the readers by index, then the source."""
         self.isolation: str = ""
         """Why ranks of one machine don't share memory; "": they do."""
-        self._rank_names = [f"rank {rank}" for rank in self.ranks]
         # (What gathers must not refer to `self`: in a circle, the process group would outlive its
         # destruction, and a thread of gloo's that outlives Python ends the process by abort().)
         self._all_gather = (

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from shmcast import _core
+from shmcast._host.cgroups import limiting
 
 
 class CpuQuota:
@@ -26,37 +25,14 @@ class CpuQuota:
     def __init__(
         self, proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")
     ) -> None:
-        self._quotas = list(_quotas(proc, cgroups))
+        self._quotas = [
+            (_quota_v2 if is_v2 else _quota_v1, str(folder))
+            for is_v2, folder in limiting(proc, cgroups, "cpu", "cpu.max", "cpu.cfs_quota_us")
+        ]
 
     def read(self) -> float:
         """Return the number of CPUs as of now; inf where there is no quota, or none to be read."""
         return min([math.inf, *(read(folder) for read, folder in self._quotas)])
-
-
-def _quotas(proc: Path, cgroups: Path) -> Iterator[tuple[Callable[[str], float], str]]:
-    """Yield how to read each quota that may bind the process, and the folder where it is."""
-    try:
-        lines = (proc / "cgroup").read_text().splitlines()
-    except (OSError, ValueError):
-        return
-    for line in lines:
-        controllers, _, path = line.partition(":")[2].partition(":")
-        if not controllers:
-            mounts, name, read = (cgroups, cgroups / "unified"), "cpu.max", _quota_v2
-        elif "cpu" in controllers.split(","):
-            mounts, name = (cgroups / controllers, cgroups / "cpu"), "cpu.cfs_quota_us"
-            read = _quota_v1
-        else:
-            continue
-        for mount in mounts:
-            # In a container the path is often that of the host, and the mount its own subtree:
-            # what does not exist is skipped, and the mount's own root is always looked at.
-            folder = mount / path.lstrip("/")
-            for level in (folder, *folder.parents):
-                if os.access(level / name, os.R_OK):
-                    yield read, str(level)
-                if level == mount:
-                    break
 
 
 # These run in waits, where a signal handler may raise any exception at any time: they catch none.

@@ -6,11 +6,11 @@ reserved beyond that limit, the kernel does not refuse: it kills the process, in
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from shmcast._host.cgroups import limiting
 
 _UNLIMITED = 1 << 60  # v1 has a number near 2**63 for it
 
@@ -39,7 +39,10 @@ class MemoryLimit:
         self, proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")
     ) -> None:
         self._meminfo = proc.parent / "meminfo"
-        self._limits = list(_limited(proc, cgroups))
+        self._limits = [
+            (_V2 if is_v2 else _V1, folder)
+            for is_v2, folder in limiting(proc, cgroups, "memory", _V2.limit, _V1.limit)
+        ]
 
     def room(self) -> Room | None:
         """Return what is left as of now; None: nothing limits this process."""
@@ -92,32 +95,6 @@ _V1 = _Files(
     "memory.memsw.usage_in_bytes",
     ("total_inactive_file", "total_active_file"),
 )
-
-
-def _limited(proc: Path, cgroups: Path) -> Iterator[tuple[_Files, Path]]:
-    """Yield each cgroup that may limit the process's memory."""
-    try:
-        lines = (proc / "cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            files, mounts = _V2, (cgroups, cgroups / "unified")
-        elif "memory" in controllers.split(","):
-            files, mounts = _V1, (cgroups / controllers, cgroups / "memory")
-        else:
-            continue
-        for mount in mounts:
-            # In a container the path is often that of the host, and the mount its own subtree:
-            # what does not exist is skipped, and the mount's own root is always looked at.
-            folder = mount / path.lstrip("/")
-            for level in (folder, *folder.parents):
-                with contextlib.suppress(OSError):
-                    if (level / files.limit).exists():
-                        yield files, level
-                if level == mount:
-                    break
 
 
 def _number(path: Path) -> float | None:

@@ -11,7 +11,6 @@ import pickle
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +22,7 @@ from shmcast._endpoints.handle import Handle
 from shmcast._host import proc
 from tests.support.endings import ENDINGS, SECONDS, StepFailed
 from tests.support.processes import Crew
-from tests.support.ring_roles import attach_only, fill
+from tests.support.ring_roles import attach_only, fill, send_until_told
 from tests.support.subprocess_programs import ROOT, wait_until
 
 PROGRAM = """
@@ -43,18 +42,6 @@ def member(handle: Handle, index: int, ending: str) -> Iterator[subprocess.Popen
             yield process
         finally:
             process.kill()
-
-
-def send_until_told(writer: Writer) -> PeerDied:
-    """Send, as to readers that keep up, until the writer learns of a death."""
-    give_up = time.monotonic() + SECONDS
-    while time.monotonic() < give_up:
-        try:
-            writer.send("more", SECONDS)
-        except PeerDied as error:
-            return error
-        time.sleep(0.001)
-    raise AssertionError("nobody told the writer")
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from shmcast import PeerDied, Reader, Writer
+from shmcast import Reader, Writer
 from shmcast._host import shared_memory
 from shmcast._host.places import Places
 from tests.support.endings import SECONDS
+from tests.support.ring_roles import send_until_told
 from tests.support.subprocess_programs import ROOT
 
 READ_THEN_DIE = """
@@ -57,18 +58,6 @@ def start(command: list[str], program: str, *arguments: str) -> subprocess.Popen
         stdout=subprocess.PIPE,
         text=True,
     )
-
-
-def send_until_told(writer: Writer) -> PeerDied:
-    """Send, as to readers that keep up, until the writer learns of a death."""
-    give_up = time.monotonic() + SECONDS
-    while time.monotonic() < give_up:
-        try:
-            writer.send("more", SECONDS)
-        except PeerDied as error:
-            return error
-        time.sleep(0.001)
-    raise AssertionError("nobody told the writer")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 import shmcast
-from shmcast import Reader, WaitPolicy, Writer
+from shmcast import PeerDied, Reader, WaitPolicy, Writer
 from shmcast._endpoints.handle import Handle
 from shmcast._host.places import Places
 from tests.support.subprocess_programs import wait_until
@@ -95,3 +96,15 @@ def fill(writer: Writer, timeout: float = SECONDS) -> None:
     for _ in range(1000):
         writer.send(b"x", timeout)
     raise AssertionError("the ring never was full")
+
+
+def send_until_told(writer: Writer) -> PeerDied:
+    """Send, as to readers that keep up, until the writer learns of a death."""
+    give_up = time.monotonic() + SECONDS
+    while time.monotonic() < give_up:
+        try:
+            writer.send("more", SECONDS)
+        except PeerDied as error:
+            return error
+        time.sleep(0.001)
+    raise AssertionError("nobody told the writer")

@@ -1,0 +1,46 @@
+"""The cgroups that may limit this process, in v2 and v1."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def limiting(
+    proc: Path, cgroups: Path, controller: str, v2: str, v1: str
+) -> Iterator[tuple[bool, Path]]:
+    """Yield the folders of a process's cgroups that have a file, on the way to the root.
+
+    Args:
+        proc: the process's folder in procfs.
+        cgroups: where the cgroup file systems are mounted.
+        controller: the name of the controller, "cpu" for instance.
+        v2: the file that a folder must have in cgroup v2.
+        v1: the same in v1.
+
+    Yields:
+        Whether it is v2, and the folder. Nothing where the cgroups can't be read.
+    """
+    try:
+        lines = (proc / "cgroup").read_text().splitlines()
+    except (OSError, ValueError):
+        return
+    for line in lines:
+        controllers, _, path = line.partition(":")[2].partition(":")
+        is_v2 = not controllers
+        if is_v2:
+            mounts, name = (cgroups, cgroups / "unified"), v2
+        elif controller in controllers.split(","):
+            mounts, name = (cgroups / controllers, cgroups / controller), v1
+        else:
+            continue
+        for mount in mounts:
+            # In a container the path is often that of the host, and the mount its own subtree:
+            # what does not exist is skipped, and the mount's own root is always looked at.
+            folder = mount / path.lstrip("/")
+            for level in (folder, *folder.parents):
+                if os.access(level / name, os.R_OK):
+                    yield is_v2, level
+                if level == mount:
+                    break
