@@ -6,6 +6,7 @@ import faulthandler
 import gc
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,12 @@ _terminal = pytest.StashKey[int]()  # the descriptor of stderr, while that of te
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the way to the terminal open for the last words of a run that hangs."""
+    """Keep the way to the terminal open for the last words of a run that hangs.
+
+    And have modules compiled once, not in each process that tests start.
+    """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         config.stash[_terminal] = os.dup(2)
 
@@ -136,17 +142,14 @@ def _segments(is_alone: bool) -> set[str]:
     return shared_memory.segments_of(*family)
 
 
-@pytest.fixture(scope="session")
-def _frozen() -> None:
-    """Spare later collections all that the imports have made."""
+@pytest.fixture
+def no_gc() -> Iterator[None]:
+    """Keep the garbage collector away from what must go by itself.
+
+    A test's own collections are spared all that there was before: modules, most of all.
+    """
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture
-def no_gc(_frozen: None) -> Iterator[None]:
-    """Keep the garbage collector away from what must go by itself."""
-    gc.collect()
     gc.disable()
     yield
     gc.enable()

@@ -21,21 +21,21 @@ from shmcast import Reader, WaitPolicy, Writer
 from tests.support.processes import Crew, spawning
 
 
-@pytest.mark.timeout(0.5)
+@pytest.mark.timeout(0.25)
 @pytest.mark.parametrize("wait", [WaitPolicy.spin(), WaitPolicy.semaphore(), WaitPolicy.adaptive()])
 def test_recv(wait):
     with Writer(1) as writer, Reader(writer.handle, 0, wait=wait) as reader:
         reader.recv()
 
 
-@pytest.mark.timeout(0.5)
+@pytest.mark.timeout(0.25)
 def test_send():
     with Writer(1, slots=2) as writer, Reader(writer.handle, 0):
         while True:
             writer.send(bytes(100_000))
 
 
-@pytest.mark.timeout(0.5)
+@pytest.mark.timeout(0.25)
 def test_wait_ready():
     with Writer(1) as writer:
         writer.wait_ready()
@@ -46,7 +46,7 @@ def receive(reader):
         reader.recv()
 
 
-@pytest.mark.timeout(0.5)
+@pytest.mark.timeout(0.25)
 def test_another_thread():
     with Writer(1) as writer, Reader(writer.handle, 0) as reader:
         thread = threading.Thread(target=receive, args=(reader,))
@@ -54,7 +54,7 @@ def test_another_thread():
         thread.join()
 
 
-@pytest.mark.timeout(2)
+@pytest.mark.timeout(1)
 def test_another_process():
     with Crew(1, spawning()) as crew:
         crew.workers[0].start(signal.pause).result()
@@ -65,7 +65,7 @@ def hanging():
     threading.Event().wait()
 
 
-@pytest.mark.timeout(0.5)
+@pytest.mark.timeout(0.25)
 def test_set_up(hanging):
     pass
 
@@ -82,7 +82,7 @@ import ctypes
 import pytest
 
 
-@pytest.mark.timeout(0.5)
+@pytest.mark.timeout(0.25)
 def test_never_returns():
     lock = ctypes.CDLL(None).pthread_mutex_lock
     mutex = ctypes.create_string_buffer(64)
@@ -110,7 +110,7 @@ def run(tests: Path, *options: str) -> subprocess.CompletedProcess[str]:
 def test_a_test_that_hangs_fails_alone_and_the_run_goes_on(tmp_path: Path) -> None:
     tests = tmp_path / "test_hangs.py"
     tests.write_text(HANGS)
-    ran = run(tests, "-rA", "--tb=no")
+    ran = run(tests, "-n0", "-rA", "--tb=no")
     summary = ran.stdout.partition("short test summary info")[2]
     assert re.findall(r"^PASSED .*::(\w+)", summary, re.M) == ["test_the_next_one"], ran.stdout
     ended = re.findall(r"^(?:FAILED|ERROR) .*::(\w+).* - Failed: Timeout", summary, re.M)
@@ -120,7 +120,7 @@ def test_a_test_that_hangs_fails_alone_and_the_run_goes_on(tmp_path: Path) -> No
 def test_a_test_that_hangs_in_native_code_ends_its_process_and_shows_where(tmp_path: Path) -> None:
     tests = tmp_path / "test_hangs.py"
     tests.write_text(HANGS_IN_NATIVE_CODE)
-    ran = run(tests, "-p", "tests.conftest")
+    ran = run(tests, "-n1", "-p", "tests.conftest")
     assert ran.returncode == 1, ran.stdout
     assert "1 failed, 1 passed" in ran.stdout
     assert "Timeout (" in ran.stderr

@@ -305,6 +305,10 @@ def _reserve(fd: int, size: int) -> None:
     if room is not None and size > room.nbytes:
         raise SharedMemoryFull(errno.ENOMEM, _over_the_limit(size, room))
     with explaining(f"a segment of {size} bytes", "fallocate"):
+        volume = os.fstatvfs(fd)
+        if volume.f_blocks and size > volume.f_bavail * volume.f_frsize:
+            # Known beforehand: nobody else is to run out of memory until fallocate says so.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         try:
             # In parts: a signal undoes what one call has done, and a profiler sends many.
             for begin in range(0, size, _PART):

@@ -47,7 +47,7 @@ def member(handle: Handle, index: int, ending: str) -> Iterator[subprocess.Popen
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_every_end_but_close_is_told_while_messages_flow(ending: str) -> None:
     with (
-        Writer(2, slots=2**14) as writer,
+        Writer(2, slots=2**14, slot_bytes=256) as writer,
         Reader(writer.handle, 1) as survivor,
         member(writer.handle, 0, ending) as process,
     ):
@@ -67,7 +67,7 @@ def test_every_end_but_close_is_told_while_messages_flow(ending: str) -> None:
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_the_place_of_who_ended_can_be_taken_again(ending: str) -> None:
     with (
-        Writer(2, slots=2**14, on_reader_death="drop") as writer,
+        Writer(2, slots=2**14, slot_bytes=256, on_reader_death="drop") as writer,
         Reader(writer.handle, 1) as survivor,
         member(writer.handle, 0, ending),
     ):
@@ -98,7 +98,10 @@ def test_the_next_send_tells_of_a_death_that_somebody_else_has_reaped() -> None:
 
 
 def test_who_came_while_messages_flowed_is_watched_before_any_wait() -> None:
-    with Writer(1, slots=2**10) as writer, member(writer.handle, 0, "SIGKILL") as process:
+    with (
+        Writer(1, slots=2**10, slot_bytes=256) as writer,
+        member(writer.handle, 0, "SIGKILL") as process,
+    ):
         wait_until(lambda: writer._end._ring.attached() == 1)
         writer.send(None)  # no wait_ready(), and no wait
         process.wait()
@@ -263,7 +266,7 @@ def test_what_on_death_raises_ends_the_send_and_nothing_was_sent(crew: Crew) -> 
     def refuse(_died: PeerDied) -> None:
         raise StepFailed
 
-    with Writer(2, on_reader_death="drop", on_death=refuse, slots=2**14) as writer:
+    with Writer(2, on_reader_death="drop", on_death=refuse, slots=2**14, slot_bytes=256) as writer:
         job = crew.workers[0].start(attach_only, 0, writer.handle)
         with Reader(writer.handle, 1) as survivor:
             writer.wait_ready(SECONDS)
@@ -318,7 +321,7 @@ def test_without_pidfds_and_without_a_thread_it_is_looked_once_a_second(
         raise OSError(errno.ENOSYS, "as gVisor does")
 
     monkeypatch.setattr(proc, "pidfd_open", refuse)
-    with Writer(1, slots=2**16 if flows else 2) as writer:
+    with Writer(1, slots=2**16 if flows else 2, slot_bytes=256) as writer:
         ring = writer._end._ring
 
         class NoThread:
@@ -340,7 +343,7 @@ def test_without_pidfds_the_lock_tells(crew: Crew, monkeypatch: pytest.MonkeyPat
         raise OSError(errno.ENOSYS, "as gVisor does")
 
     monkeypatch.setattr(proc, "pidfd_open", refuse)
-    with Writer(1, slots=2**14) as writer:
+    with Writer(1, slots=2**14, slot_bytes=256) as writer:
         job = crew.workers[0].start(attach_only, 0, writer.handle)
         writer.wait_ready(SECONDS)
         assert not writer._end._watch.must_look

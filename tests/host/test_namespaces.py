@@ -72,7 +72,7 @@ def start(command: list[str], program: str, *arguments: str) -> subprocess.Popen
 )
 def test_a_peer_in_other_namespaces_lives_until_it_dies(kinds: tuple[str, ...]) -> None:
     command = in_namespaces(*kinds)
-    with Writer(1, slots=2**14) as writer:
+    with Writer(1, slots=2**14, slot_bytes=256) as writer:
         handle = base64.b64encode(pickle.dumps(writer.handle)).decode()
         with start(command, READ_THEN_DIE, handle) as process:
             writer.wait_ready(SECONDS)
@@ -95,7 +95,7 @@ def test_the_same_pid_in_another_namespace_is_another_process() -> None:
 import os, sys, base64, pickle
 from shmcast import PeerDied, Writer
 assert os.getpid() == 1
-writer = Writer(1, slots=2**14)
+writer = Writer(1, slots=2**14, slot_bytes=256)
 print(base64.b64encode(pickle.dumps(writer.handle)).decode(), flush=True)
 writer.wait_ready(20)
 writer.send("hello")
@@ -163,7 +163,7 @@ if os.getpid() == 1:  # so that the writer's own number is not that of /proc
     sys.exit(subprocess.call([sys.executable, "-c", sys.orig_argv[2], *sys.argv[1:]]))
 told = []
 on_death = told.append if mode == "drop" else None
-writer = Writer(2, slots=2**14, on_reader_death=mode, on_death=on_death)
+writer = Writer(2, slots=2**14, slot_bytes=256, on_reader_death=mode, on_death=on_death)
 print(writer.handle.name, flush=True)
 readers = [
     subprocess.Popen(
@@ -270,7 +270,7 @@ print(child, flush=True)
 os.read(0, 1)
 os._exit(5)
 """
-    with Writer(1, slots=2**14) as writer:
+    with Writer(1, slots=2**14, slot_bytes=256) as writer:
         handle = base64.b64encode(pickle.dumps(writer.handle)).decode()
         with start([], program, handle) as process:
             writer.wait_ready(SECONDS)

@@ -1,14 +1,16 @@
 """Three ranks, of which each exits as its interpreter does, while a relay waits in a collective.
 
-    python -m tests.support.relay_exits STORE source-first|source-last
+    python -m tests.support.relay_exits FOLDER source-first source-last
 
-They are forks of one program, which has imported torch for them; each runs on to its own end.
+Once for each order, with a store of its own in the folder. The ranks are forks of one program,
+which has imported torch for them; each runs on to its own end.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import torch.distributed
 
@@ -35,9 +37,11 @@ def be(rank: int, store: str) -> None:
 left_open: list[shmcast.ShmBroadcaster] = []
 
 
-def main(store: str, how: str) -> None:
-    """Fork the ranks, and let them exit one after the other: the remote reader is the first."""
-    assert torch.distributed.is_available()
+def play(store: str, how: str) -> bool:
+    """Fork the ranks, and let them exit one after the other; return whether this is one of them.
+
+    The remote reader is the first.
+    """
     is_held = {0: how == "source-last", 1: True, 2: False}
     pids, holds = [], []
     for rank in range(len(HOSTS)):
@@ -50,15 +54,24 @@ def main(store: str, how: str) -> None:
             be(rank, store)
             if is_held[rank]:
                 os.read(held, 1)
-            return
+            return True
         os.close(held)
         pids.append(pid)
     for rank in (2, 1, 0) if how == "source-last" else (2, 0, 1):
         os.close(holds[rank])
         code = os.waitstatus_to_exitcode(os.waitpid(pids[rank], 0)[1])
-        assert code == 0, f"rank {rank} ended with exit code {code}"
-    print("all have ended")  # noqa: T201
+        assert code == 0, f"{how}: rank {rank} ended with exit code {code}"
+    print(f"{how}: all have ended", flush=True)  # noqa: T201
+    return False
+
+
+def main(folder: str, *orders: str) -> None:
+    """Play each order."""
+    assert torch.distributed.is_available()
+    for how in orders:
+        if play(str(Path(folder, how)), how):
+            return
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:])
