@@ -5,6 +5,7 @@
 #include <sched.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -225,6 +226,44 @@ void a_pause_is_counted_in_messages() {
   CHECK(parked >= 63 && parked <= 64);
 }
 
+// Whoever wakes from a nap lets its caller warm up more than once, with one look before each round.
+void a_nap_is_followed_by_rounds() {
+  Waiting waiting(kAdaptive);
+  std::atomic<bool> is_over = false;
+  std::thread peer([&] {
+    while (!is_over) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      std::atomic_ref(waiting.word).fetch_add(1);
+      Gate(waiting.gate).wake();
+    }
+  });
+  int rounds = 0;  // after one nap
+  for (std::uint64_t taken = 0; rounds < 3; taken = peek(waiting.word)) {
+    rounds = 0;
+    bool has_napped = false;
+    Outcome outcome = Outcome::interrupted;
+    while (outcome == Outcome::interrupted) {
+      int looks = 0;
+      const std::uint64_t parks = waiting.figures.parks;
+      outcome = waiting.slices(
+          [&] {
+            ++looks;
+            return peek(waiting.word) != taken;
+          },
+          1);
+      if (has_napped && rounds < 3 && waiting.waiter.is_spinning()) {
+        CHECK(looks <= best_hint().idles_per_clock_read + 1);
+        ++rounds;
+      }
+      has_napped = has_napped || (waiting.figures.parks > parks && waiting.waiter.is_spinning());
+    }
+    CHECK(outcome == Outcome::ready);
+    waiting.waiter.arrived(kForever);
+  }
+  is_over = true;
+  peer.join();
+}
+
 // Whoever waits on the CPU of the member that it waits for makes room for it.
 void nobody_spins_on_the_cpu_of_its_peer() {
   cpu_set_t before, one;
@@ -294,6 +333,7 @@ int main() {
   a_loss_is_seen_whenever_it_happens();
   time_between_waits_is_no_loss();
   a_pause_is_counted_in_messages();
+  a_nap_is_followed_by_rounds();
   nobody_spins_on_the_cpu_of_its_peer();
   cpus_overlap_as_far_as_they_are_known();
   std::printf("ok  waits\n");
