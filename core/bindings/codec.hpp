@@ -91,17 +91,24 @@ class ObjectCoder {
   // Return the frames of the message that was decoded last, if it can be decoded for practice.
   nb::object practice_frames() const { return received_; }
 
-  // Decode such a message once more. One that takes long is not to be decoded again, nor are others
-  // of its size. (Three times, because the process may have been preempted.)
+  // Decode such a message once more. One that takes long is given up for a while, and so are others
+  // of its size. (Three times in a row, because the first round meets cold caches. Not for ever,
+  // because a busy machine makes any message take long.)
   void practise_decode(const nb::list& frames) {
     const std::int64_t began = monotonic_ns();
     PyObject* object = nullptr;
     if (!try_to_decode(frames, true, object)) return;
     Py_XDECREF(object);
     PyErr_Clear();
-    slow_rounds_ = monotonic_ns() - began < kLongNs ? 0 : slow_rounds_ + 1;
+    const bool is_quick = object != nullptr && monotonic_ns() - began < kLongNs;
+    slow_rounds_ = is_quick ? 0 : slow_rounds_ + 1;
+    if (is_quick) pause_ = kShortestPause;
     if (object != nullptr && slow_rounds_ < 3) return;
-    if (object != nullptr) too_long_ = std::min(too_long_, size_of(frames));
+    if (object != nullptr) {
+      too_long_ = std::min(too_long_, size_of(frames));
+      left_of_pause_ = pause_;
+      pause_ = std::min(2 * pause_, kLongestPause);
+    }
     slow_rounds_ = 0;
     received_ = nb::none();
   }
@@ -110,11 +117,23 @@ class ObjectCoder {
   static constexpr int kMostMisses = 6;
   static constexpr std::int64_t kLongNs = 20'000;
   static constexpr Py_ssize_t kMostPractised = 64 * 1024;
+  static constexpr int kShortestPause = 64;  // messages
+  static constexpr int kLongestPause = 4096;
 
   // Whether a new message is one frame of no more than is practised.
   static bool is_small(PyObject* frames) {
     return PyList_GET_SIZE(frames) == 1 &&
            PyBytes_GET_SIZE(PyList_GET_ITEM(frames, 0)) < kMostPractised;
+  }
+  // Whether to practise a message of this size, one of those that count for a pause.
+  bool may_be_practised(Py_ssize_t size) {
+    if (size < too_long_) return true;
+    if (left_of_pause_ > 0) {
+      --left_of_pause_;
+      return false;
+    }
+    too_long_ = kMostPractised;
+    return size < too_long_;
   }
   // Put a value in the place of one that may be the last reference to a user's object.
   static void keep(Reference& place, nb::object value) {
@@ -151,7 +170,7 @@ class ObjectCoder {
     object = decoder->decode(data, static_cast<std::size_t>(view.len), frames.ptr(), is_practice);
     if (!is_practice) {
       const bool can_practise = object != nullptr && !decoder->ran_code() && frames.size() == 1 &&
-                                size_of(frames) < too_long_;
+                                may_be_practised(size_of(frames));
       received_ = can_practise ? nb::borrow(frames) : nb::none();
     }
     const nb::ft_lock_guard guard(mutex_);
@@ -174,7 +193,9 @@ class ObjectCoder {
   nb::object received_ = nb::none();  // the last frames, if they may be decoded again
   bool keeps_sent_ = false;
   int slow_rounds_ = 0;                   // of practice, in a row
-  Py_ssize_t too_long_ = kMostPractised;  // messages of this size are not practised
+  Py_ssize_t too_long_ = kMostPractised;  // messages of this size are not practised now
+  int pause_ = kShortestPause;            // the next one
+  int left_of_pause_ = 0;
   int misses_ = 0;                        // in a row
   int skipped_ = 0;                       // objects that are not tried next
 };
