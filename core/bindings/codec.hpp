@@ -196,8 +196,8 @@ class ObjectCoder {
   Py_ssize_t too_long_ = kMostPractised;  // messages of this size are not practised now
   int pause_ = kShortestPause;            // the next one
   int left_of_pause_ = 0;
-  int misses_ = 0;                        // in a row
-  int skipped_ = 0;                       // objects that are not tried next
+  int misses_ = 0;   // in a row
+  int skipped_ = 0;  // objects that are not tried next
 };
 
 }  // namespace shmcast

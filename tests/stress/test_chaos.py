@@ -1,4 +1,4 @@
-"""A little chaos and a small soak; `make chaos` (CI plays 200 rounds) and `make soak` take longer."""
+"""A little chaos and a small soak; `make chaos` (200 rounds in CI) and `make soak` take longer."""
 
 from __future__ import annotations
 
