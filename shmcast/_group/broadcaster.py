@@ -137,7 +137,11 @@ class ShmBroadcaster(Lender):
             self.topology = meeting.agree(terms, CodecKind.of(codec), error)
             self._use(connect(meeting, self.topology, options, codec, self._lane))
             if meeting.isolation and self.is_src:
-                warn_of_isolation(self._label, self.topology, meeting.isolation)
+                try:
+                    warn_of_isolation(self._label, self.topology, meeting.isolation)
+                except BaseException:  # warnings are errors: the others have a broadcaster
+                    self._end.give_up()
+                    raise
         elif (error := meeting.error or error) is not None:
             raise error
         else:
@@ -160,8 +164,6 @@ class ShmBroadcaster(Lender):
 
     def _use(self, connection: Connection) -> None:
         """Send and receive with what the ranks' meeting has led to."""
-        if (patience := settings.seconds(settings.TIMEOUT, None)) is not None:
-            connection.give_patience(patience)
         self._end, self._relay = connection.end, connection.relay
         if connection.send is not None:
             self._send = connection.send

@@ -64,8 +64,10 @@ class Connection:
             device_receiver = DeviceReceiver(self.end, lane)
             self.recv, self.begin_recv = device_receiver.recv, device_receiver.begin
 
-    def give_patience(self, seconds: float) -> None:
-        """Let calls without a `timeout` have the operator's."""
+    def give_patience(self, seconds: float | None) -> None:
+        """Let calls without a `timeout` have the operator's; None: they have none."""
+        if seconds is None:
+            return
 
         def patient(timeout: float | None) -> float:
             return seconds if timeout is None else timeout
@@ -106,23 +108,31 @@ def connect(
     except Exception as caught:  # the others must hear of it
         error = caught
     warm_receive = None if warmup is None else warmup.receive
+    connection: Connection | None = None
+
+    def equip(end: FrameWriter | FrameReader | SourceRelay, readers: list[int]) -> None:
+        # (Within the set-up's last collective: what fails here must reach the others, too.)
+        nonlocal connection
+        connection = Connection(end)
+        if lane is not None:
+            here = topology.node_of(ranks[meeting.rank]).ranks
+            lane.connect(meeting.group_src, ranks, RankProgress(end, ranks, here, readers))
+        assert codec is not None  # noqa: S101 (else the error was raised on every rank)
+        if meeting.rank == meeting.group_src:
+            connection.send_objects(codec, lane, warmup)
+        else:
+            connection.receive_objects(codec, lane)
+        connection.give_patience(options.patience)
+
     if len(topology.nodes) == 1:
-        readers = [ranks[r] for r in meeting.readers]
-        connection = Connection(connect_one_node(meeting, options, warm_receive, error))
+        connect_one_node(meeting, options, warm_receive, equip, error)
     else:
         from shmcast._group.many_nodes import connect_many_nodes
 
-        member = connect_many_nodes(meeting, topology, options, warm_receive, error)
-        readers = member.readers
-        connection = Connection(member.end, member.relay, is_relayed=True)
-    if lane is not None:
-        here = topology.node_of(ranks[meeting.rank]).ranks
-        lane.connect(meeting.group_src, ranks, RankProgress(connection.end, ranks, here, readers))
-    assert codec is not None  # noqa: S101 (else the error was raised on every rank)
-    if meeting.rank == meeting.group_src:
-        connection.send_objects(codec, lane, warmup)
-    else:
-        connection.receive_objects(codec, lane)
+        relay = connect_many_nodes(meeting, topology, options, warm_receive, equip, error)
+        assert connection is not None  # noqa: S101 (equip() was called)
+        connection.relay, connection.is_relayed = relay, True
+    assert connection is not None  # noqa: S101
     return connection
 
 
@@ -152,6 +162,7 @@ def reconnect(handle: GroupHandle, rank: int, options: Options, codec: Codec | N
     )
     connection = Connection(end)
     connection.receive_objects(codec, None)
+    connection.give_patience(options.patience)
     return connection
 
 

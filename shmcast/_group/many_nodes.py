@@ -22,25 +22,14 @@ from shmcast._nodes.source import SourceRelay
 from shmcast._nodes.topology import Topology
 
 
-@dataclass(frozen=True)
-class Member:
-    """This rank's part in a group of several nodes."""
-
-    end: SourceRelay | NodeReader
-    """What it sends or receives with."""
-    relay: LeaderRelay | None
-    """On a leader that is not the source."""
-    readers: list[int]
-    """Global ranks of this node's readers, by index."""
-
-
 def connect_many_nodes(
     meeting: Rendezvous,
     topology: Topology,
     options: Options,
     warmup: Callable[[], object] | None,
+    equip: Callable[[SourceRelay | NodeReader, list[int]], None],
     error: Exception | None,
-) -> Member:
+) -> LeaderRelay | None:
     """Bring the source, the leaders and all readers together: a collective of the group.
 
     What goes wrong on one rank is raised on every rank.
@@ -51,9 +40,13 @@ def connect_many_nodes(
         options: the user's. Those of a ring count on the rank that makes it: the source, or a
             leader.
         warmup: see `FrameReader`.
+        equip: is given this rank's end, and the global ranks of its node's readers by index.
         error: why this rank can't take part, which the others are told.
+
+    Returns:
+        The relay, on a leader that is not the source.
     """
-    set_up = _SetUp(meeting, topology, options, warmup)
+    set_up = _SetUp(meeting, topology, options, warmup, equip)
     try:
         return set_up.run(error)
     except BaseException:
@@ -87,11 +80,13 @@ class _SetUp:
         topology: Topology,
         options: Options,
         warmup: Callable[[], object] | None,
+        equip: Callable[[SourceRelay | NodeReader, list[int]], None],
     ) -> None:
         self._meeting = meeting
         self._topology = topology
         self._options = options
         self._warmup = warmup
+        self._equip = equip
         self._rank = meeting.ranks[meeting.rank]
         self._src = meeting.ranks[meeting.group_src]
         self._node = topology.node_of(self._rank)
@@ -103,7 +98,7 @@ class _SetUp:
         self._end: SourceRelay | NodeReader | None = None
         self._relay: LeaderRelay | None = None
 
-    def run(self, error: Exception | None) -> Member:
+    def run(self, error: Exception | None) -> LeaderRelay | None:
         """Take all steps."""
         meeting = self._meeting
         offers = dict(zip(meeting.ranks, meeting.share(self._make_offer, error), strict=True))
@@ -117,17 +112,16 @@ class _SetUp:
             self._page.unlink()
         if self._relay is not None:
             self._relay.start()
-        assert self._end is not None  # noqa: S101 (else there was an error)
-        return Member(self._end, self._relay, self._readers)
+        return self._relay
 
     def undo(self) -> None:
-        """Close what was made."""
+        """End what was made, otherwise than in order: others may be through with the set-up."""
         if self._relay is not None:
-            self._relay.close()
+            self._relay.give_up()
         if self._end is not None:
-            self._end.close()
+            self._end.give_up()
         if self._writer is not None:
-            self._writer.close()
+            self._writer.give_up()
         if self._page is not None:
             self._page.unlink()
 
@@ -215,8 +209,10 @@ class _SetUp:
         self._relay.connect([*source.addresses], source.key, self._rank, source.store_port)
 
     def _join(self, offers: dict[int, _Offer]) -> None:
-        """Make the relay's first gloo group."""
+        """Make the relay's first gloo group, and what this rank sends or receives with."""
         if isinstance(self._end, SourceRelay):
             self._end.join({leader: offers[leader].pid for leader in self._leaders})
         elif self._relay is not None:
             self._relay.join(1 + self._leaders.index(self._rank), 1 + len(self._leaders))
+        assert self._end is not None  # noqa: S101 (the steps before have made it)
+        self._equip(self._end, self._readers)

@@ -18,8 +18,9 @@ def connect_one_node(
     meeting: Rendezvous,
     options: Options,
     warmup: Callable[[], object] | None,
+    equip: Callable[[FrameWriter | FrameReader, list[int]], None],
     error: Exception | None,
-) -> FrameWriter | FrameReader:
+) -> None:
     """Bring the source's writer and the other ranks' readers together: a collective of the group.
 
     What goes wrong on one rank is raised on every rank.
@@ -28,6 +29,7 @@ def connect_one_node(
         meeting: of the group.
         options: the user's.
         warmup: see `FrameReader`.
+        equip: is given this rank's end, and the readers' global ranks by index.
         error: why this rank can't take part, which the others are told.
     """
     end: FrameWriter | FrameReader | None = None
@@ -56,6 +58,7 @@ def connect_one_node(
                 warmup=warmup,
                 **options.for_reader(),
             )
+        equip(end, [meeting.ranks[r] for r in meeting.readers])
 
     try:
         handle = meeting.share(make_writer, error)[meeting.group_src]
@@ -64,6 +67,5 @@ def connect_one_node(
         end.watch_peers()
     except BaseException:
         if end is not None:
-            end.close()
+            end.give_up()  # (others may have theirs, and must not take this for an end in order)
         raise
-    return end

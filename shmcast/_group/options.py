@@ -24,6 +24,8 @@ class Options:
     arena_bytes: int
     pin: bool
     on_death: Callable[[PeerDied], object] | None = None
+    patience: float | None = None
+    """Seconds that calls without a `timeout` have: the operator's choice only."""
 
     def with_settings(self) -> Options:
         """Return these with the operator's settings in their place.
@@ -37,6 +39,7 @@ class Options:
             slots=settings.count(settings.SLOTS, self.slots),
             slot_bytes=settings.count(settings.SLOT_BYTES, self.slot_bytes),
             arena_bytes=settings.count(settings.ARENA_BYTES, self.arena_bytes),
+            patience=settings.seconds(settings.TIMEOUT, None),
         )
 
     def for_writer(self) -> dict[str, Any]:

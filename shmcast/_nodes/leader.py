@@ -124,10 +124,11 @@ class LeaderRelay:
         self.thread = threading.Thread(target=self._run, name="shmcast-relay", daemon=True)
         self.thread.start()
 
-    def close(self) -> None:
-        """End the relay at once, for the whole node."""
-        failure = Failure("Closed", f"{self._name}, which relays to this node, has ended")
-        self._fail(failure, tell_source=False)
+    def give_up(self) -> None:
+        """End the relay otherwise than in order, for the whole node, and tell the source."""
+        text = f"{self._name} (pid {self._pid}), has {ENDED_WITHOUT_CLOSE}"
+        failure = Failure("PeerDied", text, self._name, self._pid, ENDED_WITHOUT_CLOSE)
+        self._fail(failure, tell_source=True)
         self._inbox.disconnect()
 
     def reader_closed(self) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import torch.distributed as dist
 
 import shmcast
 from shmcast import ObjectCodec, PickleCodec, ShmBroadcaster
+from shmcast._group.rendezvous import Rendezvous
 from shmcast._nodes import topology
 from tests.support import ranks
-from tests.support.fake_nodes import on_host
+from tests.support.fake_nodes import on_host, opened
 from tests.support.processes import Crew, WorkerFailed
 from tests.support.subprocess_programs import wait_until
 
@@ -39,6 +43,102 @@ def test_an_error_between_two_collectives_reaches_everybody(world: Crew) -> None
         assert "Too many open files" in error
         assert kind == ("OSError" if rank == 2 else "SegmentError")
         assert rank == 2 or "rank 2, could not set up" in error
+
+
+SPREAD = pytest.mark.parametrize("hosts", ["aaaa", "aabb"])
+
+
+def fails_to_make_its_end(rank: int, hosts: str, failing: int, what: str) -> tuple[str, str]:
+    module = "shmcast._group.device_objects"
+    loaded = sys.modules.pop(module, None)
+    if rank == failing and what == "import":
+        sys.modules[module] = cast("Any", None)
+    elif rank == failing:
+        os.environ["SHMCAST_TIMEOUT"] = "soon"
+    try:
+        with pytest.raises((ImportError, shmcast.ShmcastError)) as caught:
+            opened(rank, (*hosts,))
+    finally:
+        os.environ.pop("SHMCAST_TIMEOUT", None)
+        sys.modules.pop(module, None)
+        if loaded is not None:
+            sys.modules[module] = loaded
+    return type(caught.value).__name__, str(caught.value)
+
+
+@SPREAD
+@pytest.mark.parametrize("failing", [0, 3])
+@pytest.mark.parametrize(("what", "why"), [("import", "device_objects"), ("setting", "'soon'")])
+def test_an_error_after_the_rings_are_made_reaches_everybody(
+    world: Crew, hosts: str, failing: int, what: str, why: str
+) -> None:
+    told = world.run(4, fails_to_make_its_end, hosts, failing, what)
+    for rank, (kind, error) in enumerate(told):
+        assert why in error
+        if rank != failing:
+            assert kind in ("SegmentError", "InvalidArgument")
+            assert f"rank {failing}" in error
+
+
+def fails_when_all_have_agreed(rank: int, hosts: str, failing: int) -> str:
+    steps_left = len({*hosts})  # that are confirmed: one more between nodes
+    real = Rendezvous.confirm
+
+    def confirm(self: Rendezvous, step: Callable[[], object]) -> None:
+        nonlocal steps_left
+        real(self, step)
+        steps_left -= 1
+        if rank == failing and not steps_left:
+            raise OSError(errno.ENOMEM, "no memory")
+
+    Rendezvous.confirm = confirm  # type: ignore[method-assign]
+    try:
+        bc = opened(rank, (*hosts,))
+    except OSError as error:
+        assert rank == failing
+        dist.barrier()
+        return str(error)
+    finally:
+        Rendezvous.confirm = real  # type: ignore[method-assign]
+    with pytest.raises(shmcast.PeerDied) as caught:  # noqa: PT012 (until then)
+        while True:
+            bc.broadcast_object(0 if bc.is_src else None, 30)
+    dist.barrier()  # (who closes before the others have looked tells them that)
+    bc.close()
+    return str(caught.value)
+
+
+@SPREAD
+@pytest.mark.parametrize("failing", [0, 2, 3])
+def test_a_rank_that_fails_when_all_have_agreed_has_not_left_in_order(
+    world: Crew, hosts: str, failing: int
+) -> None:
+    for rank, error in enumerate(world.run(4, fails_when_all_have_agreed, hosts, failing)):
+        assert ("no memory" if rank == failing else f"rank {failing}") in error
+        assert rank == failing or "ended without close()" in error
+
+
+def stumbles_over_a_warning(rank: int) -> str:
+    with on_host("ab"[rank // 2]), warnings.catch_warnings():
+        topology.machine_id = lambda: "one"
+        warnings.simplefilter("error")
+        try:
+            bc = ShmBroadcaster()
+        except shmcast.ShmcastWarning as warning:
+            assert rank == 0
+            dist.barrier()
+            return str(warning)
+    with pytest.raises(shmcast.PeerDied) as caught:
+        bc.recv(30)
+    dist.barrier()
+    bc.close()
+    return str(caught.value)
+
+
+def test_a_source_whose_warning_is_an_error_has_not_left_in_order(world: Crew) -> None:
+    warning, *others = world.run(4, stumbles_over_a_warning)
+    assert "share one /dev/shm" in warning
+    assert all("ended without close()" in error for error in others)
 
 
 def wrong_on_one_rank(rank: int, arguments: dict[str, Any]) -> str:
