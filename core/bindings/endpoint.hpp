@@ -283,14 +283,16 @@ class Endpoint : public Alarm {
   // Let the watch observe the peers, if any has come or gone, or it must look once a second.
   void observe_changes(std::int64_t now) {
     const std::uint32_t arrivals = arrivals_so_far(segment());
-    if (arrivals == watch_.arrivals && !(watch_.must_look && now >= watch_.round_ns)) return;
+    const bool is_due = watch_.is_unfinished || (watch_.must_look && now >= watch_.round_ns);
+    if (arrivals == watch_.arrivals && !is_due) return;
     watch_.arrivals = arrivals;
     if (watch_.callee.is_none()) return;
     watch_.round_ns = now + Watch::kRoundNs;
-    watch_.must_look = true;  // if it throws
+    watch_.is_unfinished = watch_.must_look = true;  // if it throws
     const bool is_dead = nb::cast<bool>(call_method(watch_.callee, "observe", look_at_peers()));
     // relaxed: this thread reads it.
     if (is_dead) alarmed_.store(true, std::memory_order_relaxed);
+    watch_.is_unfinished = false;
     watch_.must_look = nb::cast<bool>(attribute(watch_.callee, "must_look"));
   }
 
@@ -328,9 +330,13 @@ class Endpoint : public Alarm {
         drop(dead.index, dead.seat);
       }
       call_method(watch_.callee, "tell_deaths");
-      watch_.must_look = nb::cast<bool>(attribute(watch_.callee, "must_look"));
+      if (!watch_.is_unfinished) {
+        watch_.must_look = nb::cast<bool>(attribute(watch_.callee, "must_look"));
+      }
     } catch (...) {
       alarmed_.store(true, std::memory_order_relaxed);
+      // What the watch had taken in hand may be watched no more.
+      watch_.is_unfinished = watch_.must_look = true;
       throw;
     }
   }

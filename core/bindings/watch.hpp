@@ -34,6 +34,7 @@ struct Watch {
   std::int64_t round_ns = 0;   // when the next call is due in any case
   std::uint32_t arrivals = 0;  // as of the last call
   bool must_look = false;      // somebody raises no alarm: call once a second, whatever flows
+  bool is_unfinished = false;  // a signal's handler, say, has ended the last look: look again
 };
 
 // A wait that the watch is told about if it lasts too long.

@@ -39,20 +39,24 @@ class Deaths:
         return min(max(0, peer.takeovers - self._noted.get(peer.index, 0)), _MOST_UNNOTED)
 
     def note_drop(self, peer: _core.Peer, error: PeerDied) -> None:
-        """Note the death of who has a seat."""
-        self._noted[peer.index] = peer.takeovers + 1
-        self._note(peer.index, error, "%s; it is dropped, the others go on")
+        """Note the death of who has a seat, unless that was done by a call that was interrupted."""
+        if self._noted.get(peer.index, 0) <= peer.takeovers:
+            text = "%s; it is dropped, the others go on"
+            self._note(peer.index, peer.takeovers + 1, [error], text)
 
     def note_takeovers(self, peer: _core.Peer, errors: list[PeerDied]) -> None:
         """Note the deaths of those who had a seat before: as many as `unnoted` returns."""
-        self._noted[peer.index] = peer.takeovers
-        for error in errors:
-            self._note(peer.index, error, "%s")
+        self._note(peer.index, peer.takeovers, errors, "%s")
 
-    def _note(self, index: int, error: PeerDied, text: str) -> None:
-        self.last[index] = error
-        tell(logging.WARNING, text, error)
-        self._untold.append(error)
+    def _note(self, index: int, count: int, errors: list[PeerDied], text: str) -> None:
+        # (One statement, so that no signal's handler leaves half of it done.)
+        self.last[index], self._noted[index], self._untold = (
+            errors[-1],
+            count,
+            [*self._untold, *errors],
+        )
+        for error in errors:
+            tell(logging.WARNING, text, error)
 
     def tell(self) -> None:
         """Call `on_death` for each; what it raises passes, and the rest is told the next time."""

@@ -225,11 +225,12 @@ class Watch:
                 how = ENDED_WITHOUT_CLOSE
             if index == self._writer or not self._drops:
                 raise self.died(peer, how)
-            self._forget(index)
             if self._me == self._writer:
                 self._deaths.note_drop(peer, self.died(peer, how))
+                self._forget(index)  # (not before: whoever interrupts this must not lose the death)
                 dropped.append(index)
             else:
+                self._forget(index)
                 self._watched[index] = _Watched(peer.pid, peer.start_time)  # the writer's business
         return dropped
 
@@ -254,8 +255,8 @@ class Watch:
         watched = self._watched.get(peer.index)
         if watched is not None:  # the first of them
             ends[0] = (watched.pid, ends[0][1] or self._end_of_replaced(watched))
-        self._forget(peer.index)
         self._deaths.note_takeovers(peer, [self._replaced(peer.index, *end) for end in ends])
+        self._forget(peer.index)
 
     def _end_of_replaced(self, watched: _Watched) -> str:
         if watched.gone is not None:
@@ -383,5 +384,7 @@ def _is_watched(known: _Watched, peer: _core.Peer) -> bool:
         return False
     if known.gone is not None:
         return True
+    if known.pidfd is not None and known.pidfd.is_dead():
+        return True  # which tells how it has ended: a new one could not, if it is reaped
     # (Somebody may have closed descriptors that were not his.)
     return not known.must_look and (known.pidfd is None or known.pidfd.is_usable())

@@ -338,6 +338,30 @@ def test_without_pidfds_and_without_a_thread_it_is_looked_once_a_second(
         assert send_until_told(writer).pid == pid
 
 
+def test_who_is_looked_after_once_a_second_is_known_to_have_ended_how_when_reaped() -> None:
+    def refuse(*_arguments: int) -> int:
+        raise OSError(errno.EAGAIN, "no thread")
+
+    with (
+        Writer(1, slots=2**10, slot_bytes=256) as writer,
+        member(writer.handle, 0, "SIGKILL") as process,
+    ):
+        ring = writer._end._ring
+
+        class NoThread:
+            """The ring, where the core can start no thread."""
+
+            watch_process = watch_lock = staticmethod(refuse)
+            unwatch = ring.unwatch
+
+        writer._end._watch._ring = NoThread()
+        with pytest.warns(shmcast.ShmcastWarning, match="once a second"):
+            writer.wait_ready(SECONDS)
+        writer.send(None)
+        process.wait()
+        assert send_until_told(writer).how == "killed by SIGKILL"
+
+
 def test_without_pidfds_the_lock_tells(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_pid: int) -> int:
         raise OSError(errno.ENOSYS, "as gVisor does")
