@@ -15,8 +15,8 @@ from rich.table import Table
 
 from bench import terminal
 from bench.report import codec_tables, report
-from bench.report.tables import ratio, short
-from bench.run import codecs, job, machine, smoke, versions
+from bench.report.tables import cadence, ratio, short
+from bench.run import codecs, deaths, job, machine, smoke, versions
 from bench.run.case import Case
 from bench.run.harness import TURNS, Harness, Row
 from bench.run.selection import Chosen, NoSuchName, choose
@@ -51,6 +51,7 @@ def list_all() -> None:
     ]
     suites.append((job.SUITE, f"{job.WHAT}: {'; '.join(job.TRANSPORTS)}"))
     suites.append((f"bench {codecs.SUITE}", f"{codecs.WHAT}: {'; '.join(codecs.CODECS)}"))
+    suites.append((f"bench {deaths.SUITE}", deaths.WHAT))
     console.print(terminal.definitions(suites, "Suites"), "", highlight=False)
     transports = [
         (peer.name, f"{versions.of(peer)}: {peer.settings}") for peer in registry.peers().values()
@@ -141,6 +142,26 @@ def codec(
     console.print(f"wrote {report.write(folder)}", soft_wrap=True, highlight=False)
 
 
+@app.command("deaths")
+def measure_deaths(
+    kills: Annotated[int, typer.Option(help="at each cadence", min=1)] = deaths.KILLS,
+    gaps: Gaps = None,
+    folder: Folder = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Kill one of two readers again and again, and measure when the others are told.
+
+    --gaps chooses the cadences; -1: no messages.
+    """
+    console = terminal.console()
+    folder = folder or _default_folder()
+    _check_free(folder, [deaths.SUITE], overwrite)
+    write = _writer(folder, deaths.SUITE, {})
+    rows = deaths.run(console, gaps or deaths.GAPS_MS, kills, lambda rows: write(rows, {}))
+    console.print(deaths_table(rows))
+    console.print(f"wrote {report.write(folder)}", soft_wrap=True, highlight=False)
+
+
 def codec_table(case: codecs.CodecCase, rows: list[Row]) -> Table:
     """Return the rows of a case of codecs, for a terminal."""
     figures = ("encode\nµs", "decode\nµs", "both\nµs", "95 %", "times as fast\nas pickle", "bytes")
@@ -157,6 +178,15 @@ def codec_table(case: codecs.CodecCase, rows: list[Row]) -> Table:
             ratio(baseline / both) if baseline else "",
             f"{row['bytes']:,}",
         )
+    return made
+
+
+def deaths_table(rows: list[Row]) -> Table:
+    """Return the rows for a terminal."""
+    made = terminal.table("messages, who is told", "kills", "p50 ms", "p99 ms", "worst ms")
+    for row in rows:
+        figures = (short(row[name]) for name in ("p50_ms", "p99_ms", "max_ms"))
+        made.add_row(f"{cadence(row['gap_ms'])}, {row['who']}", str(row["kills"]), *figures)
     return made
 
 

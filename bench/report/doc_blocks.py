@@ -210,6 +210,17 @@ def job(results: Results) -> str:
     return f"{tables.job(suite.job)}\n\n{_wrapped(note)}"
 
 
+def deaths(results: Results) -> str:
+    """Show how soon a kill is told."""
+    suite = results["deaths"]
+    note = (
+        "From the kill of one of two readers to the PeerDied in the others; where there are no "
+        "messages, the source's time is that of a call it makes afterwards. "
+        f"{tables.where(suite.machine)}."
+    )
+    return f"{tables.deaths(suite.deaths)}\n\n{_wrapped(note)}"
+
+
 def codec(results: Results) -> str:
     """Show what engines send, by all codecs, and by shmcast's and pickle with colder caches."""
     suite = results["codec"]
@@ -257,6 +268,7 @@ _TABLES: dict[str, Callable[[Results], str]] = {
     "nodes": nodes,
     "busy-leader": busy_leader,
     "job": job,
+    "deaths": deaths,
     "codec": codec,
     "codec-users": codec_users,
 }

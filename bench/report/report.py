@@ -74,6 +74,8 @@ def _suite(suite: SuiteResults) -> Iterator[str]:
     yield tables.where_in_full(suite.machine)
     if suite.job:
         yield tables.job(suite.job)
+    if suite.deaths:
+        yield tables.deaths(suite.deaths)
     for mebibytes in codec_tables.evictions(suite.codec):
         yield f"### {codec_tables.state(mebibytes).capitalize()}"
         yield _CODEC_NOTE

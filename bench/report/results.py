@@ -92,6 +92,21 @@ class JobRow(TypedDict):
     passes: int
 
 
+class DeathRow(TypedDict):
+    """How long it took from a kill until a member was told, over many kills at one cadence.
+
+    `gap_ms`: between messages; 0: back to back; below 0: there were none. The source is then told
+    by a call that it makes afterwards, and its time is from that call on.
+    """
+
+    gap_ms: float
+    who: str
+    kills: int
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+
+
 class CodecRow(TypedDict):
     """A codec and the messages of a workload: the time to encode and decode one.
 
@@ -130,9 +145,10 @@ class SuiteResults:
         machine: where it ran.
         peers: the transports that ran.
         skipped: those that did not run, and why.
-        rows: the results of every suite but "job" and "codec".
+        rows: the results of every suite but the following.
         job: the results of "job".
         codec: the results of "codec".
+        deaths: the results of "deaths".
     """
 
     name: str
@@ -142,6 +158,7 @@ class SuiteResults:
     rows: list[Row]
     job: list[JobRow]
     codec: list[CodecRow]
+    deaths: list[DeathRow]
 
 
 @dataclass(frozen=True)
@@ -174,6 +191,7 @@ ORDER = (
     "nodes",
     "job",
     "codec",
+    "deaths",
 )
 
 
@@ -196,9 +214,10 @@ def load(folder: Path) -> Results:
             machine=data["machine"],
             peers=data["peers"],
             skipped=data["skipped"],
-            rows=[] if name in ("job", "codec") else data["rows"],
+            rows=[] if name in ("job", "codec", "deaths") else data["rows"],
             job=data["rows"] if name == "job" else [],
             codec=data["rows"] if name == "codec" else [],
+            deaths=data["rows"] if name == "deaths" else [],
         )
     return Results(folder, {name: found[name] for name in ORDER if name in found})
 

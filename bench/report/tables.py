@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from bench.report.results import (
     OURS,
     ByTransport,
+    DeathRow,
     JobRow,
     Machine,
     Results,
@@ -173,6 +174,27 @@ def job(rows: Iterable[JobRow]) -> str:
         for row in rows
     ]
     return markdown(head, lines)
+
+
+def deaths(rows: Iterable[DeathRow]) -> str:
+    """Return a table with a line for each cadence and for who is told of a kill."""
+    head = ["messages, who is told", "p50, ms", "p99, ms", "worst, ms", "kills"]
+    lines = [
+        [
+            f"{cadence(row['gap_ms'])}, {row['who']}",
+            *(short(row[name]) for name in ("p50_ms", "p99_ms", "max_ms")),
+            str(row["kills"]),
+        ]
+        for row in rows
+    ]
+    return markdown(head, lines)
+
+
+def cadence(gap_ms: float) -> str:
+    """Return in words how often messages come; below 0 there are none."""
+    if gap_ms < 0:
+        return "none"
+    return f"{gap_ms:g} ms apart" if gap_ms else "back to back"
 
 
 def where(machine: Machine) -> str:

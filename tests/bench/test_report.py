@@ -243,6 +243,8 @@ def test_every_block_can_be_generated(folder: Path) -> None:
     assert "30 ms" not in found["nodes"]
     assert "leader computes (torch) | 900 / 1,260 / 2,700 |" in found["busy-leader"]
     assert "| 2, shmcast |" in found["job"]
+    for cadence in ("back to back", "20 ms apart", "none"):
+        assert f"| {cadence}, the other reader | 4.0 | 8.0 | 16.0 | 100 |" in found["deaths"]
 
 
 def test_the_summary_shows_peers_and_says_which_variant_and_who_is_missing(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from bench import commands
 from bench.report import report, results
-from bench.run import harness, job, smoke
+from bench.run import deaths, harness, job, smoke
 from bench.run.case import Case
 from bench.run.suites import SUITES
 from bench.transports import registry
@@ -54,5 +54,5 @@ def test_the_list_names_every_suite_and_transport(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("COLUMNS", "80")
     shown = CliRunner().invoke(commands.app, ["list"], catch_exceptions=False).output.splitlines()
     assert all(len(line) <= 80 for line in shown)
-    for name in [*SUITES, job.SUITE, *registry.peers()]:
+    for name in [*SUITES, job.SUITE, f"bench {deaths.SUITE}", *registry.peers()]:
         assert any(line.startswith(f"{name}  ") for line in shown), name

@@ -167,6 +167,11 @@ def codec() -> list[dict[str, Any]]:
     ]
 
 
+def deaths() -> list[dict[str, Any]]:
+    row = {"who": "the other reader", "kills": 100, "p50_ms": 4.0, "p99_ms": 8.0, "max_ms": 16.0}
+    return [{**row, "gap_ms": gap_ms} for gap_ms in (0.0, 20.0, -1.0)]
+
+
 ALL: dict[str, Callable[[], list[Any]]] = {
     "peers": peers,
     "steps": steps,
@@ -176,4 +181,5 @@ ALL: dict[str, Callable[[], list[Any]]] = {
     "nodes": nodes,
     "job": job,
     "codec": codec,
+    "deaths": deaths,
 }
