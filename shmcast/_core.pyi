@@ -142,6 +142,12 @@ def piece_collector(
     Payloads of 64 KiB and more go to `buffers`; the pickle calls for them, as for any buffer.
     """
 
+def pickle_plain(obj: Any, /) -> bytes | None:
+    """Return the pickle of a small plain object, or None: leave it to pickle."""
+
+def unpickle_plain(frame: Any, otherwise: Callable[[Any], Any], /) -> Any:
+    """Return the object of a frame that `pickle_plain` wrote; else what `otherwise` returns."""
+
 class View:
     """Writable memory of another object (buffer protocol)."""
 

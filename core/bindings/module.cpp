@@ -29,9 +29,11 @@
 #include "bindings/fork.hpp"
 #include "bindings/gil.hpp"
 #include "bindings/reader.hpp"
+#include "bindings/slots.hpp"
 #include "bindings/writer.hpp"
 #include "layout.hpp"
 #include "pickle/pieces.hpp"
+#include "pickle/plain.hpp"
 #include "ring/members.hpp"
 #include "ring/message.hpp"
 #include "ring/reader.hpp"
@@ -89,16 +91,15 @@ void bind_pickle(nb::module_& m) {
         return owned(stops_at_exit([&] { return piece_collector(pieces.ptr(), buffers.ptr()); }));
       },
       "pieces"_a, "buffers"_a);
+  if (add_plain_pickle(m.ptr()) != 0) throw nb::python_error();
 }
 
 void bind_codec(nb::module_& m) {
-  nb::class_<ObjectCoder>(m, "ObjectCoder")
+  nb::class_<ObjectCoder>(m, "ObjectCoder", nb::type_slots(coder_slots))
       .def(nb::init<nb::handle, nb::object, nb::object, Py_ssize_t, nb::object, nb::object,
                     nb::object, nb::object>(),
            "functions"_a, "own_reducer"_a, "find"_a, "frame_bytes"_a, "encode_otherwise"_a,
            "encode_again"_a, "decode_otherwise"_a, "refusals"_a)
-      .def("encode", &ObjectCoder::encode, nb::arg().none())
-      .def("decode", &ObjectCoder::decode, nb::arg())
       .def("practise_encode", &ObjectCoder::practise_encode)
       .def("practise_decode", &ObjectCoder::practise_decode, nb::arg())
       .def("practice_frames", &ObjectCoder::practice_frames);
@@ -275,7 +276,7 @@ void bind_endpoints(nb::module_& m) {
       .def("begin_tensor_set", &Endpoint::begin_tensor_set)
       .def("tensor_sets", &Endpoint::tensor_sets);
 
-  nb::class_<PyRingWriter, Endpoint>(m, "RingWriter")
+  nb::class_<PyRingWriter, Endpoint>(m, "RingWriter", nb::type_slots(writer_slots))
       .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, const WaitPolicy&, nb::object,
                     nb::object, const Identity&, nb::object>(),
            "memory"_a, "geometry"_a, "nonce"_a, "wait"_a, "cpu_quota"_a, "watch"_a.none(), "who"_a,
@@ -286,17 +287,11 @@ void bind_endpoints(nb::module_& m) {
       .def("arena_reserved", &PyRingWriter::arena_reserved)
       .def("publish", &PyRingWriter::publish, "frames"_a, "timeout"_a = nb::none())
       .def("warm", &PyRingWriter::warm, "warmup"_a.none())
-      .def(
-          "__setitem__",
-          [](PyRingWriter& writer, nb::handle timeout, nb::handle frames) {
-            writer.publish(frames, timeout);
-          },
-          "timeout"_a.none(), "frames"_a)
       .def("is_sent", &PyRingWriter::is_sent)
       .def("lags", &PyRingWriter::lags)
       .def("reader_figures", &PyRingWriter::reader_figures);
 
-  nb::class_<PyRingReader, Endpoint>(m, "RingReader")
+  nb::class_<PyRingReader, Endpoint>(m, "RingReader", nb::type_slots(reader_slots))
       .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, std::uint32_t, const WaitPolicy&,
                     nb::object, nb::object, nb::object, const Identity&, std::uint64_t, nb::object,
                     bool>(),
@@ -304,13 +299,6 @@ void bind_endpoints(nb::module_& m) {
            "warmup"_a.none(), "watch"_a.none(), "who"_a, "found"_a, "arena"_a.none(),
            "may_hold"_a = false)
       .def("consume", &PyRingReader::consume, "timeout"_a = nb::none(), "copy"_a = true)
-      .def(
-          "__getitem__",
-          [](PyRingReader& reader, const nb::tuple& call) {
-            if (call.size() != 2) throw nb::type_error("reader[timeout, copy]");
-            return reader.consume(call[0], nb::cast<bool>(call[1]));
-          },
-          "call"_a)
       .def("keep", &PyRingReader::keep, "frames"_a)
       .def("discard", &PyRingReader::discard);
 }
@@ -322,6 +310,7 @@ void bind_endpoints(nb::module_& m) {
 #define PyInit__core init_for_main_interpreter
 NB_MODULE(_core, m) {
   using namespace shmcast;
+  set_up_slots();
   count_forks();
   Watcher::guard_forks();
   // A program may still hold arrays over the arena when the interpreter exits: no leak.

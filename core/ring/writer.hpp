@@ -58,6 +58,7 @@ class RingWriter {
     if (rejoins != rejoins_) admit(rejoins);
     pieces_.clear();
     is_memory_held_ = true;
+    is_copied_last_ = false;
     payload_ = payload;
     if (table != 0) {
       entries_.assign(entries.begin(), entries.end());
@@ -80,10 +81,10 @@ class RingWriter {
   // Return whether the message fits a slot that is free now, so that advance() will not wait.
   bool is_immediate() { return remaining_ <= capacity() && has_credit(); }
 
-  // Publish what is left of the message, but for its last fragment: `ready` says that it lies in
-  // its slot, for commit() to publish. So the caller can still call the message off, abandon() it,
-  // when all that may take time is done. `closed`: every reader has left, or stop() returned true
-  // in a wait. After anything but `ready`, call again or abandon(). Throws MemoryChanged, too.
+  // Publish what is left of the message, but for its last fragment: `ready` says that commit() can
+  // publish it. So the caller can still call the message off, abandon() it, when all that may take
+  // time is done. `closed`: every reader has left, or stop() returned true in a wait. After
+  // anything but `ready`, call again or abandon(). Throws MemoryChanged, too.
   template <class Stop>
   Outcome advance(std::int64_t deadline_ns, Stop stop) {
     if (nobody_is_left()) return Outcome::closed;
@@ -94,20 +95,23 @@ class RingWriter {
         if (outcome != Outcome::ready) return outcome;
         if (nobody_is_left()) return Outcome::closed;  // there is room because they left
       }
+      is_copied_last_ = remaining_ <= std::min(capacity(), kCopiedLast) && is_memory_held_;
+      if (is_copied_last_) return Outcome::ready;
       fill_slot();
       if (remaining_ == 0) return Outcome::ready;
       publish_fragment();
     }
   }
 
-  // Publish the last fragment: every reader will have the message. Never waits.
+  // Publish the last fragment: every reader will have the message. Never waits, and throws nothing.
   void commit() {
     publish_fragment();
     add(figures_.messages, 1);
     add(figures_.bytes, payload_);
   }
 
-  // Say whether nothing can unmap the pieces' memory during the next advance(), as begin() assumes.
+  // Say whether nothing can unmap the pieces' memory from the next advance() on until commit() has
+  // returned, as begin() assumes.
   void hold_memory(bool is_held) { is_memory_held_ = is_held; }
 
   // Prefetch the lines that the next publish will touch: the slot's and the next one for writing,
@@ -238,6 +242,9 @@ class RingWriter {
   // Wake sleeping readers at the first fragment of a long message, then once in this many: where
   // members share cores, each wake-up should find work for a while.
   static constexpr std::uint64_t kFragmentsPerWake = 16;
+  // Copy a last fragment of at most so many bytes in commit(), together with its `seq`: readers
+  // look at the slot all the time while they spin, and each look takes its line from this core.
+  static constexpr std::uint64_t kCopiedLast = 4096;
 
   std::uint64_t capacity() const { return segment_.geometry().slot_capacity; }
   std::uint64_t slots() const { return segment_.geometry().slots; }
@@ -312,9 +319,12 @@ class RingWriter {
   void publish_fragment() {
     Slot& slot = segment_.slot_of(next_);
     const bool is_start = next_ == first_;
-    slot.descriptor = is_start ? descriptor_ : 0;
-    if (is_start) slot.sent_ns = monotonic_ns();
+    // Whatever takes time comes before the first store to the slot, see kCopiedLast.
+    const std::int64_t now = is_start ? monotonic_ns() : 0;
     if (next_ % LastCpu::kMessages == 0) cpu_.note();
+    if (is_copied_last_) fill_slot();
+    slot.descriptor = is_start ? descriptor_ : 0;
+    if (is_start) slot.sent_ns = now;
     ++next_;
     add(figures_.fragments, 1);
     // seq_cst: its release half pairs with RingReader::readable(). The total order with the gate's
@@ -342,6 +352,7 @@ class RingWriter {
   std::vector<std::uint64_t> entries_;  // the frame table
   std::vector<ConstPiece> pieces_;      // table and frames, without empty ones
   bool is_memory_held_ = true;          // see hold_memory()
+  bool is_copied_last_ = false;         // the next fragment, see kCopiedLast
   std::size_t piece_ = 0;               // copied next: pieces_[piece_] from offset_
   std::size_t offset_ = 0;
   std::uint64_t first_ = 0;      // the message's first fragment

@@ -94,7 +94,9 @@ class Waiter {
   // Not inlined: a message that is there at once should not pay for this code.
   [[gnu::noinline]] void arrived_after_wait(std::int64_t sent_ns) {
     // A spinner may have lost its core in any look, also in the one that found the message.
-    if (looked_ns_ == 0 || !was_late(monotonic_ns())) contention_.arrived();
+    // (Where that does not matter, the clock would only make the message late.)
+    const bool may_be_late = looked_ns_ != 0 && policy_.mode == WaitPolicy::Mode::adaptive;
+    if (!may_be_late || !was_late(monotonic_ns())) contention_.arrived();
     pace_.arrived(std::clamp(sent_ns, began_ns_, std::max(began_ns_, ended_ns_)), began_ns_);
     began_ns_ = 0;
   }

@@ -88,7 +88,7 @@ class ObjectCodec(ObjectCoder):
 
     def _encode_by_pickle(self) -> tuple[Callable[..., list[Any]], Callable[..., list[Any]]]:
         """Return what encodes an object by pickle, and what does so after parts were reduced."""
-        return self._pickle.encode, self._pickle.encode_again
+        return self._pickle.dump, self._pickle.encode_again
 
     def _make_reducers(self) -> Reducers:
         return Reducers()

@@ -141,7 +141,7 @@ class DeviceCodec(ObjectCodec):
 
     def _encode_by_pickle(self) -> tuple[Callable[..., list[Any]], Callable[..., list[Any]]]:
         # Its buffers have a tuple for each device tensor. (No frame of Python's lies between.)
-        methods = PickleCodec.encode, PickleCodec.encode_again
+        methods = PickleCodec.dump, PickleCodec.encode_again
         encode, encode_again = (functools.partial(method, self._pickle) for method in methods)
         return encode, encode_again
 

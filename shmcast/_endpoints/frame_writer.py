@@ -7,7 +7,7 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
 from shmcast import _core
 from shmcast._codecs.base import Frame
@@ -94,6 +94,12 @@ class FrameWriter(FrameEnd):
             )  # fmt: skip
             self._set_up(readers, slots, slot_bytes, arena_bytes, pin, drops)
         self._lender: Lender | None = None  # there is one from the first loan on
+        self.outbox: Outbox = self._ring
+        """What `publish` does, for a hot path that gives its errors to `not_published`: frames are
+        put under a time-out. After a call Python would look for signals, and the error of a handler
+        would say that nothing was sent; after an assignment it does not."""
+        if arena_bytes:
+            self.outbox = self._freezing = _Freezing(self._ring)
 
     def _set_up(
         self, readers: int, slots: int, slot_bytes: int, arena_bytes: int, pin: bool, drops: bool
@@ -163,20 +169,17 @@ class FrameWriter(FrameEnd):
             ShmcastError: what `Writer.send` raises.
         """
         try:
-            # Not by a call: after one, Python looks for signals, and the error of a handler would
-            # say that nothing was sent.
-            self._ring[timeout] = frames
-            if self._lender is not None:
-                self._lender.freeze_sent()
+            self.outbox[timeout] = frames
         except BaseException as error:
-            self._not_published(error, timeout)
+            self.not_published(error, timeout)
 
     @property
     def was_sent(self) -> bool:
         """Whether the last `publish` published its message; see `Writer.was_sent`."""
         return self._ring.is_sent()
 
-    def _not_published(self, error: BaseException, timeout: float | None) -> NoReturn:
+    def not_published(self, error: BaseException, timeout: float | None, /) -> NoReturn:
+        """Raise what an error of `outbox` means here; others pass unchanged."""
         try:
             if isinstance(error, CORE_ERRORS):
                 self._raise(error, "send", timeout)
@@ -228,6 +231,7 @@ class FrameWriter(FrameEnd):
                     f"{self.label}: {action}() needs an arena; make the writer with arena_bytes="
                 )
             self._lender = Lender(self._ring, self.label, self._pinned)
+            self._freezing.lender = self._lender
         return self._lender
 
     def warm(self, warmup: Callable[[], None] | None = None) -> None:
@@ -312,3 +316,23 @@ class FrameWriter(FrameEnd):
             f": the ring of {self.handle.slots} slots is full; {', '.join(behind)}; "
             f"{self._ring.attached()} of {self.handle.readers} readers have attached"
         )
+
+
+class Outbox(Protocol):
+    """Where frames are put to be published, under a time-out in seconds."""
+
+    def __setitem__(self, timeout: float | None, frames: Sequence[Frame], /) -> None:
+        """Publish one message; see `FrameWriter.publish`."""
+
+
+class _Freezing:
+    """Freezes the loans that were sent."""
+
+    def __init__(self, ring: _core.RingWriter) -> None:
+        self._ring = ring
+        self.lender: Lender | None = None
+
+    def __setitem__(self, timeout: float | None, frames: Sequence[Frame], /) -> None:
+        self._ring[timeout] = frames
+        if self.lender is not None:
+            self.lender.freeze_sent()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from shmcast._codecs.base import Codec, Frame
 from shmcast._codecs.object_codec import ObjectCodec
 from shmcast._codecs.pickle_codec import PickleCodec
 from shmcast._core import MemoryChanged
 from shmcast._endpoints.frame_reader import FrameReader
+from shmcast._endpoints.frame_writer import Outbox
 from shmcast._endpoints.warmup import Warmup
 from shmcast._host.signals import is_interruption
 from shmcast.errors import EncodeError, InvalidArgument
@@ -37,6 +38,13 @@ class FrameSink(Protocol):
     """What takes the frames of a message: a `FrameWriter`, or what stands in for one."""
 
     label: str
+
+    @property
+    def outbox(self) -> Outbox:
+        """What `publish` does, for a hot path that gives its errors to `not_published`."""
+
+    def not_published(self, error: BaseException, timeout: float | None, /) -> NoReturn:
+        """Raise what an error of `outbox` means here; others pass unchanged."""
 
     def publish(self, frames: Sequence[Frame], timeout: float | None = None, /) -> None:
         """Publish one message: to all readers or, if this raises, to none."""
@@ -86,7 +94,7 @@ class ObjectSender:
         self._warmup = warmup
         # Bound once: in a decode loop every look-up on the way is a cache miss.
         self._encode = codec.encode
-        self._publish = sink.publish
+        self._outbox = sink.outbox
 
     def send(self, obj: Any, timeout: float | None = None) -> None:
         """Send `obj` to every reader. Returns when it is in the ring, not when it was read.
@@ -116,7 +124,10 @@ class ObjectSender:
                 if is_interruption(error):
                     raise
                 raise refused(obj, error, self._codec, self._sink.label) from error
-            self._publish(frames, timeout)
+            try:
+                self._outbox[timeout] = frames  # (no call, see `FrameWriter.outbox`)
+            except BaseException as error:
+                self._sink.not_published(error, timeout)
         except BaseException as error:
             self._sink.forget_views()
             told = unsendable(error, self._codec, self._sink.label)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.util import Finalize
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from shmcast._codecs.base import Frame
 from shmcast._endpoints.handle import Handle
@@ -181,6 +181,19 @@ class SourceRelay:
                 raise
         finally:
             self._turn.release()
+
+    @property
+    def outbox(self) -> SourceRelay:
+        """See `FrameSink`."""
+        return self
+
+    def __setitem__(self, timeout: float | None, frames: Sequence[Frame], /) -> None:
+        """Do what `publish` does."""
+        self.publish(frames, timeout)
+
+    def not_published(self, error: BaseException, _timeout: float | None, /) -> NoReturn:
+        """See `FrameSink`: the errors of `publish` say what they mean."""
+        raise error
 
     def _take_turn(self) -> None:
         """Take the turn that was taken, if it was a heartbeat's."""
