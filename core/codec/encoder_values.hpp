@@ -197,6 +197,8 @@ class ValueWriter {
 
   // New strings: their sizes, then their characters.
   Py_ssize_t strings(PyObject* const* items, std::size_t count) {
+    constexpr std::size_t kFew = 4;
+    if (count < kFew) return 0;
     std::size_t size = 0;
     std::size_t many = 0;
     for (; many < std::min(count, kRunBytes) && size < kRunBytes; ++many) {
@@ -207,7 +209,7 @@ class ValueWriter {
       }
       size += static_cast<std::size_t>(PyUnicode_GET_LENGTH(text));
     }
-    if (many < 4) return 0;
+    if (many < kFew) return 0;
     tag(kStrings, many);
     out_.count(size);
     std::uint8_t* const sizes = out_.skip(many + size);

@@ -76,6 +76,8 @@ class RingWriter {
     piece_ = 0;
     offset_ = 0;
     first_ = next_;
+    // The slot's other line is on its way here meanwhile. (Its first one, spinning readers take.)
+    __builtin_prefetch(reinterpret_cast<const std::byte*>(&segment_.slot_of(next_)) + kLine, 1);
   }
 
   // Return whether the message fits a slot that is free now, so that advance() will not wait.
@@ -319,12 +321,10 @@ class RingWriter {
   void publish_fragment() {
     Slot& slot = segment_.slot_of(next_);
     const bool is_start = next_ == first_;
-    // Whatever takes time comes before the first store to the slot, see kCopiedLast.
-    const std::int64_t now = is_start ? monotonic_ns() : 0;
     if (next_ % LastCpu::kMessages == 0) cpu_.note();
     if (is_copied_last_) fill_slot();
     slot.descriptor = is_start ? descriptor_ : 0;
-    if (is_start) slot.sent_ns = now;
+    if (is_start) slot.sent_ns = monotonic_ns();  // while the slot's line is on its way here
     ++next_;
     add(figures_.fragments, 1);
     // seq_cst: its release half pairs with RingReader::readable(). The total order with the gate's

@@ -183,6 +183,8 @@ class Oversleep {
 // CPU, so that the scheduler lets it come back a slice late, whereas a woken thread preempts.
 class Contention {
  public:
+  static constexpr std::int64_t kPreemptedNs = 500 * kMicrosecond;
+
   // Record that the time from one look to the next was `took_ns`. Returns true if the core was
   // taken away meanwhile.
   bool looked(std::int64_t took_ns) {
@@ -207,7 +209,6 @@ class Contention {
   bool is_on() const { return left_ > 0; }
 
  private:
-  static constexpr std::int64_t kPreemptedNs = 500 * kMicrosecond;
   // Spinning saves a message about a wake-up.
   static constexpr std::int64_t kGainNs = 30 * kMicrosecond;
   // In messages.

@@ -11,6 +11,7 @@
 #include "wait/gate.hpp"
 #include "wait/hints.hpp"
 #include "wait/pace.hpp"
+#include "wait/ticks.hpp"
 
 namespace shmcast {
 
@@ -55,7 +56,7 @@ class Waiter {
   template <class Ready, class Stop>
   Outcome wait(Gate gate, std::int64_t deadline_ns, const std::uint64_t& watched, Beat beat,
                Ready ready, Stop stop) {
-    std::int64_t now = monotonic_ns();
+    std::int64_t now = look_at_clock();
     if (now >= deadline_ns) {
       done();
       return stop() ? stopped(ready) : Outcome::timed_out;
@@ -94,8 +95,8 @@ class Waiter {
   // Not inlined: a message that is there at once should not pay for this code.
   [[gnu::noinline]] void arrived_after_wait(std::int64_t sent_ns) {
     // A spinner may have lost its core in any look, also in the one that found the message.
-    // (Where that does not matter, the clock would only make the message late.)
-    const bool may_be_late = looked_ns_ != 0 && policy_.mode == WaitPolicy::Mode::adaptive;
+    // (Where it can't have, the clock would only make the message late.)
+    const bool may_be_late = looked_ns_ != 0 && ticks() - looked_ticks_ >= few_ticks_;
     if (!may_be_late || !was_late(monotonic_ns())) contention_.arrived();
     pace_.arrived(std::clamp(sent_ns, began_ns_, std::max(began_ns_, ended_ns_)), began_ns_);
     began_ns_ = 0;
@@ -174,6 +175,11 @@ class Waiter {
     return is_late;
   }
 
+  std::int64_t look_at_clock() {
+    looked_ticks_ = ticks();  // before the clock: what is lost in between counts
+    return monotonic_ns();
+  }
+
   void spin_until(std::int64_t now, std::int64_t end) {
     enter(Stage::spin, end - now > spin_left_ns_ ? now + spin_left_ns_ : end);
   }
@@ -217,7 +223,7 @@ class Waiter {
       }
       if (stop()) return ended(stopped(ready));
       looked_ns_ = now;
-      now = monotonic_ns();
+      now = look_at_clock();
       if (was_late(now)) {
         enter(Stage::park, kForever);
         break;
@@ -283,7 +289,9 @@ class Waiter {
   Beat beat_ = Beat::no;
   std::int64_t began_ns_ = 0;  // when the wait for a beat began; 0: there is none
   std::int64_t ended_ns_ = 0;
-  std::int64_t looked_ns_ = 0;  // a spinner's last look, as far as it read the clock; 0: none
+  std::int64_t looked_ns_ = 0;      // a spinner's last look, as far as it read the clock; 0: none
+  std::uint64_t looked_ticks_ = 0;  // the same, read a moment before
+  const std::uint64_t few_ticks_ = ticks_within(Contention::kPreemptedNs / 2);
   std::int64_t stage_end_ = 0;
   std::int64_t spin_left_ns_ = 0;
   int rounds_left_ = 0;  // warm-ups that are due at once, beside the next one

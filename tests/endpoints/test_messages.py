@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import shmcast
-from shmcast import Handle, Reader, WaitPolicy, Writer
+from shmcast import Handle, ObjectCodec, Reader, WaitPolicy, Writer, _core
 from shmcast._codecs.base import Received
 from tests.support.processes import Crew, results
 
@@ -197,3 +197,39 @@ def test_a_message_given_up_half_way_reaches_nobody_and_the_next_one_all(crew: C
         assert writer.statistics().abandoned == 1
         writer.send("after", 30)
         assert results(attached_but_idle) == [("before", "after")] * 2
+
+
+def test_the_core_refuses_what_is_no_message_or_no_endpoint() -> None:
+    with Writer(1) as writer, Reader(writer.handle, 0) as reader:
+        outbox: Any = writer._end.outbox
+        messages: Any = reader._end.messages
+        with pytest.raises(TypeError, match="can't be deleted"):
+            del outbox[None]
+        with pytest.raises(TypeError, match="sequence of buffers"):
+            outbox[None] = 1
+        for call in (None, (None,), (None, 1), [None, True]):
+            with pytest.raises(TypeError, match=r"reader\[timeout, copy\]"):
+                messages[call]
+        with pytest.raises(_core.TimedOut):
+            messages[0, True]
+        outbox[0] = [b"a", b""]
+        assert messages[0, True] == [bytearray(b"a"), bytearray()]
+    unmade = _core.RingWriter.__new__(_core.RingWriter)
+    with pytest.raises(TypeError, match="__init__"):
+        unmade[None] = [b"a"]
+    no_list: Any = (bytearray(b"a"),)
+    with pytest.raises(TypeError, match="must be a list"):
+        ObjectCodec().decode(no_list)
+
+
+@pytest.mark.parametrize("slot_bytes", [128, 1024, 4096, 65536])
+def test_a_last_fragment_of_every_size_arrives(slot_bytes: int) -> None:
+    sizes = {max(0, near + off) for near in (0, slot_bytes, 4096, 8192) for off in (-1, 0, 1)}
+    with (
+        Writer(1, slots=512, slot_bytes=slot_bytes, codec=RawCodec()) as writer,
+        Reader(writer.handle, 0, codec=RawCodec()) as reader,
+    ):
+        for size in sorted(sizes):
+            frame = bytes(range(256)) * (size // 256 + 1)
+            writer.send([frame[:size]], 0)
+            assert reader.recv(0) == [bytearray(frame[:size])]

@@ -19,6 +19,7 @@
 #include "wait/gate.hpp"
 #include "wait/hints.hpp"
 #include "wait/pace.hpp"
+#include "wait/ticks.hpp"
 
 namespace shmcast {
 namespace {
@@ -45,6 +46,17 @@ void a_gate_is_left_as_it_was_found() {
   CHECK(gate.park(late, monotonic_ns() + kMillisecond));
   gate.withdraw(late);
   CHECK(!gate.wake());
+}
+
+// What takes fewer ticks than ticks_within() says has not taken so long: else a lost core would go
+// unseen.
+void ticks_pass_at_least_so_fast() {
+  const std::uint64_t before = ticks();
+  const std::int64_t end = monotonic_ns() + 2 * kMillisecond;
+  while (monotonic_ns() < end) {
+  }
+  CHECK(ticks_within(2 * kMillisecond) > 0);
+  CHECK(ticks() - before >= ticks_within(2 * kMillisecond));
 }
 
 // `forced` names a hint to try although the CPU does not announce it.
@@ -321,6 +333,7 @@ void crowded_means_parked() {
 int main() {
   using namespace shmcast;
   a_gate_is_left_as_it_was_found();
+  ticks_pass_at_least_so_fast();
   std::printf("ok  gate\n");
   const char* forced = std::getenv("FORCED_HINT");
   every_hint_comes_back(forced != nullptr ? forced : "");
