@@ -22,6 +22,44 @@ namespace shmcast {
 
 namespace nb = nanobind;
 
+// The bytes of a frame, which stay where they are for as long as this exists. Throws what the frame
+// raises if it has none.
+class HeldBytes {
+ public:
+  explicit HeldBytes(PyObject* frame) {
+#ifndef Py_GIL_DISABLED
+    if (PyByteArray_CheckExact(frame)) {  // most are: without the ways of the buffer protocol
+      array_ = reinterpret_cast<PyByteArrayObject*>(Py_NewRef(frame));
+      ++array_->ob_exports;
+      data_ = PyByteArray_AS_STRING(frame);
+      size_ = PyByteArray_GET_SIZE(frame);
+      return;
+    }
+#endif
+    if (PyObject_GetBuffer(frame, &view_, PyBUF_SIMPLE) != 0) throw nb::python_error();
+    data_ = view_.buf;
+    size_ = view_.len;
+  }
+  HeldBytes(const HeldBytes&) = delete;
+  HeldBytes& operator=(const HeldBytes&) = delete;
+  ~HeldBytes() {
+    if (array_ == nullptr) {
+      stops_at_exit([this] { PyBuffer_Release(&view_); });
+    } else {
+      --array_->ob_exports;
+      Py_DECREF(array_);
+    }
+  }
+  const std::uint8_t* data() const { return static_cast<const std::uint8_t*>(data_); }
+  std::size_t size() const { return static_cast<std::size_t>(size_); }
+
+ private:
+  PyByteArrayObject* array_ = nullptr;  // null: it is another frame
+  Py_buffer view_;                      // of another frame
+  const void* data_;
+  Py_ssize_t size_;
+};
+
 class ObjectCoder {
  public:
   // `functions`: of _codecs/object_classes.py. `own_reducer`, `frame_bytes`: an encoder's. `find`:
@@ -154,20 +192,16 @@ class ObjectCoder {
   // decoded for practice is kept: it has bytes of its own, others are parts of an arena.
   bool try_to_decode(const nb::list& frames, bool is_practice, PyObject*& object) {
     if (frames.size() == 0) return false;
-    Py_buffer view;
-    if (PyObject_GetBuffer(PyList_GET_ITEM(frames.ptr(), 0), &view, PyBUF_SIMPLE) != 0) {
-      throw nb::python_error();
-    }
-    const std::unique_ptr<Py_buffer, decltype(&PyBuffer_Release)> held(&view, &PyBuffer_Release);
-    const auto* const data = static_cast<const std::uint8_t*>(view.buf);
-    if (view.len == 0 || data[0] != codec::kMagic) return false;
+    const HeldBytes bytes(PyList_GET_ITEM(frames.ptr(), 0));
+    const std::uint8_t* const data = bytes.data();
+    if (bytes.size() == 0 || data[0] != codec::kMagic) return false;
     std::unique_ptr<codec::Decoder> decoder;
     {
       const nb::ft_lock_guard guard(mutex_);
       decoder = std::move(decoder_);
     }
     if (decoder == nullptr) decoder = std::make_unique<codec::Decoder>(known_, find_.ptr());
-    object = decoder->decode(data, static_cast<std::size_t>(view.len), frames.ptr(), is_practice);
+    object = decoder->decode(data, bytes.size(), frames.ptr(), is_practice);
     if (!is_practice) {
       const bool can_practise = object != nullptr && !decoder->ran_code() && frames.size() == 1 &&
                                 may_be_practised(size_of(frames));
