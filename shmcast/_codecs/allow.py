@@ -59,7 +59,7 @@ class AllowList:
     def __init__(self, allow: Collection[Allowed]) -> None:
         if isinstance(allow, str) or not isinstance(allow, Collection):
             raise InvalidArgument(
-                f"PickleCodec: allow={allow!r} is no collection of classes or names; pass a list, "
+                f"allow={allow!r} is no collection of classes or names; pass a list, "
                 "such as [Step, 'package.module.Class', 'package.*']"
             )
         names = {_name_of(each) for each in allow}
@@ -96,8 +96,8 @@ class AllowList:
             if callable(found) and home.startswith(self._packages):
                 return found
         raise pickle.UnpicklingError(
-            f"the message names {whole}, which this codec does not allow: pass "
-            f"PickleCodec(allow=[..., {whole!r}]) if it may be used"
+            f"the message names {whole}, which this codec does not allow: give the codec "
+            f"allow=[..., {whole!r}] if it may be used"
         )
 
 
@@ -126,7 +126,7 @@ def _name_of(allowed: Any) -> str:
     elif callable(allowed) and hasattr(allowed, "__module__") and hasattr(allowed, "__qualname__"):
         return f"{allowed.__module__}.{allowed.__qualname__}"
     raise InvalidArgument(
-        f"PickleCodec: allow has {allowed!r}, which is no class, no function and no name such as "
+        f"allow has {allowed!r}, which is no class, no function and no name such as "
         "'package.module.Class' or 'package.*'"
     )
 

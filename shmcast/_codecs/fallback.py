@@ -37,7 +37,7 @@ class Fallback:
     def __init__(self, module: str | PickleLike) -> None:
         if isinstance(module, str):
             self.name = module
-            if not module.isidentifier() or importlib.util.find_spec(module) is None:
+            if not _is_installed(module):
                 raise MissingDependency(
                     f"fallback={module!r}: no module of this name is installed; run "
                     f"`pip install {module}` on every rank, or leave fallback out"
@@ -101,6 +101,14 @@ def loads(module: str, dumped: bytes) -> Any:
             f"here ({error}); run `pip install {module}` on every rank"
         ) from error
     return load(dumped)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        is_name = all(part.isidentifier() for part in name.split("."))
+        return is_name and importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # its package is not, or it is no module
+        return False
 
 
 def _check(module: Any) -> None:

@@ -60,8 +60,12 @@ class ObjectCodec(ObjectCoder):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Reduce to the arguments: a program may give its processes a codec."""
-        return functools.partial(type(self), allow=self.allow, fallback=self.fallback), ()
+        """Reduce to the arguments: a program may give its processes a codec.
+
+        A fallback that is a module goes by its name, as modules can't be pickled.
+        """
+        fallback = getattr(self.fallback, "__name__", self.fallback)
+        return functools.partial(type(self), allow=self.allow, fallback=fallback), ()
 
     def _make_pickle_codec(self) -> PickleCodec:
         """Return the codec for what this one does not take."""

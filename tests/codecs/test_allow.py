@@ -117,10 +117,20 @@ def test_no_array_of_pointers_is_made_of_bytes() -> None:
             PickleCodec(allow=[]).decode([bytearray(attack)])
 
 
+@pytest.mark.parametrize("codec", [PickleCodec, ObjectCodec])
 @pytest.mark.parametrize("allow", ["tests.*", 5, [5], ["Step"], [None]])
-def test_what_is_no_allow_list_is_told(allow: Any) -> None:
-    with pytest.raises(shmcast.InvalidArgument, match="allow"):
-        PickleCodec(allow=allow)
+def test_what_is_no_allow_list_is_told(allow: Any, codec: Any) -> None:
+    with pytest.raises(shmcast.InvalidArgument, match="allow") as caught:
+        codec(allow=allow)
+    assert "Codec" not in str(caught.value)  # (the list does not know whose it is)
+
+
+@pytest.mark.parametrize("codec", [PickleCodec, ObjectCodec])
+def test_what_is_not_allowed_is_told_without_the_name_of_another_codec(codec: Any) -> None:
+    frames = [bytearray(frame) for frame in codec().encode(Step([1]))]
+    with pytest.raises(pickle.UnpicklingError, match="give the codec allow=") as caught:
+        codec(allow=[]).decode(frames)
+    assert "Codec" not in str(caught.value)
 
 
 def test_an_endpoint_tells_what_is_not_allowed_and_goes_on() -> None:

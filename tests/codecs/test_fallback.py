@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -102,12 +103,21 @@ def test_a_fallback_that_is_none_is_told_when_the_codec_is_made() -> None:
         ObjectCodec(fallback="no_such_pickle")
     with pytest.raises(shmcast.MissingDependency, match="fallback='a b'"):
         ObjectCodec(fallback="a b")
+    with pytest.raises(shmcast.MissingDependency, match="no_such"):
+        ObjectCodec(fallback="no_such.pickle")
     with pytest.raises(shmcast.InvalidArgument, match=r"no module with dumps\(\)"):
         ObjectCodec(fallback=types.ModuleType("empty"))
     with pytest.raises(shmcast.InvalidArgument, match="allow"):
         ObjectCodec(allow=[Call], fallback="cloudpickle")
     with pytest.raises(shmcast.InvalidArgument, match=r"no module with dumps\(\)"):
         arrived(lambda: 1, ObjectCodec(fallback="math"))  # (not looked at before)
+
+
+@pytest.mark.parametrize("module", ["cloudpickle", cloudpickle, cloudpickle.cloudpickle])
+def test_a_codec_with_a_fallback_can_be_pickled(module: Any) -> None:
+    codec = pickle.loads(pickle.dumps(ObjectCodec(fallback=module)))  # noqa: S301
+    assert codec.fallback == getattr(module, "__name__", module)
+    assert arrived(lambda: 5, codec)() == 5
 
 
 def test_a_reader_without_the_module_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
