@@ -31,17 +31,17 @@ struct Known {
   bool take(PyObject* core) {
     owner_ = Ref::to(core);
     return PyArg_ParseTuple(core, "OOOOOOOOOOOOOOOOOOOOOOO", &reduce_ex, &class_, &dict, &setstate,
-                            &value, &typecode, &tobytes, &reduce, &raw, &toreadonly, &protocol,
-                            &nothing, &describe, &describe_shape, &describe_name, &name_of,
-                            &restore, &add_items, &build, &hiding, &array, &newobj,
-                            &dispatch_table) != 0;
+                            &value, &typecode, &tobytes, &reduce, &raw, &toreadonly,
+                            &extend, &append, &protocol, &nothing, &describe, &describe_shape, &describe_name,
+                            &name_of, &hiding, &array, &newobj, &dispatch_table,
+                            &unpickling_error) != 0;
   }
 
   PyObject *reduce_ex, *class_, *dict, *setstate, *value, *typecode, *tobytes, *reduce, *raw,
-      *toreadonly;               // names
-  PyObject *protocol, *nothing;  // 5 and ()
-  PyObject *describe, *describe_shape, *describe_name, *name_of, *restore, *add_items, *build;
-  PyObject *hiding, *array, *newobj, *dispatch_table;
+      *toreadonly, *extend, *append;  // names
+  PyObject *protocol, *nothing;       // 5 and ()
+  PyObject *describe, *describe_shape, *describe_name, *name_of;
+  PyObject *hiding, *array, *newobj, *dispatch_table, *unpickling_error;
 
  private:
   Ref owner_;

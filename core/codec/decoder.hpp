@@ -289,16 +289,22 @@ class Decoder : private ValueReader {
       if (values[i] == nullptr) continue;
       if (PyDict_SetItem(part, shape.key(i), values[i]) != 0) return false;
     }
-    return static_cast<bool>(Ref(call(known_.restore, object, attributes.get(), slots.get(),
-                                      shape.is_list_state ? Py_True : Py_False)));
+    PyObject* const first = PyDict_GET_SIZE(attributes.get()) > 0 ? attributes.get() : Py_None;
+    const bool has_slots = PyDict_GET_SIZE(slots.get()) > 0;
+    if (first == Py_None && !has_slots && !shape.is_list_state) return true;
+    const Ref state(shape.is_list_state ? PyDict_Values(slots.get())
+                    : has_slots         ? PyTuple_Pack(2, first, slots.get())
+                                        : Py_NewRef(first));
+    return state && set_state(object, state.get());
   }
 
   // An object by its class and what that is called with.
   PyObject* made_of(std::uint8_t tag) {
     const std::size_t base = stack().size();
-    const ReceivedName* const found = cls();
+    const ReceivedName* const found = in_.has(1) ? global(in_.byte()) : nullptr;
     if (found == nullptr || !counted_items()) return nullptr;
-    return tag == kCall ? called(found->object.get(), base) : new_object(found->type(), base);
+    PyObject* const cls = found->object.get();
+    return tag == kCall ? called(cls, base) : new_object(cls, base);
   }
 
   // Call a function with the objects on the stack.
@@ -311,8 +317,13 @@ class Decoder : private ValueReader {
     return Py_XNewRef(object.get());
   }
 
-  PyObject* new_object(PyTypeObject* type, std::size_t base) {
+  PyObject* new_object(PyObject* cls, std::size_t base) {
     if (!may_run_code()) return nullptr;
+    if (!PyType_Check(cls)) {
+      return PyErr_Format(known_.unpickling_error,
+                          "NEWOBJ class argument must be a type, not %.200s", Py_TYPE(cls)->tp_name);
+    }
+    auto* const type = reinterpret_cast<PyTypeObject*>(cls);
     const bool has_none = stack().size() == base;
     const Ref arguments(has_none ? Py_NewRef(known_.nothing) : tuple_from(base));
     if (!arguments) return nullptr;
@@ -327,19 +338,18 @@ class Decoder : private ValueReader {
     const std::size_t base = stack().size();
     if (!function || !counted_items()) return nullptr;
     const bool is_new = function.get() == known_.newobj;  // as called, and faster
-    if (is_new && (stack().size() == base || !PyType_Check(stack()[base]))) return fail();
+    if (is_new && stack().size() == base) return fail();
     Ref cls;
     if (is_new) {
       cls = Ref(stack()[base]);
       stack().erase(stack().begin() + static_cast<std::ptrdiff_t>(base));
     }
-    Ref object(kept(is_new ? new_object(reinterpret_cast<PyTypeObject*>(cls.get()), base)
-                           : called(function.get(), base),
+    Ref object(kept(is_new ? new_object(cls.get(), base) : called(function.get(), base),
                     is_numbered));
     if (!object) return nullptr;
     if ((parts & kItems) != 0) {
       const Ref list(counted_items() ? list_from(base) : nullptr);
-      if (!list || !Ref(call(known_.add_items, object.get(), list.get()))) return nullptr;
+      if (!list || !add_items(object.get(), list.get())) return nullptr;
     }
     if ((parts & kPairs) != 0) {
       if (!counted_items()) return nullptr;
@@ -356,20 +366,76 @@ class Decoder : private ValueReader {
     if ((parts & kState) != 0) {
       const Ref setter((parts & kSetter) != 0 ? any() : nullptr);
       const Ref state((parts & kSetter) == 0 || setter ? any() : nullptr);
-      if (!state || !set_state(object.get(), setter.get(), state.get())) return nullptr;
+      const bool is_set = state && (setter ? runs(setter.get(), object.get(), state.get())
+                                           : set_state(object.get(), state.get()));
+      if (!is_set) return nullptr;
     }
     return leave() ? object.release() : nullptr;
   }
 
-  // `setter`: what sets the state of this object; null: its class does, or Python's way.
-  bool set_state(PyObject* object, PyObject* setter, PyObject* state) {
-    const bool has_own = _PyType_Lookup(Py_TYPE(object), known_.setstate) != nullptr;
-    if (setter != nullptr || !has_own) {
-      return Ref(call(setter != nullptr ? setter : known_.build, object, state)).get() != nullptr;
+  template <class... Arguments>
+  static bool runs(PyObject* function, Arguments... arguments) {
+    return static_cast<bool>(Ref(call(function, arguments...)));
+  }
+
+  // Give an object the items of its reduction, so many at once as pickle does.
+  bool add_items(PyObject* object, PyObject* list) {
+    constexpr Py_ssize_t kBatch = 1000;
+    const Py_ssize_t count = PyList_GET_SIZE(list);
+    for (Py_ssize_t at = 0; at < count; at += kBatch) {
+      const bool is_all = count <= kBatch;
+      const Ref batch(is_all ? Py_NewRef(list) : PyList_GetSlice(list, at, at + kBatch));
+      const Ref extend(batch ? optional_attribute(object, known_.extend) : nullptr);
+      if (extend && runs(extend.get(), batch.get())) continue;
+      if (PyErr_Occurred() != nullptr) return false;
+      const Ref append(attribute(object, known_.append));
+      for (Py_ssize_t i = 0; append && i < PyList_GET_SIZE(batch.get()); ++i) {
+        if (!runs(append.get(), PyList_GET_ITEM(batch.get(), i))) return false;
+      }
+      if (!append) return false;
     }
-    return Ref(stops_at_exit([&] {
-             return PyObject_CallMethodOneArg(object, known_.setstate, state);
-           })).get() != nullptr;
+    return true;
+  }
+
+  // Give an object its state in the way of its class, or else of pickle.
+  bool set_state(PyObject* object, PyObject* state) {
+    const Ref own(optional_attribute(object, known_.setstate));
+    if (own || PyErr_Occurred() != nullptr) return own && runs(own.get(), state);
+    PyObject* slots = nullptr;
+    if (PyTuple_Check(state) && PyTuple_GET_SIZE(state) == 2) {
+      slots = PyTuple_GET_ITEM(state, 1);
+      state = PyTuple_GET_ITEM(state, 0);
+    }
+    if (state != Py_None) {
+      if (!PyDict_Check(state)) return refused("state is not a dictionary");
+      const Ref attributes(attribute(object, known_.dict));
+      const auto set = [&](PyObject* key, PyObject* value) {
+        return PyObject_SetItem(attributes.get(), key, value);
+      };
+      if (!attributes || !each(state, set)) return false;
+    }
+    if (slots == nullptr) return true;
+    if (!PyDict_Check(slots)) return refused("slot state is not a dictionary");
+    return each(slots, [&](PyObject* key, PyObject* value) {
+      return PyObject_SetAttr(object, key, value);
+    });
+  }
+  // Do something with each key of a dict and its value. It may change meanwhile.
+  template <class Set>
+  static bool each(PyObject* dict, Set set) {
+    Py_ssize_t at = 0;
+    PyObject *key, *value;
+    while (PyDict_Next(dict, &at, &key, &value) != 0) {
+      Py_INCREF(key);
+      if (PyUnicode_CheckExact(key)) PyUnicode_InternInPlace(&key);
+      const Ref held_key(key);
+      const Ref held_value = Ref::to(value);
+      if (stops_at_exit([&] { return set(key, value); }) != 0) return false;
+    }
+    return true;
+  }
+  [[gnu::cold]] bool refused(const char* why) {
+    return PyErr_SetString(known_.unpickling_error, why), false;
   }
 
   // Of this message:

@@ -127,11 +127,6 @@ class ValueReader {
     if (tag != kNewGlobal && tag != kGlobal) return Input::malformed(), nullptr;
     return described(known_names_, globals_, tag == kNewGlobal);
   }
-  ReceivedName* cls() {
-    ReceivedName* const found = in_.has(1) ? global(in_.byte()) : nullptr;
-    if (found == nullptr || !found->is_class()) return Input::malformed(), nullptr;
-    return found;
-  }
 
   PyObject* frame(std::uint8_t tag) {
     if (next_frame_ >= PyList_GET_SIZE(frames_)) return fail();

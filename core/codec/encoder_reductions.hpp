@@ -55,9 +55,10 @@ inline bool Encoder::global(PyObject* object, PyObject* name) {
 inline bool Encoder::reduced(PyObject* object, const Ref& reducer) {
   if (!is_careful_) return be_careful();
   if (PyType_Check(object)) return global(object);
-  const Ref own(reducer ? nullptr : attribute(object, known_.reduce_ex));
-  if (!reducer && !own) return false;
-  PyObject* const made = reducer ? call(reducer.get(), object) : call(own.get(), known_.protocol);
+  PyObject* const made =
+      reducer ? call(reducer.get(), object) : stops_at_exit([&] {
+        return PyObject_CallMethodOneArg(object, known_.reduce_ex, known_.protocol);
+      });
   if (made == nullptr) return false;
   kept_.take(made);
   kept_.hold(object);

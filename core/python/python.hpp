@@ -75,6 +75,18 @@ class Refs {
 inline PyObject* attribute(PyObject* object, PyObject* name) {
   return stops_at_exit([=] { return PyObject_GetAttr(object, name); });
 }
+// Return null without an error if there is none.
+inline PyObject* optional_attribute(PyObject* object, PyObject* name) {
+  PyObject* found = nullptr;
+  stops_at_exit([&] {
+#if PY_VERSION_HEX >= 0x030D0000
+    return PyObject_GetOptionalAttr(object, name, &found);
+#else
+    return _PyObject_LookupAttr(object, name, &found);
+#endif
+  });
+  return found;
+}
 template <class... Arguments>
 PyObject* call(PyObject* callee, Arguments... arguments) {
   return stops_at_exit([&] { return PyObject_CallFunctionObjArgs(callee, arguments..., nullptr); });

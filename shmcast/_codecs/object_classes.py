@@ -55,7 +55,6 @@ _FROZEN_STATE = tuple(
     getattr(dataclasses, f"_dataclass_{name}state", _ABSENT) for name in ("get", "set")
 )
 _HEAP_TYPE = 1 << 9
-_BATCH = 1000  # items that pickle puts in one call
 _namedtuple: Any = collections.namedtuple
 _NEWARGS_CODE = _namedtuple("_Sample", "a").__getnewargs__.__code__
 _pickle: Any = pickle
@@ -248,65 +247,10 @@ def name_of(obj: Any, name: str | None) -> Name | None:
     return _name(module, name)
 
 
-def add_items(obj: Any, items: list[Any]) -> None:
-    """Give an object the items of its reduction, so many at once as pickle does."""
-    for start in range(0, len(items), _BATCH):
-        batch = items[start : start + _BATCH]
-        extend = getattr(obj, "extend", None)
-        if extend is not None:
-            extend(batch)
-            continue
-        for item in batch:
-            obj.append(item)
-
-
-def build(obj: Any, state: Any) -> None:
-    """Give an object its state."""
-    setstate = getattr(obj, "__setstate__", None)
-    if setstate is not None:
-        setstate(state)
-        return
-    slots: Any = {}
-    if isinstance(state, tuple) and len(state) == 2:
-        state, slots = state
-    if state is not None:
-        if not isinstance(state, dict):
-            raise pickle.UnpicklingError("state is not a dictionary")
-        attributes = obj.__dict__
-        for key, value in state.items():
-            attributes[sys.intern(key) if type(key) is str else key] = value
-    if not isinstance(slots, dict):
-        raise pickle.UnpicklingError("slot state is not a dictionary")
-    for key, value in slots.items():
-        setattr(obj, key, value)
-
-
-def restore(
-    obj: Any, attributes: dict[str, Any], slots: dict[str, Any], is_list_state: bool
-) -> None:
-    """Give an instance its state, whose class has ways of its own here."""
-    if is_list_state:
-        build(obj, list(slots.values()))
-    elif attributes or slots:
-        build(obj, (attributes or None, slots) if slots else attributes)
-
-
 CORE = (
-    *("__reduce_ex__", "__class__", "__dict__", "__setstate__", "_value_", "typecode"),
-    *(
-        "tobytes",
-        "__reduce__",
-        "raw",
-        "toreadonly",
-        5,
-        (),
-        describe,
-        describe_shape,
-        describe_name,
-        name_of,
-        restore,
-        add_items,
-    ),
-    *(build, HIDING, array, _copyreg.__newobj__, copyreg.dispatch_table),
+    *("__reduce_ex__", "__class__", "__dict__", "__setstate__", "_value_", "typecode", "tobytes"),
+    *("__reduce__", "raw", "toreadonly", "extend", "append", pickle.HIGHEST_PROTOCOL, ()),
+    *(describe, describe_shape, describe_name, name_of),
+    *(HIDING, array, _copyreg.__newobj__, copyreg.dispatch_table, pickle.UnpicklingError),
 )
 """What the core knows of Python, in the order of `Known` in core/codec/classes.hpp."""

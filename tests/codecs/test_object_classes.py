@@ -379,6 +379,23 @@ def test_an_enum_with_a_value_that_is_gone_is_an_error(module: Any) -> None:
     assert outcome(codec.decode, frames) == expected
 
 
+@pytest.mark.parametrize("there", [None, 5, "function", "called"])
+def test_what_is_no_class_at_the_reader_is_pickles_error(there: Any, module: Any) -> None:
+    execute("class Items(list):\n    pass", module)
+    instances = [obj for obj in objects(module) if type(obj).__module__ == NAME]
+    for obj in [*instances, module.Items([1])]:
+        name = type(obj).__name__
+        frames, pickled = sent(warmed(module), [obj, 1]), pickle.dumps([obj, 1], 5)
+        its_class = getattr(module, name)
+        other = {"function": module.function, "called": lambda *args: args}.get(there, there)
+        setattr(module, name, other)
+        for _ in range(2):
+            expected = outcome(pickle.loads, pickled)
+            got = outcome(ObjectCodec().decode, frames)
+            assert got == expected, (name, difference(expected, got))
+        setattr(module, name, its_class)
+
+
 def test_pickles_own_round_trip_is_what_these_tests_compare_with(module: Any) -> None:
     _set("Bag", __reduce__=METHODS["__reduce__"])(module)
     assert by_pickle(module.Bag()) == {"reduced": 1}

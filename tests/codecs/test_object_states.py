@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import copyreg
 import pickle
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -143,6 +144,58 @@ def test_what_can_be_reduced_once_only_arrives_whatever_is_beside_it(
             expected = outcome(by_pickle, two[0])
             assert expected[0] == "value"
             assert outcome(lambda obj, codec=codec: through(codec, obj), two[1]) == expected
+
+
+class Bag:
+    """Has whatever attributes it is given."""
+
+    def __init__(self, attributes: dict[Any, Any]) -> None:
+        vars(self).update(attributes)
+
+
+class Named(str):
+    """A key that is no plain string."""
+
+    __slots__ = ()
+
+
+class Mapped(Bag):
+    """Has attributes, and among them what pickle would take for a method."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Mapped, ({"__setstate__": vars(self).update},), vars(self)
+
+
+class Virtual(Bag):
+    """Its attributes are where it says."""
+
+    @property
+    def __dict__(self) -> Any:  # type: ignore[override]
+        return ATTRIBUTES
+
+    def __init__(self, attributes: dict[Any, Any]) -> None:
+        self.__dict__.update(attributes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Virtual, ({},), {"virtual": 1}
+
+
+ATTRIBUTES: dict[str, Any] = {}
+
+
+def test_instances_of_one_class_have_what_attributes_they_like() -> None:
+    names = [f"name_{i}" for i in range(6)]
+    orders = [Bag({name: [i] for name in names[i:] + names[:i]}) for i in range(6)]
+    own = [Bag({f"{name}_{i}": name for name in names}) for i in range(30)]
+    shared = Bag({"own": own[3], Named("named"): 1, 5: orders, None: 2})
+    codec = ObjectCodec()
+    for obj in (orders + own, [shared, own, shared], own[::-1], {"a": shared, "b": Mapped({})}):
+        for _ in range(2):
+            check(codec, obj)
+    got = through(codec, own)
+    assert all(key is sys.intern(key) for bag in got for key in vars(bag))
+    through(codec, Virtual({}))
+    assert ATTRIBUTES == {"virtual": 1}
 
 
 class Kept:
