@@ -30,18 +30,18 @@ struct Known {
   // Returns false with an error set.
   bool take(PyObject* core) {
     owner_ = Ref::to(core);
-    return PyArg_ParseTuple(core, "OOOOOOOOOOOOOOOOOOOOOOO", &reduce_ex, &class_, &dict, &setstate,
+    return PyArg_ParseTuple(core, "OOOOOOOOOOOOOOOOOOOOOOOOO", &reduce_ex, &class_, &dict, &setstate,
                             &value, &typecode, &tobytes, &reduce, &raw, &toreadonly,
-                            &extend, &append, &protocol, &nothing, &describe, &describe_shape, &describe_name,
-                            &name_of, &hiding, &array, &newobj, &dispatch_table,
-                            &unpickling_error) != 0;
+                            &extend, &append, &name, &protocol, &nothing, &describe, &describe_shape, &describe_name,
+                            &name_of, &hiding, &array, &newobj, &newobj_ex,
+                            &dispatch_table, &unpickling_error) != 0;
   }
 
   PyObject *reduce_ex, *class_, *dict, *setstate, *value, *typecode, *tobytes, *reduce, *raw,
-      *toreadonly, *extend, *append;  // names
+      *toreadonly, *extend, *append, *name;  // names
   PyObject *protocol, *nothing;       // 5 and ()
   PyObject *describe, *describe_shape, *describe_name, *name_of;
-  PyObject *hiding, *array, *newobj, *dispatch_table, *unpickling_error;
+  PyObject *hiding, *array, *newobj, *newobj_ex, *dispatch_table, *unpickling_error;
 
  private:
   Ref owner_;
@@ -197,7 +197,7 @@ class SentClass {
     const bool is_written = name.path && kind != Kind::reduced;
     if (version_of(Py_TYPE(type)) != meta_version_ ||
         PyDict_GetItemWithError(known.dispatch_table, self) != registered_.get() ||
-        (is_written && !name.is_of(self))) {
+        (is_written && (!name.is_of(self) || is_reduced(Py_TYPE(type), known)))) {
       return false;
     }
     message_ = message;
@@ -231,6 +231,11 @@ class SentClass {
   }
 
  private:
+  // Whether classes of a metaclass are reduced: copyreg has it.
+  static bool is_reduced(PyTypeObject* meta, const Known& known) {
+    return meta != &PyType_Type &&
+           PyDict_Contains(known.dispatch_table, reinterpret_cast<PyObject*>(meta)) != 0;
+  }
   // Append a name and a zero. Returns false if it has a zero, or half of a surrogate pair.
   static bool append(std::string& text, PyObject* name) {
     Py_ssize_t size = 0;

@@ -124,7 +124,6 @@ class Encoder : private ValueWriter {
       out_.number(PyFloat_AS_DOUBLE(object));
       return true;
     }
-    if (type == &PyPickleBuffer_Type) return buffer(object);
     if (may_return(object)) {
       if (const std::uint32_t* const number = objects_.find(object); number != nullptr) {
         return *number == kOpen ? leave_to_pickle() : tag(kRef, *number);
@@ -221,6 +220,7 @@ class Encoder : private ValueWriter {
       const Py_ssize_t size = PyByteArray_GET_SIZE(object);
       return remember(object) && bytes(object, kBytearray, PyByteArray_AS_STRING(object), size);
     }
+    if (type == &PyPickleBuffer_Type) return buffer(object);
     if (type == &PySet_Type) return remember(object) && parts(object, kSet);
     if (type == &PyFrozenSet_Type) {
       return numbered_after(object, [&] { return parts(object, kFrozenset); });
@@ -344,6 +344,7 @@ class Encoder : private ValueWriter {
   bool global(PyObject* object, PyObject* name = nullptr);
   bool reduced(PyObject* object, const Ref& reducer);
   void list_given();
+  bool as_copyreg(PyObject*& function, PyObject* arguments, PyObject* object);
   bool reduction(PyObject* object, PyObject* reduction);
 
   const Ref own_reducer_;

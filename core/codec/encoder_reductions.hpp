@@ -41,7 +41,8 @@ namespace shmcast::codec {
 inline bool Encoder::global(PyObject* object, PyObject* name) {
   const auto* const known = names_.find(object);
   const Name* found = known == nullptr ? nullptr : &known->second;
-  if (found == nullptr || !found->is_of(object)) {
+  const bool is_found = found != nullptr && found->is_of(object);
+  if (!is_found || (name != nullptr && PyUnicode_Compare(name, found->qualname.get()) != 0)) {
     if (!is_careful_) {
       unknown_ = Ref::to(object);
       return false;
@@ -54,7 +55,7 @@ inline bool Encoder::global(PyObject* object, PyObject* name) {
 
 inline bool Encoder::reduced(PyObject* object, const Ref& reducer) {
   if (!is_careful_) return be_careful();
-  if (PyType_Check(object)) return global(object);
+  if (!reducer && PyType_Check(object)) return global(object);
   PyObject* const made =
       reducer ? call(reducer.get(), object) : stops_at_exit([&] {
         return PyObject_CallMethodOneArg(object, known_.reduce_ex, known_.protocol);
@@ -78,6 +79,30 @@ inline bool Encoder::reduced(PyObject* object, const Ref& reducer) {
   }
 }
 
+// For pickle, the functions of copyreg that make instances are all that have their names.
+inline bool Encoder::as_copyreg(PyObject*& function, PyObject* arguments, PyObject* object) {
+  const bool is_known = function == known_.newobj;
+  const Ref name(is_known ? nullptr : optional_attribute(function, known_.name));
+  if (PyErr_Occurred() != nullptr) return false;
+  const auto is_named = [&](const char* other) {
+    return name && PyUnicode_Check(name.get()) &&
+           PyUnicode_CompareWithASCIIString(name.get(), other) == 0;
+  };
+  const Py_ssize_t count = PyTuple_GET_SIZE(arguments);
+  PyObject* const* const argument = reinterpret_cast<PyTupleObject*>(arguments)->ob_item;
+  if (is_known || is_named("__newobj__")) {
+    function = known_.newobj;
+    const Ref cls(attribute(object, known_.class_));
+    if (!cls) return false;
+    return (count > 0 && argument[0] == cls.get() && PyType_Check(cls.get())) || leave_to_pickle();
+  }
+  if (!is_named("__newobj_ex__")) return true;
+  function = known_.newobj_ex;
+  return (count == 3 && PyType_Check(argument[0]) && PyTuple_Check(argument[1]) &&
+          PyDict_Check(argument[2])) ||
+         leave_to_pickle();
+}
+
 inline bool Encoder::reduction(PyObject* object, PyObject* reduction) {
   const std::size_t place = given_.size() - 1;
   const Py_ssize_t count = PyTuple_Check(reduction) ? PyTuple_GET_SIZE(reduction) : 0;
@@ -87,20 +112,14 @@ inline bool Encoder::reduction(PyObject* object, PyObject* reduction) {
     PyObject* const value = PyTuple_GET_ITEM(reduction, static_cast<Py_ssize_t>(i));
     part[i] = value == Py_None ? nullptr : value;
   }
-  const auto& [function, arguments, state, items, pairs, setter] = part;
+  auto& [function, arguments, state, items, pairs, setter] = part;
   if (function == nullptr || arguments == nullptr || PyCallable_Check(function) == 0 ||
       !PyTuple_Check(arguments) || (items != nullptr && PyIter_Check(items) == 0) ||
       (pairs != nullptr && PyIter_Check(pairs) == 0) ||
       (setter != nullptr && PyCallable_Check(setter) == 0)) {
     return leave_to_pickle();
   }
-  if (function == known_.newobj) {
-    const Ref cls(attribute(object, known_.class_));
-    if (!cls) return false;
-    if (PyTuple_GET_SIZE(arguments) < 1 || PyTuple_GET_ITEM(arguments, 0) != cls.get()) {
-      return leave_to_pickle();
-    }
-  }
+  if (!as_copyreg(function, arguments, object)) return false;
   objects_.put(object, kOpen);
   out_.byte(kMemo);
   out_.byte(kReduced);

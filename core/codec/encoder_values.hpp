@@ -141,7 +141,7 @@ class ValueWriter {
     return tag(kind);
   }
 
-  // Not remembered: pickle writes a buffer each time that it meets it.
+  // One that becomes a frame is not remembered: pickle writes it each time that it meets it.
   bool buffer(PyObject* object) {
     const Py_buffer* const view = PyPickleBuffer_GetBuffer(object);
     if (view == nullptr || PyBuffer_IsContiguous(view, 'A') == 0) {
@@ -151,7 +151,8 @@ class ValueWriter {
     const bool is_read_only = view->readonly != 0;
     if (view->len < frame_bytes_) {
       const auto* const data = static_cast<const char*>(view->buf);
-      return bytes(object, is_read_only ? kBytes : kBytearray, data, view->len);
+      return remember(object) &&
+             bytes(object, is_read_only ? kBytes : kBytearray, data, view->len);
     }
     const Ref raw(PyObject_CallMethodNoArgs(object, known_.raw));
     return raw && frame(raw.get(), is_read_only ? kReadOnlyFrame : kFrame);

@@ -76,13 +76,20 @@ def describe(
         whether all of them must be set; the class's name, None: it is not written.
     """
     reducer = copyreg.dispatch_table.get(cls) or own_reducer(cls)
-    kind, slots = (_REDUCED, ()) if reducer is not None else _kind(cls, obj, is_generic)
+    is_reduced = reducer is not None or _is_reduced(cls)
+    kind, slots = (_REDUCED, ()) if is_reduced else _kind(cls, obj, is_generic)
     if kind in (_PLAIN, _CALLED, _MEMBER, _NAMED_TUPLE, _ARRAY):
         name = _name(cls.__module__, cls.__qualname__)
         if name is not None:
             return kind, None, slots, _has_frozen_state(cls), name
         kind = _REDUCED
     return kind, reducer, (), False, None
+
+
+def _is_reduced(cls: type) -> bool:
+    """Return whether pickle may ask code of others how to save the class itself."""
+    meta = type(cls)
+    return meta is not type and (type(meta) is not type or meta in copyreg.dispatch_table)
 
 
 def _name(module: Any, name: Any) -> Name | None:
@@ -249,8 +256,10 @@ def name_of(obj: Any, name: str | None) -> Name | None:
 
 CORE = (
     *("__reduce_ex__", "__class__", "__dict__", "__setstate__", "_value_", "typecode", "tobytes"),
-    *("__reduce__", "raw", "toreadonly", "extend", "append", pickle.HIGHEST_PROTOCOL, ()),
+    *("__reduce__", "raw", "toreadonly", "extend", "append", "__name__"),
+    *(pickle.HIGHEST_PROTOCOL, ()),
     *(describe, describe_shape, describe_name, name_of),
-    *(HIDING, array, _copyreg.__newobj__, copyreg.dispatch_table, pickle.UnpicklingError),
+    *(HIDING, array, _copyreg.__newobj__, _copyreg.__newobj_ex__),
+    *(copyreg.dispatch_table, pickle.UnpicklingError),
 )
 """What the core knows of Python, in the order of `Known` in core/codec/classes.hpp."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from shmcast import ObjectCodec, PickleCodec
-from tests.support.differential import by_pickle, check, outcome, through
+from tests.support.differential import by_pickle, check, difference, outcome, through
 
 STATES: dict[str, Any] = {
     "an empty list": [],
@@ -233,6 +233,103 @@ def test_what_is_registered_holds_at_once_also_behind_pickle(
         registered(reducer)
         for obj in (Kept(), [Kept(), deep()], Kept()):
             assert outcome(lambda o: through(codec, o), obj) == outcome(by_pickle, obj)
+
+
+class Meta(type):
+    """Has a reducer in copyreg while a test runs."""
+
+
+class OfMeta(metaclass=Meta):
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+
+class Taken:
+    """What a reducer of Meta names."""
+
+
+def refuse(cls: type) -> Any:
+    raise ValueError(f"no {cls.__name__}")
+
+
+@pytest.mark.parametrize(
+    "reducer", [lambda cls: (eval, ("OfMeta if 1 else 0",)), lambda _: "Taken", refuse]
+)
+def test_a_reducer_of_a_metaclass_is_asked_for_its_classes(reducer: Any) -> None:
+    codec = ObjectCodec()
+    objects: list[Any] = [OfMeta, OfMeta(1), [OfMeta(2), OfMeta(3), OfMeta], Bag({"a": OfMeta(4)})]
+    for entry in (None, reducer, None):
+        if entry is not None:
+            copyreg.dispatch_table[Meta] = entry  # type: ignore[index]
+        try:
+            for obj in objects * 2:
+                check(codec, obj)
+        finally:
+            copyreg.dispatch_table.pop(Meta, None)  # type: ignore[call-overload]
+
+
+class Ones:
+    """Is reduced as a test says."""
+
+    def __init__(self, *_: Any, reduction: Any = None) -> None:
+        self.reduction = reduction
+
+    def __reduce__(self) -> Any:
+        return self.reduction
+
+
+def _named(name: str) -> Any:
+    def function(*args: Any) -> Any:
+        return ["called", *args]
+
+    function.__name__ = name
+    return function
+
+
+@pytest.mark.parametrize(
+    "name", ["__newobj__", "__newobj_ex__", "__newobj_", "function", "copyreg", "copyreg_ex"]
+)
+@pytest.mark.parametrize(
+    "args",
+    [
+        (), (Ones,), (Ones, 1), (list,), (5,), (Ones, (), {}), (Ones, (1,), {"reduction": 2}),
+        (Ones, [1], {}), (Ones, (), []), (Ones, ()), (5, (), {}), (Ones, (1,), {"none": 1}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_functions_that_make_instances_are_known_by_their_names(name: str, args: Any) -> None:
+    own: Any = {"copyreg": "__newobj__", "copyreg_ex": "__newobj_ex__"}
+    function = getattr(copyreg, own[name]) if name in own else _named(name)
+    vars(sys.modules[__name__])["function"] = function
+    function.__qualname__ = function.__name__ if name in own else "function"
+    for reduction in ((function, args), (function, args, {"state": 1}), (Call(name), args)):
+        codec, obj = ObjectCodec(), Ones(reduction=reduction)
+        for _ in range(2):
+            check(codec, obj)
+            check(codec, [obj, {"a": obj}])
+
+
+class Call:
+    """Can be called, and has a name of its own."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def __call__(self, *args: Any) -> Any:
+        return ["called", self.__name__, *args]
+
+
+@pytest.mark.parametrize("size", [0, 1, 40, 3000, 5000])
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_a_buffer_that_is_there_twice_is_one_object_if_it_is_in_the_message(
+    kind: Any, size: int
+) -> None:
+    data = kind(b"x" * size)
+    buffer = pickle.PickleBuffer(data)
+    for obj in ([buffer, buffer], [buffer, data, (buffer, 1), data], [{"a": buffer}, Bag, buffer]):
+        expected = outcome(lambda o: through(PickleCodec(), o), obj)
+        got = outcome(lambda o: through(ObjectCodec(), o), obj)
+        assert got == expected, difference(expected, got)
 
 
 def test_a_fallback_takes_what_pickle_refuses_in_a_reduction() -> None:
