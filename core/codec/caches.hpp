@@ -74,10 +74,11 @@ class Descriptions {
     if (auto before = things_.extract(key)) retired_.push_back(std::move(before.mapped()));
     return (things_[key] = std::move(thing)).get();
   }
+  bool is_full() const { return things_.size() >= kMostKnown; }
   // Between messages: drop what was replaced, and all if it has become too much.
   void tidy() {
     retired_.clear();
-    if (things_.size() > 256) things_.clear();
+    if (is_full()) things_.clear();
   }
 
  private:

@@ -38,7 +38,7 @@ class Encoder : private ValueWriter {
     is_careful_ = careful_left_ > 0;
     if (is_careful_) --careful_left_;
     for_pickle_ = Ref();
-    for (int attempt = 0; attempt < 256; ++attempt) {  // (each has learned something)
+    for (int attempt = 0;; ++attempt) {
       PyObject* const list = attempt_to(object) ? end() : nullptr;
       const Ref unknown = std::move(unknown_);
       if (is_for_pickle_ && !given_.empty() && PyErr_Occurred() == nullptr) list_given();
@@ -47,6 +47,7 @@ class Encoder : private ValueWriter {
       if (list != nullptr || PyErr_Occurred() != nullptr || is_for_pickle_) return list;
       if (unknown) {
         if (!learn(unknown.get())) return nullptr;
+        is_careful_ = attempt > 8;  // which finds out about all the others at once
       } else {
         if (is_careful_) return nullptr;
         is_careful_ = true;
@@ -231,7 +232,7 @@ class Encoder : private ValueWriter {
         unknown_ = Ref::to(object);
         return false;
       }
-      if (!learn(object)) return false;
+      if (!learn(object)) return PyErr_Occurred() == nullptr && leave_to_pickle();
       cls = classes_.find(type);
     }
     switch (cls->kind) {
@@ -268,7 +269,11 @@ class Encoder : private ValueWriter {
     std::size_t i = 0;
     while (i < attributes && PyDict_Next(dict.get(), &at, &keys[i], &values[i]) != 0) ++i;
     Shape* const shape = cls.shape_of(keys, attributes, known_);
-    if (shape == nullptr) return reduced(object, cls.reducer);
+    // (A reader may remember no more.)
+    const bool is_one_more = shape != nullptr && shape->message != message_;
+    if (shape == nullptr || (is_one_more && shape_count_ == kMostKnown)) {
+      return reduced(object, cls.reducer);
+    }
     for (const Py_ssize_t offset : cls.offsets) {
       values[i] = *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset);
       if (values[i++] == nullptr && cls.needs_all_slots) return leave_to_pickle();

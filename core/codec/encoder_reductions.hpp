@@ -22,6 +22,7 @@ namespace shmcast::codec {
   SentClass* const known = classes_.find(type);
   const bool is_by_name = known != nullptr && known->kind == Kind::named;
   if (is_by_name && known->is_current(message_, known_)) return learn_name(object) != nullptr;
+  if (known == nullptr && classes_.is_full()) return false;
   auto cls = std::make_unique<SentClass>(type);
   if (known != nullptr) cls->changes = known->changes + 1;
   if (!cls->is_restless() && !cls->learn(object, own_reducer_, known_)) return false;
@@ -31,6 +32,7 @@ namespace shmcast::codec {
 
 // `name`: the one that its reduction gives, or null.
 [[gnu::cold]] inline const Name* Encoder::learn_name(PyObject* object, PyObject* name) {
+  if (names_.is_full()) return nullptr;
   const Ref found(call(known_.name_of, object, name == nullptr ? Py_None : name));
   auto made = std::make_unique<std::pair<Ref, Name>>(Ref::to(object), Name());
   const bool is_found = found && made->second.set(found.get()) && made->second.is_of(object);

@@ -29,6 +29,7 @@ inline constexpr int kDeepest = 200;              // values in values
 inline constexpr std::size_t kRunBytes = 65536;   // of strings in a run, about
 inline constexpr Py_ssize_t kFrameBytes = 65536;  // bytes objects of this size are frames
 inline constexpr std::size_t kBitmapFields = 64;
+inline constexpr std::size_t kMostKnown = 1024;   // classes, names or shapes that an end remembers
 
 // clang-format off
 enum Tag : std::uint8_t {

@@ -16,7 +16,7 @@ import pytest
 
 from shmcast import ObjectCodec
 from tests.support.canonical import canonical
-from tests.support.differential import by_pickle, check, difference, outcome, sent
+from tests.support.differential import by_pickle, check, difference, outcome, sent, through
 
 SOURCE = """
 import collections, dataclasses, enum, typing
@@ -341,14 +341,19 @@ def test_many_classes_of_one_name_come_and_go(module: Any) -> None:
         check(codec, [module.Point(), module.Point()])
 
 
-def test_more_classes_than_a_cache_holds(module: Any) -> None:
+@pytest.mark.parametrize("count", [300, 1030])
+def test_more_classes_than_a_cache_holds(count: int, module: Any) -> None:
     codec = ObjectCodec()
-    for number in range(700):
+    for number in range(count):
         execute(f"class C{number}:\n    def __init__(self, a):\n        self.a{number} = a", module)
-    classes = [getattr(module, f"C{number}") for number in range(700)]
+    classes = [getattr(module, f"C{number}") for number in range(count)]
+    first = {sent(codec, [cls(1) for cls in classes])[0][0] for _ in range(3)}
+    assert first == ({0xF5} if count < 1000 else {0x80})
     for _ in range(2):
         check(codec, [cls(number) for number, cls in enumerate(classes)])
-    for cls in classes:
+        one, other = [[Stepped(), [cls(1) for cls in classes], classes] for _ in range(2)]
+        assert outcome(lambda o: through(codec, o), one) == outcome(by_pickle, other)
+    for cls in classes[:500]:
         check(codec, cls(1))
 
 
@@ -362,7 +367,7 @@ def test_classes_are_let_go(module: Any, no_gc: None) -> None:
         check(codec, [module.Gone(), module.Gone()])
     gone = weakref.ref(module.Gone)
     del module.Gone
-    for number in range(400):  # (a cache may keep as many as it holds)
+    for number in range(1100):  # (a cache may keep as many as it holds)
         execute(f"class C:\n    def __init__(self):\n        self.a{number} = 1", module)
         check(codec, [module.C(), module.C()])
     del codec
@@ -399,6 +404,16 @@ def test_what_is_no_class_at_the_reader_is_pickles_error(there: Any, module: Any
 def test_pickles_own_round_trip_is_what_these_tests_compare_with(module: Any) -> None:
     _set("Bag", __reduce__=METHODS["__reduce__"])(module)
     assert by_pickle(module.Bag()) == {"reduced": 1}
+
+
+class Stepped:
+    """Gives what can be given once only."""
+
+    def __init__(self) -> None:
+        self.items = iter([1, 2])
+
+    def __reduce__(self) -> Any:
+        return list, (), None, self.items
 
 
 class Counting:
