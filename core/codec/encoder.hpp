@@ -12,6 +12,7 @@
 #include <Python.h>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -106,7 +107,8 @@ class Encoder : private ValueWriter {
     ValueWriter::forget();
     shape_count_ = 0;
     depth_ = 0;
-    scratch_.clear();
+    columns_used_ = 0;
+    large_columns_.clear();
     classes_.tidy();
     names_.tidy();
   }
@@ -150,22 +152,28 @@ class Encoder : private ValueWriter {
     return true;
   }
 
-  // Return memory for so many pointers, to the end of the message.
-  PyObject** scratch(std::size_t count) {
-    return scratch_.emplace_back(new PyObject*[count]).get();
+  // Return memory for so many pointers, until `columns_used_` is what it was. (Not on the stack,
+  // which may be small.)
+  PyObject** columns(std::size_t count) {
+    if (count <= columns_.size() - columns_used_) {
+      return columns_.data() + std::exchange(columns_used_, columns_used_ + count);
+    }
+    return large_columns_.emplace_back(new PyObject*[count]).get();  // to the end of the message
   }
 
   bool dict(PyObject* object) {
     const auto count = static_cast<std::size_t>(PyDict_GET_SIZE(object));
     if (!remember(object) || !tag(kDict, count)) return false;
     if (count == 0) return true;
-    PyObject* few[32];
-    PyObject** const columns = 2 * count <= std::size(few) ? few : scratch(2 * count);
+    const std::size_t mark = columns_used_;
+    PyObject** const keys = columns(2 * count);
     Py_ssize_t at = 0;
     std::size_t i = 0;
-    while (i < count && PyDict_Next(object, &at, &columns[i], &columns[count + i]) != 0) ++i;
-    const Refs held(columns, is_careful_ ? 2 * count : 0);
-    return items(columns, count) && items(columns + count, count);
+    while (i < count && PyDict_Next(object, &at, &keys[i], &keys[count + i]) != 0) ++i;
+    const Refs held(keys, is_careful_ ? 2 * count : 0);
+    if (!items(keys, count) || !items(keys + count, count)) return false;
+    columns_used_ = mark;
+    return true;
   }
 
   // The items of a list, tuple or set; of a copy, if it may change meanwhile.
@@ -262,8 +270,8 @@ class Encoder : private ValueWriter {
     }
     const std::size_t attributes = dict ? static_cast<std::size_t>(PyDict_GET_SIZE(dict.get())) : 0;
     const std::size_t count = attributes + cls.offsets.size();
-    PyObject* few[32];
-    PyObject** const values = 2 * count <= std::size(few) ? few : scratch(2 * count);
+    const std::size_t mark = columns_used_;
+    PyObject** const values = columns(2 * count);
     PyObject** const keys = values + count;
     Py_ssize_t at = 0;
     std::size_t i = 0;
@@ -272,6 +280,7 @@ class Encoder : private ValueWriter {
     // (A reader may remember no more.)
     const bool is_one_more = shape != nullptr && shape->message != message_;
     if (shape == nullptr || (is_one_more && shape_count_ == kMostKnown)) {
+      columns_used_ = mark;
       return reduced(object, cls.reducer);
     }
     for (const Py_ssize_t offset : cls.offsets) {
@@ -279,7 +288,9 @@ class Encoder : private ValueWriter {
       if (values[i++] == nullptr && cls.needs_all_slots) return leave_to_pickle();
     }
     const Refs held(values, is_careful_ ? count : 0);
-    return remember(object) && fields(*shape, values, count);
+    if (!remember(object) || !fields(*shape, values, count)) return false;
+    columns_used_ = mark;
+    return true;
   }
 
   // Fields that are the same objects as in the last instance of this shape are not written, while
@@ -364,7 +375,9 @@ class Encoder : private ValueWriter {
   Ref for_pickle_;  // see take_given()
   std::uint32_t shape_count_ = 0;
   int depth_ = 0;
-  std::vector<std::unique_ptr<PyObject*[]>> scratch_;
+  std::array<PyObject*, 2048> columns_;
+  std::size_t columns_used_ = 0;
+  std::vector<std::unique_ptr<PyObject*[]>> large_columns_;
 };
 
 }  // namespace shmcast::codec

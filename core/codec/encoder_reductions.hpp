@@ -141,17 +141,17 @@ inline bool Encoder::reduction(PyObject* object, PyObject* reduction) {
     if (!list) return false;
     kept_.hold(given_[place].pairs = list.get());
     const auto many = static_cast<std::size_t>(PyList_GET_SIZE(list.get()));
-    PyObject** const columns = scratch(2 * many);
+    PyObject** const keys = columns(2 * many);
     for (std::size_t i = 0; i < many; ++i) {
       PyObject* const pair = PyList_GET_ITEM(list.get(), static_cast<Py_ssize_t>(i));
       if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2) {
         PyErr_SetString(PyExc_TypeError, "dict items iterator must return 2-tuples");
         return false;
       }
-      columns[i] = PyTuple_GET_ITEM(pair, 0);
-      columns[many + i] = PyTuple_GET_ITEM(pair, 1);
+      keys[i] = PyTuple_GET_ITEM(pair, 0);
+      keys[many + i] = PyTuple_GET_ITEM(pair, 1);
     }
-    if (!counted(columns, 2 * many)) return false;
+    if (!counted(keys, 2 * many)) return false;
   }
   if (state == nullptr) return leave();
   return (setter == nullptr || any(setter)) && any(state) && leave();

@@ -220,3 +220,40 @@ def test_threads_may_share_a_codec() -> None:
                 ran.result()
     finally:
         sys.setswitchinterval(before)
+
+
+ON_A_SMALL_STACK = """
+import threading
+from shmcast import ObjectCodec
+from tests.support import zoo
+
+def nest(wrap):
+    obj = 1
+    for _ in range(190):
+        obj = wrap(obj)
+    return codec.encode(obj) and obj
+
+codec = ObjectCodec()
+WRAPS = (zoo.Point, zoo.Reduced, lambda x: {"a": x}, lambda x: [x], lambda x: (x, 1),
+         lambda x: frozenset([x]))
+objects = [nest(wrap) for wrap in WRAPS]
+done = []
+
+def run():
+    for obj in objects:
+        for _ in range(2):
+            codec.decode([bytearray(frame) for frame in codec.encode(obj)])
+        done.append(obj)
+
+threading.stack_size(128 * 1024)  # as musl's default
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
+assert len(done) == len(objects)
+"""
+
+
+def test_a_deep_object_needs_little_stack() -> None:
+    subprocess.run(  # noqa: S603
+        [sys.executable, "-c", ON_A_SMALL_STACK], cwd=ROOT, timeout=50, check=True
+    )
