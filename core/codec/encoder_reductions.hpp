@@ -8,6 +8,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <utility>
 
@@ -83,6 +84,10 @@ inline bool Encoder::reduced(PyObject* object, const Ref& reducer) {
 
 // For pickle, the functions of copyreg that make instances are all that have their names.
 inline bool Encoder::as_copyreg(PyObject*& function, PyObject* arguments, PyObject* object) {
+  if (PyType_CheckExact(function) &&
+      std::strstr(reinterpret_cast<PyTypeObject*>(function)->tp_name, "__newobj") == nullptr) {
+    return true;
+  }
   const bool is_known = function == known_.newobj;
   const Ref name(is_known ? nullptr : optional_attribute(function, known_.name));
   if (PyErr_Occurred() != nullptr) return false;

@@ -339,3 +339,28 @@ def test_a_fallback_takes_what_pickle_refuses_in_a_reduction() -> None:
         assert outcome(by_pickle, [obj])[0] != "value"
         expected = pickle.loads(cloudpickle.dumps([obj]))  # noqa: S301
         assert type(through(codec, [obj])[0]) is type(expected[0])
+
+
+class Meddles:
+    """Changes the list, the dict or the instance that it is in while it is encoded."""
+
+    def __init__(self, change: Callable[[], Any]) -> None:
+        self.change = change
+
+    def __reduce__(self) -> Any:
+        self.change()
+        return int, (7,)
+
+
+def test_a_parent_arrives_as_it_was_when_a_part_changes_it() -> None:
+    codec = ObjectCodec()
+    for _ in range(2):
+        items: list[Any] = [1]
+        items += [Meddles(lambda items=items: items.append(2)), 3]
+        assert through(codec, items) == [1, 7, 3]
+        pairs: dict[str, Any] = {"a": 1}
+        pairs["b"] = Meddles(lambda pairs=pairs: pairs.clear())
+        assert through(codec, pairs) == {"a": 1, "b": 7}
+        bag = Bag({"a": 1, "z": 2})
+        bag.b = Meddles(lambda bag=bag: vars(bag).update(a=5, c=6))  # type: ignore[attr-defined]
+        assert vars(through(codec, bag)) == {"a": 1, "z": 2, "b": 7}
