@@ -13,7 +13,7 @@
 
 #include "bindings/convert.hpp"
 #include "bindings/gil.hpp"
-#include "codec/decoder.hpp"
+#include "codec/decoder_reductions.hpp"
 #include "codec/encoder_reductions.hpp"
 #include "codec/wire.hpp"
 #include "wait/gate.hpp"

@@ -138,38 +138,19 @@ class ReceivedInts {
   }
   // Return a new reference; null with an error set.
   PyObject* of(std::int32_t value) {
-#if PY_VERSION_HEX < 0x030E0000 && !defined(Py_GIL_DISABLED)
-    const bool is_cached = value >= -5 && value <= 256;  // by the interpreter
-    if (next_ < kMost && !is_cached && value > -kDigit && value < kDigit) {
-      if (next_ == pool_->size()) pool_->push_back(nullptr);
-      PyObject*& place = (*pool_)[next_];
-      if (place == nullptr || Py_REFCNT(place) != 1) {
-        Ref(std::exchange(place, PyLong_FromLong(value)));
-        if (place == nullptr) return nullptr;
-      } else {
-        write(reinterpret_cast<PyLongObject*>(place), value);
-      }
-      ++next_;
-      return Py_NewRef(place);
+    if (next_ == kMost || !can_rewrite_int(value)) return PyLong_FromLong(value);
+    if (next_ == pool_->size()) pool_->push_back(nullptr);
+    PyObject*& place = (*pool_)[next_++];
+    if (place != nullptr && Py_REFCNT(place) == 1) {
+      rewrite_int(place, value);
+    } else {
+      Ref(std::exchange(place, PyLong_FromLong(value)));
     }
-#endif
-    return PyLong_FromLong(value);
+    return Py_XNewRef(place);
   }
 
  private:
   static constexpr std::size_t kMost = 8192;
-  static constexpr std::int32_t kDigit = 1 << 30;  // from here on an integer has two
-
-  static void write(PyLongObject* number, std::int32_t value) {
-    const auto digit = static_cast<unsigned>(value < 0 ? -value : value);
-#if PY_VERSION_HEX >= 0x030C0000
-    number->long_value.lv_tag = 1 << 3 | (value < 0 ? 2 : 0);  // one digit, and the sign
-    number->long_value.ob_digit[0] = digit;
-#else
-    Py_SET_SIZE(number, value < 0 ? -1 : 1);
-    number->ob_digit[0] = digit;
-#endif
-  }
 
   std::array<Refs, 3> pools_;
   std::vector<PyObject*>* pool_ = &pools_[0].list();

@@ -7,7 +7,6 @@
 #pragma once
 
 #include <Python.h>
-#include <structmember.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -30,16 +29,15 @@ struct Known {
   // Returns false with an error set.
   bool take(PyObject* core) {
     owner_ = Ref::to(core);
-    return PyArg_ParseTuple(core, "OOOOOOOOOOOOOOOOOOOOOOOOO", &reduce_ex, &class_, &dict, &setstate,
-                            &value, &typecode, &tobytes, &reduce, &raw, &toreadonly,
-                            &extend, &append, &name, &protocol, &nothing, &describe, &describe_shape, &describe_name,
-                            &name_of, &hiding, &array, &newobj, &newobj_ex,
-                            &dispatch_table, &unpickling_error) != 0;
+    return PyArg_ParseTuple(core, "OOOOOOOOOOOOOOOOOOOOOO", &reduce_ex, &class_, &dict, &setstate,
+                            &value, &raw, &toreadonly, &extend, &append, &name, &protocol, &nothing,
+                            &describe, &describe_shape, &describe_name, &name_of, &hiding, &array,
+                            &newobj, &newobj_ex, &dispatch_table, &unpickling_error) != 0;
   }
 
-  PyObject *reduce_ex, *class_, *dict, *setstate, *value, *typecode, *tobytes, *reduce, *raw,
-      *toreadonly, *extend, *append, *name;  // names
-  PyObject *protocol, *nothing;       // 5 and ()
+  PyObject *reduce_ex, *class_, *dict, *setstate, *value, *raw, *toreadonly, *extend, *append,
+      *name;                     // names
+  PyObject *protocol, *nothing;  // 5 and ()
   PyObject *describe, *describe_shape, *describe_name, *name_of;
   PyObject *hiding, *array, *newobj, *newobj_ex, *dispatch_table, *unpickling_error;
 
@@ -93,29 +91,15 @@ struct Name {
   }
 };
 
-// Find where a class's slots lie in an instance. Returns false if one is no slot.
-inline bool find_slots(PyTypeObject* type, PyObject* names, std::size_t first,
-                       std::vector<Py_ssize_t>& offsets) {
-  for (auto i = static_cast<Py_ssize_t>(first); i < PyTuple_GET_SIZE(names); ++i) {
-    PyObject* const found = _PyType_Lookup(type, PyTuple_GET_ITEM(names, i));
-    if (found == nullptr || Py_TYPE(found) != &PyMemberDescr_Type) return false;
-    const PyMemberDef* const member = reinterpret_cast<PyMemberDescrObject*>(found)->d_member;
-    if (member->type != T_OBJECT_EX) return false;
-    offsets.push_back(member->offset);
-  }
-  return true;
-}
-
 // How instances are written; the same numbers are in object_classes.py.
 enum class Kind : std::uint8_t {
   pickled,  // not here
   reduced,  // by code of others
   plain,    // attributes in a dict, or slots, or both
   named,    // classes and functions: by name
-  called,   // their class is called with the values of slots,
-  member,   // or of an Enum, with one value,
+  called,   // a function is called that their reduction names
+  member,   // of an Enum: the class is called with the value
   named_tuple,
-  array,  // or with a typecode and bytes
 };
 
 // A class and the names of its instances' attributes, as they are written.

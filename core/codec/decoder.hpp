@@ -321,7 +321,8 @@ class Decoder : private ValueReader {
     if (!may_run_code()) return nullptr;
     if (!PyType_Check(cls)) {
       return PyErr_Format(known_.unpickling_error,
-                          "NEWOBJ class argument must be a type, not %.200s", Py_TYPE(cls)->tp_name);
+                          "NEWOBJ class argument must be a type, not %.200s",
+                          Py_TYPE(cls)->tp_name);
     }
     auto* const type = reinterpret_cast<PyTypeObject*>(cls);
     const bool has_none = stack().size() == base;
@@ -331,109 +332,10 @@ class Decoder : private ValueReader {
     return stops_at_exit([&] { return type->tp_new(type, arguments.get(), nullptr); });
   }
 
-  PyObject* reduced(bool is_numbered) {
-    if (!in_.has(1)) return nullptr;
-    const std::uint8_t parts = in_.byte();
-    const Ref function(any());
-    const std::size_t base = stack().size();
-    if (!function || !counted_items()) return nullptr;
-    const bool is_new = function.get() == known_.newobj;  // as called, and faster
-    if (is_new && stack().size() == base) return fail();
-    Ref cls;
-    if (is_new) {
-      cls = Ref(stack()[base]);
-      stack().erase(stack().begin() + static_cast<std::ptrdiff_t>(base));
-    }
-    Ref object(kept(is_new ? new_object(cls.get(), base) : called(function.get(), base),
-                    is_numbered));
-    if (!object) return nullptr;
-    if ((parts & kItems) != 0) {
-      const Ref list(counted_items() ? list_from(base) : nullptr);
-      if (!list || !add_items(object.get(), list.get())) return nullptr;
-    }
-    if ((parts & kPairs) != 0) {
-      if (!counted_items()) return nullptr;
-      const std::size_t many = (stack().size() - base) / 2;
-      for (std::size_t i = base; i < base + many; ++i) {
-        PyObject* const key = stack()[i];
-        PyObject* const value = stack()[i + many];
-        if (stops_at_exit([&] { return PyObject_SetItem(object.get(), key, value); }) != 0) {
-          return nullptr;
-        }
-      }
-      parts_.drop_to(base);
-    }
-    if ((parts & kState) != 0) {
-      const Ref setter((parts & kSetter) != 0 ? any() : nullptr);
-      const Ref state((parts & kSetter) == 0 || setter ? any() : nullptr);
-      const bool is_set = state && (setter ? runs(setter.get(), object.get(), state.get())
-                                           : set_state(object.get(), state.get()));
-      if (!is_set) return nullptr;
-    }
-    return leave() ? object.release() : nullptr;
-  }
-
-  template <class... Arguments>
-  static bool runs(PyObject* function, Arguments... arguments) {
-    return static_cast<bool>(Ref(call(function, arguments...)));
-  }
-
-  // Give an object the items of its reduction, so many at once as pickle does.
-  bool add_items(PyObject* object, PyObject* list) {
-    constexpr Py_ssize_t kBatch = 1000;
-    const Py_ssize_t count = PyList_GET_SIZE(list);
-    for (Py_ssize_t at = 0; at < count; at += kBatch) {
-      const bool is_all = count <= kBatch;
-      const Ref batch(is_all ? Py_NewRef(list) : PyList_GetSlice(list, at, at + kBatch));
-      const Ref extend(batch ? optional_attribute(object, known_.extend) : nullptr);
-      if (extend && runs(extend.get(), batch.get())) continue;
-      if (PyErr_Occurred() != nullptr) return false;
-      const Ref append(attribute(object, known_.append));
-      for (Py_ssize_t i = 0; append && i < PyList_GET_SIZE(batch.get()); ++i) {
-        if (!runs(append.get(), PyList_GET_ITEM(batch.get(), i))) return false;
-      }
-      if (!append) return false;
-    }
-    return true;
-  }
-
-  // Give an object its state in the way of its class, or else of pickle.
-  bool set_state(PyObject* object, PyObject* state) {
-    const Ref own(optional_attribute(object, known_.setstate));
-    if (own || PyErr_Occurred() != nullptr) return own && runs(own.get(), state);
-    PyObject* slots = nullptr;
-    if (PyTuple_Check(state) && PyTuple_GET_SIZE(state) == 2) {
-      slots = PyTuple_GET_ITEM(state, 1);
-      state = PyTuple_GET_ITEM(state, 0);
-    }
-    if (state != Py_None) {
-      if (!PyDict_Check(state)) return refused("state is not a dictionary");
-      const Ref attributes(attribute(object, known_.dict));
-      const auto set = [&](PyObject* key, PyObject* value) {
-        return PyObject_SetItem(attributes.get(), key, value);
-      };
-      if (!attributes || !each(state, set)) return false;
-    }
-    if (slots == nullptr) return true;
-    if (!PyDict_Check(slots)) return refused("slot state is not a dictionary");
-    return each(slots, [&](PyObject* key, PyObject* value) {
-      return PyObject_SetAttr(object, key, value);
-    });
-  }
-  // Do something with each key of a dict and its value. It may change meanwhile.
-  template <class Set>
-  static bool each(PyObject* dict, Set set) {
-    Py_ssize_t at = 0;
-    PyObject *key, *value;
-    while (PyDict_Next(dict, &at, &key, &value) != 0) {
-      Py_INCREF(key);
-      if (PyUnicode_CheckExact(key)) PyUnicode_InternInPlace(&key);
-      const Ref held_key(key);
-      const Ref held_value = Ref::to(value);
-      if (stops_at_exit([&] { return set(key, value); }) != 0) return false;
-    }
-    return true;
-  }
+  // In decoder_reductions.hpp:
+  PyObject* reduced(bool is_numbered);
+  bool add_items(PyObject* object, PyObject* list);
+  bool set_state(PyObject* object, PyObject* state);
   [[gnu::cold]] bool refused(const char* why) {
     return PyErr_SetString(known_.unpickling_error, why), false;
   }

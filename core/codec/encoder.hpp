@@ -42,7 +42,7 @@ class Encoder : private ValueWriter {
     for (int attempt = 0;; ++attempt) {
       PyObject* const list = attempt_to(object) ? end() : nullptr;
       const Ref unknown = std::move(unknown_);
-      if (is_for_pickle_ && !given_.empty() && PyErr_Occurred() == nullptr) list_given();
+      if (is_for_pickle_ && !given_.list().empty() && PyErr_Occurred() == nullptr) list_given();
       forget();
       if (list != nullptr && !is_careful_) careful_next_ = 0;
       if (list != nullptr || PyErr_Occurred() != nullptr || is_for_pickle_) return list;
@@ -248,8 +248,7 @@ class Encoder : private ValueWriter {
       case Kind::plain: return instance(object, *cls);
       case Kind::named: return global(object);
       case Kind::called:
-      case Kind::member:
-      case Kind::array: return called(object, *cls);
+      case Kind::member: return called(object, *cls);
       case Kind::named_tuple:
         return numbered_after(
             object, [&] { return tag(kNamedTuple) && global(type, cls->name) && counted(object); });
@@ -326,30 +325,24 @@ class Encoder : private ValueWriter {
     return leave();
   }
 
-  // What its class is called with, by a method that runs no code of others. Null with an error set.
-  PyObject* arguments_of(PyObject* object, Kind kind) {
-    if (kind == Kind::called) {
-      const Ref reduction(PyObject_CallMethodNoArgs(object, known_.reduce));
-      return reduction ? Py_NewRef(PyTuple_GET_ITEM(reduction.get(), 1)) : nullptr;
-    }
-    const bool is_array = kind == Kind::array;
-    const Ref first(PyObject_GetAttr(object, is_array ? known_.typecode : known_.value));
-    if (!first || !is_array) return first ? PyTuple_Pack(1, first.get()) : nullptr;
-    const Ref bytes(PyObject_CallMethodNoArgs(object, known_.tobytes));
-    return bytes ? PyTuple_Pack(2, first.get(), bytes.get()) : nullptr;
-  }
+  // As what its class is called with; or as what a reduction says that runs no code of others.
   bool called(PyObject* object, const SentClass& cls) {
-    const Ref arguments(arguments_of(object, cls.kind));
-    if (!arguments) {  // such as a field that is not set
+    const bool is_member = cls.kind == Kind::member;
+    const Ref found(is_member
+                        ? PyObject_GetAttr(object, known_.value)
+                        : PyObject_CallMethodOneArg(object, known_.reduce_ex, known_.protocol));
+    if (!found) {  // such as a field that is not set
       PyErr_Clear();
       return leave_to_pickle();
     }
-    const bool is_of_characters =
-        cls.kind == Kind::array &&
-        PyUnicode_READ_CHAR(PyTuple_GET_ITEM(arguments.get(), 0), 0) >= 'u';
-    if (is_of_characters) return reduced(object, cls.reducer);
+    PyObject* const value = found.get();
     return numbered_after(object, [&] {
-      return tag(kCall) && global(cls.type, cls.name) && counted(arguments.get());
+      tag(kCall);
+      if (is_member) return global(cls.type, cls.name) && counted(&value, 1);
+      PyObject* const function = PyTuple_GET_ITEM(value, 0);
+      const bool is_class = function == reinterpret_cast<PyObject*>(cls.type);
+      return (is_class ? global(cls.type, cls.name) : global(function)) &&
+             counted(PyTuple_GET_ITEM(value, 1));
     });
   }
 
@@ -360,7 +353,7 @@ class Encoder : private ValueWriter {
   bool global(PyObject* object, PyObject* name = nullptr);
   bool reduced(PyObject* object, const Ref& reducer);
   void list_given();
-  bool as_copyreg(PyObject*& function, PyObject* arguments, PyObject* object);
+  bool as_copyreg(PyObject*& function, PyObject* arguments, PyObject* object, bool& is_new);
   bool reduction(PyObject* object, PyObject* reduction);
 
   const Ref own_reducer_;

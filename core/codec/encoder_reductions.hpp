@@ -59,31 +59,29 @@ inline bool Encoder::global(PyObject* object, PyObject* name) {
 inline bool Encoder::reduced(PyObject* object, const Ref& reducer) {
   if (!is_careful_) return be_careful();
   if (!reducer && PyType_Check(object)) return global(object);
-  PyObject* const made =
-      reducer ? call(reducer.get(), object) : stops_at_exit([&] {
-        return PyObject_CallMethodOneArg(object, known_.reduce_ex, known_.protocol);
-      });
+  PyObject* const made = reducer ? call(reducer.get(), object) : stops_at_exit([&] {
+    return PyObject_CallMethodOneArg(object, known_.reduce_ex, known_.protocol);
+  });
   if (made == nullptr) return false;
   kept_.take(made);
-  kept_.hold(object);
   // (An empty one is our own reducers' way to leave a message to pickle, which has others.)
   if (PyTuple_Check(made) && PyTuple_GET_SIZE(made) == 0) return leave_to_pickle();
-  given_.push_back({object, made, nullptr, nullptr});
+  for (PyObject* const each : {object, made, Py_None, Py_None}) given_.hold(each);
   return PyUnicode_Check(made) ? global(object, made) : reduction(object, made);
 }
 
 [[gnu::cold]] inline void Encoder::list_given() {
   for_pickle_ = Ref(PyList_New(0));
-  const auto or_none = [](PyObject* object) { return object == nullptr ? Py_None : object; };
-  for (const Given& given : given_) {
-    const Ref entry(
-        PyTuple_Pack(4, given.object, given.reduction, or_none(given.items), or_none(given.pairs)));
-    if (!entry || !for_pickle_ || PyList_Append(for_pickle_.get(), entry.get()) != 0) return;
+  PyObject* const* at = given_.list().data();
+  for (std::size_t left = given_.list().size(); left > 0 && for_pickle_; left -= 4, at += 4) {
+    const Ref entry(PyTuple_Pack(4, at[0], at[1], at[2], at[3]));
+    if (!entry || PyList_Append(for_pickle_.get(), entry.get()) != 0) return;
   }
 }
 
 // For pickle, the functions of copyreg that make instances are all that have their names.
-inline bool Encoder::as_copyreg(PyObject*& function, PyObject* arguments, PyObject* object) {
+inline bool Encoder::as_copyreg(PyObject*& function, PyObject* arguments, PyObject* object,
+                                bool& is_new) {
   if (PyType_CheckExact(function) &&
       std::strstr(reinterpret_cast<PyTypeObject*>(function)->tp_name, "__newobj") == nullptr) {
     return true;
@@ -96,12 +94,13 @@ inline bool Encoder::as_copyreg(PyObject*& function, PyObject* arguments, PyObje
            PyUnicode_CompareWithASCIIString(name.get(), other) == 0;
   };
   const Py_ssize_t count = PyTuple_GET_SIZE(arguments);
-  PyObject* const* const argument = reinterpret_cast<PyTupleObject*>(arguments)->ob_item;
+  PyObject* const* const argument = PySequence_Fast_ITEMS(arguments);
   if (is_known || is_named("__newobj__")) {
-    function = known_.newobj;
     const Ref cls(attribute(object, known_.class_));
     if (!cls) return false;
-    return (count > 0 && argument[0] == cls.get() && PyType_Check(cls.get())) || leave_to_pickle();
+    is_new = count > 0 && argument[0] == cls.get() && PyType_Check(cls.get());
+    if (is_new) function = argument[0];
+    return is_new || leave_to_pickle();
   }
   if (!is_named("__newobj_ex__")) return true;
   function = known_.newobj_ex;
@@ -111,7 +110,7 @@ inline bool Encoder::as_copyreg(PyObject*& function, PyObject* arguments, PyObje
 }
 
 inline bool Encoder::reduction(PyObject* object, PyObject* reduction) {
-  const std::size_t place = given_.size() - 1;
+  const std::size_t place = given_.list().size() - 2;
   const Py_ssize_t count = PyTuple_Check(reduction) ? PyTuple_GET_SIZE(reduction) : 0;
   if (!enter() || count < 2 || count > 6) return leave_to_pickle();  // which will say what is wrong
   std::array<PyObject*, 6> part{};
@@ -126,25 +125,30 @@ inline bool Encoder::reduction(PyObject* object, PyObject* reduction) {
       (setter != nullptr && PyCallable_Check(setter) == 0)) {
     return leave_to_pickle();
   }
-  if (!as_copyreg(function, arguments, object)) return false;
+  bool is_new = false;
+  if (!as_copyreg(function, arguments, object, is_new)) return false;
   objects_.put(object, kOpen);
   out_.byte(kMemo);
   out_.byte(kReduced);
-  out_.byte((items != nullptr ? kItems : 0U) | (pairs != nullptr ? kPairs : 0U) |
-            (state != nullptr && setter != nullptr ? kSetter : 0U) |
-            (state != nullptr ? kState : 0U));
-  if (!any(function) || !counted(arguments)) return false;
+  out_.byte(
+      (is_new ? kNew : 0U) | (items != nullptr ? kItems : 0U) | (pairs != nullptr ? kPairs : 0U) |
+      (state != nullptr && setter != nullptr ? kSetter : 0U) | (state != nullptr ? kState : 0U));
+  const std::size_t first = is_new ? 1 : 0;
+  if (!any(function) || !counted(PySequence_Fast_ITEMS(arguments) + first,
+                                 static_cast<std::size_t>(PyTuple_GET_SIZE(arguments)) - first)) {
+    return false;
+  }
   *objects_.find(object) = object_count_++;
   if (items != nullptr) {
     const Ref list(stops_at_exit([&] { return PySequence_List(items); }));
     if (!list) return false;
-    kept_.hold(given_[place].items = list.get());
+    Ref(std::exchange(given_.list()[place + 0], Py_NewRef(list.get())));
     if (!counted(list.get())) return false;
   }
   if (pairs != nullptr) {
     const Ref list(stops_at_exit([&] { return PySequence_List(pairs); }));
     if (!list) return false;
-    kept_.hold(given_[place].pairs = list.get());
+    Ref(std::exchange(given_.list()[place + 1], Py_NewRef(list.get())));
     const auto many = static_cast<std::size_t>(PyList_GET_SIZE(list.get()));
     PyObject** const keys = columns(2 * many);
     for (std::size_t i = 0; i < many; ++i) {

@@ -34,7 +34,7 @@ class ValueWriter {
     table_.clear();
     object_count_ = global_count_ = 0;
     cursor_ = 0;
-    given_.clear();
+    given_.drop_to(0);
     kept_.drop_to(0);
     frames_.drop_to(0);
   }
@@ -89,12 +89,7 @@ class ValueWriter {
   [[gnu::cold]] bool big(PyObject* object) {
     const std::size_t size = _PyLong_NumBits(object) / 8 + 1;
     tag(kBig, size);
-    auto* const number = reinterpret_cast<PyLongObject*>(object);
-#if PY_VERSION_HEX >= 0x030D0000
-    return _PyLong_AsByteArray(number, out_.skip(size), size, 1, 1, 1) == 0;
-#else
-    return _PyLong_AsByteArray(number, out_.skip(size), size, 1, 1) == 0;
-#endif
+    return write_int(object, out_.skip(size), size);
   }
 
   // A string that may be met again gets a number. Columns of one message often have the same
@@ -151,8 +146,7 @@ class ValueWriter {
     const bool is_read_only = view->readonly != 0;
     if (view->len < frame_bytes_) {
       const auto* const data = static_cast<const char*>(view->buf);
-      return remember(object) &&
-             bytes(object, is_read_only ? kBytes : kBytearray, data, view->len);
+      return remember(object) && bytes(object, is_read_only ? kBytes : kBytearray, data, view->len);
     }
     const Ref raw(PyObject_CallMethodNoArgs(object, known_.raw));
     return raw && frame(raw.get(), is_read_only ? kReadOnlyFrame : kFrame);
@@ -241,13 +235,7 @@ class ValueWriter {
   std::uint32_t global_count_ = 0;
   Refs frames_;  // all but the first
   Refs kept_;    // objects that were met, in the careful way
-  struct Given {
-    PyObject* object;
-    PyObject* reduction;
-    PyObject* items;  // what was drawn; null: nothing
-    PyObject* pairs;
-  };
-  std::vector<Given> given_;  // what reductions gave, in the careful way, which keeps it
+  Refs given_;   // in the careful way: objects, each with its reduction and what was drawn
 };
 
 }  // namespace shmcast::codec

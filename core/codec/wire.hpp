@@ -29,7 +29,7 @@ inline constexpr int kDeepest = 200;              // values in values
 inline constexpr std::size_t kRunBytes = 65536;   // of strings in a run, about
 inline constexpr Py_ssize_t kFrameBytes = 65536;  // bytes objects of this size are frames
 inline constexpr std::size_t kBitmapFields = 64;
-inline constexpr std::size_t kMostKnown = 1024;   // classes, names or shapes that an end remembers
+inline constexpr std::size_t kMostKnown = 1024;  // classes, names or shapes that an end remembers
 
 // clang-format off
 enum Tag : std::uint8_t {
@@ -64,8 +64,8 @@ enum Tag : std::uint8_t {
 // clang-format on
 
 // What may follow the arguments of a reduction, in this order: count, items; count, keys, values;
-// what sets the state, if not the object; the state.
-enum Part : unsigned { kItems = 1, kPairs = 2, kSetter = 4, kState = 8 };
+// what sets the state, if not the object; the state. kNew: its function is a class's __new__.
+enum Part : unsigned { kItems = 1, kPairs = 2, kSetter = 4, kState = 8, kNew = 16 };
 // In a shape's count of slots: the state is a list of their values, as of a frozen dataclass.
 inline constexpr unsigned kListState = 0x8000;
 

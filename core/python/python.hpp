@@ -4,6 +4,7 @@
 #pragma once
 
 #include <Python.h>
+#include <structmember.h>
 #include <unistd.h>
 
 #include <cstddef>
@@ -92,6 +93,12 @@ PyObject* call(PyObject* callee, Arguments... arguments) {
   return stops_at_exit([&] { return PyObject_CallFunctionObjArgs(callee, arguments..., nullptr); });
 }
 
+// Return whether a call is well; if not, an error is set.
+template <class... Arguments>
+bool runs(PyObject* callee, Arguments... arguments) {
+  return static_cast<bool>(Ref(call(callee, arguments...)));
+}
+
 // Read an integer that has one digit. Returns false if it may have more.
 inline bool small_int(PyObject* object, std::int64_t& value) {
   auto* const number = reinterpret_cast<PyLongObject*>(object);
@@ -103,6 +110,50 @@ inline bool small_int(PyObject* object, std::int64_t& value) {
   if (size < -1 || size > 1) return false;
   value = size == 0 ? 0 : size * static_cast<std::int64_t>(number->ob_digit[0]);
 #endif
+  return true;
+}
+
+// Write an integer as so many bytes of two's complement. Returns false with an error set.
+inline bool write_int(PyObject* object, std::uint8_t* place, std::size_t size) {
+  auto* const number = reinterpret_cast<PyLongObject*>(object);
+#if PY_VERSION_HEX >= 0x030D0000
+  return _PyLong_AsByteArray(number, place, size, 1, 1, 1) == 0;
+#else
+  return _PyLong_AsByteArray(number, place, size, 1, 1) == 0;
+#endif
+}
+
+// Whether an integer that nobody else has may become this one: it has one digit, and is none of
+// those that the interpreter keeps.
+inline bool can_rewrite_int([[maybe_unused]] std::int32_t value) {
+#if PY_VERSION_HEX >= 0x030E0000 || defined(Py_GIL_DISABLED)
+  return false;
+#else
+  return (value < -5 || value > 256) && value > -(1 << 30) && value < 1 << 30;
+#endif
+}
+inline void rewrite_int(PyObject* object, std::int32_t value) {
+  auto* const number = reinterpret_cast<PyLongObject*>(object);
+  const auto digit = static_cast<unsigned>(value < 0 ? -value : value);
+#if PY_VERSION_HEX >= 0x030C0000
+  number->long_value.lv_tag = 1 << 3 | (value < 0 ? 2 : 0);  // one digit, and the sign
+  number->long_value.ob_digit[0] = digit;
+#else
+  Py_SET_SIZE(number, value < 0 ? -1 : 1);
+  number->ob_digit[0] = digit;
+#endif
+}
+
+// Find where a class's slots lie in an instance. Returns false if one is no slot.
+inline bool find_slots(PyTypeObject* type, PyObject* names, std::size_t first,
+                       std::vector<Py_ssize_t>& offsets) {
+  for (auto i = static_cast<Py_ssize_t>(first); i < PyTuple_GET_SIZE(names); ++i) {
+    PyObject* const found = _PyType_Lookup(type, PyTuple_GET_ITEM(names, i));
+    if (found == nullptr || Py_TYPE(found) != &PyMemberDescr_Type) return false;
+    const PyMemberDef* const member = reinterpret_cast<PyMemberDescrObject*>(found)->d_member;
+    if (member->type != T_OBJECT_EX) return false;
+    offsets.push_back(member->offset);
+  }
   return true;
 }
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 # How instances are written; the same numbers are in core/codec/classes.hpp.
-_PICKLED, _REDUCED, _PLAIN, _NAMED, _CALLED, _MEMBER, _NAMED_TUPLE, _ARRAY = range(8)
+_PICKLED, _REDUCED, _PLAIN, _NAMED, _CALLED, _MEMBER, _NAMED_TUPLE = range(7)
 
 _Reducer = Callable[[Any], Any]
 Name = tuple[str, str, "tuple[str, ...]", bytes]
@@ -78,7 +78,7 @@ def describe(
     reducer = copyreg.dispatch_table.get(cls) or own_reducer(cls)
     is_reduced = reducer is not None or _is_reduced(cls)
     kind, slots = (_REDUCED, ()) if is_reduced else _kind(cls, obj, is_generic)
-    if kind in (_PLAIN, _CALLED, _MEMBER, _NAMED_TUPLE, _ARRAY):
+    if kind in (_PLAIN, _CALLED, _MEMBER, _NAMED_TUPLE):
         name = _name(cls.__module__, cls.__qualname__)
         if name is not None:
             return kind, None, slots, _has_frozen_state(cls), name
@@ -109,7 +109,7 @@ def _kind(cls: type, obj: Any, is_generic: bool) -> tuple[int, tuple[str, ...]]:
     if cls is types.FunctionType:
         return _NAMED, ()
     if cls is array:
-        return _ARRAY, ()
+        return _CALLED, ()
     if not (is_generic and cls.__flags__ & _HEAP_TYPE and _has(cls, object, "__class__")):
         return _REDUCED, ()
     if type(cls) is enum.EnumMeta and _has(cls, enum.Enum, "__reduce_ex__"):
@@ -255,11 +255,11 @@ def name_of(obj: Any, name: str | None) -> Name | None:
 
 
 CORE = (
-    *("__reduce_ex__", "__class__", "__dict__", "__setstate__", "_value_", "typecode", "tobytes"),
-    *("__reduce__", "raw", "toreadonly", "extend", "append", "__name__"),
+    *("__reduce_ex__", "__class__", "__dict__", "__setstate__", "_value_"),
+    *("raw", "toreadonly", "extend", "append", "__name__"),
     *(pickle.HIGHEST_PROTOCOL, ()),
     *(describe, describe_shape, describe_name, name_of),
-    *(HIDING, array, _copyreg.__newobj__, _copyreg.__newobj_ex__),
+    *(HIDING, array("b").__reduce_ex__(5)[0], _copyreg.__newobj__, _copyreg.__newobj_ex__),
     *(copyreg.dispatch_table, pickle.UnpicklingError),
 )
 """What the core knows of Python, in the order of `Known` in core/codec/classes.hpp."""
