@@ -1,7 +1,6 @@
-"""What the object codec finds out about classes, once for each, and the rare steps of rebuilding.
+"""What the object codec finds out about classes, once for each.
 
-Here is what pickle would look up in a class, or do with a reduction; the core asks for it where it
-may run code of others.
+Here is what pickle would look up in a class; the core asks for it where it may run code of others.
 """
 
 from __future__ import annotations

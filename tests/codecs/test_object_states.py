@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copyreg
+import functools
 import pickle
 import sys
 import threading
@@ -356,11 +357,11 @@ def test_a_parent_arrives_as_it_was_when_a_part_changes_it() -> None:
     codec = ObjectCodec()
     for _ in range(2):
         items: list[Any] = [1]
-        items += [Meddles(lambda items=items: items.append(2)), 3]
+        items += [Meddles(functools.partial(items.append, 2)), 3]
         assert through(codec, items) == [1, 7, 3]
         pairs: dict[str, Any] = {"a": 1}
-        pairs["b"] = Meddles(lambda pairs=pairs: pairs.clear())
+        pairs["b"] = Meddles(pairs.clear)
         assert through(codec, pairs) == {"a": 1, "b": 7}
-        bag = Bag({"a": 1, "z": 2})
-        bag.b = Meddles(lambda bag=bag: vars(bag).update(a=5, c=6))  # type: ignore[attr-defined]
+        bag: Any = Bag({"a": 1, "z": 2})
+        bag.b = Meddles(functools.partial(vars(bag).update, a=5, c=6))
         assert vars(through(codec, bag)) == {"a": 1, "z": 2, "b": 7}
