@@ -261,12 +261,12 @@ def test_a_reducer_of_a_metaclass_is_asked_for_its_classes(reducer: Any) -> None
     objects: list[Any] = [OfMeta, OfMeta(1), [OfMeta(2), OfMeta(3), OfMeta], Bag({"a": OfMeta(4)})]
     for entry in (None, reducer, None):
         if entry is not None:
-            copyreg.dispatch_table[Meta] = entry  # type: ignore[index]
+            copyreg.dispatch_table[Meta] = entry
         try:
             for obj in objects * 2:
                 check(codec, obj)
         finally:
-            copyreg.dispatch_table.pop(Meta, None)  # type: ignore[call-overload]
+            copyreg.dispatch_table.pop(Meta, None)
 
 
 class Ones:
