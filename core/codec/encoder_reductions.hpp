@@ -139,20 +139,23 @@ inline bool Encoder::reduction(PyObject* object, PyObject* reduction) {
     return false;
   }
   *objects_.find(object) = object_count_++;
+  const auto drawn = [&](PyObject* iterator, std::size_t at) {  // borrowed from given_
+    PyObject* const list = stops_at_exit([&] { return PySequence_List(iterator); });
+    if (list != nullptr) Ref(std::exchange(given_.list()[at], list));
+    return list;
+  };
   if (items != nullptr) {
-    const Ref list(stops_at_exit([&] { return PySequence_List(items); }));
-    if (!list) return false;
-    Ref(std::exchange(given_.list()[place + 0], Py_NewRef(list.get())));
-    if (!counted(list.get())) return false;
+    PyObject* const list = drawn(items, place);
+    if (list == nullptr || !counted(list)) return false;
   }
   if (pairs != nullptr) {
-    const Ref list(stops_at_exit([&] { return PySequence_List(pairs); }));
-    if (!list) return false;
-    Ref(std::exchange(given_.list()[place + 1], Py_NewRef(list.get())));
-    const auto many = static_cast<std::size_t>(PyList_GET_SIZE(list.get()));
+    PyObject* const list = drawn(pairs, place + 1);
+    if (list == nullptr) return false;
+    const std::size_t mark = columns_used_;
+    const auto many = static_cast<std::size_t>(PyList_GET_SIZE(list));
     PyObject** const keys = columns(2 * many);
     for (std::size_t i = 0; i < many; ++i) {
-      PyObject* const pair = PyList_GET_ITEM(list.get(), static_cast<Py_ssize_t>(i));
+      PyObject* const pair = PyList_GET_ITEM(list, static_cast<Py_ssize_t>(i));
       if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2) {
         PyErr_SetString(PyExc_TypeError, "dict items iterator must return 2-tuples");
         return false;
@@ -161,6 +164,7 @@ inline bool Encoder::reduction(PyObject* object, PyObject* reduction) {
       keys[many + i] = PyTuple_GET_ITEM(pair, 1);
     }
     if (!counted(keys, 2 * many)) return false;
+    columns_used_ = mark;
   }
   if (state == nullptr) return leave();
   return (setter == nullptr || any(setter)) && any(state) && leave();
