@@ -82,10 +82,12 @@ inline bool Encoder::reduced(PyObject* object, const Ref& reducer) {
 // For pickle, the functions of copyreg that make instances are all that have their names.
 inline bool Encoder::as_copyreg(PyObject*& function, PyObject* arguments, PyObject* object,
                                 bool& is_new) {
-  if (PyType_CheckExact(function) &&
-      std::strstr(reinterpret_cast<PyTypeObject*>(function)->tp_name, "__newobj") == nullptr) {
-    return true;
-  }
+  const char* const fixed =  // what most are called, at no cost
+      PyType_CheckExact(function) ? reinterpret_cast<PyTypeObject*>(function)->tp_name
+      : PyCFunction_CheckExact(function)
+          ? reinterpret_cast<PyCFunctionObject*>(function)->m_ml->ml_name
+          : nullptr;
+  if (fixed != nullptr && std::strstr(fixed, "__newobj") == nullptr) return true;
   const bool is_known = function == known_.newobj;
   const Ref name(is_known ? nullptr : optional_attribute(function, known_.name));
   if (PyErr_Occurred() != nullptr) return false;
