@@ -72,7 +72,8 @@ class Lane(Protocol):
 class DevicePickleCodec(PickleCodec):
     """`PickleCodec` with a stub in the place of each device tensor.
 
-    The first frame of a message with stubs is the manifest, which is read without unpickling.
+    The frames of `encode` have a tuple for each of them, to go through `with_tensors`. The first
+    frame of a message with stubs is the manifest, which is read without unpickling.
     """
 
     def __init__(
@@ -80,21 +81,6 @@ class DevicePickleCodec(PickleCodec):
     ) -> None:
         super().__init__(allow=allow)
         self._lane = lane
-
-    def encode_with_tensors(self, obj: Any, /) -> tuple[list[Frame], OutgoingTensors | None]:
-        """Return the frames of `obj` and its device tensors; None: it has none.
-
-        Raises:
-            TypeError: a tensor can't be sent; the error says why.
-            ValueError: its tensors are on several devices of one type.
-            DeviceError: no more device tensors can be sent.
-            Exception: what pickle or a reducer raises; of any class.
-        """
-        return _with_tensors(super().encode(obj), self._lane)
-
-    def encode(self, obj: Any, /) -> list[Frame]:
-        """Return the frames of `obj`, for a warm-up: the sample has no device tensors."""
-        return self.encode_with_tensors(obj)[0]
 
     def decode_with_tensors(
         self, frames: list[Received], tensors: Iterable[torch.Tensor], /
@@ -132,10 +118,6 @@ class DeviceCodec(ObjectCodec):
         """See `PickleCodec`."""
         self.decode_with_tensors = self._pickle.decode_with_tensors
 
-    def encode_with_tensors(self, obj: Any, /) -> tuple[list[Frame], OutgoingTensors | None]:
-        """See `DevicePickleCodec`."""
-        return _with_tensors(super().encode(obj), self._lane)
-
     def _make_pickle_codec(self) -> DevicePickleCodec:
         return DevicePickleCodec(self._lane, self.allow)
 
@@ -149,10 +131,13 @@ class DeviceCodec(ObjectCodec):
         return _HostReducers(self._lane)
 
 
-def _with_tensors(frames: list[Any], lane: Lane) -> tuple[list[Frame], OutgoingTensors | None]:
-    """Return the frames of a message and its device tensors, of which buffers tell."""
-    if len(frames) == 1:
-        return frames, None
+def with_tensors(frames: list[Any], lane: Lane) -> tuple[list[Frame], OutgoingTensors | None]:
+    """Return the frames to send of an encoded message, and its device tensors; None: it has none.
+
+    Raises:
+        ValueError: its tensors are on several devices of one type.
+        DeviceError: no more device tensors can be sent.
+    """
     pickled = frames[0]
     buffers: list[Any] = frames[1:]
     found = [buffer for buffer in buffers if type(buffer) is tuple]

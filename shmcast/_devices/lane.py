@@ -147,7 +147,7 @@ class DeviceLane:
                 f"{self._label}: the group has no backend of its own for {device_type} tensors, so "
                 "they are staged through host memory; pass a device_group that has one (NCCL)",
                 ShmcastWarning,
-                stacklevel=7,  # the caller of the broadcaster
+                stacklevel=6,  # the caller of the broadcaster
             )
         return Carrier.STAGING
 

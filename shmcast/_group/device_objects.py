@@ -8,6 +8,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import Any
 
+from shmcast._devices.codec import with_tensors
 from shmcast._devices.lane import DeviceLane
 from shmcast._devices.manifest import has_manifest
 from shmcast._devices.receive import receive_into
@@ -33,8 +34,9 @@ class DeviceSender:
         self._sink = sink
         self._lane = lane
         self._warmup = warmup
-        self._publish = sink.publish
-        self._encode_with_tensors = lane.codec.encode_with_tensors
+        # Bound once: in a decode loop every look-up on the way is a cache miss.
+        self._encode = lane.codec.encode
+        self._outbox = sink.outbox
 
     def begin(self, obj: Any, timeout: float | None) -> Work | None:
         """Send an object and begin to broadcast its device tensors.
@@ -53,16 +55,22 @@ class DeviceSender:
             ShmcastError: what the sink raises.
         """
         began = 0.0 if timeout is None else monotonic()
+        outgoing = None
         try:
             try:
-                frames, outgoing = self._encode_with_tensors(obj)
+                frames = self._encode(obj)
+                if len(frames) > 1:
+                    frames, outgoing = with_tensors(frames, self._lane)
             except DeviceError:
                 raise
             except Exception as error:
                 if is_interruption(error):
                     raise
                 raise refused(obj, error, self._lane.codec, self._sink.label) from error
-            self._publish(frames, timeout)
+            try:
+                self._outbox[timeout] = frames  # (no call, see `FrameWriter.outbox`)
+            except BaseException as error:
+                self._sink.not_published(error, timeout)
         except BaseException as error:
             self._sink.forget_views()
             told = unsendable(error, self._lane.codec, self._sink.label)

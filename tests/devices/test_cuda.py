@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 import shmcast
 from shmcast import Reader, ShmBroadcaster, Writer
-from shmcast._devices.codec import to_host
+from shmcast._devices.codec import to_host, with_tensors
 from shmcast._devices.lane import DeviceLane
 from shmcast._devices.manifest import PACK_BYTES
 from tests.support import ranks
@@ -56,7 +56,7 @@ def over_nccl(_index: int, store: str) -> None:
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     for timeout in (None, SECONDS):
         sent = everything()
-        _, departure = lane.codec.encode_with_tensors(sent)
+        _, departure = with_tensors(lane.codec.encode(sent), lane)
         assert departure is not None
         assert lane.send(departure, sent, timeout).wait() is sent
         assert describe(sent) == describe(everything())
@@ -65,7 +65,7 @@ def over_nccl(_index: int, store: str) -> None:
             for _ in range(10):
                 busy = busy @ busy / 2000
             late = [torch.full((PACK_BYTES,), 7, device="cuda")]
-            _, departure = lane.codec.encode_with_tensors(late)
+            _, departure = with_tensors(lane.codec.encode(late), lane)
             assert departure is not None
             lane.send(departure, late, timeout).wait()
             late[0].add_(1)
