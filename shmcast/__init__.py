@@ -4,7 +4,10 @@
 processes of one host. Importing this package does not import torch.
 """
 
+from importlib import import_module as _import_module
 from importlib.util import find_spec as _find_spec
+from sys import modules as _modules
+from typing import TYPE_CHECKING, Any
 
 if (_spec := _find_spec("shmcast._core")) is None or _spec.origin is None:  # (a mere folder)
     raise ImportError(
@@ -14,17 +17,13 @@ if (_spec := _find_spec("shmcast._core")) is None or _spec.origin is None:  # (a
     )
 
 from shmcast._codecs.base import Codec
-from shmcast._codecs.msgspec_codec import MsgspecCodec
 from shmcast._codecs.object_codec import ObjectCodec
 from shmcast._codecs.pickle_codec import PickleCodec
 from shmcast._devices.work import Work
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.reader import Reader
-from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy
 from shmcast._endpoints.writer import Writer
-from shmcast._group.broadcaster import ShmBroadcaster
-from shmcast._nodes.topology import Node, Topology
 from shmcast.errors import (
     AlreadyAttached,
     Closed,
@@ -51,6 +50,12 @@ from shmcast.errors import (
     Timeout,
     WrongRole,
 )
+
+if TYPE_CHECKING:
+    from shmcast._codecs.msgspec_codec import MsgspecCodec
+    from shmcast._endpoints.statistics import Statistics
+    from shmcast._group.broadcaster import ShmBroadcaster
+    from shmcast._nodes.topology import Node, Topology
 
 __version__ = "0.1.0"
 
@@ -95,8 +100,39 @@ __all__ = [
     "__version__",
 ]
 
-# Tracebacks, pickles and help() say where users find these, not in which room they are made.
+# Loaded when they are first used: a fifth of the time that all would take to import.
+_LAZY = {
+    "MsgspecCodec": "shmcast._codecs.msgspec_codec",
+    "Node": "shmcast._nodes.topology",
+    "ShmBroadcaster": "shmcast._group.broadcaster",
+    "Statistics": "shmcast._endpoints.statistics",
+    "Topology": "shmcast._nodes.topology",
+}
+
+
+def _make_public(name: str, what: object) -> None:
+    """Let tracebacks, pickles and help() say where users find it, not in which room it is made."""
+    if isinstance(what, type):
+        what.__module__ = __name__
+    globals()[name] = what
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _import_module(_LAZY[name])
+    # (Others may have come with it: a broadcaster's topology, for one.)
+    for each in _LAZY:
+        if hasattr(room := _modules.get(_LAZY[each]), each):
+            _make_public(each, getattr(room, each))
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 for _name in __all__:
-    if isinstance(_public := globals()[_name], type):
-        _public.__module__ = __name__
-del _name, _public
+    if _name not in _LAZY:
+        _make_public(_name, globals()[_name])
+del _name

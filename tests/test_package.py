@@ -91,3 +91,24 @@ def test_help_tells_what_each_field_means() -> None:
     for cls in (shmcast.Handle, shmcast.Node, shmcast.Statistics, shmcast.Topology):
         documented = re.findall(r"^        (\w+): ", cls.__doc__ or "", re.MULTILINE)
         assert documented == [field.name for field in dataclasses.fields(cls)]
+
+
+def test_what_few_need_is_loaded_when_it_is_used() -> None:
+    program = """
+import sys, shmcast
+lazy = {"MsgspecCodec", "Node", "ShmBroadcaster", "Statistics", "Topology"}
+assert lazy <= {*dir(shmcast)} and lazy.isdisjoint(vars(shmcast))
+assert "shmcast._group.broadcaster" not in sys.modules
+from shmcast._nodes.topology import Topology  # by another way
+assert shmcast.Topology is Topology and Topology.__module__ == "shmcast"
+from shmcast import *
+assert ShmBroadcaster is shmcast.ShmBroadcaster and lazy <= {*vars(shmcast)}
+try:
+    shmcast.Missing
+except AttributeError as error:
+    print(error)
+"""
+    ran = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert ran.stdout == "module 'shmcast' has no attribute 'Missing'\n", ran.stderr

@@ -16,7 +16,6 @@ from shmcast._endpoints.ending import setting_up
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER, FrameEnd
 from shmcast._endpoints.handle import ArenaHandle, Handle, geometry_of
 from shmcast._endpoints.peers import ENDED_WITHOUT_CLOSE, Watch
-from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy, core_policy
 from shmcast._host import shared_memory
 from shmcast._host.places import Places
@@ -31,6 +30,7 @@ from shmcast.errors import (
 
 if TYPE_CHECKING:
     from shmcast._endpoints.pinned import PinnedArena
+    from shmcast._endpoints.statistics import Statistics
 
 
 class FrameReader(FrameEnd):
@@ -265,6 +265,8 @@ class FrameReader(FrameEnd):
 
     def statistics(self) -> Statistics:
         """Return what this reader has done so far. From any thread."""
+        from shmcast._endpoints.statistics import Statistics  # (not to be imported at once)
+
         return Statistics(**self._ring.figures())
 
 

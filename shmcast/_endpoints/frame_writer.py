@@ -18,7 +18,6 @@ from shmcast._endpoints.handle import ArenaHandle, Handle
 from shmcast._endpoints.loans import Lender, Shape
 from shmcast._endpoints.members import identity
 from shmcast._endpoints.peers import Watch
-from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy, core_policy
 from shmcast._host import shared_memory
 from shmcast._host.places import Places
@@ -28,6 +27,8 @@ from shmcast.errors import Closed, InvalidArgument, PeerDied, ShmcastError, Shmc
 if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
+
+    from shmcast._endpoints.statistics import Statistics
 
 DEFAULT_SLOTS = 64
 DEFAULT_SLOT_BYTES = 64 * 1024
@@ -247,6 +248,8 @@ class FrameWriter(FrameEnd):
 
     def statistics(self) -> Statistics:
         """Return what this writer and each of its readers have done so far. From any thread."""
+        from shmcast._endpoints.statistics import Statistics  # (not to be imported at once)
+
         return Statistics(
             **self._ring.figures(),
             arena_reserved_bytes=self._ring.arena_reserved(),

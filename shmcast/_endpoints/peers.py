@@ -14,16 +14,18 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from shmcast import _core
 from shmcast._endpoints.deaths import Deaths
 from shmcast._endpoints.members import LIVING, check_pid, has_ended, is_written
-from shmcast._endpoints.slow_peers import SlownessReport, SlowPeer, wait_of
 from shmcast._host.places import Places
 from shmcast._host.process import Pidfd, is_alive, is_exiting, pid_namespace
 from shmcast._host.signals import is_interruption
 from shmcast.errors import PeerDied, ShmcastWarning
+
+if TYPE_CHECKING:
+    from shmcast._endpoints.slow_peers import SlownessReport
 
 ENDED_WITHOUT_CLOSE = "ended without close()"
 """How an endpoint has ended whose process lives on."""
@@ -90,9 +92,11 @@ class Watch:
         on_death: Callable[[PeerDied], object] | None = None,
         slots: int = 0,
     ) -> None:
-        self._report = SlownessReport(label, math.inf if warn_after is None else warn_after)
-        self.patience: float = self._report.first_look
-        """Seconds of a wait until the first `report_slow`."""
+        self._warn_after = math.inf if warn_after is None else warn_after
+        self._report: SlownessReport | None = None  # there is one from the first long wait on
+        self.patience = self._warn_after / 2
+        """Seconds of a wait until the first `report_slow`, which notes CPU times: to tell later
+        who has been computing."""
         self._deaths = Deaths(on_death)
         self.dropped: dict[int, PeerDied] = self._deaths.last
         """How the readers have died that were dropped, by index; also those replaced since."""
@@ -283,13 +287,18 @@ class Watch:
         Returns:
             When to call again, in seconds of the wait.
         """
+        from shmcast._endpoints.slow_peers import SlownessReport, SlowPeer, wait_of  # rarely needed
+
+        if self._report is None:
+            self._report = SlownessReport(self._label, self._warn_after)
         wait = wait_of(self._me, peers, self._slots, self._names(self._writer))
         who = [SlowPeer(self._names(p.index), self._pid(p), behind) for p, behind in wait.peers]
         return self._report.look(seconds, is_first, wait.action, wait.goal, who, wait.is_usual)
 
     def resumed(self, seconds: float) -> None:
         """Log that such a wait went on."""
-        self._report.end(seconds)
+        if self._report is not None:
+            self._report.end(seconds)
 
     def died(self, peer: _core.Peer, how: str) -> PeerDied:
         """Make the error for the end of a peer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from shmcast._codecs.base import Codec
 from shmcast._endpoints import settings
@@ -11,9 +12,11 @@ from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.objects import ObjectReceiver, checked_codec
-from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy
 from shmcast._endpoints.warmup import Warmup
+
+if TYPE_CHECKING:
+    from shmcast._endpoints.statistics import Statistics
 
 
 class Reader(ObjectReceiver, Endpoint):

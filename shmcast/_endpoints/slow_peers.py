@@ -92,8 +92,6 @@ class SlownessReport:
     """
 
     def __init__(self, label: str, warn_after: float) -> None:
-        self.first_look: float = warn_after / 2
-        """Seconds into a wait when CPU times are noted, to tell later who has been computing."""
         self._label = label
         self._warn_after = warn_after
         self._told = ""  # the action, once a wait was reported

@@ -12,7 +12,6 @@ from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER
 from shmcast._endpoints.frame_writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, FrameWriter
 from shmcast._endpoints.loans import Shape
 from shmcast._endpoints.objects import ObjectSender, checked_codec
-from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy
 from shmcast._endpoints.warmup import Warmup
 from shmcast.errors import PeerDied
@@ -20,6 +19,8 @@ from shmcast.errors import PeerDied
 if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
+
+    from shmcast._endpoints.statistics import Statistics
 
 
 class Writer(ObjectSender, Endpoint):

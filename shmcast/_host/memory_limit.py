@@ -7,16 +7,15 @@ reserved beyond that limit, the kernel does not refuse: it kills the process, in
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from shmcast._host.cgroups import limiting
 
 _UNLIMITED = 1 << 60  # v1 has a number near 2**63 for it
 
 
-@dataclass(frozen=True)
-class Room:
+class Room(NamedTuple):
     """What is left under the tightest memory limit of a process."""
 
     nbytes: int
@@ -71,8 +70,7 @@ class MemoryLimit:
         return max(0, min(free, limit - used))
 
 
-@dataclass(frozen=True)
-class _Files:
+class _Files(NamedTuple):
     limit: str
     used: str
     swap_limit: str

@@ -11,8 +11,8 @@ import os
 import signal
 import struct
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from shmcast import _core
 from shmcast._host import proc
@@ -56,8 +56,7 @@ _PIDFD_GET_INFO = 3 << 30 | _PIDFD_INFO.size << 16 | 0xFF << 8 | 11
 _PIDFD_INFO_EXIT = 1 << 3
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """What /proc says of a process at one moment."""
 
     name: str

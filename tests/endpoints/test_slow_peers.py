@@ -25,11 +25,12 @@ class Wait:
 
     def __init__(self, warn_after: float, peers: Iterable[SlowPeer] = ()) -> None:
         self.report = SlownessReport("rank 0", warn_after)
+        self._first_look = warn_after / 2  # as a watch's `patience` says
         self.peers = list(peers)
         self.begin()
 
     def begin(self) -> None:
-        self._due = self.report.first_look
+        self._due = self._first_look
         self._is_first = True
         self.looks = 0
 
