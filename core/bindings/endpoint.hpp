@@ -137,8 +137,8 @@ class Endpoint : public Alarm {
   void attend(const Segment& segment) {
     // relaxed: the alarm is a hint here, as are arrivals; what they speak of was stored before, and
     // is read again with what orders it.
-    const bool is_alarmed = alarmed_.load(std::memory_order_relaxed);
-    if (!is_alarmed && arrivals_so_far(segment) == watch_.arrivals && !watch_.must_look) return;
+    const bool looks = alarmed_.load(std::memory_order_relaxed) || watch_.looks_anyway();
+    if (!looks && arrivals_so_far(segment) == watch_.arrivals) return;
     look_at_peers_now();
   }
 
@@ -288,12 +288,12 @@ class Endpoint : public Alarm {
     watch_.arrivals = arrivals;
     if (watch_.callee.is_none()) return;
     watch_.round_ns = now + Watch::kRoundNs;
-    watch_.is_unfinished = watch_.must_look = true;  // if it throws
+    watch_.is_unfinished = true;  // if it throws
     const bool is_dead = nb::cast<bool>(call_method(watch_.callee, "observe", look_at_peers()));
     // relaxed: this thread reads it.
     if (is_dead) alarmed_.store(true, std::memory_order_relaxed);
-    watch_.is_unfinished = false;
     watch_.must_look = nb::cast<bool>(attribute(watch_.callee, "must_look"));
+    watch_.is_unfinished = false;
   }
 
   [[gnu::cold, gnu::noinline]] void look_at_peers_now() {
@@ -330,13 +330,11 @@ class Endpoint : public Alarm {
         drop(dead.index, dead.seat);
       }
       call_method(watch_.callee, "tell_deaths");
-      if (!watch_.is_unfinished) {
-        watch_.must_look = nb::cast<bool>(attribute(watch_.callee, "must_look"));
-      }
+      watch_.must_look = nb::cast<bool>(attribute(watch_.callee, "must_look"));
     } catch (...) {
       alarmed_.store(true, std::memory_order_relaxed);
       // What the watch had taken in hand may be watched no more.
-      watch_.is_unfinished = watch_.must_look = true;
+      watch_.is_unfinished = true;
       throw;
     }
   }

@@ -35,6 +35,8 @@ struct Watch {
   std::uint32_t arrivals = 0;  // as of the last call
   bool must_look = false;      // somebody raises no alarm: call once a second, whatever flows
   bool is_unfinished = false;  // a signal's handler, say, has ended the last look: look again
+  // Whether to look although nobody has come, gone or died.
+  bool looks_anyway() const { return must_look || is_unfinished; }
 };
 
 // A wait that the watch is told about if it lasts too long.

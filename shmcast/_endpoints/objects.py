@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
-from shmcast._codecs.base import Codec, Frame
+from shmcast._codecs.base import Codec
 from shmcast._codecs.object_codec import ObjectCodec
 from shmcast._codecs.pickle_codec import PickleCodec
 from shmcast._core import MemoryChanged
@@ -41,13 +41,10 @@ class FrameSink(Protocol):
 
     @property
     def outbox(self) -> Outbox:
-        """What `publish` does, for a hot path that gives its errors to `not_published`."""
+        """Where frames are put to be published; its errors are for `not_published`."""
 
     def not_published(self, error: BaseException, timeout: float | None, /) -> NoReturn:
         """Raise what an error of `outbox` means here; others pass unchanged."""
-
-    def publish(self, frames: Sequence[Frame], timeout: float | None = None, /) -> None:
-        """Publish one message: to all readers or, if this raises, to none."""
 
     def forget_views(self) -> None:
         """Forget the views of loans that were seen in an object which will not be published."""
