@@ -86,11 +86,10 @@ class ObjectCoder:
             ValueError: the message is malformed.
             Exception: what rebuilding its objects raises; of any class.
         """
-    def practise_encode(self) -> list[Any] | None:
+    def practise_encode(self, otherwise: Any, /) -> list[Any]:
         """Encode the object that was sent last once more, which runs no code but the core's.
 
-        Returns:
-            The frames; None: it can't be, or nothing was sent since this was first called.
+        If that can't be, or nothing was sent since this was first called: another.
         """
     def practice_frames(self) -> list[Any] | None:
         """Return the frames of the message that was decoded last.

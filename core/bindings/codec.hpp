@@ -113,17 +113,17 @@ class ObjectCoder {
     return owned(object);
   }
 
-  // Encode the object that was sent last once more, which runs no code of others. Return the
-  // frames; None: it can't be, or nothing was sent since this was first called.
-  nb::object practise_encode() {
+  // Encode the object that was sent last once more, which runs no code of others. If that can't be,
+  // or nothing was sent since this was first called, encode another.
+  nb::object practise_encode(nb::handle otherwise) {
     keeps_sent_ = true;
-    if (sent_.is_none()) return nb::none();
+    if (sent_.is_none()) return encode(otherwise);
     std::unique_ptr<codec::Encoder> encoder = take_encoder();
     PyObject* const frames = encoder->practise(sent_.ptr());
     encoder_ = std::move(encoder);
     if (frames != nullptr) return nb::steal(frames);
     keep(sent_, nb::none());
-    return nb::none();
+    return encode(otherwise);
   }
 
   // Return the frames of the message that was decoded last, if it can be decoded for practice.
@@ -132,7 +132,19 @@ class ObjectCoder {
   // Decode such a message once more. One that takes long is given up for a while, and so are others
   // of its size. (Three times in a row, because the first round meets cold caches. Not for ever,
   // because a busy machine makes any message take long.)
-  void practise_decode(const nb::list& frames) {
+  nb::object practise_decode(const nb::list& frames) {
+    decode_in_time(frames);
+    return nb::none();
+  }
+
+ private:
+  static constexpr int kMostMisses = 6;
+  static constexpr std::int64_t kLongNs = 20'000;
+  static constexpr Py_ssize_t kMostPractised = 64 * 1024;
+  static constexpr int kShortestPause = 64;  // messages
+  static constexpr int kLongestPause = 4096;
+
+  void decode_in_time(const nb::list& frames) {
     const std::int64_t began = monotonic_ns();
     PyObject* object = nullptr;
     if (!try_to_decode(frames, true, object)) return;
@@ -150,13 +162,6 @@ class ObjectCoder {
     slow_rounds_ = 0;
     received_ = nb::none();
   }
-
- private:
-  static constexpr int kMostMisses = 6;
-  static constexpr std::int64_t kLongNs = 20'000;
-  static constexpr Py_ssize_t kMostPractised = 64 * 1024;
-  static constexpr int kShortestPause = 64;  // messages
-  static constexpr int kLongestPause = 4096;
 
   // Whether a new message is one frame of no more than is practised.
   static bool is_small(PyObject* frames) {

@@ -100,8 +100,6 @@ void bind_codec(nb::module_& m) {
                     nb::object, nb::object>(),
            "functions"_a, "own_reducer"_a, "find"_a, "frame_bytes"_a, "encode_otherwise"_a,
            "encode_again"_a, "decode_otherwise"_a, "refusals"_a)
-      .def("practise_encode", &ObjectCoder::practise_encode)
-      .def("practise_decode", &ObjectCoder::practise_decode, nb::arg())
       .def("practice_frames", &ObjectCoder::practice_frames);
 }
 

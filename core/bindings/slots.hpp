@@ -67,16 +67,20 @@ inline PyObject* get_message(PyObject* self, PyObject* call) {
   });
 }
 
-inline PyObject* encode(PyObject* self, PyObject* object) {
+// The coder's methods: each takes an object and returns one. Those that practise are called in the
+// places of the others, so they must be of the same kind.
+template <nb::object (ObjectCoder::*kMethod)(nb::handle)>
+PyObject* coder_method(PyObject* self, PyObject* object) {
   return in_slot<PyObject*>(
-      nullptr, [&] { return object_of<ObjectCoder>(self).encode(object).release().ptr(); });
+      nullptr, [&] { return (object_of<ObjectCoder>(self).*kMethod)(object).release().ptr(); });
 }
 
-inline PyObject* decode(PyObject* self, PyObject* frames) {
+template <nb::object (ObjectCoder::*kMethod)(const nb::list&)>
+PyObject* decoder_method(PyObject* self, PyObject* frames) {
   return in_slot<PyObject*>(nullptr, [&] {
     if (!PyList_Check(frames)) throw nb::type_error("the frames must be a list");
     const auto list = nb::borrow<nb::list>(frames);
-    return object_of<ObjectCoder>(self).decode(list).release().ptr();
+    return (object_of<ObjectCoder>(self).*kMethod)(list).release().ptr();
   });
 }
 
@@ -84,9 +88,12 @@ inline PyType_Slot writer_slots[] = {{Py_mp_ass_subscript, reinterpret_cast<void
                                      {0, nullptr}};
 inline PyType_Slot reader_slots[] = {{Py_mp_subscript, reinterpret_cast<void*>(&get_message)},
                                      {0, nullptr}};
-inline PyMethodDef coder_methods[] = {{"encode", &encode, METH_O, nullptr},
-                                      {"decode", &decode, METH_O, nullptr},
-                                      {nullptr, nullptr, 0, nullptr}};
+inline PyMethodDef coder_methods[] = {
+    {"encode", &coder_method<&ObjectCoder::encode>, METH_O, nullptr},
+    {"decode", &decoder_method<&ObjectCoder::decode>, METH_O, nullptr},
+    {"practise_encode", &coder_method<&ObjectCoder::practise_encode>, METH_O, nullptr},
+    {"practise_decode", &decoder_method<&ObjectCoder::practise_decode>, METH_O, nullptr},
+    {nullptr, nullptr, 0, nullptr}};
 inline PyType_Slot coder_slots[] = {{Py_tp_methods, coder_methods}, {0, nullptr}};
 
 }  // namespace shmcast

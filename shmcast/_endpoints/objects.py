@@ -92,6 +92,8 @@ class ObjectSender:
         # Bound once: in a decode loop every look-up on the way is a cache miss.
         self._encode = codec.encode
         self._outbox = sink.outbox
+        if warmup is not None:
+            warmup.send_as(self, ObjectSender.send)
 
     def send(self, obj: Any, timeout: float | None = None) -> None:
         """Send `obj` to every reader. Returns when it is in the ring, not when it was read.
@@ -157,14 +159,17 @@ class ObjectReceiver:
     Args:
         source: where the frames come from.
         codec: makes the objects.
+        warmup: what practises `recv`; None: the codec has no sample.
     """
 
-    def __init__(self, source: FrameReader, codec: Codec) -> None:
+    def __init__(self, source: FrameReader, codec: Codec, warmup: Warmup | None) -> None:
         self._source = source
         # Bound once: in a decode loop every look-up and every frame is a cache miss.
         self._messages = source.messages
         self._decode = codec.decode
         self._keep = source.keep
+        if warmup is not None:
+            warmup.receive_as(self, ObjectReceiver.recv)
 
     def recv(self, timeout: float | None = None, copy: bool = True) -> Any:
         """Receive the next object.

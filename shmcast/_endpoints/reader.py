@@ -82,7 +82,7 @@ class Reader(ObjectReceiver, Endpoint):
             warmup=None if warmup is None else warmup.receive,
         )
         Endpoint.__init__(self, frames)
-        ObjectReceiver.__init__(self, frames, codec)
+        ObjectReceiver.__init__(self, frames, codec, warmup)
 
     def statistics(self) -> Statistics:
         """Return what this reader has done so far. From any thread."""

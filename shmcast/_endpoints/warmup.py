@@ -7,8 +7,12 @@ itself the last message once more, now and then; or a codec's sample, if code of
 
 from __future__ import annotations
 
+import functools
 import math
 import mmap
+from collections.abc import Callable
+from types import MethodType
+from typing import Any, NoReturn
 
 from shmcast import _core
 from shmcast._codecs.base import Codec
@@ -21,8 +25,35 @@ _ROUNDS_PER_SAMPLE = 16
 _ENTRY_BYTES = 8  # of the frame table
 
 
+def _stand_in(real: object, **attributes: object) -> Any:
+    """Return another object of the class, with these attributes alone.
+
+    The interpreter keeps what it has learnt at each place of a method for one class only. So to
+    keep that warm takes the very method, and an object of the very class.
+
+    Returns:
+        The object; None: to make one, or to drop it, would run the code of others.
+    """
+    kind = type(real)
+    if hasattr(kind, "__del__") or kind.__setattr__ is not object.__setattr__:
+        return None
+    double = object.__new__(kind)
+    _give(double, **attributes)
+    return double
+
+
+def _give(double: object, **attributes: object) -> None:
+    for name, value in attributes.items():
+        setattr(double, name, value)
+
+
 class Warmup:
-    """A codec's sample and a ring in this process's own memory to send it through."""
+    """A codec's sample and a ring in this process's own memory to send it through.
+
+    Attributes:
+        sends: sends an object with a time-out, by a stand-in for the sender. None: there is none.
+        receives: receives with a time-out and `copy`, by a stand-in for the receiver.
+    """
 
     def __init__(self, codec: Codec, sample: object) -> None:
         self._codec = codec
@@ -33,10 +64,59 @@ class Warmup:
             own = type(codec)
             if (own.encode, own.decode) == (ObjectCoder.encode, ObjectCoder.decode):
                 self._coder = codec
+        self.sends: Callable[[Any, float], object] | None = None
+        self.receives: Callable[[float, bool], object] | None = None
+        self._sender: Any = None
+        self._receiver: Any = None
         if not self._take(sample):
             raise ValueError("it is too large")
         self._rounds_left = _ROUNDS_PER_SAMPLE
         self._is_empty = False  # the ring; there is none yet
+
+    def send_as(self, sender: object, send: Callable[[Any, Any, Any], object], **more: Any) -> None:
+        """Send by a method of a class of ours, if the codec is the core's.
+
+        Args:
+            sender: of that class or a subclass; has the attributes `_sink`, `_encode`, `_outbox`.
+            send: the class's own function, called with a stand-in, an object and a time-out.
+            more: attributes that this needs besides.
+        """
+        if self._coder is None:
+            return
+        more |= {"_codec": self._codec, "_encode": self._coder.practise_encode}
+        self._sender = _stand_in(sender, _sink=_Nowhere(), **more)
+        self.sends = None if self._sender is None else MethodType(send, self._sender)
+
+    def receive_as(self, receiver: object, recv: Callable[[Any, Any, Any], object]) -> None:
+        """Receive by a method of a class of ours, if the codec is the core's.
+
+        Args:
+            receiver: of that class or a subclass; has the attributes `_source`, `_messages`,
+                `_decode` and `_keep`.
+            recv: the class's own function, called with a stand-in, a time-out and `copy`.
+        """
+        if self._coder is None:
+            return
+        decode = self._coder.practise_decode
+        self._receiver = _stand_in(receiver, _source=_Nowhere(), _decode=decode, _keep=id)
+        self.receives = None if self._receiver is None else MethodType(recv, self._receiver)
+
+    def broadcast_as(self, broadcaster: object, broadcast: Callable[..., object]) -> None:
+        """Send and receive by way of a method that calls those of a sender or receiver.
+
+        Args:
+            broadcaster: has the attribute `is_src`, and `_send` or `_recv`.
+            broadcast: its class's own function, called with a stand-in, an object, a time-out and,
+                where there is no object, `copy`.
+        """
+        if self.sends is not None:
+            double = _stand_in(broadcaster, is_src=True, _send=self.sends)
+            if double is not None:
+                self.sends = MethodType(broadcast, double)
+        if self.receives is not None:
+            double = _stand_in(broadcaster, is_src=False, _recv=self.receives)
+            if double is not None:
+                self.receives = functools.partial(broadcast, double, None)
 
     def _take(self, sample: object) -> bool:
         """Warm up on this sample from now on. Return False if it is too large."""
@@ -72,6 +152,10 @@ class Warmup:
         self._reader = _core.RingReader(
             *ring, 0, park, _no_quota, None, None, who, _core.VACANT, None
         )
+        if self._sender is not None:
+            _give(self._sender, _outbox=self._writer)
+        if self._receiver is not None:
+            _give(self._receiver, _messages=self._reader)
 
     @classmethod
     def with_sample_of(cls, codec: Codec, label: str) -> Warmup | None:
@@ -85,40 +169,55 @@ class Warmup:
             return None
         try:
             warmup = cls(codec, make())
-            warmup._send(None)  # (a codec that practises would begin to keep what is sent)
+            warmup.send()
         except Exception as error:
             raise InvalidArgument(
                 f"{label}: codec={codec!r} can't warm up on its sample(): {type(error).__name__}: "
                 f"{error}; return an object that takes at most {_SAMPLE_BYTES} bytes, or have no "
                 "method sample()"
             ) from error
+        # The stand-ins come later, and to them a ring of their own.
+        warmup._is_empty = False
         return warmup
 
     def send(self) -> None:
         """Do what `Writer.send` does. Only for the thread whose turn it is with the endpoint."""
-        self._send(self._coder)
-
-    def _send(self, coder: ObjectCoder | None) -> None:
         self._begin_round()
-        frames = None if coder is None else coder.practise_encode()
-        if frames is None or sum(len(frame) + _ENTRY_BYTES for frame in frames) > _SLOT_BYTES:
-            self._writer.publish(self._encode(self._sample), 0)
+        if self.sends is None:
+            self._writer[0] = self._encode(self._sample)
         else:
-            self._writer.publish(frames, 0)
-        self._reader.consume(0)
+            self.sends(self._sample, 0)
+        self._reader[0, True]
         self._end_round()
 
     def receive(self) -> None:
         """Do what `Reader.recv` does once a message is there. Only for the thread as above."""
         self._begin_round()
         frames = None if self._coder is None else self._coder.practice_frames()
-        if self._coder is None or frames is None:
-            self._writer.publish(self._frames, 0)
-            self._decode(self._reader.consume(0))
+        self._writer[0] = self._frames if frames is None else frames
+        if self.receives is None:
+            self._decode(self._reader[0, True])
         else:
-            self._writer.publish(frames, 0)
-            self._coder.practise_decode(self._reader.consume(0))
+            self.receives(0, True)
         self._end_round()
+
+
+class _Nowhere:
+    """Stands in for the end of a stand-in. What is raised in a round comes out of it unchanged."""
+
+    label = "practice"
+
+    def not_published(self, error: BaseException, _timeout: float | None, /) -> NoReturn:
+        raise error
+
+    def forget_views(self) -> None:
+        """There are none."""
+
+    def fail(self, error: BaseException, _timeout: float | None, /) -> NoReturn:
+        raise error
+
+    def not_decoded(self, _frames: object, error: BaseException, /) -> NoReturn:
+        raise error
 
 
 def _no_quota() -> float:

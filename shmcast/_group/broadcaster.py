@@ -173,6 +173,8 @@ class ShmBroadcaster(Lender):
             self._recv = connection.recv
         if connection.begin_recv is not None:
             self._begin_recv = connection.begin_recv
+        if connection.warmup is not None:
+            connection.warmup.broadcast_as(self, ShmBroadcaster.broadcast_object)
         if connection.is_relayed:
             # (A relay serves other nodes, too: nobody but its owner can end it.)
             weakref.finalize(self, connection.end.give_up).atexit = False

@@ -39,29 +39,31 @@ class Connection:
     warm: Callable[[], None] | None = None
     recv: Callable[[float | None, bool], Any] | None = None
     begin_recv: Callable[[float | None, bool, Any], Work] | None = None
+    warmup: Warmup | None = None
+    """What practises the first, or the third; None: the codec has no sample."""
 
-    def send_objects(self, codec: Codec, lane: DeviceLane | None, warmup: Warmup | None) -> None:
+    def send_objects(self, codec: Codec, lane: DeviceLane | None) -> None:
         """Make frames of objects before the end."""
         assert not isinstance(self.end, FrameReader)  # noqa: S101 (this is the source)
         if lane is None:
-            sender = ObjectSender(self.end, codec, warmup)
+            sender = ObjectSender(self.end, codec, self.warmup)
             self.send, self.warm = sender.send, sender.warm
         else:
             from shmcast._group.device_objects import DeviceSender
 
-            device_sender = DeviceSender(self.end, lane, warmup)
+            device_sender = DeviceSender(self.end, lane, self.warmup)
             self.send, self.warm = device_sender.begin, device_sender.warm
 
     def receive_objects(self, codec: Codec, lane: DeviceLane | None) -> None:
         """Make objects of frames behind the end."""
         assert isinstance(self.end, FrameReader)  # noqa: S101 (this is not the source)
         if lane is None:
-            self.recv = ObjectReceiver(self.end, codec).recv
+            self.recv = ObjectReceiver(self.end, codec, self.warmup).recv
             self.begin_recv = functools.partial(_begin_plain, self.end.label, self.recv)
         else:
             from shmcast._group.device_objects import DeviceReceiver
 
-            device_receiver = DeviceReceiver(self.end, lane)
+            device_receiver = DeviceReceiver(self.end, lane, self.warmup)
             self.recv, self.begin_recv = device_receiver.recv, device_receiver.begin
 
     def give_patience(self, seconds: float | None) -> None:
@@ -113,13 +115,13 @@ def connect(
     def equip(end: FrameWriter | FrameReader | SourceRelay, readers: list[int]) -> None:
         # (Within the set-up's last collective: what fails here must reach the others, too.)
         nonlocal connection
-        connection = Connection(end)
+        connection = Connection(end, warmup=warmup)
         if lane is not None:
             here = topology.node_of(ranks[meeting.rank]).ranks
             lane.connect(meeting.group_src, ranks, RankProgress(end, ranks, here, readers))
         assert codec is not None  # noqa: S101 (else the error was raised on every rank)
         if meeting.rank == meeting.group_src:
-            connection.send_objects(codec, lane, warmup)
+            connection.send_objects(codec, lane)
         else:
             connection.receive_objects(codec, lane)
         connection.give_patience(options.patience)
@@ -160,7 +162,7 @@ def reconnect(handle: GroupHandle, rank: int, options: Options, codec: Codec | N
         warmup=None if warmup is None else warmup.receive,
         **options.for_reader(),
     )
-    connection = Connection(end)
+    connection = Connection(end, warmup=warmup)
     connection.receive_objects(codec, None)
     connection.give_patience(options.patience)
     return connection

@@ -33,10 +33,13 @@ class DeviceSender:
     def __init__(self, sink: FrameSink, lane: DeviceLane, warmup: Warmup | None) -> None:
         self._sink = sink
         self._lane = lane
+        self._codec = lane.codec
         self._warmup = warmup
         # Bound once: in a decode loop every look-up on the way is a cache miss.
         self._encode = lane.codec.encode
         self._outbox = sink.outbox
+        if warmup is not None:
+            warmup.send_as(self, DeviceSender.begin, _lane=None)
 
     def begin(self, obj: Any, timeout: float | None) -> Work | None:
         """Send an object and begin to broadcast its device tensors.
@@ -66,14 +69,14 @@ class DeviceSender:
             except Exception as error:
                 if is_interruption(error):
                     raise
-                raise refused(obj, error, self._lane.codec, self._sink.label) from error
+                raise refused(obj, error, self._codec, self._sink.label) from error
             try:
                 self._outbox[timeout] = frames  # (no call, see `FrameWriter.outbox`)
             except BaseException as error:
                 self._sink.not_published(error, timeout)
         except BaseException as error:
             self._sink.forget_views()
-            told = unsendable(error, self._lane.codec, self._sink.label)
+            told = unsendable(error, self._codec, self._sink.label)
             if told is None:
                 raise
             raise told from error
@@ -92,11 +95,14 @@ class DeviceReceiver(ObjectReceiver):
     Args:
         source: where the frames come from.
         lane: receives the tensors.
+        warmup: what practises `recv`; None: nothing.
     """
 
-    def __init__(self, source: FrameReader, lane: DeviceLane) -> None:
-        super().__init__(source, lane.codec)
+    def __init__(self, source: FrameReader, lane: DeviceLane, warmup: Warmup | None) -> None:
+        super().__init__(source, lane.codec, warmup)
         self._lane = lane
+        if warmup is not None:
+            warmup.receive_as(self, DeviceReceiver.recv)
 
     def recv(self, timeout: float | None = None, copy: bool = True) -> Any:
         """Receive the next object; see `ShmBroadcaster.recv`."""

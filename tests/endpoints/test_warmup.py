@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import sys
 import threading
 import weakref
@@ -15,7 +16,7 @@ import pytest
 import shmcast
 from shmcast import ObjectCodec, PickleCodec, Reader, WaitPolicy, Writer
 from shmcast._codecs.base import Frame
-from shmcast._endpoints import warmup
+from shmcast._endpoints import objects, warmup
 
 ROUNDS = 40
 """More than a sample is used for."""
@@ -26,13 +27,13 @@ class Boom(BaseException):
 
 
 class _Interrupter:
-    """Raises Boom when the `at`-th line of the module is reached, as a signal handler may."""
+    """Raises Boom when the `at`-th line of the modules is reached, as a signal handler may."""
 
     def __init__(self, at: int) -> None:
         self._left = at
 
     def __call__(self, frame: FrameType, event: str, _arg: object) -> Any:
-        if frame.f_code.co_filename != warmup.__file__:
+        if frame.f_code.co_filename not in (warmup.__file__, objects.__file__):
             return None
         if event == "line":
             self._left -= 1
@@ -202,3 +203,72 @@ def test_the_last_object_is_kept_once_warm_was_called_unless_it_is_large(no_gc: 
             assert (last() is not None) == is_kept
         writer.send(None)
         assert last() is None
+
+
+def practised(call: Callable[[], object]) -> list[tuple[str, type]]:
+    """Return which functions of objects.py a call leads to, and of what class the object is."""
+    found: list[tuple[str, type]] = []
+
+    def look(frame: FrameType, event: str, _arg: object) -> None:
+        if event == "call" and frame.f_code.co_filename == objects.__file__:
+            found.append((frame.f_code.co_name, type(frame.f_locals.get("self"))))
+
+    before = sys.gettrace()
+    sys.settrace(look)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return found
+
+
+class Own(Reader):
+    """A program's, which has its own `recv`."""
+
+    def recv(self, timeout: float | None = None, copy: bool = True) -> Any:
+        return "own", super().recv(timeout, copy)
+
+
+class Collected(Reader):
+    """A program's, which sees that its instances go."""
+
+    gone = 0
+
+    def __del__(self) -> None:
+        type(self).gone += 1
+
+
+class Strict(Writer):
+    """A program's, which sees what attributes its instances get."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        assert name != "_sink" or "_sink" not in self.__dict__
+        super().__setattr__(name, value)
+
+
+def wait_in_vain(reader: Reader) -> None:
+    with pytest.raises(shmcast.Timeout):
+        reader.recv(0.02)
+
+
+def test_the_very_functions_of_send_and_recv_are_practised() -> None:
+    with Writer(1) as writer, Own(writer.handle, 0, wait=WaitPolicy.spin()) as reader:
+        for _ in range(2):
+            assert ("send", Writer) in practised(writer.warm)[1:]
+            found = practised(functools.partial(wait_in_vain, reader))
+            assert found.count(("recv", Own)) > 2  # the call's own, and practice
+            writer.send([1, 2])
+            assert reader.recv(10) == ("own", [1, 2])
+
+
+def test_no_instance_is_made_of_a_class_that_would_notice() -> None:
+    with Strict(1) as writer, Collected(writer.handle, 0, wait=WaitPolicy.spin()) as reader:
+        for _ in range(ROUNDS):
+            writer.warm()
+        wait_in_vain(reader)
+        writer.send([1, 2])
+        assert reader.recv(10) == [1, 2]
+        assert Collected.gone == 0
+    del reader
+    gc.collect()
+    assert Collected.gone == 1

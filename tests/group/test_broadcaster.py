@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from types import CodeType
 from typing import Any
 
 import pytest
@@ -52,6 +54,31 @@ def send_and_recv(rank: int) -> list[Any]:
 
 def test_send_and_recv_are_for_their_ranks_only(world: Crew) -> None:
     assert world.run(4, send_and_recv) == [list(range(5))] * 4
+
+
+def practises(rank: int) -> bool:
+    """Return whether this rank practises `broadcast_object` itself while it has time."""
+    codes: set[CodeType] = set()
+    with ShmBroadcaster(wait=WaitPolicy.spin()) as bc:
+        bc.broadcast_object(1, 30)
+        dist.barrier()
+        before = sys.gettrace()
+        sys.settrace(lambda frame, *_: codes.add(frame.f_code))
+        try:
+            if bc.is_src:
+                bc.warm()
+            else:
+                with pytest.raises(shmcast.Timeout):
+                    bc.recv(0.02)
+        finally:
+            sys.settrace(before)
+        dist.barrier()
+        assert bc.broadcast_object(rank, 30) == bc.src
+    return ShmBroadcaster.broadcast_object.__code__ in codes
+
+
+def test_every_rank_practises_what_it_will_call(world: Crew) -> None:
+    assert world.run(4, practises) == [True] * 4
 
 
 def parallel_groups(rank: int) -> list[str]:

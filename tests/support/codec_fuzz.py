@@ -76,7 +76,7 @@ def graphs(first: int, count: int, say: Callable[[int], object] = lambda _seed: 
 
 def practise(encoder: ObjectCodec, decoder: ObjectCodec) -> None:
     """Do what ends do between messages: encode and decode the last one once more."""
-    encoder.practise_encode()
+    encoder.practise_encode(None)
     frames = decoder.practice_frames()
     if frames is not None:
         decoder.practise_decode(frames)
