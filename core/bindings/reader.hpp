@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "arena/mapping.hpp"
+#include "bindings/ahead.hpp"
 #include "bindings/arena_objects.hpp"
 #include "bindings/convert.hpp"
 #include "bindings/endpoint.hpp"
@@ -305,7 +306,15 @@ class PyRingReader final : public Endpoint {
   const Figures& own_figures() const override { return ring_.figures(); }
   void count_tensor_set() override { ring_.begin_tensor_set(); }
   void warm_up() override {
-    if (!warmup_.is_none()) call(warmup_);
+    if (warmup_.is_none()) return;
+    call(warmup_);
+    // What practice does not touch: it has another ring.
+    shmcast::fetch_ahead(this, sizeof *this);
+    fetch_ahead(entries_.data(), kLine);
+    fetch_ahead(frames_.data(), kLine);
+    fetch_ahead(pieces_.data(), kLine);
+    ring_.fetch_ahead();
+    fetch_callers_ahead();
   }
   Outcome wait_attached(std::int64_t deadline_ns) override {
     return ring_.wait_ready(deadline_ns, stop());

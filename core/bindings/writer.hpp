@@ -16,6 +16,7 @@
 
 #include "arena/arena.hpp"
 #include "arena/wide_copy.hpp"
+#include "bindings/ahead.hpp"
 #include "bindings/arena_objects.hpp"
 #include "bindings/convert.hpp"
 #include "bindings/endpoint.hpp"
@@ -124,7 +125,9 @@ class PyRingWriter final : public Endpoint {
   void warm(nb::handle warmup) {
     const Use use(*this);
     if (!warmup.is_none()) call(warmup);
+    shmcast::fetch_ahead(this, sizeof *this);
     ring_.fetch_ahead();
+    fetch_callers_ahead();
   }
 
   nb::list lags() const { return list_of(ring_.lags()); }

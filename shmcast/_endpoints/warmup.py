@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import math
 import mmap
+import operator
+import weakref
 from collections.abc import Callable
 from types import MethodType
 from typing import Any, NoReturn
@@ -35,7 +37,10 @@ def _stand_in(real: object, **attributes: object) -> Any:
         The object; None: to make one, or to drop it, would run the code of others.
     """
     kind = type(real)
-    if hasattr(kind, "__del__") or kind.__setattr__ is not object.__setattr__:
+    if hasattr(kind, "__del__") or any(
+        getattr(kind, name) is not getattr(object, name)
+        for name in ("__setattr__", "__getattribute__")
+    ):
         return None
     double = object.__new__(kind)
     _give(double, **attributes)
@@ -68,10 +73,27 @@ class Warmup:
         self.receives: Callable[[float, bool], object] | None = None
         self._sender: Any = None
         self._receiver: Any = None
+        self._real: list[tuple[weakref.ref[object], Callable[[object], object]]] = []
         if not self._take(sample):
             raise ValueError("it is too large")
         self._rounds_left = _ROUNDS_PER_SAMPLE
         self._is_empty = False  # the ring; there is none yet
+
+    def _practise(self, real: object, *names: str, **attributes: object) -> Any:
+        """Return a stand-in, or None. What the names lead to is looked at in each round.
+
+        Those attributes of the real one are what practice would leave cold.
+        """
+        double = _stand_in(real, **attributes)
+        if double is not None:
+            self._real.append((weakref.ref(real), operator.attrgetter(*names)))
+        return double
+
+    def _look_at_real_ones(self) -> None:
+        for ref, look in self._real:
+            real = ref()
+            if real is not None:
+                look(real)
 
     def send_as(self, sender: object, send: Callable[[Any, Any, Any], object], **more: Any) -> None:
         """Send by a method of a class of ours, if the codec is the core's.
@@ -84,7 +106,7 @@ class Warmup:
         if self._coder is None:
             return
         more |= {"_codec": self._codec, "_encode": self._coder.practise_encode}
-        self._sender = _stand_in(sender, _sink=_Nowhere(), **more)
+        self._sender = self._practise(sender, "_encode", "_outbox", _sink=_Nowhere(), **more)
         self.sends = None if self._sender is None else MethodType(send, self._sender)
 
     def receive_as(self, receiver: object, recv: Callable[[Any, Any, Any], object]) -> None:
@@ -97,8 +119,11 @@ class Warmup:
         """
         if self._coder is None:
             return
+        names = ("_messages", "_decode")
         decode = self._coder.practise_decode
-        self._receiver = _stand_in(receiver, _source=_Nowhere(), _decode=decode, _keep=id)
+        self._receiver = self._practise(
+            receiver, *names, _source=_Nowhere(), _decode=decode, _keep=id
+        )
         self.receives = None if self._receiver is None else MethodType(recv, self._receiver)
 
     def broadcast_as(self, broadcaster: object, broadcast: Callable[..., object]) -> None:
@@ -110,11 +135,13 @@ class Warmup:
                 where there is no object, `copy`.
         """
         if self.sends is not None:
-            double = _stand_in(broadcaster, is_src=True, _send=self.sends)
+            double = self._practise(broadcaster, "is_src", "_send", is_src=True, _send=self.sends)
             if double is not None:
                 self.sends = MethodType(broadcast, double)
         if self.receives is not None:
-            double = _stand_in(broadcaster, is_src=False, _recv=self.receives)
+            double = self._practise(
+                broadcaster, "is_src", "_recv", is_src=False, _recv=self.receives
+            )
             if double is not None:
                 self.receives = functools.partial(broadcast, double, None)
 
@@ -188,6 +215,7 @@ class Warmup:
         else:
             self.sends(self._sample, 0)
         self._reader[0, True]
+        self._look_at_real_ones()
         self._end_round()
 
     def receive(self) -> None:
@@ -199,6 +227,7 @@ class Warmup:
             self._decode(self._reader[0, True])
         else:
             self.receives(0, True)
+        self._look_at_real_ones()
         self._end_round()
 
 
