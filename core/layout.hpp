@@ -27,7 +27,7 @@ namespace shmcast {
 inline constexpr std::size_t kLine = 64;
 inline constexpr std::size_t kLinePair = 2 * kLine;
 inline constexpr std::uint64_t kMagic = 0x0074'7361'636d'6873;  // "shmcast\0"
-inline constexpr std::uint32_t kLayoutVersion = 8;
+inline constexpr std::uint32_t kLayoutVersion = 9;
 inline constexpr std::uint32_t kFirstVersionOfThisHeader = 7;
 inline constexpr std::size_t kNonceBytes = 16;
 inline constexpr std::uint64_t kNever = UINT64_MAX;
@@ -137,6 +137,13 @@ struct alignas(kLinePair) Figures {
   std::uint64_t tensor_sets;   // sets of device tensors whose broadcast this member has begun
   std::uint64_t arena_frames;  // frames sent or received in the arena
   std::uint64_t arena_full;    // frames and loans that found no room in the arena
+  // Adaptive waits that parked until woken, by why: the members outnumber the CPUs; the core was
+  // lost a few messages ago; the member waited for was last seen on this CPU; the change can't be
+  // foreseen, or is too far away.
+  std::uint64_t parked_crowded;
+  std::uint64_t parked_preempted;
+  std::uint64_t parked_beside_peer;
+  std::uint64_t parked_unpaced;
 };
 
 // A figure has a single writer. relaxed: it orders nothing.

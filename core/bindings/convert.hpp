@@ -68,6 +68,10 @@ inline nb::dict as_dict(const Figures& now) {
   figures["wakeups"] = peek(now.wakeups);
   figures["wakes"] = peek(now.wakes);
   figures["preemptions"] = peek(now.preemptions);
+  figures["parked_crowded"] = peek(now.parked_crowded);
+  figures["parked_preempted"] = peek(now.parked_preempted);
+  figures["parked_beside_peer"] = peek(now.parked_beside_peer);
+  figures["parked_unpaced"] = peek(now.parked_unpaced);
   figures["spun_seconds"] = static_cast<double>(peek(now.spun_ns)) / 1e9;
   figures["parked_seconds"] = static_cast<double>(peek(now.parked_ns)) / 1e9;
   figures["gap_seconds"] = static_cast<double>(peek(now.gap_ns)) / 1e9;

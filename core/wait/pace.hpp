@@ -185,13 +185,14 @@ class Contention {
  public:
   static constexpr std::int64_t kPreemptedNs = 500 * kMicrosecond;
 
-  // Record that the time from one look to the next was `took_ns`. Returns true if the core was
-  // taken away meanwhile.
-  bool looked(std::int64_t took_ns) {
+  // Record that the time from one look to the next, at `now`, was `took_ns`. Returns true if the
+  // core was taken away meanwhile.
+  bool looked(std::int64_t took_ns, std::int64_t now) {
     if (took_ns < kPreemptedNs) return false;
     pause_ = since_pause_ < 4 * pause_ ? std::min(2 * pause_, kMost)
                                        : std::clamp(took_ns / kGainNs, kLeast, kMostAtFirst);
     left_ = pause_;
+    until_ns_ = now + kLongestNs;
     since_pause_ = 0;
     return true;
   }
@@ -205,8 +206,12 @@ class Contention {
     }
   }
 
-  // Return whether to park now.
-  bool is_on() const { return left_ > 0; }
+  // Return whether to park now. The neighbour may have gone long before so many messages have come:
+  // to find out now and then costs one late message.
+  bool is_on(std::int64_t now) {
+    if (now >= until_ns_) left_ = 0;
+    return left_ > 0;
+  }
 
  private:
   // Spinning saves a message about a wake-up.
@@ -215,8 +220,11 @@ class Contention {
   static constexpr std::int64_t kLeast = 8;
   static constexpr std::int64_t kMostAtFirst = 64;
   static constexpr std::int64_t kMost = 4096;
+  // And no longer than this, if that is at least a few messages.
+  static constexpr std::int64_t kLongestNs = 10'000 * kMillisecond;
   std::int64_t pause_ = 0;
   std::int64_t left_ = 0;
+  std::int64_t until_ns_ = 0;
   std::int64_t since_pause_ = 0;
 };
 

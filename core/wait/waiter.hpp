@@ -137,7 +137,7 @@ class Waiter {
       case WaitPolicy::Mode::spin: return enter(Stage::spin, kForever);
       case WaitPolicy::Mode::park: return enter(Stage::park, kForever);
       case WaitPolicy::Mode::adaptive:
-        if (must_park()) return;
+        if (must_park(now)) return;
         return spin_until(
             now, now + (beat == Beat::yes && pace_.is_known() ? kBriefSpinNs : kFirstSpinNs));
     }
@@ -145,10 +145,10 @@ class Waiter {
 
   // Choose the next stage of an adaptive wait: the one before ended without a message.
   void plan(std::int64_t now) {
-    if (must_park()) return;
-    if (beat_ == Beat::no) return enter(Stage::park, kForever);
+    if (must_park(now)) return;
+    if (beat_ == Beat::no) return park(figures_.parked_unpaced);
     const WakeInterval interval = pace_.predict(now, began_ns_);
-    if (interval.to_ns == 0) return enter(Stage::park, kForever);
+    if (interval.to_ns == 0) return park(figures_.parked_unpaced);
     // The next gap may lie somewhat outside of those seen before.
     const std::int64_t width = interval.to_ns - interval.from_ns;
     const std::int64_t lead = kLeadNs + oversleep_.typical_ns() + width / 8;
@@ -159,17 +159,26 @@ class Waiter {
 
   // Return whether spinning is out of the question, having entered Stage::park if so. Napping is,
   // too: a nap ends in a spin.
-  bool must_park() {
-    const bool is_beside_peer = peer_cpu_ != nullptr && LastCpu::is_shared_with(*peer_cpu_);
-    if (!crowded_ && spin_left_ns_ > 0 && !contention_.is_on() && !is_beside_peer) return false;
+  bool must_park(std::int64_t now) {
+    if (crowded_) return park(figures_.parked_crowded), true;
+    if (contention_.is_on(now)) return park(figures_.parked_preempted), true;
+    if (peer_cpu_ != nullptr && LastCpu::is_shared_with(*peer_cpu_)) {
+      return park(figures_.parked_beside_peer), true;
+    }
+    if (spin_left_ns_ <= 0) return park(figures_.parked_unpaced), true;
+    return false;
+  }
+
+  // Park until woken, and count why.
+  void park(std::uint64_t& reason) {
+    add(reason, 1);
     enter(Stage::park, kForever);
-    return true;
   }
 
   // Return whether an adaptive spinner has lost its core since its last look. One loss counts once.
   bool was_late(std::int64_t now) {
     if (looked_ns_ == 0 || policy_.mode != WaitPolicy::Mode::adaptive) return false;
-    const bool is_late = contention_.looked(now - looked_ns_);
+    const bool is_late = contention_.looked(now - looked_ns_, now);
     looked_ns_ = 0;
     if (is_late) add(figures_.preemptions, 1);
     return is_late;

@@ -20,6 +20,11 @@ class Statistics:
         wakeups: sleeps that ended because what it waited for was there.
         wakes: system calls made to wake others.
         preemptions: times that the core was taken away from a spinner (adaptive only).
+        parked_crowded: adaptive waits that went to sleep until woken because the members outnumber
+            the usable CPUs.
+        parked_preempted: the same, because the core had been taken away a few messages before.
+        parked_beside_peer: the same, on the CPU where the member waited for was last seen.
+        parked_unpaced: the same, because the message could not be foreseen, or was too far away.
         spun_seconds: time spent spinning.
         parked_seconds: time spent asleep.
         gap_seconds: the median of the last gaps between messages, 0 until some are known. Bursts
@@ -50,6 +55,10 @@ class Statistics:
     wakeups: int = 0
     wakes: int = 0
     preemptions: int = 0
+    parked_crowded: int = 0
+    parked_preempted: int = 0
+    parked_beside_peer: int = 0
+    parked_unpaced: int = 0
     spun_seconds: float = 0.0
     parked_seconds: float = 0.0
     gap_seconds: float = 0.0

@@ -82,7 +82,7 @@ def test_a_second_reader_of_one_index_is_refused() -> None:
 # Offsets of the header's fields, in bytes, and what an error calls them.
 HEADER = {
     "magic number": 0,
-    "layout version": 8,
+    "layout version": 9,
     "reader count": 12,
     "slot count": 16,
     "slot capacity": 24,

@@ -172,48 +172,61 @@ void a_nap_must_be_worth_its_risk() {
 // Return for how many messages that come without a loss the waiter stays parked.
 std::int64_t pause_of(Contention& contention) {
   std::int64_t messages = 0;
-  for (; contention.is_on(); ++messages) contention.arrived();
+  for (; contention.is_on(0); ++messages) contention.arrived();
   return messages;
 }
 
 void a_lost_core_ends_spinning_for_some_messages() {
   Contention contention;
-  CHECK(!contention.looked(499 * kMicrosecond));
-  CHECK(!contention.is_on());
-  CHECK(contention.looked(500 * kMicrosecond));
-  CHECK(contention.is_on());
+  CHECK(!contention.looked(499 * kMicrosecond, 0));
+  CHECK(!contention.is_on(0));
+  CHECK(contention.looked(500 * kMicrosecond, 0));
+  CHECK(contention.is_on(0));
   CHECK(pause_of(contention) == 500 / 30);
 }
 
 void a_pause_makes_up_for_what_was_lost() {
   for (const auto& [lost_ms, messages] : {std::pair{0.5, 16}, {1.5, 50}, {4.0, 64}, {1e6, 64}}) {
     Contention contention;
-    CHECK(contention.looked(static_cast<std::int64_t>(lost_ms * 1e6)));
+    CHECK(contention.looked(static_cast<std::int64_t>(lost_ms * 1e6), 0));
     CHECK(pause_of(contention) == messages);
   }
 }
 
 void a_core_that_is_lost_again_ends_spinning_for_longer() {
   Contention contention;
-  CHECK(contention.looked(4 * kMillisecond));
+  CHECK(contention.looked(4 * kMillisecond, 0));
   CHECK(pause_of(contention) == 64);
   // Within four pauses it is twice as long, up to a limit.
   std::int64_t pause = 64;
   for (int k = 0; k < 10; ++k) {
     for (std::int64_t message = 0; message < 4 * pause - 1; ++message) contention.arrived();
-    CHECK(contention.looked(kMillisecond));
+    CHECK(contention.looked(kMillisecond, 0));
     pause = std::min<std::int64_t>(2 * pause, 4096);
     CHECK(pause_of(contention) == pause);
   }
   CHECK(pause == 4096);
   // A loss in the midst of a pause (a wait for the rest of a message) begins a longer one, too.
-  CHECK(contention.looked(kMillisecond));
-  CHECK(contention.looked(kMillisecond));
+  CHECK(contention.looked(kMillisecond, 0));
+  CHECK(contention.looked(kMillisecond, 0));
   CHECK(pause_of(contention) == 4096);
   // After four pauses without a loss, it counts as the first again.
   for (std::int64_t message = 0; message < 4 * pause; ++message) contention.arrived();
-  CHECK(contention.looked(500 * kMicrosecond));
+  CHECK(contention.looked(500 * kMicrosecond, 0));
   CHECK(pause_of(contention) == 16);
+}
+
+void a_pause_ends_in_time_even_if_few_messages_come() {
+  Contention contention;
+  const std::int64_t now = 7'000 * kMillisecond;
+  for (int k = 0; k < 9; ++k) CHECK(contention.looked(kMillisecond, now));
+  CHECK(contention.is_on(now + 9'999 * kMillisecond));
+  CHECK(!contention.is_on(now + 10'000 * kMillisecond));
+  CHECK(!contention.is_on(now));  // it is over
+  // Lost again after few messages: as before, and for ten seconds again.
+  CHECK(contention.looked(kMillisecond, now + 10'000 * kMillisecond));
+  CHECK(contention.is_on(now + 19'999 * kMillisecond));
+  CHECK(pause_of(contention) == 4096);
 }
 
 }  // namespace
@@ -235,5 +248,6 @@ int main() {
   a_lost_core_ends_spinning_for_some_messages();
   a_pause_makes_up_for_what_was_lost();
   a_core_that_is_lost_again_ends_spinning_for_longer();
+  a_pause_ends_in_time_even_if_few_messages_come();
   std::printf("ok  oversleep, contention\n");
 }

@@ -236,6 +236,7 @@ void a_pause_is_counted_in_messages() {
   int parked = 0;
   while (!waiting.spins()) ++parked;
   CHECK(parked >= 63 && parked <= 64);
+  CHECK(waiting.figures.parked_preempted >= 64);
 }
 
 // Whoever wakes from a nap lets its caller warm up more than once, with one look before each round.
@@ -289,6 +290,7 @@ void nobody_spins_on_the_cpu_of_its_peer() {
   CHECK(waiting.spins());  // it was seen nowhere
   LastCpu(peer).note();
   CHECK(!waiting.spins());
+  CHECK(waiting.figures.parked_beside_peer == 1);
   put(peer, peer + 1);
   CHECK(waiting.spins());
   CHECK(sched_setaffinity(0, sizeof before, &before) == 0);
@@ -324,6 +326,8 @@ void crowded_means_parked() {
     } while (outcome == Outcome::interrupted);
     CHECK(outcome == Outcome::timed_out);
     CHECK(figures.spun_ns == 0 && figures.parks > 0);
+    CHECK(figures.parked_crowded == (max_spin != 0 ? 1 : 0));
+    CHECK(figures.parked_unpaced == (max_spin != 0 ? 0 : 1));
   }
 }
 
