@@ -86,7 +86,8 @@ class ObjectCoder {
       PyObject* const frames = encoder->encode(object.ptr());
       Ref given = encoder->take_given();
       if (keeps_sent_) {
-        const bool can_practise = frames != nullptr && encoder->was_plain() && is_small(frames);
+        const bool can_practise =
+            frames != nullptr && encoder->was_plain() && size_of(frames, true) < kMostPractised;
         keep(sent_, can_practise ? nb::borrow(object) : nb::none());
       }
       encoder_ = std::move(encoder);
@@ -155,7 +156,7 @@ class ObjectCoder {
     if (is_quick) pause_ = kShortestPause;
     if (object != nullptr && slow_rounds_ < 3) return;
     if (object != nullptr) {
-      too_long_ = std::min(too_long_, size_of(frames));
+      too_long_ = std::min(too_long_, size_of(frames.ptr(), false));
       left_of_pause_ = pause_;
       pause_ = std::min(2 * pause_, kLongestPause);
     }
@@ -163,10 +164,21 @@ class ObjectCoder {
     received_ = nb::none();
   }
 
-  // Whether a new message is one frame of no more than is practised.
-  static bool is_small(PyObject* frames) {
-    return PyList_GET_SIZE(frames) == 1 &&
-           PyBytes_GET_SIZE(PyList_GET_ITEM(frames, 0)) < kMostPractised;
+  // Return the bytes of a message, as a ring takes them; much, if it has other frames. A memoryview
+  // that has arrived is a part of the arena, which must not be kept from others.
+  static Py_ssize_t size_of(PyObject* frames, bool may_be_views) {
+    constexpr Py_ssize_t kEntry = 8;  // of the frame table
+    Py_ssize_t size = 0;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(frames); ++i) {
+      PyObject* const frame = PyList_GET_ITEM(frames, i);
+      const Py_ssize_t own = PyByteArray_CheckExact(frame) ? PyByteArray_GET_SIZE(frame)
+                             : PyBytes_CheckExact(frame)   ? PyBytes_GET_SIZE(frame)
+                             : may_be_views && PyMemoryView_Check(frame)
+                                 ? PyMemoryView_GET_BUFFER(frame)->len
+                                 : kMostPractised;
+      size = std::min(size + own + kEntry, kMostPractised);
+    }
+    return size;
   }
   // Whether to practise a message of this size, one of those that count for a pause.
   bool may_be_practised(Py_ssize_t size) {
@@ -189,12 +201,8 @@ class ObjectCoder {
     return std::make_unique<codec::Encoder>(known_, own_reducer_.ptr(), frame_bytes_);
   }
 
-  static Py_ssize_t size_of(const nb::list& frames) {
-    PyObject* const frame = PyList_GET_ITEM(frames.ptr(), 0);
-    return PyByteArray_CheckExact(frame) ? PyByteArray_GET_SIZE(frame) : PY_SSIZE_T_MAX;
-  }
   // Decode a message; null: an error is set. Returns false if it is none of ours. One that can be
-  // decoded for practice is kept: it has bytes of its own, others are parts of an arena.
+  // decoded for practice is kept: if its frames have bytes of their own, not parts of an arena.
   bool try_to_decode(const nb::list& frames, bool is_practice, PyObject*& object) {
     if (frames.size() == 0) return false;
     const HeldBytes bytes(PyList_GET_ITEM(frames.ptr(), 0));
@@ -208,8 +216,8 @@ class ObjectCoder {
     if (decoder == nullptr) decoder = std::make_unique<codec::Decoder>(known_, find_.ptr());
     object = decoder->decode(data, bytes.size(), frames.ptr(), is_practice);
     if (!is_practice) {
-      const bool can_practise = object != nullptr && !decoder->ran_code() && frames.size() == 1 &&
-                                may_be_practised(size_of(frames));
+      const bool can_practise = object != nullptr && !decoder->ran_code() &&
+                                may_be_practised(size_of(frames.ptr(), false));
       received_ = can_practise ? nb::borrow(frames) : nb::none();
     }
     const nb::ft_lock_guard guard(mutex_);

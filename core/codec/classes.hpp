@@ -29,17 +29,25 @@ struct Known {
   // Returns false with an error set.
   bool take(PyObject* core) {
     owner_ = Ref::to(core);
-    return PyArg_ParseTuple(core, "OOOOOOOOOOOOOOOOOOOOOO", &reduce_ex, &class_, &dict, &setstate,
-                            &value, &raw, &toreadonly, &extend, &append, &name, &protocol, &nothing,
-                            &describe, &describe_shape, &describe_name, &name_of, &hiding, &array,
-                            &newobj, &newobj_ex, &dispatch_table, &unpickling_error) != 0;
+    return PyArg_ParseTuple(core, "OOOOOOOOOOOOOOOOOOOOOOOOOO!", &reduce_ex, &class_, &dict,
+                            &setstate, &value, &raw, &cast, &byte, &row_major, &toreadonly, &extend,
+                            &append, &name, &protocol, &nothing, &describe, &describe_shape,
+                            &describe_name, &name_of, &hiding, &array, &newobj, &newobj_ex,
+                            &dispatch_table, &unpickling_error, &PyList_Type, &harmless) != 0;
   }
 
-  PyObject *reduce_ex, *class_, *dict, *setstate, *value, *raw, *toreadonly, *extend, *append,
-      *name;                     // names
-  PyObject *protocol, *nothing;  // 5 and ()
+  PyObject *reduce_ex, *class_, *dict, *setstate, *value, *raw, *cast, *byte, *row_major,
+      *toreadonly, *extend, *append, *name;  // names
+  PyObject *protocol, *nothing;              // 5 and ()
   PyObject *describe, *describe_shape, *describe_name, *name_of;
-  PyObject *hiding, *array, *newobj, *newobj_ex, *dispatch_table, *unpickling_error;
+  PyObject *hiding, *array, *newobj, *newobj_ex, *dispatch_table, *unpickling_error, *harmless;
+
+  // Return whether a call of this function runs no code of others.
+  bool is_harmless(PyObject* function) const {
+    PyObject* const* const first = PySequence_Fast_ITEMS(harmless);
+    PyObject* const* const end = first + PyList_GET_SIZE(harmless);
+    return function == array || std::find(first, end, function) != end;
+  }
 
  private:
   Ref owner_;
@@ -100,6 +108,7 @@ enum class Kind : std::uint8_t {
   called,   // a function is called that their reduction names
   member,   // of an Enum: the class is called with the value
   named_tuple,
+  array,  // of numpy: as what its reduction says, if it is a plain one
 };
 
 // A class and the names of its instances' attributes, as they are written.
@@ -167,6 +176,12 @@ class SentClass {
     version_ = version_of(type);
     meta_version_ = version_of(Py_TYPE(type));
     return true;
+  }
+
+  // Of arrays: what Python code says of them, see PLAIN in _codecs/arrays.py.
+  PyObject* const* facts() const { return PySequence_Fast_ITEMS(slots_.get()); }
+  std::size_t fact_count() const {
+    return static_cast<std::size_t>(PyTuple_GET_SIZE(slots_.get()));
   }
 
   // Whether it changes all the time, as one does that counts its instances: pickle is faster then.

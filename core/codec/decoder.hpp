@@ -309,7 +309,7 @@ class Decoder : private ValueReader {
 
   // Call a function with the objects on the stack.
   PyObject* called(PyObject* function, std::size_t base) {
-    if (function != known_.array && !may_run_code()) return nullptr;
+    if (!known_.is_harmless(function) && !may_run_code()) return nullptr;
     const std::size_t count = stack().size() - base;
     const Ref object(stops_at_exit(
         [&] { return PyObject_Vectorcall(function, stack().data() + base, count, nullptr); }));

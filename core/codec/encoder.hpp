@@ -252,6 +252,7 @@ class Encoder : private ValueWriter {
       case Kind::named_tuple:
         return numbered_after(
             object, [&] { return tag(kNamedTuple) && global(type, cls->name) && counted(object); });
+      case Kind::array: return array(object, *cls);
       case Kind::reduced: break;
     }
     return reduced(object, cls->reducer);
@@ -352,6 +353,7 @@ class Encoder : private ValueWriter {
   using ValueWriter::global;
   bool global(PyObject* object, PyObject* name = nullptr);
   bool reduced(PyObject* object, const Ref& reducer);
+  bool array(PyObject* object, const SentClass& cls);
   void list_given();
   bool as_copyreg(PyObject*& function, PyObject* arguments, PyObject* object, bool& is_new);
   bool reduction(PyObject* object, PyObject* reduction);

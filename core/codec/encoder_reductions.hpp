@@ -70,6 +70,56 @@ inline bool Encoder::reduced(PyObject* object, const Ref& reducer) {
   return PyUnicode_Check(made) ? global(object, made) : reduction(object, made);
 }
 
+// An array of numpy's, as its C structure begins in every version.
+struct Array {
+  PyObject head;
+  const char* data;
+  int dimensions;
+  const Py_ssize_t* shape;
+  const Py_ssize_t* strides;
+  PyObject* base;
+  PyObject* dtype;
+  int flags;
+};
+
+// Write what `reduce_array` of _codecs/arrays.py says of an array that is contiguous, may be
+// written to, and lies in memory of its own or another's: without the careful way. It says of
+// others, too.
+inline bool Encoder::array(PyObject* object, const SentClass& cls) {
+  constexpr int kPlain = 0x0001 | 0x0400;  // C-contiguous, writable
+  const auto* const array = reinterpret_cast<const Array*>(object);
+  PyObject* const* const facts = cls.facts();
+  std::size_t at = 1;  // of the dtype, what is written of it, its size
+  while (at < cls.fact_count() && facts[at] != array->dtype) at += 3;
+  const bool is_known = at < cls.fact_count() && (array->flags & kPlain) == kPlain;
+  const bool is_own =
+      array->base == nullptr || (Py_TYPE(array->base) == cls.type &&
+                                 reinterpret_cast<const Array*>(array->base)->base == nullptr);
+  if (!is_known || !is_own) return reduced(object, cls.reducer);
+  Py_ssize_t size = PyLong_AsSsize_t(facts[at + 2]);
+  for (int i = 0; i < array->dimensions; ++i) size *= array->shape[i];
+  return numbered_after(object, [&] {
+    tag(kReduced);
+    out_.byte(0);
+    if (!any(facts[0])) return false;
+    out_.count(4);
+    if (size >= frame_bytes_) {
+      const Ref view(PyMemoryView_FromObject(object));
+      const Ref bytes(view ? PyObject_CallMethodOneArg(view.get(), known_.cast, known_.byte)
+                           : nullptr);
+      if (!bytes || !frame(bytes.get(), kFrame)) return false;
+    } else if (size > 0) {
+      data(kBytearray, array->data, static_cast<std::size_t>(size));
+    } else {
+      tag(kNone);
+    }
+    if (!text(facts[at + 1])) return false;
+    tag(kTuple, static_cast<std::size_t>(array->dimensions));
+    for (int i = 0; i < array->dimensions; ++i) whole(array->shape[i]);
+    return text(known_.row_major);
+  });
+}
+
 [[gnu::cold]] inline void Encoder::list_given() {
   for_pickle_ = Ref(PyList_New(0));
   PyObject* const* at = given_.list().data();

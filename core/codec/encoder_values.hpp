@@ -78,6 +78,9 @@ class ValueWriter {
       value = PyLong_AsLongLongAndOverflow(object, &overflow);
       if (overflow != 0 || value >> 61 != value >> 62) return big(object);
     }
+    return whole(value);
+  }
+  bool whole(std::int64_t value) {
     if (value >= kSmallest && value < kNone + kSmallest) {
       out_.byte(static_cast<unsigned>(value - kSmallest));
     } else {  // the sign last, so that small numbers are short

@@ -18,12 +18,12 @@ from collections.abc import Callable
 from typing import Any
 
 # How instances are written; the same numbers are in core/codec/classes.hpp.
-_PICKLED, _REDUCED, _PLAIN, _NAMED, _CALLED, _MEMBER, _NAMED_TUPLE = range(7)
+_PICKLED, _REDUCED, _PLAIN, _NAMED, _CALLED, _MEMBER, _NAMED_TUPLE, _ARRAY = range(8)
 
 _Reducer = Callable[[Any], Any]
 Name = tuple[str, str, "tuple[str, ...]", bytes]
 """A class or function: its module, its name, the parts of that, and both as they are written."""
-_Description = tuple[int, "_Reducer | None", "tuple[str, ...]", bool, "Name | None"]
+_Description = tuple[int, "_Reducer | None", "tuple[Any, ...]", bool, "Name | None"]
 
 _METHODS = ("__reduce_ex__", "__reduce__", "__getstate__", "__getnewargs__", "__getnewargs_ex__")
 HIDING = frozenset([*_METHODS, "__class__"])
@@ -71,10 +71,14 @@ def describe(
         own_reducer: returns shmcast's own reducer of a class; None: it has none.
 
     Returns:
-        The kind; what reduces an instance, None: its own `__reduce_ex__`; the names of its slots;
-        whether all of them must be set; the class's name, None: it is not written.
+        The kind; what reduces an instance, None: its own `__reduce_ex__`; the names of its slots,
+        or of an array `arrays.PLAIN`; whether all slots must be set; the class's name, None: it is
+        not written.
     """
     reducer = copyreg.dispatch_table.get(cls) or own_reducer(cls)
+    arrays: Any = sys.modules.get("shmcast._codecs.arrays")  # which has the reducer, if it is one's
+    if arrays is not None and reducer is arrays.reduce_array:
+        return _ARRAY, reducer, arrays.PLAIN, False, None
     is_reduced = reducer is not None or _is_reduced(cls)
     kind, slots = (_REDUCED, ()) if is_reduced else _kind(cls, obj, is_generic)
     if kind in (_PLAIN, _CALLED, _MEMBER, _NAMED_TUPLE):
@@ -253,12 +257,15 @@ def name_of(obj: Any, name: str | None) -> Name | None:
     return _name(module, name)
 
 
+HARMLESS: list[Callable[..., Any]] = []
+"""Functions that make an object and run no code but ours and numpy's."""
+
 CORE = (
     *("__reduce_ex__", "__class__", "__dict__", "__setstate__", "_value_"),
-    *("raw", "toreadonly", "extend", "append", "__name__"),
+    *("raw", "cast", "B", "C", "toreadonly", "extend", "append", "__name__"),
     *(pickle.HIGHEST_PROTOCOL, ()),
     *(describe, describe_shape, describe_name, name_of),
     *(HIDING, array("b").__reduce_ex__(5)[0], _copyreg.__newobj__, _copyreg.__newobj_ex__),
-    *(copyreg.dispatch_table, pickle.UnpicklingError),
+    *(copyreg.dispatch_table, pickle.UnpicklingError, HARMLESS),
 )
 """What the core knows of Python, in the order of `Known` in core/codec/classes.hpp."""

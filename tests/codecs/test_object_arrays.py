@@ -1,0 +1,159 @@
+"""Arrays of numpy in the core: as `reduce_array` says, and practised."""
+
+from __future__ import annotations
+
+import copyreg
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shmcast import ObjectCodec, PickleCodec
+from tests.support.codec_fuzz import practise
+
+AnyArray = Any
+
+CODES = "?bBhHiIlLqQefdgFDGmMSUV"
+
+
+class Sub(np.ndarray):
+    """A program's own kind of array."""
+
+
+def _swapped(array: AnyArray) -> AnyArray:
+    return array.astype(array.dtype.newbyteorder())
+
+
+def _read_only(array: AnyArray) -> AnyArray:
+    array.flags.writeable = False
+    return array
+
+
+def _own(code: str, *shape: int) -> AnyArray:
+    count = int(np.prod(shape, dtype=int))
+    values: AnyArray = np.arange(1, count + 1)
+    if code in "mM":
+        return values.astype(f"{code}8[s]").reshape(shape)
+    if code in "SUV":
+        return values.astype("S3").astype(f"{code}3").reshape(shape)
+    return values.astype(code).reshape(shape).copy()
+
+
+GRID: AnyArray = np.arange(1200.0).reshape(30, 40)
+RECORD = np.dtype([("a", "<i4"), ("b", "<f8")])
+ARRAYS: dict[str, AnyArray] = {
+    **{f"{code} {shape}": _own(code, *shape) for code in CODES for shape in ((5,), (3, 700), ())},
+    "empty": np.empty((3, 0, 2)),
+    "eight dimensions": np.ones((1, 2, 1, 3, 1, 2, 1, 2)),
+    "long": np.zeros((1 << 17, 1)),
+    "swapped": _swapped(np.arange(7)),
+    "a dtype with metadata": np.zeros(3, np.dtype("f8", metadata={"unit": "m"})),
+    "records": np.zeros(4, RECORD),
+    "objects": np.array([1, "a", None], object),
+    "in order of Fortran": np.asfortranarray(GRID),
+    "transposed": GRID.T,
+    "a view": GRID[3:7],
+    "a view of a view": GRID[3:7][1:],
+    "a column": GRID[:, 3],
+    "backwards": GRID[::-1],
+    "broadcast": np.broadcast_to(np.arange(3), (4, 3)),
+    "read-only": _read_only(np.arange(9)),
+    "of bytes": np.frombuffer(b"abcdefgh", np.uint8),
+    "of a bytearray": np.frombuffer(bytearray(800), np.int32),
+    "a subclass": np.arange(5).view(Sub),
+    "a view of a subclass": np.asarray(np.arange(5).view(Sub)),
+    "reinterpreted": np.arange(8, dtype=np.int64).view(np.int16),
+}
+
+
+def facts(array: AnyArray) -> tuple[Any, ...]:
+    """Return all that tells one array from another."""
+    flags = array.flags
+    return (
+        (type(array), array.dtype, array.dtype.metadata, array.dtype.str, array.shape),
+        (array.strides, flags.writeable, flags.c_contiguous, flags.f_contiguous),
+        array.tolist(),
+    )
+
+
+@pytest.mark.parametrize("array", ARRAYS.values(), ids=ARRAYS)
+def test_an_array_arrives_as_by_the_codec_that_reduces_it(array: AnyArray) -> None:
+    codec, other = ObjectCodec(), PickleCodec()
+    for obj in ([array], {"a": array, "b": array}, [array, (array, 1), array]):
+        for _ in range(3):
+            frames = [bytearray(frame) for frame in codec.encode(obj)]
+            got = codec.decode(frames)
+            expected = other.decode([bytearray(frame) for frame in other.encode(obj)])
+            parts = got.values() if isinstance(got, dict) else got
+            wanted = expected.values() if isinstance(expected, dict) else expected
+            first, *rest = (part[0] if type(part) is tuple else part for part in parts)
+            assert facts(first) == facts(next(iter(wanted)))
+            assert all(part is first for part in rest)
+
+
+def test_what_arrives_is_the_receivers_own() -> None:
+    codec = ObjectCodec()
+    for sent in (np.arange(4), np.zeros(4096)):
+        got = codec.decode([bytearray(frame) for frame in codec.encode([sent])])[0]
+        got[:] = 7
+        assert got.flags.writeable
+        assert not (sent == 7).any()
+
+
+def test_many_arrays_and_what_they_hold_are_one_message() -> None:
+    codec = ObjectCodec()
+    arrays = [np.full(k, k, np.int32) for k in range(60)]
+    frames = codec.encode({"all": arrays, "again": arrays[::-1]})
+    assert len(frames) == 1
+    got = codec.decode([bytearray(frames[0])])
+    assert [list(array) for array in got["all"]] == [[k] * k for k in range(60)]
+    assert all(a is b for a, b in zip(got["all"], got["again"][::-1], strict=True))
+
+
+def test_an_entry_of_copyreg_is_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = ObjectCodec()
+    assert type(codec.decode([bytearray(codec.encode([np.arange(2)])[0])])[0]) is np.ndarray
+    monkeypatch.setitem(copyreg.dispatch_table, np.ndarray, lambda array: (list, (array.tolist(),)))
+    assert codec.decode([bytearray(codec.encode([np.arange(2)])[0])]) == [[0, 1]]
+    monkeypatch.undo()
+    assert type(codec.decode([bytearray(codec.encode([np.arange(2)])[0])])[0]) is np.ndarray
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 500)])
+def test_messages_with_small_arrays_are_practised(shape: tuple[int, ...]) -> None:
+    codec = ObjectCodec()
+    codec.practise_encode(None)
+    obj = {"ids": np.ones(shape, np.int64), "name": "step"}
+    frames = [bytes(frame) for frame in codec.encode(obj)]
+    got = codec.decode([bytearray(frame) for frame in frames])
+    assert codec.practice_frames() is not None
+    assert [bytes(frame) for frame in codec.practise_encode(None)] == frames
+    before = got["ids"].copy()
+    for _ in range(5):
+        practise(codec, codec)
+    assert (got["ids"] == before).all()
+    # A large one is not, and the next small one is again.
+    codec.decode([bytearray(frame) for frame in codec.encode({"ids": np.zeros(1 << 16)})])
+    assert codec.practice_frames() is None
+    codec.decode([bytearray(frame) for frame in codec.encode(obj)])
+    assert codec.practice_frames() is not None
+
+
+def test_views_of_the_arena_are_not_kept_for_practice() -> None:
+    codec = ObjectCodec()
+    message, array = codec.encode([np.arange(1000)])
+    codec.decode([bytearray(message), memoryview(bytes(array))])
+    assert codec.practice_frames() is None
+
+
+def test_a_memory_map_arrives_as_by_pickle(tmp_path: Path) -> None:
+    mapped: AnyArray = np.memmap(tmp_path / "data", np.int32, "w+", shape=(30,))
+    mapped[:] = range(30)
+    codec = ObjectCodec()
+    for obj in ([mapped], [mapped[2:9]], [np.asarray(mapped)]):
+        got = codec.decode([bytearray(frame) for frame in codec.encode(obj)])
+        expected = pickle.loads(pickle.dumps(obj, 5))  # noqa: S301
+        assert type(got[0]) is type(expected[0])
+        assert got[0].tolist() == expected[0].tolist()
