@@ -8,6 +8,9 @@
 // An arena is a second segment without any structure of its own. What readers hold of its extents
 // is counted here, in their rows of Held.
 //
+// Behind all that, where a mapping of its own can begin, the file may go on with the spill: room
+// for what does not fit the slots while readers are busy. It has no structure either.
+//
 // Words that different processes write never share a pair of cache lines, because the adjacent-line
 // prefetcher fetches lines in pairs. All words are plain integers. Access shared ones through
 // std::atomic_ref; copy payload with plain memcpy, ordered by the slot's `seq`.
@@ -27,9 +30,10 @@ namespace shmcast {
 inline constexpr std::size_t kLine = 64;
 inline constexpr std::size_t kLinePair = 2 * kLine;
 inline constexpr std::uint64_t kMagic = 0x0074'7361'636d'6873;  // "shmcast\0"
-inline constexpr std::uint32_t kLayoutVersion = 9;
+inline constexpr std::uint32_t kLayoutVersion = 10;
 inline constexpr std::uint32_t kFirstVersionOfThisHeader = 7;
 inline constexpr std::size_t kNonceBytes = 16;
+inline constexpr std::size_t kHugePage = 2 * 1024 * 1024;
 inline constexpr std::uint64_t kNever = UINT64_MAX;
 
 static_assert(std::atomic_ref<std::uint64_t>::is_always_lock_free,
@@ -53,7 +57,8 @@ struct alignas(kLinePair) Header {
   std::uint64_t slot_capacity;  // payload bytes of one slot
   std::uint64_t slot_stride;    // bytes from one slot to the next
   std::uint64_t segment_bytes;
-  std::uint64_t extents;  // of the arena; 0: there is none
+  std::uint64_t extents;      // of the arena; 0: there is none
+  std::uint64_t spill_bytes;  // 0: there is no spill
   std::byte nonce[kNonceBytes];
   Identity writer;
 };
@@ -65,6 +70,7 @@ struct alignas(kLinePair) Lobby {
   std::uint32_t rejoins;   // times that the seat of a dead reader was taken
   std::uint32_t left;      // readers that have closed
   std::uint32_t closed;    // an End: whether the writer has ended, and how
+  std::uint32_t unmapped;  // readers that can't map the spill, so far: nothing may go there
 };
 
 struct alignas(kLinePair) WriterSeat {
@@ -137,6 +143,8 @@ struct alignas(kLinePair) Figures {
   std::uint64_t tensor_sets;   // sets of device tensors whose broadcast this member has begun
   std::uint64_t arena_frames;  // frames sent or received in the arena
   std::uint64_t arena_full;    // frames and loans that found no room in the arena
+  std::uint64_t spilled;       // messages of which a part was spilled
+  std::uint64_t spill_full;    // messages that found no room there, and waited
   // Adaptive waits that parked until woken, by why: the members outnumber the CPUs; the core was
   // lost a few messages ago; the member waited for was last seen on this CPU; the change can't be
   // foreseen, or is too far away.
@@ -159,17 +167,20 @@ inline void add(std::uint64_t& figure, std::uint64_t n) { put(figure, peek(figur
 // A message of at most kLine - sizeof(Slot) bytes shares one cache line with its `seq`.
 struct Slot {
   std::uint64_t seq;         // number of the fragment in this slot, plus 1; 0: nothing yet
-  std::uint64_t descriptor;  // a Descriptor; 0 in fragments that continue a message
+  std::uint64_t descriptor;  // a Descriptor
   std::int64_t sent_ns;      // when the message was sent, by the writer's CLOCK_MONOTONIC
   std::byte* payload() { return reinterpret_cast<std::byte*>(this + 1); }
 };
 
 // A summary of the message in its first fragment, packed into one word: bit 63 marks the start of a
-// message, 23 bits count its frames, 40 bits its bytes (frame table included).
+// message, 23 bits count its frames, 40 bits its bytes (frame table included). In fragments that
+// continue a message it is 0; or bit 62 says that the fragment is spilled, and 40 bits count its
+// bytes: the slot then has their SpillOffset only.
 struct Descriptor {
   static constexpr unsigned kByteBits = 40;
   static constexpr unsigned kFrameBits = 23;
   static constexpr std::uint64_t kStart = std::uint64_t{1} << 63;
+  static constexpr std::uint64_t kSpilled = std::uint64_t{1} << 62;
   static constexpr std::uint64_t kMaxBytes = (std::uint64_t{1} << kByteBits) - 1;
   static constexpr std::uint64_t kMaxFrames = (std::uint64_t{1} << kFrameBits) - 1;
 
@@ -177,6 +188,10 @@ struct Descriptor {
     return kStart | frames << kByteBits | bytes;
   }
   static constexpr bool starts(std::uint64_t word) { return (word & kStart) != 0; }
+  static constexpr std::uint64_t spilled(std::uint64_t bytes) { return kSpilled | bytes; }
+  static constexpr bool is_spilled(std::uint64_t word) {
+    return (word & (kStart | kSpilled)) == kSpilled;
+  }
   static constexpr std::uint64_t frames(std::uint64_t word) {
     return (word >> kByteBits) & kMaxFrames;
   }
@@ -190,6 +205,7 @@ constexpr std::uint64_t table_bytes(std::uint64_t frames) {
 }
 
 using ArenaOffset = std::uint64_t;
+using SpillOffset = std::uint64_t;
 
 // The number of a reader's views into one extent; the reader alone changes it. The consumed count
 // says that a message was received, this one says that its memory is no longer in use.
@@ -220,7 +236,8 @@ struct Geometry {
   std::uint32_t readers;
   std::uint32_t slots;  // a power of two
   std::uint64_t slot_capacity;
-  std::uint32_t extents = 0;  // of the arena; 0: there is none
+  std::uint32_t extents = 0;      // of the arena; 0: there is none
+  std::uint64_t spill_bytes = 0;  // 0: there is no spill
 
   // Keep slots an odd number of line pairs apart, so that their headers spread over all cache sets.
   std::uint64_t slot_stride() const {
@@ -245,6 +262,13 @@ struct Geometry {
     return figures_offset(readers + 1) + index * sizeof(CpuMask);
   }
   std::uint64_t segment_bytes() const { return slots_offset() + slots * slot_stride(); }
+  // Where the spill begins in the file: huge pages can back it from its first byte on.
+  std::uint64_t spill_offset() const {
+    return (segment_bytes() + kHugePage - 1) / kHugePage * kHugePage;
+  }
+  std::uint64_t file_bytes() const {
+    return spill_bytes == 0 ? segment_bytes() : spill_offset() + spill_bytes;
+  }
 };
 
 // The memory is not the segment that the handle describes, or not a segment at all.
@@ -269,6 +293,7 @@ class Segment {
     header.slot_stride = geometry.slot_stride();
     header.segment_bytes = geometry.segment_bytes();
     header.extents = geometry.extents;
+    header.spill_bytes = geometry.spill_bytes;
     std::memcpy(header.nonce, nonce.data(), kNonceBytes);
     header.writer = writer;
     segment.writer_seat().wake_at = kNever;
@@ -290,6 +315,7 @@ class Segment {
     expect("slot capacity", geometry.slot_capacity, header.slot_capacity);
     expect("slot stride", geometry.slot_stride(), header.slot_stride);
     expect("extent count", geometry.extents, header.extents);
+    expect("spill's size", geometry.spill_bytes, header.spill_bytes);
     expect("size in bytes, by its header,", geometry.segment_bytes(), header.segment_bytes);
     expect("size in bytes, as mapped,", geometry.segment_bytes(), memory.size());
     if (header.writer.pid == 0) throw LayoutMismatch("the segment's writer pid is 0");

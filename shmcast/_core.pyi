@@ -107,12 +107,26 @@ class Geometry:
         slots: number of slots, a power of two.
         slot_capacity: payload bytes of one slot.
         extents: EXTENTS if there is an arena, else 0.
+        spill_bytes: of the spill, behind the ring in the same file; 0: there is none.
     """
 
-    def __init__(self, readers: int, slots: int, slot_capacity: int, extents: int) -> None: ...
+    def __init__(
+        self,
+        readers: int,
+        slots: int,
+        slot_capacity: int,
+        extents: int,
+        spill_bytes: int = 0,
+    ) -> None: ...
     @property
     def segment_bytes(self) -> int:
         """Bytes of memory that the ring needs."""
+    @property
+    def spill_offset(self) -> int:
+        """Where the spill begins in the file, in bytes."""
+    @property
+    def file_bytes(self) -> int:
+        """The size of the file."""
 
 class WaitPolicy:
     """How an endpoint waits."""
@@ -189,12 +203,13 @@ class Mapping:
 
     Args:
         fd: stays the caller's; a duplicate is never one of 0 to 2, and not closed in a fork.
-        nbytes: the file's size.
+        nbytes: how much of it to map.
         writable: it may be written to, in place.
         dump: have the memory in core dumps, and private copies of it.
         populate: take all page faults at once.
         keep_fd: keep a duplicate of `fd`, without which no memory can be reserved.
         room: returns how many bytes of memory may be taken now; None: no limit.
+        offset: where in the file the mapping begins, in bytes.
 
     Raises: OSError.
     """
@@ -208,6 +223,7 @@ class Mapping:
         populate: bool = False,
         keep_fd: bool = True,
         room: Callable[[], int | None] | None = None,
+        offset: int = 0,
     ) -> None: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
     @property
@@ -446,6 +462,7 @@ class RingWriter(Endpoint):
         watch: Watch | None,
         who: Identity,
         arena: Mapping | None,
+        spill: Mapping | None = None,
     ) -> None: ...
     def publish(self, frames: Sequence[Buffer], timeout: float | None = None) -> None:
         """Publish one message of contiguous buffers: to all readers or, if it raises, to none.
@@ -482,6 +499,8 @@ class RingWriter(Endpoint):
         """Return the extents that the last published message refers to."""
     def arena_reserved(self) -> int:
         """Return how many bytes of the arena have memory."""
+    def spill_reserved(self) -> int:
+        """Return how many bytes of the spill have memory. From any thread."""
     def warm(self, warmup: Callable[[], object] | None) -> None:
         """Call `warmup`, then prefetch what the next publish() will touch into this CPU's cache.
 
@@ -501,6 +520,7 @@ class RingReader(Endpoint):
         warmup: called about every 100 µs of spinning, to keep warm what follows a message.
         found: the seat as it was seen: VACANT, or of a reader that has died or failed.
         may_hold: the process of that reader lives; while it has views, the seat is not taken.
+        spill: None: this process has not mapped it, and nothing is spilled from now on.
 
     Raises: LayoutMismatch, SeatTaken, IndexError.
     """
@@ -519,6 +539,7 @@ class RingReader(Endpoint):
         found: int,
         arena: Mapping | None,
         may_hold: bool = False,
+        spill: Mapping | None = None,
     ) -> None: ...
     def consume(
         self, timeout: float | None = None, copy: bool = True

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -20,6 +21,8 @@
 #include <system_error>
 #include <utility>
 
+#include "layout.hpp"
+
 namespace shmcast {
 
 inline constexpr std::size_t kPage = 4096;
@@ -31,7 +34,6 @@ constexpr std::uint64_t round_up(std::uint64_t bytes, std::uint64_t unit) {
 // Ask for huge pages in large memory that is about to be filled for the first time: one page fault
 // for 2 MiB, where the system grants them on request. A hint.
 inline void use_huge_pages(std::byte* data, std::size_t size) {
-  constexpr std::size_t kHugePage = 2 * 1024 * 1024;
   if (size < 2 * kHugePage) return;
   const auto begin = round_up(reinterpret_cast<std::uintptr_t>(data), kHugePage);
   const auto end = (reinterpret_cast<std::uintptr_t>(data) + size) / kHugePage * kHugePage;
@@ -42,9 +44,10 @@ enum class Access : std::uint8_t { read, write };
 
 // What is done with a mapping beside reading and writing it.
 struct MappingOptions {
-  bool dump = false;      // have it in core dumps: whoever debugs wants that
-  bool populate = false;  // take all page faults at once
-  bool keep_fd = true;    // for reserve() and PrivateCopy
+  std::uint64_t offset = 0;  // in the file, where the mapping begins
+  bool dump = false;         // have it in core dumps: whoever debugs wants that
+  bool populate = false;     // take all page faults at once
+  bool keep_fd = true;       // for reserve() and PrivateCopy
 };
 
 // A descriptor of this process's own, never 0 to 2: what a library prints must not end in a
@@ -111,20 +114,30 @@ class Pages {
 
 class Mapping {
  public:
-  // Map a file of `bytes` bytes, of which none need be reserved. `fd` stays the caller's. Throws
+  // Map `bytes` bytes of a file, of which none need be reserved. `fd` stays the caller's. Throws
   // std::system_error.
   Mapping(int fd, std::size_t bytes, Access access, MappingOptions options = {})
       : file_(options.keep_fd ? OwnedFd::duplicate(fd) : OwnedFd::none()),
-        pages_(fd, 0, bytes, access == Access::write ? PROT_READ | PROT_WRITE : PROT_READ,
+        pages_(fd, options.offset, bytes, options.populate ? protection(access) : PROT_NONE,
                MAP_SHARED | (options.populate ? MAP_POPULATE : 0), options.dump),
+        offset_(options.offset),
         access_(access),
-        is_dumped_(options.dump) {}
+        is_dumped_(options.dump) {
+    if (options.populate) return;
+    // In a program that has locked all of its memory, as it is mapped, this has been locked, too,
+    // and would be filled with pages. Not while it can't be accessed.
+    munlock(pages_.data(), pages_.size());
+    if (mprotect(pages_.data(), pages_.size(), protection(access)) != 0) {
+      throw std::system_error(errno, std::generic_category(), "mprotect");
+    }
+  }
 
   std::span<std::byte> bytes() const { return {pages_.data(), pages_.size()}; }
   // relaxed: a figure for observers, who may be in other threads; what reserves memory has its turn
   // with the endpoint.
   std::uint64_t reserved() const { return reserved_.load(std::memory_order_relaxed); }
   const OwnedFd& file() const { return file_; }
+  std::uint64_t offset() const { return offset_; }
   Access access() const { return access_; }
   bool is_dumped() const { return is_dumped_; }
 
@@ -149,7 +162,30 @@ class Mapping {
     return done >= bytes;
   }
 
+  // Give the last `bytes` bytes of what is reserved back to the system. Nobody may use them, and
+  // what they hold is lost.
+  void release(std::uint64_t bytes) {
+    const std::uint64_t before = reserved();
+    const std::uint64_t left = before - std::min(before, bytes);
+    reserved_.store(left, std::memory_order_relaxed);
+    if (!file_.is_intact()) return;
+    fallocate(file_.number(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+              static_cast<off_t>(offset_ + left), static_cast<off_t>(before - left));
+  }
+
+  // Return how much memory the file system has left for anybody.
+  std::uint64_t free_bytes() const {
+    struct statvfs volume;
+    if (!file_.is_intact() || fstatvfs(file_.number(), &volume) != 0) return 0;
+    if (volume.f_blocks == 0) return std::numeric_limits<std::uint64_t>::max();  // without a limit
+    return std::uint64_t{volume.f_bavail} * volume.f_frsize;
+  }
+
  private:
+  static int protection(Access access) {
+    return access == Access::write ? PROT_READ | PROT_WRITE : PROT_READ;
+  }
+
   static constexpr std::uint64_t kStep = 4 * 1024 * 1024;
   // At a time: a signal undoes what one call has done, and a profiler sends a thousand a second.
   static constexpr std::uint64_t kPart = 1024 * 1024;
@@ -157,8 +193,8 @@ class Mapping {
 
   bool allocate(std::uint64_t from, std::uint64_t to) {
     for (int tries = 0; tries < kMostTries; ++tries) {
-      const int error =
-          posix_fallocate(file_.number(), static_cast<off_t>(from), static_cast<off_t>(to - from));
+      const int error = posix_fallocate(file_.number(), static_cast<off_t>(offset_ + from),
+                                        static_cast<off_t>(to - from));
       if (error != EINTR) return error == 0;
     }
     return false;
@@ -174,6 +210,7 @@ class Mapping {
 
   OwnedFd file_;
   Pages pages_;
+  std::uint64_t offset_;
   Access access_;
   bool is_dumped_;
   std::atomic<std::uint64_t> reserved_{0};
@@ -189,8 +226,8 @@ class PrivateCopy {
     // relaxed: a count, which orders nothing.
     if (live().fetch_add(1, std::memory_order_relaxed) < kMostMappings &&
         mapping.file().is_intact()) {
-      const std::uint64_t page = offset / kPage * kPage;
-      skipped_ = static_cast<std::size_t>(offset - page);
+      const std::uint64_t page = (mapping.offset() + offset) / kPage * kPage;
+      skipped_ = static_cast<std::size_t>(mapping.offset() + offset - page);
       try {
         pages_ = std::make_unique<Pages>(mapping.file().number(), page, bytes + skipped_,
                                          PROT_READ | PROT_WRITE, MAP_PRIVATE, mapping.is_dumped());

@@ -78,6 +78,8 @@ inline nb::dict as_dict(const Figures& now) {
   figures["tensor_sets"] = peek(now.tensor_sets);
   figures["arena_frames"] = peek(now.arena_frames);
   figures["arena_full"] = peek(now.arena_full);
+  figures["spilled"] = peek(now.spilled);
+  figures["spill_full"] = peek(now.spill_full);
   return figures;
 }
 

@@ -39,6 +39,18 @@ class WithoutGil {
   PyThreadState* thread_;
 };
 
+// Takes the GIL for as long as it exists, in a thread that has given it up.
+class WithGil {
+ public:
+  WithGil() : state_(stops_at_exit([] { return PyGILState_Ensure(); })) {}
+  WithGil(const WithGil&) = delete;
+  WithGil& operator=(const WithGil&) = delete;
+  ~WithGil() { PyGILState_Release(state_); }
+
+ private:
+  PyGILState_STATE state_;
+};
+
 // A reference whose end may run Python code.
 class Reference : public nb::object {
  public:

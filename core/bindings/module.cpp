@@ -139,13 +139,13 @@ void bind_arena(nb::module_& m) {
       .def(
           "__init__",
           [](ArenaMapping* self, int fd, std::size_t nbytes, bool writable, bool dump,
-             bool populate, bool keep_fd, nb::object room) {
+             bool populate, bool keep_fd, nb::object room, std::uint64_t offset) {
             new (self) ArenaMapping(fd, nbytes, writable ? Access::write : Access::read,
-                                    MappingOptions{dump, populate, keep_fd});
+                                    MappingOptions{offset, dump, populate, keep_fd});
             self->room = std::move(room);
           },
           "fd"_a, "nbytes"_a, "writable"_a, "dump"_a = false, "populate"_a = false,
-          "keep_fd"_a = true, "room"_a = nb::none())
+          "keep_fd"_a = true, "room"_a = nb::none(), "offset"_a = 0)
       .def_prop_ro("address",
                    [](const ArenaMapping& mapping) {
                      return reinterpret_cast<std::uintptr_t>(mapping.bytes().data());
@@ -192,9 +192,11 @@ nb::list peers_in(nb::handle memory, const Geometry& geometry, const nb::bytes& 
 
 void bind_members(nb::module_& m) {
   nb::class_<Geometry>(m, "Geometry")
-      .def(nb::init<std::uint32_t, std::uint32_t, std::uint64_t, std::uint32_t>(), "readers"_a,
-           "slots"_a, "slot_capacity"_a, "extents"_a)
-      .def_prop_ro("segment_bytes", &Geometry::segment_bytes);
+      .def(nb::init<std::uint32_t, std::uint32_t, std::uint64_t, std::uint32_t, std::uint64_t>(),
+           "readers"_a, "slots"_a, "slot_capacity"_a, "extents"_a, "spill_bytes"_a = 0)
+      .def_prop_ro("segment_bytes", &Geometry::segment_bytes)
+      .def_prop_ro("spill_offset", &Geometry::spill_offset)
+      .def_prop_ro("file_bytes", &Geometry::file_bytes);
   nb::class_<Identity>(m, "Identity")
       .def(
           "__init__",
@@ -276,13 +278,14 @@ void bind_endpoints(nb::module_& m) {
 
   nb::class_<PyRingWriter, Endpoint>(m, "RingWriter", nb::type_slots(writer_slots))
       .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, const WaitPolicy&, nb::object,
-                    nb::object, const Identity&, nb::object>(),
+                    nb::object, const Identity&, nb::object, nb::object>(),
            "memory"_a, "geometry"_a, "nonce"_a, "wait"_a, "cpu_quota"_a, "watch"_a.none(), "who"_a,
-           "arena"_a.none())
+           "arena"_a.none(), "spill"_a = nb::none())
       .def("loan", &PyRingWriter::loan, "nbytes"_a)
       .def("is_done", &PyRingWriter::is_done, "extent"_a, "look"_a)
       .def("sent", &PyRingWriter::sent)
       .def("arena_reserved", &PyRingWriter::arena_reserved)
+      .def("spill_reserved", &PyRingWriter::spill_reserved)
       .def("publish", &PyRingWriter::publish, "frames"_a, "timeout"_a = nb::none())
       .def("warm", &PyRingWriter::warm, "warmup"_a.none())
       .def("is_sent", &PyRingWriter::is_sent)
@@ -292,10 +295,10 @@ void bind_endpoints(nb::module_& m) {
   nb::class_<PyRingReader, Endpoint>(m, "RingReader", nb::type_slots(reader_slots))
       .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, std::uint32_t, const WaitPolicy&,
                     nb::object, nb::object, nb::object, const Identity&, std::uint64_t, nb::object,
-                    bool>(),
+                    bool, nb::object>(),
            "memory"_a, "geometry"_a, "nonce"_a, "index"_a, "wait"_a, "cpu_quota"_a,
            "warmup"_a.none(), "watch"_a.none(), "who"_a, "found"_a, "arena"_a.none(),
-           "may_hold"_a = false)
+           "may_hold"_a = false, "spill"_a = nb::none())
       .def("consume", &PyRingReader::consume, "timeout"_a = nb::none(), "copy"_a = true)
       .def("keep", &PyRingReader::keep, "frames"_a)
       .def("discard", &PyRingReader::discard);

@@ -36,13 +36,17 @@ class PyRingReader final : public Endpoint {
   PyRingReader(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce,
                std::uint32_t index, const WaitPolicy& policy, nb::object cpu_quota,
                nb::object warmup, nb::object watch, const Identity& who, std::uint64_t found,
-               nb::object arena, bool may_hold)
+               nb::object arena, bool may_hold, nb::object spill)
       : Endpoint(memory, std::move(cpu_quota), std::move(watch)),
         warmup_(std::move(warmup)),
         mapping_(std::move(arena)),
+        spill_(std::move(spill)),
         index_(index),
         segment_(Segment::attach(this->memory(), geometry, nonce_of(nonce))),
-        ring_(seated(segment_, index, who, found, may_hold), index, policy, found) {}
+        ring_(seated(segment_, index, who, found, may_hold, !spill_.is_none()), index, policy,
+              found) {
+    if (!spill_.is_none()) ring_.set_spill(nb::inst_ptr<ArenaMapping>(spill_)->bytes());
+  }
   ~PyRingReader() override {
     destroy();
     drop_kept();  // after close(), too, frames may have been taken back
@@ -121,8 +125,9 @@ class PyRingReader final : public Endpoint {
   static constexpr std::size_t kPooledFrame = 256 * 1024;
 
   static const Segment& seated(const Segment& segment, std::uint32_t index, const Identity& who,
-                               std::uint64_t found, bool may_hold) {
+                               std::uint64_t found, bool may_hold, bool has_spill) {
     if (index >= segment.geometry().readers) throw nb::index_error("no such reader index");
+    if (!has_spill) RingReader::refuse_spill(segment);
     if (!RingReader::attach(segment, index, who, found, may_hold)) {
       // relaxed: for the text only.
       const std::uint64_t seat = peek(segment.member(index).seat);
@@ -332,6 +337,7 @@ class PyRingReader final : public Endpoint {
 
   Reference warmup_;
   Reference mapping_;
+  Reference spill_;
   std::uint32_t index_;
   Segment segment_;
   RingReader ring_;

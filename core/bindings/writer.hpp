@@ -22,6 +22,7 @@
 #include "bindings/endpoint.hpp"
 #include "bindings/errors.hpp"
 #include "bindings/gil.hpp"
+#include "bindings/spill.hpp"
 #include "layout.hpp"
 #include "ring/message.hpp"
 #include "ring/vanishing.hpp"
@@ -38,11 +39,15 @@ class PyRingWriter final : public Endpoint {
  public:
   PyRingWriter(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce,
                const WaitPolicy& policy, nb::object cpu_quota, nb::object watch,
-               const Identity& who, nb::object arena)
+               const Identity& who, nb::object arena, nb::object spill)
       : Endpoint(memory, std::move(cpu_quota), std::move(watch)),
         segment_(Segment::format(checked(geometry), geometry, nonce_of(nonce), who)),
         ring_(segment_, policy),
         mapping_(std::move(arena)) {
+    if (!spill.is_none()) {
+      spill_ = std::make_unique<WriterSpill>(std::move(spill), segment_);
+      ring_.set_spill(*spill_);
+    }
     if (mapping_.is_none()) return;
     if (geometry.extents != Arena::kExtents) throw nb::value_error("an arena has EXTENTS extents");
     arena_ = std::make_shared<Arena>(nb::cast<ArenaMapping&>(mapping_), segment_);
@@ -120,12 +125,16 @@ class PyRingWriter final : public Endpoint {
     return mapping_.is_none() ? 0 : nb::cast<ArenaMapping&>(mapping_).reserved();
   }
 
+  std::uint64_t spill_reserved() const { return spill_ == nullptr ? 0 : spill_->reserved(); }
+
   // Run `warmup`, unless it is None, and prefetch what the next publish() will touch. This is one
   // thread's turn as a whole: what warms up is no more for two threads than the ring is.
   void warm(nb::handle warmup) {
     const Use use(*this);
     if (!warmup.is_none()) call(warmup);
     shmcast::fetch_ahead(this, sizeof *this);
+    const std::uint64_t largest = ring_.take_largest();
+    if (largest != 0) spill_->prepare(largest);
     ring_.fetch_ahead();
     fetch_callers_ahead();
   }
@@ -305,7 +314,8 @@ class PyRingWriter final : public Endpoint {
   Segment segment_;
   RingWriter ring_;
   Reference mapping_;
-  std::shared_ptr<Arena> arena_;  // loans may outlive this writer; null: there is none
+  std::shared_ptr<Arena> arena_;        // loans may outlive this writer; null: there is none
+  std::unique_ptr<WriterSpill> spill_;  // null: there is none
   std::int64_t next_exit_check_ns_ = 0;
   bool is_sent_ = false;
   std::vector<Py_buffer> views_;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "layout.hpp"
+#include "ring/incoming.hpp"
 #include "ring/members.hpp"
 #include "ring/message.hpp"
 #include "wait/cpus.hpp"
@@ -73,6 +74,12 @@ class RingReader {
     return true;
   }
 
+  // Have nothing spilled from now on: this process can't map it. To be called before attach().
+  static void refuse_spill(const Segment& segment) {
+    // release: pairs with RingWriter::may_spill(), as what attach() stores does.
+    std::atomic_ref(segment.lobby().unmapped).fetch_add(1, std::memory_order_release);
+  }
+
   // The seat must have been taken by attach(), with the same `found`.
   RingReader(Segment segment, std::uint32_t index, const WaitPolicy& policy,
              std::uint64_t found = kVacant)
@@ -87,6 +94,9 @@ class RingReader {
   }
 
   Waiter waiter;
+
+  // Set where the spill is mapped. Without it, see Lobby::unmapped.
+  void set_spill(std::span<const std::byte> spill) { bytes_.set_spill(spill); }
 
   // Return whether the start of a message is there, so that begin() will not wait.
   bool has_message() const {
@@ -114,7 +124,7 @@ class RingReader {
         if (table_bytes(frames_) > remaining_) corrupted(word);
         one_slot_ = remaining_ <= capacity();
         first_ = next_;
-        cursor_ = 0;
+        bytes_.begin(segment_.slot_of(next_).payload(), capacity());
         return Outcome::ready;
       }
       release_slot();  // the rest of a message given up by drop()
@@ -169,21 +179,26 @@ class RingReader {
         offset_ = 0;
         continue;
       }
-      if (cursor_ == capacity()) release_slot();
-      if (cursor_ == 0 && next_ != first_) {
+      if (bytes_.is_empty()) release_slot();
+      if (bytes_.is_new() && next_ != first_) {
         if (is_long_way() && is_late(deadline_ns)) return Outcome::timed_out;
         const Outcome outcome = wait_readable(deadline_ns, stop, Beat::no);
         if (outcome != Outcome::ready) return outcome;
         waiter.done();
-        if (Descriptor::starts(segment_.slot_of(next_).descriptor)) {
+        Slot& slot = segment_.slot_of(next_);
+        const std::uint64_t word = peek(slot.descriptor);
+        if (Descriptor::starts(word)) {
           add(figures_.abandoned, 1);
           return Outcome::abandoned;
         }
+        if (Descriptor::is_spilled(word)) {
+          bytes_.begin_spilled(slot.payload(), Descriptor::bytes(word));
+        } else {
+          bytes_.begin(slot.payload(), capacity());
+        }
       }
-      const std::size_t n = std::min(piece.size - offset_, capacity() - cursor_);
-      std::memcpy(piece.data + offset_, segment_.slot_of(next_).payload() + cursor_, n);
+      const std::size_t n = bytes_.copy(piece.data + offset_, piece.size - offset_);
       offset_ += n;
-      cursor_ += n;
       remaining_ -= n;
     }
     return Outcome::ready;
@@ -342,12 +357,12 @@ class RingReader {
 
   void release_slot() {
     ++next_;
-    cursor_ = 0;
+    bytes_.end();
     if (next_ % LastCpu::kMessages == 0) cpu_.note();
     add(figures_.fragments, 1);
-    // seq_cst: its release half pairs with RingWriter::refresh_consumed_by_all(), before the slot
+    // seq_cst: its release half pairs with Credit::refresh(), before the slot
     // is reused. Against a lost wake-up of the writer, store consumed / load wake_at here pairs
-    // with store wake_at / load consumed in RingWriter::wait_for_credit().
+    // with store wake_at / load consumed in Credit::wait().
     std::atomic_ref(segment_.member(index_).consumed).store(next_, std::memory_order_seq_cst);
     WriterSeat& seat = segment_.writer_seat();
     if (std::atomic_ref(seat.wake_at).load(std::memory_order_seq_cst) == next_) {
@@ -365,8 +380,8 @@ class RingReader {
   Figures& figures_;
   std::uint32_t index_;
   LastCpu cpu_;
-  std::uint64_t next_;        // the fragment to consume next
-  std::uint64_t cursor_ = 0;  // bytes of its payload already copied out
+  std::uint64_t next_;  // the fragment to consume next
+  Incoming bytes_;      // its bytes
 
   std::uint64_t first_ = 0;      // the message's first fragment
   std::uint64_t frames_ = 0;     // and its frames

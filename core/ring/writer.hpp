@@ -1,5 +1,5 @@
 // Room: ring. The writer's side of the protocol in message.hpp.
-// Knows: credit, publishing, dropping and admitting readers.
+// Knows: publishing, into slots or beside them; dropping and admitting readers.
 // Does not know: what is in a frame, how a reader's death becomes known, Python.
 #pragma once
 
@@ -8,16 +8,18 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <iterator>
+#include <limits>
 #include <numeric>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "layout.hpp"
+#include "ring/credit.hpp"
 #include "ring/members.hpp"
 #include "ring/message.hpp"
-#include "ring/vanishing.hpp"
+#include "ring/outgoing.hpp"
+#include "ring/spill.hpp"
 #include "wait/cpus.hpp"
 #include "wait/gate.hpp"
 #include "wait/waiter.hpp"
@@ -31,11 +33,19 @@ class RingWriter {
         segment_(segment),
         figures_(segment.writer_figures()),
         cpu_(segment.writer_seat().cpu),
+        credit_(segment),
         is_dropped_(segment.geometry().readers) {
     Affinity::of_this_thread().publish(segment.cpus(segment.geometry().readers));
   }
 
   Waiter waiter;
+
+  // Spill what busy readers hold up, from the next message on. `spill` must outlive this.
+  void set_spill(Spill& spill, std::uint64_t least_bytes = Spilling::kLeastBytes) {
+    spilling_.use(&spill, least_bytes);
+  }
+  // See Spilling.
+  std::uint64_t take_largest() { return spilling_.take_largest(); }
 
   // Set the message to publish. The pieces' memory must stay valid until advance() or abandon()
   // ends the message. `entries` is the frame table of a message with a frame in the arena, whose
@@ -56,51 +66,47 @@ class RingWriter {
     // acquire: pairs with RingReader::attach().
     const auto rejoins = std::atomic_ref(segment_.lobby().rejoins).load(std::memory_order_acquire);
     if (rejoins != rejoins_) admit(rejoins);
-    pieces_.clear();
-    is_memory_held_ = true;
+    bytes_.begin(frames, entries, payload);
     is_copied_last_ = false;
-    payload_ = payload;
-    if (table != 0) {
-      entries_.assign(entries.begin(), entries.end());
-      if (entries.empty()) {
-        for (const ConstPiece& frame : frames) entries_.push_back(frame.size);
-      } else {
-        payload_ = payload_bytes(entries);
-      }
-      pieces_.push_back({reinterpret_cast<const std::byte*>(entries_.data()), table});
-    }
-    std::copy_if(frames.begin(), frames.end(), std::back_inserter(pieces_),
-                 [](const ConstPiece& frame) { return frame.size != 0; });
     descriptor_ = Descriptor::pack(frames.size(), payload + table);
-    remaining_ = payload + table;
-    piece_ = 0;
-    offset_ = 0;
     first_ = next_;
+    rest_ = 0;
+    spilling_.begin(bytes_.remaining());
     // The slot's other line is on its way here meanwhile. (Its first one, spinning readers take.)
     __builtin_prefetch(reinterpret_cast<const std::byte*>(&segment_.slot_of(next_)) + kLine, 1);
   }
 
   // Return whether the message fits a slot that is free now, so that advance() will not wait.
-  bool is_immediate() { return remaining_ <= capacity() && has_credit(); }
+  bool is_immediate() { return bytes_.remaining() <= capacity() && credit_.has(next_); }
 
   // Publish what is left of the message, but for its last fragment: `ready` says that commit() can
   // publish it. So the caller can still call the message off, abandon() it, when all that may take
   // time is done. `closed`: every reader has left, or stop() returned true in a wait. After
-  // anything but `ready`, call again or abandon(). Throws MemoryChanged, too.
+  // anything but `ready`, call again or abandon(). With the deadline 0, what may be spilled waits
+  // for a call with another one. Throws MemoryChanged, and what Spill::take() throws.
   template <class Stop>
   Outcome advance(std::int64_t deadline_ns, Stop stop) {
     if (nobody_is_left()) return Outcome::closed;
     for (;;) {
-      if (!has_credit()) {
+      if (!credit_.has(next_)) {
         wake_readers();  // they may sleep although fragments are there, see kFragmentsPerWake
         const Outcome outcome = wait_for_credit(deadline_ns, stop);
         if (outcome != Outcome::ready) return outcome;
         if (nobody_is_left()) return Outcome::closed;  // there is room because they left
       }
-      is_copied_last_ = remaining_ <= std::min(capacity(), kCopiedLast) && is_memory_held_;
-      if (is_copied_last_) return Outcome::ready;
-      fill_slot();
-      if (remaining_ == 0) return Outcome::ready;
+      if (spilling_.is_open() && next_ != first_) [[unlikely]] {
+        const Outcome outcome = spill_if_stuck(deadline_ns, stop);
+        if (outcome != Outcome::ready) return outcome;
+      }
+      if (spilling_.is_on()) [[unlikely]] {
+        fill_spill();
+      } else {
+        is_copied_last_ =
+            bytes_.remaining() <= std::min(capacity(), kCopiedLast) && bytes_.is_held();
+        if (is_copied_last_) return Outcome::ready;
+        fill_slot();
+      }
+      if (bytes_.remaining() == 0) return Outcome::ready;
       publish_fragment();
     }
   }
@@ -108,13 +114,14 @@ class RingWriter {
   // Publish the last fragment: every reader will have the message. Never waits, and throws nothing.
   void commit() {
     publish_fragment();
+    spilling_.end(next_);
     add(figures_.messages, 1);
-    add(figures_.bytes, payload_);
+    add(figures_.bytes, bytes_.payload());
   }
 
   // Say whether nothing can unmap the pieces' memory from the next advance() on until commit() has
   // returned, as begin() assumes.
-  void hold_memory(bool is_held) { is_memory_held_ = is_held; }
+  void hold_memory(bool is_held) { bytes_.hold(is_held); }
 
   // Prefetch the lines that the next publish will touch: the slot's and the next one for writing,
   // the lobby's for reading.
@@ -129,7 +136,8 @@ class RingWriter {
   // of the next message tells them to discard what they have.
   void abandon() {
     if (next_ != first_) wake_readers();
-    remaining_ = 0;
+    spilling_.end(next_);
+    bytes_.drop();
     add(figures_.abandoned, 1);
   }
 
@@ -250,72 +258,98 @@ class RingWriter {
 
   std::uint64_t capacity() const { return segment_.geometry().slot_capacity; }
   std::uint64_t slots() const { return segment_.geometry().slots; }
-
-  bool has_credit() {
-    if (next_ - consumed_by_all_ < slots()) return true;  // the cached minimum suffices
-    refresh_consumed_by_all();
-    return next_ - consumed_by_all_ < slots();
-  }
-
-  void refresh_consumed_by_all() {
-    std::uint64_t least = next_;  // a reader that has left counts as having consumed all
-    for (std::uint32_t i = 0; i < segment_.geometry().readers; ++i) {
-      // seq_cst: its acquire half pairs with RingReader::release_slot(), so that the reader's copy
-      // is over before the slot is overwritten. In wait_for_credit() it is also the second look
-      // after wake_at was stored.
-      const auto consumed =
-          std::atomic_ref(segment_.member(i).consumed).load(std::memory_order_seq_cst);
-      if (next_ - consumed > slots() && consumed != kNever) {  // (or consumed > next_)
-        throw_corrupted("a reader's count of fragments", consumed, "the writer's", next_);
-      }
-      if (consumed < least) {
-        least = consumed;
-        slowest_ = i;
-      }
-    }
-    consumed_by_all_ = least;
-  }
+  std::uint64_t quarter() const { return std::max<std::uint64_t>(slots() / 4, 1); }
 
   // Wait for one free slot, but ask to be woken when half the ring is free: a sleeping writer is
   // then woken once per half ring. This can't deadlock: readers can always consume up to next_.
   template <class Stop>
   Outcome wait_for_credit(std::int64_t deadline_ns, Stop stop) {
-    WriterSeat& seat = segment_.writer_seat();
-    waiter.set_peer_cpu(segment_.member(slowest_).cpu);
-    const auto wake_at = std::atomic_ref(seat.wake_at);
-    // seq_cst: announces the wait; pairs with RingReader::release_slot().
-    wake_at.store(next_ - slots() / 2, std::memory_order_seq_cst);
-    const Outcome outcome = waiter.wait(
-        Gate(seat.gate), deadline_ns, segment_.member(slowest_).consumed, Beat::yes,
-        [this] { return has_credit(); }, stop);
+    const Outcome outcome = credit_.wait(
+        waiter, next_ - slots() / 2, deadline_ns, Beat::yes, [this] { return credit_.has(next_); },
+        stop);
     if (outcome == Outcome::ready) waiter.arrived(kForever);  // that is: just now
-    // relaxed: a reader that still sees the old value makes one needless system call.
-    wake_at.store(kNever, std::memory_order_relaxed);
     return outcome;
+  }
+
+  // Decide to spill the rest of the message if a quarter of the ring is in flight and the slowest
+  // reader does not move for a while. One that does is streamed to, which is faster: both sides
+  // then copy at the same time. Until it is clear, half of the ring is kept for what comes.
+  template <class Stop>
+  [[gnu::noinline]] Outcome spill_if_stuck(std::int64_t deadline_ns, Stop stop) {
+    if (credit_.in_flight(next_) < quarter() || bytes_.remaining() <= capacity()) {
+      return Outcome::ready;
+    }
+    for (;;) {
+      credit_.refresh(next_);
+      const std::uint64_t in_flight = credit_.in_flight(next_);
+      if (in_flight < quarter()) return Outcome::ready;
+      const std::uint64_t consumed = credit_.consumed_by_all();
+      if (spilling_.stands_at(consumed)) break;
+      const std::int64_t now = monotonic_ns();
+      const bool has_moved = spilling_.has_moved(consumed, now);
+      if (in_flight + 1 < slots() && (has_moved || in_flight < slots() / 2)) return Outcome::ready;
+      if (deadline_ns == 0) return Outcome::timed_out;
+      const std::int64_t sent_ns = segment_.slot_of(first_).sent_ns;
+      const std::int64_t end =
+          std::min(deadline_ns, spilling_.patience_ends(sent_ns, is_crowded()));
+      if (now >= end) break;
+      wake_readers();
+      const Outcome outcome = wait_for_move(consumed, end, stop);
+      if (outcome == Outcome::closed) return outcome;
+    }
+    if (deadline_ns == 0) return Outcome::timed_out;
+    spill_rest();
+    return Outcome::ready;
+  }
+
+  // Wait until a slowest reader that was at `consumed` has freed another quarter of the ring.
+  template <class Stop>
+  Outcome wait_for_move(std::uint64_t consumed, std::int64_t end_ns, Stop stop) {
+    const std::uint64_t wanted = consumed + quarter();
+    const auto has_moved = [this, wanted] {
+      credit_.refresh(next_);
+      return credit_.consumed_by_all() >= wanted;
+    };
+    Outcome outcome;
+    do {  // (so short a time that signals can wait)
+      outcome = credit_.wait(waiter, wanted, end_ns, Beat::no, has_moved, stop);
+    } while (outcome == Outcome::interrupted);
+    waiter.done();
+    return outcome;
+  }
+
+  void spill_rest() {
+    if (!may_spill()) return spilling_.decline();
+    const std::uint64_t free = slots() - credit_.in_flight(next_);
+    const bool has_room = spilling_.start(bytes_.remaining(), credit_.consumed_by_all(), free);
+    add(has_room ? figures_.spilled : figures_.spill_full, 1);
+  }
+
+  bool is_crowded() const {
+    const std::uint32_t me = segment_.geometry().readers;
+    return shmcast::is_crowded(segment_, me, std::numeric_limits<double>::infinity());
+  }
+
+  // Return whether every reader can read what is spilled. One that has yet to attach may not.
+  bool may_spill() const {
+    if (attached_readers(segment_) != segment_.geometry().readers) return false;
+    // acquire: pairs with RingReader::attach(); who has attached has counted itself before.
+    return std::atomic_ref(segment_.lobby().unmapped).load(std::memory_order_acquire) == 0;
   }
 
   // Copy the next fragment into its slot, which is free.
   void fill_slot() {
-    Slot& slot = segment_.slot_of(next_);
-    std::byte* to = slot.payload();
-    std::size_t room = std::min(capacity(), remaining_);
-    remaining_ -= room;
-    while (room != 0) {
-      const ConstPiece& piece = pieces_[piece_];
-      const std::size_t n = std::min(room, piece.size - offset_);
-      if (!piece.can_vanish || is_memory_held_) [[likely]] {
-        std::memcpy(to, piece.data + offset_, n);
-      } else if (!copy_unless_gone(to, piece.data + offset_, n)) {
-        throw MemoryChanged();
-      }
-      to += n;
-      room -= n;
-      offset_ += n;
-      if (offset_ == piece.size) {
-        ++piece_;
-        offset_ = 0;
-      }
-    }
+    bytes_.copy(segment_.slot_of(next_).payload(), std::min(capacity(), bytes_.remaining()));
+  }
+
+  // Copy the next fragment into the spill. Its slot, which is free, says where.
+  void fill_spill() {
+    const SpillPlace place = spilling_.place();
+    const std::uint64_t bytes = std::min(spilling_.part_bytes(), bytes_.remaining());
+    bytes_.copy(place.data, bytes);
+    spilling_.filled(bytes);
+    std::memcpy(segment_.slot_of(next_).payload(), &place.offset, sizeof place.offset);
+    rest_ = Descriptor::spilled(bytes);
   }
 
   void publish_fragment() {
@@ -323,42 +357,42 @@ class RingWriter {
     const bool is_start = next_ == first_;
     if (next_ % LastCpu::kMessages == 0) cpu_.note();
     if (is_copied_last_) fill_slot();
-    slot.descriptor = is_start ? descriptor_ : 0;
+    slot.descriptor = is_start ? descriptor_ : rest_;
     if (is_start) slot.sent_ns = monotonic_ns();  // while the slot's line is on its way here
     ++next_;
     add(figures_.fragments, 1);
     // seq_cst: its release half pairs with RingReader::readable(). The total order with the gate's
     // load in wake_readers(), here or before a wait, is what loses no wake-up (see Gate).
     std::atomic_ref(slot.seq).store(next_, std::memory_order_seq_cst);
-    if (is_start || remaining_ == 0 || (next_ - first_) % kFragmentsPerWake == 0) wake_readers();
+    if (is_start || bytes_.remaining() == 0 || rest_ != 0 ||
+        (next_ - first_) % kFragmentsPerWake == 0) {
+      wake_readers();
+    }
   }
 
   void wake_readers() {
     // A reader that preempts this writer when it is woken shall know on whose CPU it is.
-    if (Gate(segment_.lobby().gate).wake([this] { cpu_.note(); })) add(figures_.wakes, 1);
+    if (!Gate(segment_.lobby().gate).wake([this] { cpu_.note(); })) return;
+    add(figures_.wakes, 1);
+    if (spilling_.is_open()) spilling_.woke_readers(monotonic_ns());
   }
 
   Segment segment_;
   Figures& figures_;
   LastCpu cpu_;
-  std::uint64_t next_ = 0;             // the fragment to publish next
-  std::uint64_t consumed_by_all_ = 0;  // a lower bound, refreshed when the ring looks full
-  std::uint32_t slowest_ = 0;          // the reader that was furthest behind then
-  std::uint32_t rejoins_ = 0;          // Lobby::rejoins, as of the last admit()
-  std::uint32_t dropped_ = 0;          // readers dropped and not replaced
+  Credit credit_;
+  Spilling spilling_;
+  std::uint64_t next_ = 0;     // the fragment to publish next
+  std::uint32_t rejoins_ = 0;  // Lobby::rejoins, as of the last admit()
+  std::uint32_t dropped_ = 0;  // readers dropped and not replaced
   std::vector<bool> is_dropped_;
 
   std::vector<std::uint32_t> admitted_;
-  std::vector<std::uint64_t> entries_;  // the frame table
-  std::vector<ConstPiece> pieces_;      // table and frames, without empty ones
-  bool is_memory_held_ = true;          // see hold_memory()
-  bool is_copied_last_ = false;         // the next fragment, see kCopiedLast
-  std::size_t piece_ = 0;               // copied next: pieces_[piece_] from offset_
-  std::size_t offset_ = 0;
+  Outgoing bytes_;
+  bool is_copied_last_ = false;  // the next fragment, see kCopiedLast
   std::uint64_t first_ = 0;      // the message's first fragment
-  std::uint64_t remaining_ = 0;  // its bytes still to publish
-  std::uint64_t payload_ = 0;
   std::uint64_t descriptor_ = 0;
+  std::uint64_t rest_ = 0;  // the Descriptor of the next fragment, if that continues the message
 };
 
 }  // namespace shmcast

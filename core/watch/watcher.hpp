@@ -1,4 +1,5 @@
-// Room: watch. One native thread that raises the alarms of those whose peers may have ended.
+// Room: watch. One native thread that raises the alarms of those whose peers may have ended, and
+// calls others once a second.
 // Knows: pidfds, locks that the kernel drops, epoll, forks.
 // Does not know: who a peer is, how it has ended, or what an alarm leads to; Python.
 #pragma once
@@ -20,6 +21,7 @@
 #include <mutex>
 #include <system_error>
 #include <unordered_map>
+#include <vector>
 
 #include "wait/gate.hpp"
 #include "watch/life_lock.hpp"
@@ -33,6 +35,17 @@ class Alarm {
 
  protected:
   ~Alarm() = default;
+};
+
+// What the watcher's thread calls about once a second. It must not wait for long, throw, or call
+// the watcher.
+class Ticker {
+ public:
+  // Returns whether to be called again.
+  virtual bool tick(std::int64_t now_ns) = 0;
+
+ protected:
+  ~Ticker() = default;
 };
 
 // Raises an alarm once when a process ends, by its pidfd, or when its lock is dropped.
@@ -72,6 +85,22 @@ class Watcher {
     if (instance() == nullptr) return;
     const auto found = instance()->watched_.find(id);
     if (found != instance()->watched_.end()) instance()->erase(found);
+  }
+
+  // Call the ticker from now on; one that is called already is called as before. Throws
+  // std::system_error.
+  static void add_ticker(Ticker& ticker) {
+    const std::lock_guard lock(mutex());
+    auto& tickers = running().tickers_;
+    if (std::find(tickers.begin(), tickers.end(), &ticker) == tickers.end()) {
+      tickers.push_back(&ticker);
+    }
+  }
+
+  // The ticker is about to be destroyed.
+  static void forget_ticker(const Ticker& ticker) {
+    const std::lock_guard lock(mutex());
+    if (instance() != nullptr) std::erase(instance()->tickers_, &ticker);
   }
 
   // The alarm is about to be destroyed.
@@ -219,8 +248,10 @@ class Watcher {
       if (count < 0 || !is_intact()) return retire();
       for (int i = 0; i < count; ++i) raise(events[static_cast<std::size_t>(i)].data.u64);
       if (monotonic_ns() < next_tick) continue;
-      next_tick = monotonic_ns() + kTickMs * std::int64_t{1'000'000};
+      const std::int64_t now = monotonic_ns();
+      next_tick = now + kTickMs * std::int64_t{1'000'000};
       look_at_locks();
+      std::erase_if(tickers_, [now](Ticker* ticker) { return !ticker->tick(now); });
     }
   }
 
@@ -251,6 +282,7 @@ class Watcher {
     if (instance() == this) instance() = nullptr;
     for (const auto& [id, watched] : watched_) watched.alarm->alarm();
     watched_.clear();
+    tickers_.clear();
   }
 
   [[noreturn]] static void throw_errno(const char* what) {
@@ -261,6 +293,7 @@ class Watcher {
   int mark_ = -1;
   bool is_retired_ = false;
   Map watched_;
+  std::vector<Ticker*> tickers_;
 };
 
 }  // namespace shmcast

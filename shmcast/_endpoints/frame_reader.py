@@ -95,11 +95,13 @@ class FrameReader(FrameEnd):
         """Find the segments and take the seat; whatever there is to end is in `_ending` at once."""
         self._ending.add(self._watch.close)
         geometry = geometry_of(handle)
-        size = geometry.segment_bytes
-        places = Places(shared_memory.find(handle.name, size, handle.holder, rejoin=rejoin))
+        fd = shared_memory.find(handle.name, geometry.file_bytes, handle.holder, rejoin=rejoin)
+        places = Places(fd)
         self._ending.add(places.close)
-        memory = shared_memory.map_whole(places.fileno(), size).mapping
-        mapping = None
+        memory = shared_memory.map_whole(fd, geometry.segment_bytes).mapping
+        mapping, spill = None, None
+        if handle.spill_bytes:
+            spill = shared_memory.map_spill(fd, geometry.spill_offset, handle.spill_bytes)
         if handle.arena is not None:
             mapping = _map_arena(handle.arena, handle.holder[0], rejoin)
             self._pin(pin, mapping, handle.arena.nbytes, is_writer=False)
@@ -124,6 +126,7 @@ class FrameReader(FrameEnd):
                     seat,
                     mapping,
                     may_hold,
+                    spill,
                 )
                 ring.hold(lock)
                 return ring

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SLOTS = 64
 DEFAULT_SLOT_BYTES = 64 * 1024
+DEFAULT_SPILL_BYTES = 1 << 30
 
 _PAGE_BYTES = 4096
 _MIN_ARENA_BYTES = 256 * 1024
@@ -53,6 +54,7 @@ class FrameWriter(FrameEnd):
         slots: int = DEFAULT_SLOTS,
         slot_bytes: int = DEFAULT_SLOT_BYTES,
         arena_bytes: int = 0,
+        spill_bytes: int = DEFAULT_SPILL_BYTES,
         pin: bool = False,
         wait: WaitPolicy | None = None,
         on_reader_death: Literal["raise", "drop"] = "raise",
@@ -73,6 +75,7 @@ class FrameWriter(FrameEnd):
                 f"{label}: arena_bytes={arena_bytes} is less than the smallest buffer that would "
                 f"lie there, {_MIN_ARENA_BYTES}; pass 0 for no arena"
             )
+        check_int("spill_bytes", spill_bytes, 0, _MAX_ARENA_BYTES, label)
         if on_reader_death not in ("raise", "drop"):
             raise InvalidArgument(
                 f'{label}: on_reader_death={on_reader_death!r} is neither "raise" nor "drop"'
@@ -93,7 +96,7 @@ class FrameWriter(FrameEnd):
                 readers, label, names, readers, drops, self.warn_after,
                 on_death=None if on_death is None else self._told_by(on_death),
             )  # fmt: skip
-            self._set_up(readers, slots, slot_bytes, arena_bytes, pin, drops)
+            self._set_up(readers, slots, slot_bytes, arena_bytes, spill_bytes, pin, drops)
         self._lender: Lender | None = None  # there is one from the first loan on
         self.outbox: Outbox = self._ring
         """What `publish` does, for a hot path that gives its errors to `not_published`: frames are
@@ -103,7 +106,14 @@ class FrameWriter(FrameEnd):
             self.outbox = self._freezing = _Freezing(self._ring)
 
     def _set_up(
-        self, readers: int, slots: int, slot_bytes: int, arena_bytes: int, pin: bool, drops: bool
+        self,
+        readers: int,
+        slots: int,
+        slot_bytes: int,
+        arena_bytes: int,
+        spill_bytes: int,
+        pin: bool,
+        drops: bool,
     ) -> None:
         """Make the segments and the ring; whatever there is to end is in `_ending` at once."""
         self._ending.add(self._watch.close)
@@ -121,14 +131,21 @@ class FrameWriter(FrameEnd):
             self._pin(pin, mapping, nbytes, is_writer=True)
         elif pin:
             raise InvalidArgument(f"{self.label}: pin=True needs an arena; pass arena_bytes=")
-        geometry = _core.Geometry(readers, slots, slot_bytes, _core.EXTENTS if arena else 0)
+        shape = (readers, slots, slot_bytes, _core.EXTENTS if arena else 0)
+        spill_bytes = spill_bytes // _PAGE_BYTES * _PAGE_BYTES
+        geometry, spill = _core.Geometry(*shape, spill_bytes), None
         nonce = os.urandom(16)
         name, memory, fd = shared_memory.create(geometry.segment_bytes)
         file = shared_memory.SegmentFile(name, fd)
         self._ending.add(file.unlink, file.close)
         self._files.append(file)
+        if spill_bytes:
+            spill = shared_memory.add_spill(fd, geometry.spill_offset, spill_bytes)
+            if spill is None:
+                spill_bytes, geometry = 0, _core.Geometry(*shape)
+        holder = (os.getpid(), fd)
         self.handle = Handle(
-            name, nonce, readers, slots, slot_bytes, (os.getpid(), fd), drops, arena
+            name, nonce, readers, slots, slot_bytes, holder, drops, arena, spill_bytes
         )
         places = Places(fd)
         with places.holding(readers) as lock:
@@ -141,6 +158,7 @@ class FrameWriter(FrameEnd):
                 self._watch,
                 identity(lock),
                 mapping,
+                spill,
             )
             self._ring.hold(lock)
         self._watch.begin(self._ring, places)
@@ -253,6 +271,7 @@ class FrameWriter(FrameEnd):
         return Statistics(
             **self._ring.figures(),
             arena_reserved_bytes=self._ring.arena_reserved(),
+            spill_reserved_bytes=self._ring.spill_reserved(),
             lag=tuple(self._ring.lags()),
             readers=tuple(Statistics(**figures) for figures in self._ring.reader_figures()),
         )

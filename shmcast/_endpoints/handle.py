@@ -36,6 +36,7 @@ class Handle:
             gone.
         drops_dead: the writer goes on without readers that have died.
         arena: where large buffers lie; None: the writer has no arena.
+        spill_bytes: room behind the ring for what busy readers hold up; 0: there is none.
     """
 
     name: str
@@ -46,9 +47,12 @@ class Handle:
     holder: tuple[int, int]
     drops_dead: bool
     arena: ArenaHandle | None = None
+    spill_bytes: int = 0
 
 
 def geometry_of(handle: Handle) -> _core.Geometry:
     """Return the shape of the ring that `handle` leads to."""
     extents = _core.EXTENTS if handle.arena else 0
-    return _core.Geometry(handle.readers, handle.slots, handle.slot_bytes, extents)
+    return _core.Geometry(
+        handle.readers, handle.slots, handle.slot_bytes, extents, handle.spill_bytes
+    )

@@ -9,7 +9,12 @@ from shmcast._codecs.base import Codec
 from shmcast._endpoints import settings
 from shmcast._endpoints.base import Endpoint
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER
-from shmcast._endpoints.frame_writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, FrameWriter
+from shmcast._endpoints.frame_writer import (
+    DEFAULT_SLOT_BYTES,
+    DEFAULT_SLOTS,
+    DEFAULT_SPILL_BYTES,
+    FrameWriter,
+)
 from shmcast._endpoints.loans import Shape
 from shmcast._endpoints.objects import ObjectSender, checked_codec
 from shmcast._endpoints.waiting import WaitPolicy
@@ -38,6 +43,12 @@ class Writer(ObjectSender, Endpoint):
             It takes the buffers of 256 KiB and more beside a message's first frame (the pickle), as
             long as there is room, and readers can use them where they lie:
             `Reader.recv(copy=False)`. Memory is taken when it is first needed, and kept.
+        spill_bytes: most bytes of shared memory for what does not fit the ring while readers are
+            busy; 0: `send` waits for them. There, behind the ring, goes the rest of a message of
+            more than 256 KiB when a quarter of the ring is taken and a reader does not move.
+            Memory is taken when it is needed, no more than half of what there is, and given back
+            once 10 s have passed without need of it. Where the system refuses the room for it, or
+            a reader the address space, there is none.
         pin: register the arena with CUDA, so that copies from loans to a GPU are asynchronous
             (`non_blocking=True`). All of its memory is then taken at once.
         wait: what to do while the ring is full; `WaitPolicy.adaptive()` by default.
@@ -77,6 +88,7 @@ class Writer(ObjectSender, Endpoint):
         slots: int = DEFAULT_SLOTS,
         slot_bytes: int = DEFAULT_SLOT_BYTES,
         arena_bytes: int = 0,
+        spill_bytes: int = DEFAULT_SPILL_BYTES,
         pin: bool = False,
         wait: WaitPolicy | None = None,
         codec: Codec | None = None,
@@ -94,6 +106,7 @@ class Writer(ObjectSender, Endpoint):
             slots=settings.count(settings.SLOTS, slots),
             slot_bytes=settings.count(settings.SLOT_BYTES, slot_bytes),
             arena_bytes=settings.count(settings.ARENA_BYTES, arena_bytes),
+            spill_bytes=settings.count(settings.SPILL_BYTES, spill_bytes),
             pin=pin,
             wait=wait,
             on_reader_death=on_reader_death,

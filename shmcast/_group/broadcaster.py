@@ -11,7 +11,7 @@ from shmcast._devices.work import Work
 from shmcast._endpoints import settings
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER, is_orderly
 from shmcast._endpoints.frame_reader import FrameReader
-from shmcast._endpoints.frame_writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS
+from shmcast._endpoints.frame_writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, DEFAULT_SPILL_BYTES
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy
@@ -65,13 +65,13 @@ class ShmBroadcaster(Lender):
         on_reader_death: see `Writer`. Counts on the source, and on each other node's leader.
         on_death: see `Writer`. Of the ranks of the source's own node.
         warn_after: see `Writer`; may differ from rank to rank.
-        slots: see `Writer`. Counts on the source, and on each other node's leader.
-        slot_bytes: see `Writer`. Counts on the source, and on each other node's leader.
-        arena_bytes: see `Writer`. Counts on the source, and on each other node's leader.
+        slots: see `Writer`. Counts on the source, and on each other node's leader; so do the next.
+        slot_bytes: see `Writer`.
+        arena_bytes: see `Writer`.
+        spill_bytes: see `Writer`.
         pin: see `Writer` and `Reader`; may differ from rank to rank.
-        timeout: seconds for all ranks to come and to set up; may differ from rank to rank. Pass
-            one, and the error names who has not come, after which all may try again. None: the
-            process group's own time-out.
+        timeout: seconds for all ranks to come and to set up; may differ from rank to rank. The
+            error names who has not come, and all may try again. None: the process group's own.
 
     Attributes:
         group_rank: this process's rank in the group.
@@ -110,6 +110,7 @@ class ShmBroadcaster(Lender):
         slots: int = DEFAULT_SLOTS,
         slot_bytes: int = DEFAULT_SLOT_BYTES,
         arena_bytes: int = 0,
+        spill_bytes: int = DEFAULT_SPILL_BYTES,
         pin: bool = False,
         device_group: ProcessGroup | None = None,
         device_types: Collection[str] | None = None,
@@ -124,8 +125,9 @@ class ShmBroadcaster(Lender):
         self._lane: DeviceLane | None = None
         error: Exception | None = None
         options = Options(
-            wait, on_reader_death, warn_after, slots, slot_bytes, arena_bytes, pin, on_death
-        )
+            wait, on_reader_death, warn_after, slots, slot_bytes, arena_bytes, pin, on_death,
+            spill_bytes,
+        )  # fmt: skip
         try:
             options = options.with_settings()
             codec = settings.codec(codec)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shmcast._endpoints import settings
+from shmcast._endpoints.frame_writer import DEFAULT_SPILL_BYTES
 from shmcast._endpoints.waiting import WaitPolicy
 from shmcast.errors import PeerDied
 
@@ -24,6 +25,7 @@ class Options:
     arena_bytes: int
     pin: bool
     on_death: Callable[[PeerDied], object] | None = None
+    spill_bytes: int = DEFAULT_SPILL_BYTES
     patience: float | None = None
     """Seconds that calls without a `timeout` have: the operator's choice only."""
 
@@ -39,6 +41,7 @@ class Options:
             slots=settings.count(settings.SLOTS, self.slots),
             slot_bytes=settings.count(settings.SLOT_BYTES, self.slot_bytes),
             arena_bytes=settings.count(settings.ARENA_BYTES, self.arena_bytes),
+            spill_bytes=settings.count(settings.SPILL_BYTES, self.spill_bytes),
             patience=settings.seconds(settings.TIMEOUT, None),
         )
 
@@ -51,6 +54,7 @@ class Options:
             "slots": self.slots,
             "slot_bytes": self.slot_bytes,
             "arena_bytes": self.arena_bytes,
+            "spill_bytes": self.spill_bytes,
         }
 
     def for_reader(self) -> dict[str, Any]:

@@ -35,6 +35,7 @@ _SHM_FOLDER = Path(SHM_FOLDER)
 _NAME = re.compile(r"shmcast-\d+-(\d+)-(\d+)-(\d+|None)-[0-9a-f]{16}(-arena)?", re.ASCII)
 _ARENA = "-arena"  # of a file without a layout: its owner locks the first byte before it has a size
 
+_BLOCK_BYTES = 512  # of `st_blocks`
 _PART = 1024 * 1024
 _MOST_SPARE = 256 * 1024 * 1024  # what the arena leaves of the memory limit to the program
 
@@ -54,7 +55,7 @@ class Found:
 
     name: str
     size: int
-    """Bytes."""
+    """Bytes of memory that it takes."""
     pid: int
     """The process that made it, as its own pid namespace numbers it."""
     owner: OwnerState
@@ -156,6 +157,36 @@ def create_unreserved(size: int) -> tuple[str, int, _core.LifeLock | None]:
         if lock is not None:
             lock.release()
         raise
+
+
+def add_spill(fd: int, offset: int, nbytes: int) -> _core.Mapping | None:
+    """Lengthen a segment that `create` has made by a part without any pages, and map that.
+
+    Args:
+        fd: of the segment.
+        offset: where the part begins, in bytes.
+        nbytes: its size.
+
+    Returns:
+        The part, whose `reserve` is as `map_arena` says; None: the system refuses.
+    """
+    size = os.fstat(fd).st_size
+    try:
+        os.ftruncate(fd, offset + nbytes)
+        return _core.Mapping(
+            fd, nbytes, True, dump=dumps_segments(), room=_arena_room(), offset=offset
+        )
+    except OSError:
+        os.ftruncate(fd, size)
+        return None
+
+
+def map_spill(fd: int, offset: int, nbytes: int) -> _core.Mapping | None:
+    """Map for reading what `add_spill` has added; None: the system refuses."""
+    try:
+        return _core.Mapping(fd, nbytes, False, dump=dumps_segments(), keep_fd=False, offset=offset)
+    except OSError:
+        return None
 
 
 def map_arena(fd: int, size: int, writable: bool) -> _core.Mapping:
@@ -282,7 +313,7 @@ def _judge(path: Path) -> Found | None:
         owner = OwnerState.ELSEWHERE
     else:
         owner = OwnerState.ALIVE if has_members or is_alive(pid, start) else OwnerState.DEAD
-    return Found(f"/{path.name}", status.st_size, pid, owner)
+    return Found(f"/{path.name}", status.st_blocks * _BLOCK_BYTES, pid, owner)
 
 
 def _has_members(path: Path, is_arena: bool) -> bool | None:

@@ -17,6 +17,13 @@ def writer() -> Iterator[Writer]:
 
 
 @pytest.fixture
+def waiting_writer() -> Iterator[Writer]:
+    """Make a writer that spills nothing: what does not fit the ring waits for its reader."""
+    with Writer(1, arena_bytes=ARENA, spill_bytes=0) as writer:
+        yield writer
+
+
+@pytest.fixture
 def reader(writer: Writer) -> Iterator[Reader]:
     with Reader(writer.handle, 0) as reader:
         yield reader

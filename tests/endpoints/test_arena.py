@@ -207,9 +207,8 @@ def test_what_finds_no_room_because_of_views_is_streamed_and_counted(
     assert np.array_equal(view, filled(3 * MIB))
 
 
-def test_what_is_larger_than_the_arena_is_streamed_and_counted(
-    writer: Writer, reader: Reader
-) -> None:
+def test_what_is_larger_than_the_arena_is_streamed_and_counted(waiting_writer: Writer) -> None:
+    writer, reader = waiting_writer, Reader(waiting_writer.handle, 0)
     writer.send(filled(ARENA - PAGE))
     assert len(reader.recv(SECONDS)) == ARENA - PAGE
     for k in range(1, 4):
@@ -222,6 +221,7 @@ def test_what_is_larger_than_the_arena_is_streamed_and_counted(
         assert np.array_equal(other.recv(SECONDS, copy=False), sent)
         assert roomy.statistics().arena_full == 1
         check_whole(roomy, other)
+    reader.close()
 
 
 def test_there_are_256_extents_and_no_more(reader: Reader, writer: Writer) -> None:

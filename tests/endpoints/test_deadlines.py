@@ -98,7 +98,10 @@ class Abandoning:
 @pytest.mark.parametrize("timeout", [0, 0.01, 0.3])
 def test_abandoned_messages_keep_nobody(timeout: float) -> None:
     """A writer whose sends time out half-way, again and again, does not prolong a recv."""
-    with Writer(1, slots=4, slot_bytes=4096) as writer, Reader(writer.handle, 0) as reader:
+    with (
+        Writer(1, slots=4, slot_bytes=4096, spill_bytes=0) as writer,
+        Reader(writer.handle, 0) as reader,
+    ):
         abandoning = Abandoning(writer)
         try:
             for _ in range(3):
@@ -109,7 +112,7 @@ def test_abandoned_messages_keep_nobody(timeout: float) -> None:
 
 
 def test_close_ends_a_recv_that_meets_abandoned_messages_only() -> None:
-    with Writer(1, slots=4, slot_bytes=4096) as writer:
+    with Writer(1, slots=4, slot_bytes=4096, spill_bytes=0) as writer:
         reader = Reader(writer.handle, 0)
         abandoning = Abandoning(writer)
         try:

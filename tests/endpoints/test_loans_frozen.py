@@ -107,7 +107,8 @@ def test_what_its_owner_made_read_only_stays_so(writer: Writer, reader: Reader) 
     assert not view.flags.writeable
 
 
-def test_a_send_that_fails_freezes_nothing(writer: Writer, reader: Reader) -> None:
+def test_a_send_that_fails_freezes_nothing(waiting_writer: Writer) -> None:
+    writer, reader = waiting_writer, Reader(waiting_writer.handle, 0)
     loan = writer.empty(MIB, np.uint8)
     with pytest.raises(shmcast.EncodeError):
         writer.send([loan, lambda: None])
@@ -120,6 +121,7 @@ def test_a_send_that_fails_freezes_nothing(writer: Writer, reader: Reader) -> No
     loan[:] = 4
     writer.send(loan, SECONDS)
     assert np.array_equal(reader.recv(SECONDS), filled(MIB, 4))
+    reader.close()
 
 
 def test_thaw_is_true_of_what_this_writer_does_not_freeze(writer: Writer, reader: Reader) -> None:

@@ -189,7 +189,7 @@ def receive_around_a_gap(index: int, handle: Handle) -> tuple[Any, Any]:
 
 def test_a_message_given_up_half_way_reaches_nobody_and_the_next_one_all(crew: Crew) -> None:
     huge = bytes(10_000_000)  # no reader keeps up with 40 000 fragments through 4 slots
-    with Writer(2, slots=4, slot_bytes=SLOT) as writer:
+    with Writer(2, slots=4, slot_bytes=SLOT, spill_bytes=0) as writer:
         attached_but_idle = crew.start(2, receive_around_a_gap, writer.handle)
         writer.send("before", 30)
         with pytest.raises(shmcast.Timeout):

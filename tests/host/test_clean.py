@@ -106,7 +106,7 @@ def test_the_next_start_removes_what_a_writer_killed_in_set_up_has_left(point: s
 def test_clean_removes_what_was_left_and_says_so() -> None:
     pid = run_until_killed(die_as_writer, "before readers attach")
     (name,) = left_by(pid)
-    said = f"/{name}  {(SHM / name).stat().st_size} bytes  pid {pid}"
+    said = f"/{name}  {(SHM / name).stat().st_blocks * 512} bytes  pid {pid}"
     assert f"{said}  would be removed: its owner is dead\n" in run_clean("--dry-run")
     assert left_by(pid) == [name]
     assert f"{said}  removed: its owner is dead\n" in run_clean()

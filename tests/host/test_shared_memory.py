@@ -19,17 +19,21 @@ from shmcast._endpoints.handle import geometry_of
 from shmcast._host import shared_memory
 
 SHM = Path("/dev/shm")
+MIB = 1 << 20
 
 
 def path_of(handle: Handle) -> Path:
     return SHM / handle.name[1:]
 
 
-def test_a_segment_is_private_and_its_pages_are_reserved() -> None:
-    with Writer(1) as writer:
-        status = path_of(writer.handle).stat()
+@pytest.mark.parametrize("spill_bytes", [0, MIB, 1024 * MIB])
+def test_a_segment_is_private_and_its_pages_are_reserved(spill_bytes: int) -> None:
+    with Writer(1, spill_bytes=spill_bytes) as writer:
+        status, ring = path_of(writer.handle).stat(), geometry_of(writer.handle).segment_bytes
         assert stat.S_IMODE(status.st_mode) == 0o600
-        assert status.st_blocks * 512 >= status.st_size > 64 * 65536
+        assert 0 <= status.st_blocks * 512 - ring < 4096  # and nothing for the spill
+        assert ring > 64 * 65536
+        assert status.st_size == (ring if spill_bytes == 0 else 6 * MIB + spill_bytes)
 
 
 def test_the_mode_does_not_depend_on_the_umask() -> None:
@@ -89,8 +93,9 @@ HEADER = {
     "slot stride": 32,
     "size in bytes": 40,
     "extent count": 48,
-    "nonce": 56,
-    "writer pid": 88,
+    "spill's size": 56,
+    "nonce": 64,
+    "writer pid": 96,
 }
 
 
@@ -160,9 +165,14 @@ def test_a_handle_of_no_possible_shape_is_refused(wrong: dict[str, Any]) -> None
 
 def test_a_handle_that_speaks_of_another_shape_is_refused() -> None:
     with Writer(2, slots=4, slot_bytes=1024) as writer:
-        other = dataclasses.replace(writer.handle, slots=2)
-        with pytest.raises(shmcast.SegmentMismatch, match="size in bytes"):
-            Reader(other, 0)
+        handle = writer.handle
+        for other in (
+            dataclasses.replace(handle, slots=2),
+            dataclasses.replace(handle, spill_bytes=0),
+            dataclasses.replace(handle, spill_bytes=handle.spill_bytes + 4096),
+        ):
+            with pytest.raises(shmcast.SegmentMismatch, match=r"size in bytes|slot count"):
+                Reader(other, 0)
 
 
 def test_a_failed_set_up_leaves_no_name(monkeypatch: pytest.MonkeyPatch) -> None:

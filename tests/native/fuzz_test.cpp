@@ -19,6 +19,7 @@
 #include "ring/members.hpp"
 #include "ring/message.hpp"
 #include "ring/reader.hpp"
+#include "ring/spill.hpp"
 #include "ring/writer.hpp"
 #include "settings.hpp"
 #include "wait/gate.hpp"
@@ -31,6 +32,7 @@ using Random = std::mt19937_64;
 struct Tally {
   std::uint64_t mutations = 0;
   std::uint64_t sent = 0;
+  std::uint64_t spilled = 0;
   std::uint64_t received = 0;
   std::uint64_t refused = 0;  // SegmentCorrupted, LayoutMismatch, a seat that seems taken
 };
@@ -97,7 +99,7 @@ class Memory {
 
   std::uint64_t value() {
     const std::uint64_t little = random_() % 300;
-    switch (random_() % 10) {
+    switch (random_() % 11) {
       case 0: return 0;
       case 1: return UINT64_MAX - little % 4;
       case 2: return std::uint64_t{1} << random_() % 64;
@@ -107,6 +109,7 @@ class Memory {
       case 6: return Descriptor::pack(random_() % (random_() % 2 == 0 ? 5 : 300), little);
       case 7: return Descriptor::pack(random_() & Descriptor::kMaxFrames, little << 30);
       case 8: return FrameEntry::in_arena(static_cast<std::uint32_t>(random_() % 512), little);
+      case 9: return Descriptor::spilled(random_() % 2 == 0 ? little : random_() >> random_() % 64);
       default: return random_();
     }
   }
@@ -117,17 +120,42 @@ class Memory {
   std::vector<Word> replaced_;
 };
 
+// A spill in ordinary memory, allocated to the byte.
+class SmallSpill final : public Spill {
+ public:
+  explicit SmallSpill(const Segment& segment)
+      : segment_(segment),
+        bytes_(segment.geometry().spill_bytes),
+        queue_(segment.geometry().spill_bytes) {}
+
+  SpillPlace take(std::uint64_t bytes) override {
+    const auto offset = queue_.take(bytes, consumed_by_all(segment_));
+    return offset ? SpillPlace{bytes_.data() + *offset, *offset} : SpillPlace{};
+  }
+  void settle(std::uint64_t end) override { queue_.settle(end); }
+  std::span<const std::byte> bytes() const { return bytes_; }
+
+ private:
+  Segment segment_;
+  std::vector<std::byte> bytes_;
+  SpillQueue queue_;
+};
+
 // A writer that sends one message after the other, each in as many steps as it takes.
 class Sender {
  public:
-  Sender(Segment segment, Random& random)
-      : random_(random), segment_(segment), ring_(segment, kPark) {}
+  Sender(Segment segment, SmallSpill& spill, Random& random)
+      : random_(random), segment_(segment), ring_(segment, kPark) {
+    if (segment.geometry().spill_bytes != 0) ring_.set_spill(spill, 300);
+  }
 
   void step(Tally& tally) {
     if (!sending_) begin();
     try {
       ring_.wait_ready(0, kNoStop);
-      const Outcome outcome = ring_.advance(0, kNoStop);
+      const std::uint64_t before = peek(ring_.figures().spilled);
+      const Outcome outcome = ring_.advance(random_() % 2 == 0 ? 0 : 1, kNoStop);
+      tally.spilled += peek(ring_.figures().spilled) == before + 1;
       if (outcome == Outcome::ready) ring_.commit();
       tally.sent += outcome == Outcome::ready;
       sending_ = outcome == Outcome::timed_out && random_() % 8 != 0;
@@ -175,8 +203,10 @@ class Sender {
 // A reader that receives as the Python binding does, with little memory.
 class Receiver {
  public:
-  Receiver(Segment segment, std::uint32_t index, std::uint64_t found)
-      : segment_(segment), index_(index), ring_(segment, index, kPark, found) {}
+  Receiver(Segment segment, const SmallSpill& spill, std::uint32_t index, std::uint64_t found)
+      : segment_(segment), index_(index), ring_(segment, index, kPark, found) {
+    ring_.set_spill(spill.bytes());
+  }
 
   void step(Tally& tally) {
     try {
@@ -285,16 +315,18 @@ void one_ring(std::uint64_t seed, Tally& tally) {
   Random random(seed);
   const Geometry geometry{static_cast<std::uint32_t>(1 + random() % 3),
                           std::uint32_t{2} << random() % 3, 128 * (1 + random() % 2),
-                          random() % 2 == 0 ? 0 : Arena::kExtents};
+                          random() % 2 == 0 ? 0 : Arena::kExtents,
+                          random() % 2 == 0 ? 0 : random() % 10'000};
   Memory memory(geometry, random);
   const Segment segment = Segment::format(memory.bytes(), geometry, Segment::Nonce(kNonce), kWho);
-  Sender sender(segment, random);
+  SmallSpill spill(segment);
+  Sender sender(segment, spill, random);
   std::vector<Receiver> receivers;
   const auto attach = [&](std::uint32_t index, std::uint64_t found) {
     try {
       const Segment theirs = Segment::attach(memory.bytes(), geometry, Segment::Nonce(kNonce));
       if (RingReader::attach(theirs, index, kWho, found)) {
-        receivers.emplace_back(theirs, index, found);
+        receivers.emplace_back(theirs, spill, index, found);
       }
     } catch (const LayoutMismatch&) {
       ++tally.refused;
@@ -333,8 +365,10 @@ int main(int argc, char** argv) {
     std::fflush(stdout);
     Tally tally;
     for (const std::uint64_t end = seed + 300; seed < end; ++seed) one_ring(seed, tally);
-    std::printf("ok  %lu mutations: %lu messages sent, %lu received, %lu refusals\n",
+    CHECK(tally.spilled != 0);
+    std::printf("ok  %lu mutations: %lu messages sent (%lu spilled), %lu received, %lu refusals\n",
                 static_cast<unsigned long>(tally.mutations), static_cast<unsigned long>(tally.sent),
+                static_cast<unsigned long>(tally.spilled),
                 static_cast<unsigned long>(tally.received),
                 static_cast<unsigned long>(tally.refused));
   }

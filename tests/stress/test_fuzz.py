@@ -28,3 +28,4 @@ def test_a_segment_that_others_write_to_does_no_harm(way: str, segments: int) ->
     assert "'send'" in ran.stdout
     assert "'recv'" in ran.stdout
     assert "'SegmentCorrupted'" in ran.stdout
+    assert "'spilled': 0" not in ran.stdout

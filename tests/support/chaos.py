@@ -7,8 +7,9 @@ their peers. In some members a signal's handler raises in every call.
     python -m tests.support.chaos --rounds 1000
     python -m tests.support.chaos --seconds 3600            # make chaos; make chaos ROUNDS=1000
 
-A round has one writer and 1 to 7 readers, each a process, with a small ring and a small arena, wait
-policies and a policy for dead readers by lot. Readers keep views of large messages for a while.
+A round has one writer and 1 to 7 readers, each a process, with a small ring, a small spill and
+perhaps a small arena, wait policies and a policy for dead readers by lot. Readers keep views of
+large messages for a while.
 Every message can be made again from its number: a reader compares each byte. What must hold at a
 round's end:
 
@@ -90,6 +91,8 @@ class Tally:
     """Calls in which a signal's handler has raised."""
     lost: int = 0
     """Messages between such a recv and its caller."""
+    spilled: int = 0
+    """Messages of which a busy reader had a part beside the ring."""
     delays_ms: list[float] = field(default_factory=list)
     """From a death, or the begin of the wait that it ended, to that wait's end."""
 
@@ -141,7 +144,8 @@ class _Round:
         policies = [WaitPolicy.adaptive(), WaitPolicy.semaphore(), WaitPolicy.spin()]
         policy = self._rng.choices(policies, (6, 3, 1))[0]
         slow = self._rng.choice((0.0, 0.001, 0.02))
-        return Role(self._seed, policy, slow, self._pace, self._rng.random() < 0.2)
+        alarmed, arena = self._rng.random() < 0.2, self._rng.random() < 0.5
+        return Role(self._seed, policy, slow, self._pace, alarmed, arena)
 
     def play(self) -> None:
         take = self._chaos._member
@@ -257,6 +261,7 @@ class _Round:
         self._tally.messages += 1 + (report.last or 0) - (report.first or 0)
         self._tally.alarms += report.alarms
         self._tally.lost += report.lost
+        self._tally.spilled += report.spilled
         if self._death_ns and report.error == "PeerDied":
             since = max(self._death_ns, report.waited_from_ns)
             self._tally.delays_ms.append((report.ended_ns - since) / 1e6)
@@ -281,9 +286,10 @@ def main(
     tally = chaos.tally
     print(  # noqa: T201
         f"{tally.rounds} rounds in {time.monotonic() - began:.0f} s, seeds from {seed}: "
-        f"{tally.messages:,} messages received, {tally.deaths} deaths, {tally.replacements} "
-        f"replacements, {tally.stops} stops; no hang, no message lost, doubled or changed; a "
-        f"signal's handler has raised in {tally.alarms:,} calls, which lost {tally.lost} messages"
+        f"{tally.messages:,} messages received, {tally.spilled:,} spilled, {tally.deaths} deaths, "
+        f"{tally.replacements} replacements, {tally.stops} stops; no hang, no message lost, "
+        f"doubled or changed; a signal's handler has raised in {tally.alarms:,} calls, which lost "
+        f"{tally.lost} messages"
     )
     print(", ".join(f"{count} x {ending}" for ending, count in tally.endings.items()))  # noqa: T201
     if tally.delays_ms:

@@ -44,13 +44,14 @@ class RoundFailed(AssertionError):
 
 
 ARENA_BYTES = 1 << 20
+SPILL_BYTES = 1 << 20
 LARGE = 300_000
 
 
 def message(seed: int, number: int) -> bytes:
-    """Return a number's message: mostly small, some larger than the ring, some for the arena."""
+    """Return a number's message: small, larger than the ring, or for the arena or the spill."""
     rng = random.Random(seed * 1_000_003 + number)  # noqa: S311 (no secret)
-    size = rng.choice((0, 10, 100, 100, 1000, 1000, 5000, 5000, 40_000, LARGE))
+    size = rng.choice((0, 10, 100, 1000, 1000, 5000, 40_000, LARGE, LARGE))
     return rng.randbytes(1000) * (size // 1000) if size == LARGE else rng.randbytes(size)
 
 
@@ -96,6 +97,7 @@ class Report:
     wrong: str = ""  # what must not be
     alarms: int = 0  # calls in which a signal's handler has raised
     lost: int = 0  # messages, between a recv that one has interrupted and its caller
+    spilled: int = 0  # messages
     waited_from_ns: int = 0  # the call that ended in the error
     ended_ns: int = 0
 
@@ -109,6 +111,7 @@ class Role:
     slow: float  # seconds, now and then
     pace: float  # seconds between two messages
     alarmed: bool  # a signal's handler raises in each call
+    arena: bool  # there is one
 
     def calls(self) -> Calls:
         """Return how its calls are made."""
@@ -153,7 +156,8 @@ def write(connection: Connection, role: Role, readers: int, on_death: Any) -> Re
             readers,
             slots=4,
             slot_bytes=1024,
-            arena_bytes=ARENA_BYTES,
+            arena_bytes=ARENA_BYTES if role.arena else 0,
+            spill_bytes=SPILL_BYTES,
             wait=role.policy,
             on_reader_death=on_death,
         ) as writer,
@@ -184,11 +188,12 @@ def write(connection: Connection, role: Role, readers: int, on_death: Any) -> Re
             report.waited_from_ns = time.monotonic_ns()
             send(number, None)  # let go of everything
             report.last = number
-            if not wait_until_free(writer):
+            if role.arena and not wait_until_free(writer):
                 report.wrong = "extents of the arena were not given back"
         except ShmcastError as error:
             report.error = type(error).__name__
         report.alarms = calls.count
+        report.spilled = writer.statistics().spilled
     report.ended_ns = time.monotonic_ns()
     return report
 
@@ -206,7 +211,7 @@ def read(connection: Connection, role: Role, handle: Handle, index: int, rejoin:
         excused = 0  # alarms since the last message
         try:
             while True:
-                if rng.random() < 0.02:
+                if rng.random() < 0.1:
                     time.sleep(role.slow)
                 report.waited_from_ns = time.monotonic_ns()
                 copy = rng.random() < 0.3

@@ -26,6 +26,7 @@ from typing import Any
 
 from shmcast import Handle, Reader, ShmcastError, WaitPolicy, Writer
 from shmcast._codecs.base import Frame
+from shmcast._endpoints.handle import geometry_of
 
 MEMORY_BYTES = 1 << 27  # more than enough for all that was sent
 ADDRESS_SPACE_BYTES = 1 << 31
@@ -63,7 +64,7 @@ class Vandal:
     def __init__(self, handle: Handle, chance: random.Random) -> None:
         self.chance = chance
         fd = os.open(f"/dev/shm{handle.name}", os.O_RDWR)
-        self.memory = mmap.mmap(fd, 0)
+        self.memory = mmap.mmap(fd, geometry_of(handle).segment_bytes)
         os.close(fd)
         self.mutations = 0
         self.slots = len(self.memory) - SLOTS * SLOT_STRIDE
@@ -110,7 +111,7 @@ class Vandal:
     def value(self) -> int:
         chance = self.chance
         little = chance.randrange(300)
-        match chance.randrange(12):
+        match chance.randrange(13):
             case 0:
                 word = 0
             case 1:
@@ -135,6 +136,10 @@ class Vandal:
             case 9:
                 word = chance.choice((0, ARENA_BYTES, ALL_ONES)) - little & ALL_ONES  # an offset
             case 10:
+                # A spilled fragment.
+                word = 1 << 62 | chance.choice((0, LARGE, 1 << 40)) - chance.choice((0, little))
+                word &= ALL_ONES
+            case 11:
                 (word,) = struct.unpack_from("<Q", self.memory, self.place())
             case _:
                 word = chance.getrandbits(64)
@@ -162,12 +167,19 @@ class Run:
 
 @contextmanager
 def endpoints(run: Run, chance: random.Random) -> Iterator[tuple[Vandal, Writer, list[Reader]]]:
-    """Make a segment with two readers, or as many as could attach, perhaps with an arena."""
-    arena_bytes = chance.choice((0, ARENA_BYTES))
+    """Make a segment with two readers, or as many as could attach, perhaps with arena and spill."""
+    arena_bytes, spill_bytes = chance.choice((0, ARENA_BYTES)), chance.choice((0, ARENA_BYTES))
     shape: dict[str, Any] = {"codec": Raw(), "wait": WaitPolicy.semaphore()}
     with ExitStack() as stack:
         writer = stack.enter_context(
-            Writer(READERS, slots=SLOTS, slot_bytes=SLOT_BYTES, arena_bytes=arena_bytes, **shape)
+            Writer(
+                READERS,
+                slots=SLOTS,
+                slot_bytes=SLOT_BYTES,
+                arena_bytes=arena_bytes,
+                spill_bytes=spill_bytes,
+                **shape,
+            )
         )
         vandal = Vandal(writer.handle, chance)
         stack.callback(vandal.memory.close)
@@ -182,10 +194,12 @@ def endpoints(run: Run, chance: random.Random) -> Iterator[tuple[Vandal, Writer,
             vandal.undo()
         yield vandal, writer, readers
         run.outcomes["mutations"] += vandal.mutations
+        # (The count, too, may be the vandal's.)
+        run.outcomes["spilled"] += 0 < writer.statistics().spilled < 1000
 
 
 def make_message(chance: random.Random, most: int) -> list[bytes]:
-    """Make up to 4 frames of up to `most` bytes, mostly of few; now and then two for the arena."""
+    """Make up to 4 frames of up to `most` bytes, mostly of few; now and then two large ones."""
     frames = [
         b"\xa5" * (chance.randrange(most) if chance.randrange(4) == 0 else chance.randrange(40))
         for _ in range(chance.randrange(5))
