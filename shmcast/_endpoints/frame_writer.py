@@ -203,8 +203,10 @@ class FrameWriter(FrameEnd):
             if isinstance(error, CORE_ERRORS):
                 self._raise(error, "send", timeout)
             is_sent = self._ring.is_sent()
-            if is_sent and self._lender is not None:
-                self._lender.freeze_sent()  # to the end: what is sent must not be written to
+            if self._lender is not None:
+                is_sent = self._freezing.has_sent_more()
+                if is_sent:
+                    self._lender.freeze_sent()  # to the end: what is sent must not be written to
             if is_interruption(error):
                 how = "had sent its message" if is_sent else "has sent nothing"
                 add_note(error, f"{self.label}: the send that this interrupted {how}")
@@ -352,9 +354,19 @@ class _Freezing:
 
     def __init__(self, ring: _core.RingWriter) -> None:
         self._ring = ring
+        self._sent = 0  # messages, and frozen
         self.lender: Lender | None = None
+
+    def has_sent_more(self) -> bool:
+        """Return whether a message was sent that this has not done with: it was interrupted then.
+
+        (To ask the ring about the last one would not do: a signal may also come before this one.)
+        """
+        known, self._sent = self._sent, self._ring.figures()["messages"]
+        return known != self._sent
 
     def __setitem__(self, timeout: float | None, frames: Sequence[Frame], /) -> None:
         self._ring[timeout] = frames
         if self.lender is not None:
             self.lender.freeze_sent()
+        self._sent += 1  # last: what was interrupted is frozen by `not_published`

@@ -225,7 +225,7 @@ def send_and_change(
 
 @pytest.mark.parametrize("change", REPLACED)
 def test_a_tensor_that_gets_another_storage_while_send_waits_arrives_as_it_was(change: str) -> None:
-    with Writer(1) as writer, Reader(writer.handle, 0) as reader:
+    with Writer(1, spill_bytes=0) as writer, Reader(writer.handle, 0) as reader:
         tensor = torch.full((20_000_000,), 7, dtype=torch.uint8)
         thread, errors = send_and_change(writer, tensor, REPLACED[change])
         del tensor
@@ -241,7 +241,7 @@ def test_a_tensor_that_gets_another_storage_while_send_waits_arrives_as_it_was(c
 def test_a_storage_that_is_resized_while_send_waits_is_told_and_nobody_receives_it(
     change: str,
 ) -> None:
-    with Writer(1) as writer, Reader(writer.handle, 0) as reader:
+    with Writer(1, spill_bytes=0) as writer, Reader(writer.handle, 0) as reader:
         tensor = torch.full((20_000_000,), 7, dtype=torch.uint8)
         thread, errors = send_and_change(writer, tensor, RESIZED[change])
         other = torch.full((20_000_000,), 9, dtype=torch.uint8)
