@@ -40,14 +40,12 @@ class ShmBroadcaster(Lender):
     only for device tensors, and several broadcasters don't disturb each other. In a group of one
     rank there is no segment and nothing is copied.
 
-    Ranks of one node share memory. Where the group spans nodes, each other node gets every message
-    once, over a gloo group of the source and one leader for each node (see "Several nodes" in the
-    documentation).
+    Ranks of one node share memory. Each other node gets every message once, over a gloo group of
+    the source and one leader for each node (see "Several nodes" in the documentation).
 
-    Device tensors, wherever they are in an object, are broadcast over a process group. They arrive
-    on each rank's current device with the same shape, strides (of dense layouts), dtype and
-    requires_grad; a tensor that occurs twice is one tensor again. Small ones of one message share
-    their storage.
+    Device tensors, anywhere in an object, are broadcast over a process group. They arrive on each
+    rank's current device with the same shape, strides (of dense layouts), dtype and requires_grad;
+    one that occurs twice is one tensor again. Small ones of one message share their storage.
 
     Args:
         group: a process group of any backend; None is the default group.
@@ -298,8 +296,7 @@ class ShmBroadcaster(Lender):
     def interrupt(self) -> None:
         """End this rank's call that waits in another thread; see `Writer.interrupt`.
 
-        Not a collective: the other ranks notice nothing. A broadcast of device tensors that has
-        begun goes on.
+        Not a collective: others notice nothing. A broadcast of device tensors, once begun, goes on.
         """
         self._end.interrupt()
 
