@@ -206,7 +206,6 @@ class Mapping:
         nbytes: how much of it to map.
         writable: it may be written to, in place.
         dump: have the memory in core dumps, and private copies of it.
-        populate: take all page faults at once.
         keep_fd: keep a duplicate of `fd`, without which no memory can be reserved.
         room: returns how many bytes of memory may be taken now; None: no limit.
         offset: where in the file the mapping begins, in bytes.
@@ -220,12 +219,13 @@ class Mapping:
         nbytes: int,
         writable: bool,
         dump: bool = False,
-        populate: bool = False,
         keep_fd: bool = True,
         room: Callable[[], int | None] | None = None,
         offset: int = 0,
     ) -> None: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
+    def populate(self) -> None:
+        """Take all page faults of a writable one at once; every page is reserved."""
     @property
     def address(self) -> int: ...
     @property
@@ -303,6 +303,9 @@ def is_readable(fd: int) -> bool:
 
 VACANT: int
 """A seat that nobody has taken yet."""
+
+NONCE_OFFSET: int
+"""Where a segment's nonce lies in it, in bytes."""
 
 class Identity:
     """This process, as its peers know it."""

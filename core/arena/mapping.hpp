@@ -40,14 +40,24 @@ inline void use_huge_pages(std::byte* data, std::size_t size) {
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
+// Take all page faults of writable shared memory that is reserved: one at a time they cost as much
+// as filling the pages, and would come with the first messages.
+inline void populate_pages(std::byte* data, std::size_t size) {
+#ifdef MADV_POPULATE_WRITE
+  if (madvise(data, size, MADV_POPULATE_WRITE) == 0 || errno != EINVAL) return;
+#endif
+  // Before Linux 5.14. (volatile: it is read for the fault; a page of shared memory that is mapped
+  // by reading it is mapped for writing, too.)
+  for (std::size_t at = 0; at < size; at += kPage) *static_cast<volatile std::byte*>(data + at);
+}
+
 enum class Access : std::uint8_t { read, write };
 
 // What is done with a mapping beside reading and writing it.
 struct MappingOptions {
   std::uint64_t offset = 0;  // in the file, where the mapping begins
   bool dump = false;         // have it in core dumps: whoever debugs wants that
-  bool populate = false;     // take all page faults at once
-  bool keep_fd = true;       // for reserve() and PrivateCopy
+  bool keep_fd = true;       // for reserve() and PrivateCopy: memory comes when it is needed
 };
 
 // A descriptor of this process's own, never 0 to 2: what a library prints must not end in a
@@ -118,12 +128,13 @@ class Mapping {
   // std::system_error.
   Mapping(int fd, std::size_t bytes, Access access, MappingOptions options = {})
       : file_(options.keep_fd ? OwnedFd::duplicate(fd) : OwnedFd::none()),
-        pages_(fd, options.offset, bytes, options.populate ? protection(access) : PROT_NONE,
-               MAP_SHARED | (options.populate ? MAP_POPULATE : 0), options.dump),
+        pages_(fd, options.offset, bytes,
+               is_sparse(access, options) ? PROT_NONE : protection(access), MAP_SHARED,
+               options.dump),
         offset_(options.offset),
         access_(access),
         is_dumped_(options.dump) {
-    if (options.populate) return;
+    if (!is_sparse(access, options)) return;
     // In a program that has locked all of its memory, as it is mapped, this has been locked, too,
     // and would be filled with pages. Not while it can't be accessed.
     munlock(pages_.data(), pages_.size());
@@ -182,6 +193,10 @@ class Mapping {
   }
 
  private:
+  // Whether the file gets its memory bit by bit: all do but a ring's, which everybody writes to.
+  static bool is_sparse(Access access, const MappingOptions& options) {
+    return options.keep_fd || access == Access::read;
+  }
   static int protection(Access access) {
     return access == Access::write ? PROT_READ | PROT_WRITE : PROT_READ;
   }

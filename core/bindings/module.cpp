@@ -138,14 +138,19 @@ void bind_arena(nb::module_& m) {
                            nb::type_slots(buffer_slots<ArenaMapping>()))
       .def(
           "__init__",
-          [](ArenaMapping* self, int fd, std::size_t nbytes, bool writable, bool dump,
-             bool populate, bool keep_fd, nb::object room, std::uint64_t offset) {
+          [](ArenaMapping* self, int fd, std::size_t nbytes, bool writable, bool dump, bool keep_fd,
+             nb::object room, std::uint64_t offset) {
             new (self) ArenaMapping(fd, nbytes, writable ? Access::write : Access::read,
-                                    MappingOptions{offset, dump, populate, keep_fd});
+                                    MappingOptions{offset, dump, keep_fd});
             self->room = std::move(room);
           },
-          "fd"_a, "nbytes"_a, "writable"_a, "dump"_a = false, "populate"_a = false,
-          "keep_fd"_a = true, "room"_a = nb::none(), "offset"_a = 0)
+          "fd"_a, "nbytes"_a, "writable"_a, "dump"_a = false, "keep_fd"_a = true,
+          "room"_a = nb::none(), "offset"_a = 0)
+      .def("populate",
+           [](const ArenaMapping& mapping) {
+             const WithoutGil released;
+             populate_pages(mapping.bytes().data(), mapping.bytes().size());
+           })
       .def_prop_ro("address",
                    [](const ArenaMapping& mapping) {
                      return reinterpret_cast<std::uintptr_t>(mapping.bytes().data());
@@ -220,6 +225,7 @@ void bind_members(nb::module_& m) {
                    [](const Peer& peer) { return name_of(Seat::state(peer.predecessor)); });
   m.def("peers", &peers_in, "memory"_a, "geometry"_a, "nonce"_a);
   m.attr("VACANT") = RingReader::kVacant;
+  m.attr("NONCE_OFFSET") = offsetof(Header, nonce);
 }
 
 void bind_watch(nb::module_& m) {

@@ -23,6 +23,7 @@ class Endpoint:
     """
 
     def __init__(self, frames: FrameEnd) -> None:
+        frames.populate()
         self._end = frames
         self.handle: Handle = frames.handle
         self.wait_policy: WaitPolicy = frames.wait_policy

@@ -113,8 +113,15 @@ class FrameEnd:
         self._closed = False
         self._ending = Ending()
         self._pinned: PinnedArena | None = None
+        self._unpopulated: _core.Mapping | None = None
         # (Not bound to self: the core would keep it alive, and it the core.)
         self._cpu_quota = CpuQuota().read
+
+    def populate(self) -> None:
+        """Take the ring's page faults at once: one for each slot would hit the first messages."""
+        mapping, self._unpopulated = self._unpopulated, None
+        if mapping is not None:
+            mapping.populate()
 
     def _pin(self, pin: bool, mapping: _core.Mapping, nbytes: int, is_writer: bool) -> None:
         if pin:

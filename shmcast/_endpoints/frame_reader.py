@@ -99,6 +99,7 @@ class FrameReader(FrameEnd):
         places = Places(fd)
         self._ending.add(places.close)
         memory = shared_memory.map_whole(fd, geometry.segment_bytes).mapping
+        self._unpopulated = memory
         mapping, spill = None, None
         if handle.spill_bytes:
             spill = shared_memory.map_spill(fd, geometry.spill_offset, handle.spill_bytes)

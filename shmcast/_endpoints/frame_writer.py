@@ -136,6 +136,7 @@ class FrameWriter(FrameEnd):
         geometry, spill = _core.Geometry(*shape, spill_bytes), None
         nonce = os.urandom(16)
         name, memory, fd = shared_memory.create(geometry.segment_bytes)
+        self._unpopulated = memory.mapping
         file = shared_memory.SegmentFile(name, fd)
         self._ending.add(file.unlink, file.close)
         self._files.append(file)

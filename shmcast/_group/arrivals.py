@@ -40,8 +40,6 @@ class Arrivals:
         """Note that this rank has come to the next step."""
         self._step += 1
         self._store.set(self._key(self._rank), _GO)
-        if self._store.add(self._key("arrived"), 1) == self._size:
-            self._decide(_GO)
 
     def wait(self, deadline: float) -> None:
         """Wait until all have come to this step, or some rank gives up; `check` then says which.
@@ -50,16 +48,20 @@ class Arrivals:
             deadline: on the clock of `time.monotonic`; this rank gives up then.
         """
         pause = 0.0005
-        has_given_up = False
+        has_decided = False  # or would have, had nobody been quicker
         while not self._is_decided():
             now = time.monotonic()
-            if now >= deadline and not has_given_up:
-                has_given_up = True
+            if not has_decided and self._have_all_come():
+                has_decided = True
+                self._decide(_GO)
+            elif not has_decided and now >= deadline:
+                has_decided = True
                 self._decide(json.dumps([self._rank, self.missing()]))
             elif now >= deadline + _DECISION_SECONDS:
                 return  # whoever was first to decide has died of it
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
 
     def given_up(self) -> tuple[int, list[int]] | None:
         """Return who gave up and whom it missed, as ranks in the group; None: nobody has."""
@@ -74,6 +76,9 @@ class Arrivals:
     def missing(self) -> list[int]:
         """Return the ranks in the group that have not come to this step."""
         return [r for r in range(self._size) if not self._store.check([self._key(r)])]
+
+    def _have_all_come(self) -> bool:
+        return self._store.check([self._key(rank) for rank in range(self._size)])
 
     def _is_decided(self) -> bool:
         return self._store.check([self._key("decision")])

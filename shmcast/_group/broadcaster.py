@@ -15,7 +15,6 @@ from shmcast._endpoints.frame_writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, D
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy
-from shmcast._group.codec_kind import CodecKind
 from shmcast._group.connection import Connection, connect, reconnect
 from shmcast._group.device_setup import choose_lane
 from shmcast._group.group_handle import GroupHandle, checked_place, label_of
@@ -133,9 +132,7 @@ class ShmBroadcaster(Lender):
         except Exception as caught:
             error = caught
         if self.group_size > 1:
-            terms = None if self._lane is None else self._lane.terms
-            self.topology = meeting.agree(terms, CodecKind.of(codec), error)
-            self._use(connect(meeting, self.topology, options, codec, self._lane))
+            self._use(connect(meeting, options, codec, self._lane, error))
             if meeting.isolation and self.is_src:
                 try:
                     warn_of_isolation(self._label, self.topology, meeting.isolation)
@@ -165,6 +162,7 @@ class ShmBroadcaster(Lender):
     def _use(self, connection: Connection) -> None:
         """Send and receive with what the ranks' meeting has led to."""
         self._end, self._relay = connection.end, connection.relay
+        self.topology = connection.topology
         if connection.send is not None:
             self._send = connection.send
         if connection.warm is not None:
@@ -348,7 +346,7 @@ class ShmBroadcaster(Lender):
         options = Options(wait, "drop", warn_after, DEFAULT_SLOTS, DEFAULT_SLOT_BYTES, 0, pin)
         self = cls.__new__(cls)
         self._know([*handle.ranks], handle.ranks.index(rank), handle.ranks.index(handle.src))
-        self.topology, self._group_name, self._lane = handle.topology, handle.group_name, None
+        self._group_name, self._lane = handle.group_name, None
         self._label = label_of(handle.ranks, self.group_rank, handle.group_name)
         codec = settings.codec(codec)
         self._use(reconnect(handle, rank, options.with_settings(), codec))

@@ -13,8 +13,9 @@ from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._endpoints.objects import ObjectReceiver, ObjectSender, checked_codec
 from shmcast._endpoints.warmup import Warmup
+from shmcast._group.codec_kind import CodecKind
 from shmcast._group.group_handle import GroupHandle, label_of
-from shmcast._group.one_node import connect_one_node
+from shmcast._group.one_node import OneNode
 from shmcast._group.options import Options
 from shmcast._group.progress import RankProgress
 from shmcast._nodes.topology import Topology
@@ -31,6 +32,8 @@ class Connection:
     """What a rank sends and receives with: the first two on the source, the others elsewhere."""
 
     end: FrameWriter | FrameReader | SourceRelay
+    topology: Topology
+    """The group's."""
     relay: LeaderRelay | None = None
     """On a leader that is not the source."""
     is_relayed: bool = False
@@ -85,56 +88,69 @@ class Connection:
 
 def connect(
     meeting: Rendezvous,
-    topology: Topology,
     options: Options,
     codec: Codec | None,
     lane: DeviceLane | None,
+    error: Exception | None,
 ) -> Connection:
     """Bring the source and the other ranks together: a collective of the group.
 
     What goes wrong on one rank is raised on every rank.
 
     Args:
-        meeting: of the group, whose ranks have agreed.
-        topology: the group's.
+        meeting: of the group.
         options: the user's.
         codec: the user's; None: `ObjectCodec`.
         lane: carries device tensors; None: nothing does.
+        error: why this rank can't take part; the other arguments may then be wrong.
     """
     ranks = meeting.ranks
+    kind = CodecKind.of(codec)
     warmup: Warmup | None = None
-    error: Exception | None = None
+    late_error: Exception | None = None  # told when the ranks have agreed
     try:
         codec = lane.codec if lane else checked_codec(codec, meeting.label)
         warmup = Warmup.with_sample_of(codec, meeting.label)
     except Exception as caught:  # the others must hear of it
-        error = caught
+        late_error = caught
     warm_receive = None if warmup is None else warmup.receive
     connection: Connection | None = None
 
-    def equip(end: FrameWriter | FrameReader | SourceRelay, readers: list[int]) -> None:
-        # (Within the set-up's last collective: what fails here must reach the others, too.)
+    def equip(end: FrameWriter | FrameReader | SourceRelay, topology: Topology) -> None:
+        # (Within a collective: what fails here must reach the others, too.)
         nonlocal connection
-        connection = Connection(end, warmup=warmup)
+        if late_error is not None:
+            raise late_error
+        connection = Connection(end, topology, warmup=warmup)
         if lane is not None:
             here = topology.node_of(ranks[meeting.rank]).ranks
+            readers = [rank for rank in here if rank != ranks[meeting.group_src]]
             lane.connect(meeting.group_src, ranks, RankProgress(end, ranks, here, readers))
-        assert codec is not None  # noqa: S101 (else the error was raised on every rank)
+        assert codec is not None  # noqa: S101 (else there was an error)
         if meeting.rank == meeting.group_src:
             connection.send_objects(codec, lane)
         else:
             connection.receive_objects(codec, lane)
         connection.give_patience(options.patience)
 
-    if len(topology.nodes) == 1:
-        connect_one_node(meeting, options, warm_receive, equip, error)
-    else:
-        from shmcast._group.many_nodes import connect_many_nodes
+    near = OneNode(meeting, options, warm_receive, equip)
+    try:
+        terms = lane.terms if lane else None
+        handle = meeting.agree(terms, kind, error, near.make_writer, near.populate)
+        topology = meeting.explore(handle, near.attach, near.populate)
+        if len(topology.nodes) == 1:
+            near.begin()
+            assert connection is not None  # noqa: S101 (equip() was called)
+            return connection
+    except BaseException:
+        near.undo()
+        raise
+    near.undo()
+    from shmcast._group.many_nodes import connect_many_nodes
 
-        relay = connect_many_nodes(meeting, topology, options, warm_receive, equip, error)
-        assert connection is not None  # noqa: S101 (equip() was called)
-        connection.relay, connection.is_relayed = relay, True
-    assert connection is not None  # noqa: S101
+    relay = connect_many_nodes(meeting, topology, options, warm_receive, equip, late_error)
+    assert connection is not None  # noqa: S101 (as above)
+    connection.relay, connection.is_relayed = relay, True
     return connection
 
 
@@ -162,7 +178,8 @@ def reconnect(handle: GroupHandle, rank: int, options: Options, codec: Codec | N
         warmup=None if warmup is None else warmup.receive,
         **options.for_reader(),
     )
-    connection = Connection(end, warmup=warmup)
+    end.populate()
+    connection = Connection(end, handle.topology, warmup=warmup)
     connection.receive_objects(codec, None)
     connection.give_patience(options.patience)
     return connection

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shmcast._endpoints.frame_end import FrameEnd
 from shmcast._endpoints.handle import Handle
 from shmcast._group.options import Options
 from shmcast._group.rendezvous import Rendezvous
@@ -27,7 +28,7 @@ def connect_many_nodes(
     topology: Topology,
     options: Options,
     warmup: Callable[[], object] | None,
-    equip: Callable[[SourceRelay | NodeReader, list[int]], None],
+    equip: Callable[[SourceRelay | NodeReader, Topology], None],
     error: Exception | None,
 ) -> LeaderRelay | None:
     """Bring the source, the leaders and all readers together: a collective of the group.
@@ -40,7 +41,7 @@ def connect_many_nodes(
         options: the user's. Those of a ring count on the rank that makes it: the source, or a
             leader.
         warmup: see `FrameReader`.
-        equip: is given this rank's end, and the global ranks of its node's readers by index.
+        equip: is given this rank's end and the topology.
         error: why this rank can't take part, which the others are told.
 
     Returns:
@@ -80,7 +81,7 @@ class _SetUp:
         topology: Topology,
         options: Options,
         warmup: Callable[[], object] | None,
-        equip: Callable[[SourceRelay | NodeReader, list[int]], None],
+        equip: Callable[[SourceRelay | NodeReader, Topology], None],
     ) -> None:
         self._meeting = meeting
         self._topology = topology
@@ -215,4 +216,7 @@ class _SetUp:
         elif self._relay is not None:
             self._relay.join(1 + self._leaders.index(self._rank), 1 + len(self._leaders))
         assert self._end is not None  # noqa: S101 (the steps before have made it)
-        self._equip(self._end, self._readers)
+        self._equip(self._end, self._topology)
+        for end in (self._writer, self._end):
+            if isinstance(end, FrameEnd):
+                end.populate()

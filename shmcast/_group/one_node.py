@@ -9,63 +9,83 @@ from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._endpoints.handle import Handle
 from shmcast._group.options import Options
+from shmcast._nodes.topology import Topology
 
 if TYPE_CHECKING:
     from shmcast._group.rendezvous import Rendezvous
 
 
-def connect_one_node(
-    meeting: Rendezvous,
-    options: Options,
-    warmup: Callable[[], object] | None,
-    equip: Callable[[FrameWriter | FrameReader, list[int]], None],
-    error: Exception | None,
-) -> None:
-    """Bring the source's writer and the other ranks' readers together: a collective of the group.
-
-    What goes wrong on one rank is raised on every rank.
+class OneNode:
+    """This rank's end of a ring for all ranks of a group, if they all share the source's node.
 
     Args:
         meeting: of the group.
         options: the user's.
         warmup: see `FrameReader`.
-        equip: is given this rank's end, and the readers' global ranks by index.
-        error: why this rank can't take part, which the others are told.
+        equip: is given this rank's end and the topology.
     """
-    end: FrameWriter | FrameReader | None = None
 
-    def make_writer() -> Handle | None:
-        nonlocal end
-        if meeting.rank != meeting.group_src:
-            return None
-        end = FrameWriter(
+    def __init__(
+        self,
+        meeting: Rendezvous,
+        options: Options,
+        warmup: Callable[[], object] | None,
+        equip: Callable[[FrameWriter | FrameReader, Topology], None],
+    ) -> None:
+        self._meeting = meeting
+        self._options = options
+        self._warmup = warmup
+        self._equip = equip
+        self._end: FrameWriter | FrameReader | None = None
+
+    def make_writer(self) -> Handle:
+        """Make the source's end.
+
+        Raises:
+            ShmcastError: what `Writer` raises.
+        """
+        meeting = self._meeting
+        self._end = FrameWriter(
             len(meeting.readers),
             label=meeting.label,
             reader_label=meeting.names.__getitem__,
-            **options.for_writer(),
+            **self._options.for_writer(),
         )
-        return end.handle
+        return self._end.handle
 
-    def attach() -> None:
-        nonlocal end
-        if end is None:
-            assert handle is not None  # noqa: S101 (the source has made it)
-            end = FrameReader(
+    def attach(self, handle: Handle, topology: Topology) -> None:
+        """Make this rank's end, if it is not the source; and what it sends or receives with.
+
+        Args:
+            handle: of the source's end.
+            topology: of one node.
+
+        Raises:
+            ShmcastError: what `Reader` raises.
+        """
+        meeting = self._meeting
+        if self._end is None:
+            self._end = FrameReader(
                 handle,
                 meeting.readers.index(meeting.rank),
                 label=meeting.label,
                 peer_label=meeting.names.__getitem__,
-                warmup=warmup,
-                **options.for_reader(),
+                warmup=self._warmup,
+                **self._options.for_reader(),
             )
-        equip(end, [meeting.ranks[r] for r in meeting.readers])
+        self._equip(self._end, topology)
 
-    try:
-        handle = meeting.share(make_writer, error)[meeting.group_src]
-        meeting.confirm(attach)
-        assert end is not None  # noqa: S101 (else there was an error)
-        end.watch_peers()
-    except BaseException:
-        if end is not None:
-            end.give_up()  # (others may have theirs, and must not take this for an end in order)
-        raise
+    def populate(self) -> None:
+        """Do what is left to do with this rank's end, if there is one: it need not delay others."""
+        if self._end is not None:
+            self._end.populate()
+
+    def begin(self) -> None:
+        """Watch the others, who all have their ends."""
+        assert self._end is not None  # noqa: S101 (else there was an error)
+        self._end.watch_peers()
+
+    def undo(self) -> None:
+        """End this rank's end: others may have theirs, and must not take this for one in order."""
+        if self._end is not None:
+            self._end.give_up()

@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from shmcast import _core
 from shmcast._endpoints import settings
 from shmcast._endpoints.arguments import check_timeout
+from shmcast._endpoints.handle import Handle, geometry_of
 from shmcast._group.codec_kind import CodecKind
 from shmcast._group.gathering import Gathering
 from shmcast._group.group_handle import label_of
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from shmcast._devices.lane import Terms
 
 _T = TypeVar("_T")
+
+
+def _do_nothing() -> None:
+    """Do that while others come."""
 
 
 class Rendezvous:
@@ -77,55 +83,136 @@ class Rendezvous:
         """How errors name the ring's members: the readers by index, then the source."""
         self.isolation: str = ""
         """Why ranks of one machine don't share memory; "": they do."""
+        self._offers: list[_Offer] = []
+        self._ring_error: Exception | None = None
         # (What gathers must not refer to `self`: in a circle, the process group would outlive its
         # destruction, and a thread of gloo's that outlives Python ends the process by abort().)
         self._all_gather = (
             Gathering(self.group, self.label, self._rank_names, timeout).gather
             if len(self.ranks) > 1
-            else lambda mine: [mine]
+            else lambda mine, _meanwhile: [mine]
         )
 
     def agree(
-        self, terms: Terms | None, codec: CodecKind | None, error: Exception | None
-    ) -> Topology:
-        """Find out whether all ranks want the same, and who shares memory with whom.
+        self,
+        terms: Terms | None,
+        codec: CodecKind | None,
+        error: Exception | None,
+        make_ring: Callable[[], Handle],
+        meanwhile: Callable[[], object],
+    ) -> Handle | None:
+        """Find out whether all ranks want the same, and where the source's ring for all of them is.
 
         Args:
             terms: what this rank has for device tensors.
             codec: this rank's; None: it is not known.
             error: why this rank can't take part.
+            make_ring: makes a ring for all ranks, on the source.
+            meanwhile: called while this waits for the others; must not fail.
+
+        Returns:
+            None: the source could not make one, which is no error yet: on several nodes there will
+            be others.
 
         Raises:
             InvalidArgument: the ranks don't fit together.
             Exception: `error`, if there is one and no disagreement explains it.
         """
-        probe: topology.Probe | None = None
         error = self.error or error
-        if error is None:
+        handle: Handle | None = None
+        if error is None and self.rank == self.group_src:
             try:
-                probe = topology.Probe()
+                handle = make_ring()
             except Exception as caught:
-                error = caught
+                self._ring_error = caught
+        offer = _Offer(
+            self.rank,
+            tuple(self.ranks),
+            None if self.error else self.group_src,
+            str(error or ""),
+            terms,
+            codec,
+            topology.host_name(),
+            topology.machine_id(),
+            handle,
+            str(self._ring_error or ""),
+        )
+        self._offers = self._all_gather(offer, meanwhile)
+        self._check(self._offers, error)
+        return self._offers[self.group_src].handle
+
+    def explore(
+        self,
+        handle: Handle | None,
+        attach: Callable[[Handle, Topology], object],
+        meanwhile: Callable[[], object],
+    ) -> Topology:
+        """Attach to the source's ring, and find out who shares memory with whom if not all can.
+
+        Args:
+            handle: of that ring; None: there is none.
+            attach: makes this rank's end of it, with the topology that the group has if all can.
+                Called where it is in reach, and on the source.
+            meanwhile: called while this waits for the others; must not fail.
+
+        Returns:
+            The group's topology. Of one node: every rank has attached.
+
+        Raises:
+            SegmentError: another rank could not attach, or the source has no ring for one node.
+            Exception: what `attach` has raised here, or why this source has no ring.
+        """
+        probe: topology.Probe | None = None
+        here = self._offers[self.rank]
+        source = self._offers[self.group_src]
+        hosts = [offer.host for offer in self._offers]
+        of_one_node = Topology.of(self.ranks, [0] * len(hosts), hosts, self.group_src)
+
+        def look() -> _Finding:
+            nonlocal probe
+            obstacle = ""
+            if handle is not None:
+                if self.rank != self.group_src:
+                    card = topology.Card(
+                        handle.name,
+                        handle.nonce,
+                        source.host,
+                        source.machine,
+                        geometry_of(handle).segment_bytes,
+                        _core.NONCE_OFFSET,
+                    )
+                    obstacle = topology.obstacle_to(card) or ""
+                if not obstacle:
+                    attach(handle, of_one_node)
+                    return _Finding(None, "")
+            probe = topology.Probe()
+            is_one_machine = bool(source.machine) and source.machine == here.machine
+            return _Finding(probe.card, obstacle if is_one_machine else "")
+
         try:
-            offer = _Offer(
-                self.rank,
-                tuple(self.ranks),
-                None if self.error else self.group_src,
-                str(error or ""),
-                terms,
-                codec,
-                probe.card if probe else None,
-            )
-            offers: list[_Offer] = self._all_gather(offer)
-            self._check(offers, error)
-            cards = [offer.card for offer in offers if offer.card is not None]
-            views = self.share(lambda: topology.look(cards, self.rank), None)
+            findings = self.share(look, None, meanwhile)
+            cards = [finding.card for finding in findings]
+            near = [rank for rank, card in enumerate(cards) if card is None]
+            if len(near) == len(cards):
+                return of_one_node
+            views = self.share(lambda: self._view(findings, near), None)
         finally:
             if probe is not None:
                 probe.close()
-        self.isolation = topology.isolation(cards, views, self._rank_names)
-        firsts = [view.first for view in views]
-        return Topology.of(self.ranks, firsts, [card.host for card in cards], self.group_src)
+        self.isolation = topology.isolation(hosts, views, self._rank_names)
+        found = Topology.of(self.ranks, [view.first for view in views], hosts, self.group_src)
+        if handle is None and len(found.nodes) == 1:
+            self._raise_failed([(self.group_src, source.ring_error)], self._ring_error)
+        return found
+
+    def _view(self, findings: list[_Finding], near: list[int]) -> topology.View:
+        mine = findings[self.rank]
+        if mine.card is None:  # it has attached, as all others that are near the source
+            return topology.View(near[0], None)
+        view = topology.look([finding.card for finding in findings], self.rank)
+        if mine.obstacle and view.obstacle is None:
+            return topology.View(view.first, (self.group_src, mine.obstacle))
+        return view
 
     def _check(self, offers: list[_Offer], error: Exception | None) -> None:
         places = [offer.rank for offer in offers]
@@ -170,12 +257,18 @@ class Rendezvous:
                 "codec on every rank"
             )
 
-    def share(self, make: Callable[[], _T], error: Exception | None) -> list[_T]:
+    def share(
+        self,
+        make: Callable[[], _T],
+        error: Exception | None,
+        meanwhile: Callable[[], object] = _do_nothing,
+    ) -> list[_T]:
         """Make this rank's part of the set-up and gather everybody's, by rank in the group.
 
         Args:
             make: makes it.
             error: why this rank can't; `make` is then not called.
+            meanwhile: called while this waits for the others; must not fail.
 
         Raises:
             SegmentError: another rank could not make its part.
@@ -187,10 +280,14 @@ class Rendezvous:
                 mine = make()
             except Exception as caught:
                 error = caught
-        parts: list[_Part] = self._all_gather(_Part(mine, str(error) if error else ""))
+        parts: list[_Part] = self._all_gather(_Part(mine, str(error) if error else ""), meanwhile)
+        self._raise_failed([(r, p.error) for r, p in enumerate(parts) if p.error], error)
+        return [part.thing for part in parts]
+
+    def _raise_failed(self, failed: list[tuple[int, str]], error: Exception | None) -> None:
+        """Raise what went wrong, here or elsewhere, if anything did."""
         if error is not None:
             raise error
-        failed = [(r, p.error) for r, p in enumerate(parts) if p.error]
         if failed:
             said = "; ".join(
                 f"{'the source, ' if r == self.group_src else ''}rank {self.ranks[r]}, could not "
@@ -198,7 +295,6 @@ class Rendezvous:
                 for r, why in failed
             )
             raise SegmentError(f"{self.label}: {said}")
-        return [part.thing for part in parts]
 
     def confirm(self, step: Callable[[], object]) -> None:
         """Take a step of the set-up; raise on every rank if it failed on any.
@@ -216,7 +312,7 @@ class Rendezvous:
         except Exception as caught:
             error = caught
         outcomes: list[_Outcome] = self._all_gather(
-            _Outcome(topology.host_name(), str(error or ""))
+            _Outcome(topology.host_name(), str(error or "")), _do_nothing
         )
         failed = [(r, o) for r, o in zip(self.ranks, outcomes, strict=True) if o.error]
         if not failed:
@@ -242,8 +338,23 @@ class _Offer:
     error: str
     terms: Terms | None
     codec: CodecKind | None
+    host: str
+    machine: str
+    """See `Card`."""
+    handle: Handle | None
+    """Of a ring for all ranks, from the source; None: it could not make one."""
+    ring_error: str
+    """Why not."""
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """What a rank has found out about the source's ring."""
+
     card: topology.Card | None
-    """Lets other ranks test whether they share memory with this one; None: there is an error."""
+    """Of its probe; None: it needs none, it has attached."""
+    obstacle: str
+    """Why it can't, although it runs on the source's machine; "": it can, or it does not."""
 
 
 @dataclass(frozen=True)

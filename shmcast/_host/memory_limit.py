@@ -50,8 +50,10 @@ class MemoryLimit:
 
     def _left(self, kind: _Files, folder: Path) -> Room | None:
         limit = _number(folder / kind.limit)
+        if limit is None or limit >= _UNLIMITED:
+            return None
         used = _number(folder / kind.used)
-        if limit is None or used is None or limit >= _UNLIMITED:
+        if used is None:
             return None
         left = limit - used + _droppable(folder, kind) + self._swap(folder, kind)
         return Room(max(0, int(left)), int(limit), str(folder))

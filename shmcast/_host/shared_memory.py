@@ -6,6 +6,7 @@ in use, however little of it was made: user, pid namespace, pid and that process
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -17,6 +18,7 @@ from enum import Enum
 from pathlib import Path
 
 from shmcast import _core
+from shmcast._host.housekeeping import Housekeeping
 from shmcast._host.memory_limit import MemoryLimit, Room
 from shmcast._host.places import Places
 from shmcast._host.process import UNKNOWN_START, is_alive, own_start_time, pid_namespace
@@ -25,7 +27,7 @@ from shmcast._host.segment_file import SegmentFile as SegmentFile
 from shmcast._host.segment_file import find as find
 from shmcast._host.segment_file import unlink as unlink
 from shmcast._host.system_errors import SHM_FOLDER, explaining
-from shmcast.errors import InvalidArgument, SharedMemoryFull
+from shmcast.errors import HostError, InvalidArgument, SharedMemoryFull
 
 DUMP_VARIABLE = "SHMCAST_CORE_DUMP"
 """Whether core dumps have shared memory in them: "1", or "0", the default."""
@@ -35,6 +37,9 @@ _SHM_FOLDER = Path(SHM_FOLDER)
 _NAME = re.compile(r"shmcast-\d+-(\d+)-(\d+)-(\d+|None)-[0-9a-f]{16}(-arena)?", re.ASCII)
 _ARENA = "-arena"  # of a file without a layout: its owner locks the first byte before it has a size
 
+_CLEAN_SECONDS = 60.0
+_MOST_FILES = 100
+_ENTRY_BYTES = 20  # what each file adds to the size that tmpfs gives a folder
 _BLOCK_BYTES = 512  # of `st_blocks`
 _PART = 1024 * 1024
 _MOST_SPARE = 256 * 1024 * 1024  # what the arena leaves of the memory limit to the program
@@ -63,14 +68,14 @@ class Found:
 
 
 class Memory:
-    """A mapped segment: its bytes, by slices. It is unmapped when nothing refers to it any more."""
+    """A mapped segment: its bytes, by slices. It is unmapped when nothing refers to it any more.
+
+    It takes a page fault for each of its pages, unless `mapping.populate()` takes them all at once.
+    """
 
     def __init__(self, fd: int, size: int) -> None:
         with explaining(f"a segment of {size} bytes", "mmap"):
-            # Populated at once: a page fault per slot would hit the first lap of messages.
-            self.mapping = _core.Mapping(
-                fd, size, True, dump=dumps_segments(), populate=True, keep_fd=False
-            )
+            self.mapping = _core.Mapping(fd, size, True, dump=dumps_segments(), keep_fd=False)
         self._view = memoryview(self.mapping)
 
     def __getitem__(self, where: slice) -> bytes:
@@ -103,7 +108,8 @@ def dumps_segments() -> bool:
 def create(size: int) -> tuple[str, Memory, int]:
     """Make a segment that only this user can open, with all of its pages reserved.
 
-    First removes what this user's killed processes have left, see `clean`.
+    What this user's killed processes have left is removed now and then, see `clean`, and always
+    where there is no room otherwise.
 
     Args:
         size: bytes.
@@ -217,9 +223,25 @@ def _arena_room() -> Callable[[], int | None]:
 
 
 def _make(size: int, size_it: Callable[[int], None], kind: str = "") -> tuple[str, int]:
+    _housekeeping.do()
+    try:
+        return _made(size, size_it, kind)
+    except SharedMemoryFull:
+        if not _has_cleaned():
+            raise
+    return _made(size, size_it, kind)
+
+
+def _has_cleaned() -> bool:
+    """Remove what was left; return whether there was anything."""
+    with contextlib.suppress(HostError):
+        return any(found.owner is OwnerState.DEAD for found in clean())
+    return False
+
+
+def _made(size: int, size_it: Callable[[int], None], kind: str) -> tuple[str, int]:
     what = f"a segment of {size} bytes"
     with explaining(what):
-        clean()
         owner = f"{os.geteuid()}-{pid_namespace()}-{os.getpid()}-{own_start_time()}"
     name = f"/shmcast-{owner}-{os.urandom(8).hex()}{kind}"
     with explaining(what, "open"):
@@ -288,6 +310,14 @@ def clean(dry_run: bool = False) -> list[Found]:
     return [
         segment if segment.owner is not OwnerState.DEAD else _remove(segment) for segment in found
     ]
+
+
+def _is_crowded() -> bool:
+    """Return whether the folder has so many files, of whomever, that to list them takes long."""
+    return _SHM_FOLDER.stat().st_size > _MOST_FILES * _ENTRY_BYTES
+
+
+_housekeeping = Housekeeping(clean, _is_crowded, _CLEAN_SECONDS)
 
 
 def _remove(segment: Found) -> Found:

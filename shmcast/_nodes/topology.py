@@ -91,13 +91,17 @@ class Topology:
 
 @dataclass(frozen=True)
 class Card:
-    """Lets other ranks find this one's probe."""
+    """Lets other ranks find a segment of this one, a probe or a ring."""
 
     name: str
     nonce: bytes
     host: str
     machine: str
     """The same for all that run under one kernel, whatever their containers; "": not known."""
+    nbytes: int = _NONCE_BYTES
+    """The segment's size."""
+    nonce_at: int = 0
+    """Where the nonce lies in it."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class View:
     first: int
     """The lowest rank in the group whose probe it reaches; at most its own."""
     obstacle: tuple[int, str] | None
-    """A lower rank on its machine whose probe it can't reach, and why; None: there is none."""
+    """A rank on its machine whose segment it can't reach, and why; None: there is none."""
 
 
 class Probe:
@@ -143,41 +147,51 @@ def machine_id() -> str:
     return ""
 
 
-def look(cards: Sequence[Card], me: int) -> View:
-    """Try to reach the probes of the ranks below `me`, a rank in the group.
+def look(cards: Sequence[Card | None], me: int) -> View:
+    """Try to reach the probes of the ranks below `me`, a rank in the group that has one.
+
+    Args:
+        cards: by rank in the group; None: that rank has no probe.
+        me: this rank.
 
     Raises:
         OSError: it could not be tried.
     """
     obstacle: tuple[int, str] | None = None
+    mine = cards[me]
     for rank, card in enumerate(cards[:me]):
+        if card is None:
+            continue
         why = obstacle_to(card)
         if why is None:
             return View(rank, obstacle)
-        if obstacle is None and card.machine and card.machine == cards[me].machine:
+        if obstacle is None and mine is not None and card.machine and card.machine == mine.machine:
             obstacle = (rank, why)
     return View(me, obstacle)
 
 
 def obstacle_to(card: Card) -> str | None:
-    """Return why this process can't attach the probe that is meant; None: it can.
+    """Return why this process can't attach the segment that is meant; None: it can.
 
     Raises:
         OSError: it could not be tried, for want of descriptors, say.
     """
     try:
-        memory = shared_memory.attach(card.name, _NONCE_BYTES)
+        fd = shared_memory.find(card.name, card.nbytes)
     except (SegmentNotFound, SegmentMismatch) as error:
         return str(error)
-    with contextlib.closing(memory):
-        return None if memory[:] == card.nonce else f"{card.name} is another segment here"
+    try:
+        found = os.pread(fd, len(card.nonce), card.nonce_at)
+    finally:
+        os.close(fd)
+    return None if found == card.nonce else f"{card.name} is another segment here"
 
 
-def isolation(cards: Sequence[Card], views: Sequence[View], names: Sequence[str]) -> str:
+def isolation(hosts: Sequence[str], views: Sequence[View], names: Sequence[str]) -> str:
     """Describe what keeps ranks of one machine from sharing memory; "": nothing does.
 
     Args:
-        cards: of all ranks.
+        hosts: the names of all ranks' hosts.
         views: of all ranks.
         names: how to name the ranks, by rank in the group.
     """
@@ -187,8 +201,8 @@ def isolation(cards: Sequence[Card], views: Sequence[View], names: Sequence[str]
         if view.obstacle is not None and view.first == rank:
             other, why = view.obstacle
             said.append(
-                f"{names[rank]} on host {cards[rank].host} can't attach the segment of "
-                f"{names[other]} on host {cards[other].host}: {why}"
+                f"{names[rank]} on host {hosts[rank]} can't attach the segment of {names[other]} "
+                f"on host {hosts[other]}: {why}"
             )
     return "; ".join(said)
 

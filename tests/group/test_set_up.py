@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 import shmcast
 from shmcast import ObjectCodec, PickleCodec, ShmBroadcaster
-from shmcast._group.rendezvous import Rendezvous
+from shmcast._group.gathering import Gathering
 from shmcast._nodes import topology
 from tests.support import ranks
 from tests.support.fake_nodes import on_host, opened
@@ -46,6 +46,29 @@ def test_an_error_between_two_collectives_reaches_everybody(world: Crew) -> None
 
 
 SPREAD = pytest.mark.parametrize("hosts", ["aaaa", "aabb"])
+COLLECTIVES = {1: 2, 2: 6}  # of a set-up, by the number of nodes
+
+
+def counts_collectives(rank: int, hosts: str) -> int:
+    count = 0
+    real = Gathering.gather
+
+    def gather(self: Gathering, mine: Any, meanwhile: Callable[[], object]) -> list[Any]:
+        nonlocal count
+        count += 1
+        return real(self, mine, meanwhile)
+
+    Gathering.gather = gather  # type: ignore[method-assign]
+    try:
+        opened(rank, (*hosts,)).close()
+    finally:
+        Gathering.gather = real  # type: ignore[method-assign]
+    return count
+
+
+@SPREAD
+def test_a_set_up_is_so_many_collectives(world: Crew, hosts: str) -> None:
+    assert world.run(4, counts_collectives, hosts) == [COLLECTIVES[len({*hosts})]] * 4
 
 
 def fails_to_make_its_end(rank: int, hosts: str, failing: int, what: str) -> tuple[str, str]:
@@ -81,17 +104,18 @@ def test_an_error_after_the_rings_are_made_reaches_everybody(
 
 
 def fails_when_all_have_agreed(rank: int, hosts: str, failing: int) -> str:
-    steps_left = len({*hosts})  # that are confirmed: one more between nodes
-    real = Rendezvous.confirm
+    steps_left = COLLECTIVES[len({*hosts})]
+    real = Gathering.gather
 
-    def confirm(self: Rendezvous, step: Callable[[], object]) -> None:
+    def gather(self: Gathering, mine: Any, meanwhile: Callable[[], object]) -> list[Any]:
         nonlocal steps_left
-        real(self, step)
+        gathered = real(self, mine, meanwhile)
         steps_left -= 1
         if rank == failing and not steps_left:
             raise OSError(errno.ENOMEM, "no memory")
+        return gathered
 
-    Rendezvous.confirm = confirm  # type: ignore[method-assign]
+    Gathering.gather = gather  # type: ignore[method-assign]
     try:
         bc = opened(rank, (*hosts,))
     except OSError as error:
@@ -99,7 +123,7 @@ def fails_when_all_have_agreed(rank: int, hosts: str, failing: int) -> str:
         dist.barrier()
         return str(error)
     finally:
-        Rendezvous.confirm = real  # type: ignore[method-assign]
+        Gathering.gather = real  # type: ignore[method-assign]
     with pytest.raises(shmcast.PeerDied) as caught:  # noqa: PT012 (until then)
         while True:
             bc.broadcast_object(0 if bc.is_src else None, 30)

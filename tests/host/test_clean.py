@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import multiprocessing
@@ -13,6 +14,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,11 +22,21 @@ from typing import Any, NoReturn
 
 import pytest
 
-from shmcast import Handle, HostError, Reader, ShmcastWarning, Writer, __main__
+from shmcast import (
+    Handle,
+    HostError,
+    Reader,
+    SharedMemoryFull,
+    ShmcastWarning,
+    Writer,
+    __main__,
+)
 from shmcast._endpoints.frame_end import FrameEnd
 from shmcast._host import shared_memory
+from shmcast._host.housekeeping import Housekeeping
 from shmcast._host.shared_memory import OwnerState
 from tests.support.processes import Crew
+from tests.support.subprocess_programs import wait_until
 
 SHM = Path("/dev/shm")
 NAMESPACE = Path("/proc/self/ns/pid").stat().st_ino
@@ -95,12 +107,112 @@ def left_by(pid: int) -> list[str]:
     return [path.name for path in SHM.glob(f"shmcast-{os.getuid()}-{NAMESPACE}-{pid}-*")]
 
 
+@pytest.fixture
+def as_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process clean with its next writer, as if it had made none."""
+    anew = Housekeeping(lambda: shared_memory.clean(), shared_memory._is_crowded, 60)
+    monkeypatch.setattr(shared_memory, "_housekeeping", anew)
+
+
 @pytest.mark.parametrize("point", WRITER_DEATHS)
+@pytest.mark.usefixtures("as_at_the_start")
 def test_the_next_start_removes_what_a_writer_killed_in_set_up_has_left(point: str) -> None:
     pid = run_until_killed(die_as_writer, point)
     assert len(left_by(pid)) == 1
     Writer(1).close()
     assert not left_by(pid)
+
+
+@pytest.mark.usefixtures("as_at_the_start")
+def test_where_there_are_many_files_a_start_does_not_wait_for_the_cleaning(
+    make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make(start=START - 1)
+    crowd = [SHM / f"not-ours-{k}" for k in range(200)]
+    is_open = threading.Event()
+    listing = Path.glob
+
+    def glob(self: Path, pattern: str) -> Iterator[Path]:
+        assert is_open.wait(40)
+        return listing(self, pattern)
+
+    monkeypatch.setattr(Path, "glob", glob)
+    try:
+        for file in crowd:
+            file.touch()
+        Writer(1).close()
+        assert path.exists()
+        is_open.set()
+        wait_until(lambda: not path.exists())
+    finally:
+        is_open.set()
+        for file in crowd:
+            file.unlink(missing_ok=True)
+
+
+def cleanings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the pids of the processes that have cleaned, as they do."""
+    done: list[int] = []
+    clean = shared_memory.clean
+
+    def counted(dry_run: bool = False) -> list[shared_memory.Found]:
+        done.append(os.getpid())
+        return clean(dry_run)
+
+    monkeypatch.setattr(shared_memory, "clean", counted)
+    return done
+
+
+@pytest.mark.usefixtures("as_at_the_start")
+def test_a_process_cleans_at_most_once_in_a_while_and_each_fork_for_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done = cleanings(monkeypatch)
+    for _ in range(3):
+        Writer(1).close()
+    assert done == [os.getpid()]
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            Writer(1).close()
+        os._exit(len(done))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
+    monkeypatch.setattr(time, "monotonic", lambda: 1e9)
+    Writer(1).close()
+    assert done == [os.getpid()] * 2
+
+
+def test_where_there_is_no_room_what_was_left_is_removed_first(
+    make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make(start=START - 1)
+    reserve = shared_memory._reserve
+
+    def scarce(fd: int, size: int) -> None:
+        if path.exists():
+            raise SharedMemoryFull(errno.ENOSPC, "no room")
+        reserve(fd, size)
+
+    monkeypatch.setattr(shared_memory, "_housekeeping", Housekeeping(list, bool, 60))
+    monkeypatch.setattr(shared_memory, "_reserve", scarce)
+    done = cleanings(monkeypatch)
+    Writer(1).close()
+    assert not path.exists()
+    assert len(done) == 1
+    path.touch()
+    monkeypatch.setattr(shared_memory, "clean", list)
+    with pytest.raises(SharedMemoryFull, match="no room"):
+        Writer(1)
+
+
+def test_what_fails_in_the_cleaning_fails_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> NoReturn:
+        raise OSError(errno.EIO, "broken")
+
+    anew = Housekeeping(fails, lambda: False, 60)
+    monkeypatch.setattr(shared_memory, "_housekeeping", anew)
+    Writer(1).close()
+    assert anew._pid == os.getpid()
 
 
 def test_clean_removes_what_was_left_and_says_so() -> None:
