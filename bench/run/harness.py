@@ -208,7 +208,7 @@ def row(case: Case, name: str, turns: list[list[Done]], beside: Row) -> Row:
         "gap_ms": case.gap_ms,
         "pattern": case.pattern,
         "transport": name,
-        "messages": sum(len(source.starts) for source in sources),
+        "messages": sum(source.counted for source in sources),
         "turns": len(turns),
         "source_cpu_us": _per_message_us(sources),
         "reader_cpu_us": _per_message_us(readers),
@@ -265,7 +265,7 @@ def _rates(turns: list[list[Done]]) -> Row:
     rates = []
     for source, *readers in turns:
         end = max(reader.ends[-1] for reader in readers)
-        rates.append(np.array([len(source.starts) * 1e9 / (end - source.starts[0])]))
+        rates.append(np.array([source.counted * 1e9 / (end - source.starts[0])]))
     low, high = intervals.interval(rates, intervals.percentile(50))
     return {
         "rate_per_s": float(np.median(rates)),

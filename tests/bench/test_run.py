@@ -11,6 +11,8 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +103,10 @@ def test_turns_that_differ_widen_the_interval_more_than_messages_that_do() -> No
 
 
 def done(starts: list[int], ends: list[int], cpu_ns: int = 0) -> Done:
-    return Done(starts, ends, cpu_ns=cpu_ns, wall_ns=10_000_000, messages=len(ends))
+    count = len(ends)
+    return Done(
+        starts, ends, cpu_ns=cpu_ns, wall_ns=10_000_000, messages=count, counted=len(starts)
+    )
 
 
 def test_a_row_has_the_figures_of_all_turns_and_cpu_time_by_message() -> None:
@@ -127,6 +132,40 @@ def test_a_rate_counts_until_the_last_reader_has_the_last_message() -> None:
     row = harness.row(case, "pipe", [turn], {})
     assert row["rate_per_s"] == pytest.approx(2 / 2_000e-9)
     assert "p50_us" not in row
+
+
+class Counting(Transport):
+    """Notes what is sent, and how often the clocks were looked at by then."""
+
+    def __init__(self, looks: list[str]) -> None:
+        self._looks = looks
+        self.sent: list[tuple[Any, int]] = []
+
+    def broadcast(self, obj: Any, /) -> Any:
+        self.sent.append((obj, len(self._looks)))
+        return obj
+
+
+def looked(looks: list[str], clock: Callable[[], int]) -> int:
+    looks.append("look")
+    return clock()
+
+
+def test_back_to_back_no_clock_is_read_between_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[str] = []
+    for name in ("monotonic_ns", "thread_time_ns", "process_time_ns"):
+        monkeypatch.setattr(time, name, functools.partial(looked, looks, getattr(time, name)))
+    turn = Turn(dataclasses.replace(QUICK, gap_ms=0), 0, 5, 2)
+    taken = np.zeros(1, np.int64)
+    source, reader = Counting(looks), Counting(looks)
+    sent = measure.send(source, [*range(7)], [0] * 7, turn, taken)
+    assert [obj for obj, _ in source.sent] == [*range(7)]
+    assert [seen for _, seen in source.sent] == [2] * 2 + [3] * 5
+    assert (len(sent.starts), len(sent.ends), sent.counted, sent.messages) == (1, 1, 5, 7)
+    looks.clear()
+    got = measure.receive(reader, turn, taken, is_busy=False)
+    assert [seen for _, seen in reader.sent] == [2] * 7
+    assert (len(got.ends), got.messages) == (1, 7)
 
 
 # Runs of real processes
