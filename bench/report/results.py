@@ -73,6 +73,7 @@ class Row(_Measured, total=False):
     rate_high_per_s: float
     busy: str
     beside: str
+    inside: str
     extra: dict[str, float]
 
 
@@ -186,6 +187,7 @@ ORDER = (
     "steps",
     "waiting",
     "neighbours",
+    "gil",
     "large",
     "tensors",
     "nodes",
@@ -231,6 +233,7 @@ def case_of(row: Row) -> Case:
         row["pattern"],
         busy=row.get("busy", ""),
         beside=row.get("beside", ""),
+        inside=row.get("inside", ""),
     )
 
 

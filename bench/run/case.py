@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bench.run.busy_thread import INTERVALS
+
 PATTERNS = ("steady", "jitter", "poisson", "uniform", "bursts", "trace")
 """How gaps vary around their mean: not; uniform within 10 %; exponential; uniform from 0 to twice
 the mean; in bursts of `BURST` messages; as the workload says itself."""
@@ -33,6 +35,7 @@ class Case:
         busy: what the leader of the second host computes after each message, "python" or "torch"
             (or "idle"); what counts is when its neighbour has the message. Empty: it just receives.
         beside: what runs beside the crew, one of NEIGHBOURS; empty: nothing.
+        inside: what runs in each reader, a key of `busy_thread.INTERVALS`; empty: nothing.
         transports: the names of those that take part; empty: all that are asked for.
     """
 
@@ -47,6 +50,7 @@ class Case:
     reads: bool = False
     busy: str = ""
     beside: str = ""
+    inside: str = ""
     transports: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -54,6 +58,9 @@ class Case:
             raise ValueError(f"pattern {self.pattern!r} is none of {', '.join(PATTERNS)}")
         if self.beside and self.beside not in NEIGHBOURS:
             raise ValueError(f"neighbour {self.beside!r} is none of {', '.join(NEIGHBOURS)}")
+
+        if self.inside and self.inside not in INTERVALS:
+            raise ValueError(f"inside {self.inside!r} is none of {'; '.join(INTERVALS)}")
 
     @property
     def is_rate(self) -> bool:
@@ -76,4 +83,5 @@ class Case:
                 cadence += f" {self.pattern}"
         busy = f", leader computes ({self.busy})" if self.busy else ""
         beside = f", beside {self.beside}" if self.beside else ""
-        return f"{self.workload}, {readers}, {cadence}{busy}{beside}"
+        inside = f", with {self.inside} in it" if self.inside else ""
+        return f"{self.workload}, {readers}, {cadence}{busy}{beside}{inside}"

@@ -220,6 +220,8 @@ def row(case: Case, name: str, turns: list[list[Done]], beside: Row) -> Row:
         found["busy"] = case.busy
     if case.beside:
         found["beside"] = case.beside
+    if case.inside:
+        found["inside"] = case.inside
     reads = [ns / 1e3 for reader in readers for ns in reader.reads]
     if reads:
         found["read_p50_us"] = _rounded(np.median(reads))

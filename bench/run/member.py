@@ -94,7 +94,7 @@ class Member:
 
     def turn(self, name: str, turn: Turn) -> Done:
         """Send or receive the messages of a turn. Collective."""
-        from bench.run import measure
+        from bench.run import busy_thread, measure
 
         transport = self._transports[name]
         if self._seat.is_source:
@@ -111,7 +111,8 @@ class Member:
             mine[0] = turn.total
             return measure.Done()
         is_busy = bool(turn.case.busy) and self._seat.rank == leader
-        done = measure.receive(transport, turn, mine, is_busy)
+        with busy_thread.inside(turn.case.inside):
+            done = measure.receive(transport, turn, mine, is_busy)
         if turn.case.busy and self._seat.rank != leader + 1:
             done.ends = []  # only the leader's neighbour counts
         return done

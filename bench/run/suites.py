@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bench.run.busy_thread import INTERVALS
 from bench.run.case import NEIGHBOURS, Case
 
 OURS = ("shmcast", "shmcast spin", "shmcast semaphore")
@@ -116,6 +117,14 @@ def _neighbours(scale: float) -> list[Case]:
     who = ("", *NEIGHBOURS)
     few = [case(1, gap_ms, beside) for gap_ms in (0.3, 1.0, 10.0) for beside in who]
     return [*few, *(case(8, gap_ms, "") for gap_ms in (1.0, 10.0))]
+
+
+def _gil(scale: float) -> list[Case]:
+    return [
+        Case("49 B", 1, gap_ms, messages=int(200 * scale), seconds=scale, inside=inside)
+        for gap_ms in (1.0, 10.0)
+        for inside in ("", *INTERVALS)
+    ]
 
 
 COPYING = (
@@ -246,6 +255,20 @@ SUITES = {
         "wait policies where CPUs are few: 8 readers, idle and busy engines beside, a busy loop",
         (*OURS, "kickmsg polling"),
         _neighbours,
+    ),
+    "gil": Suite(
+        "a busy Python thread in the reader, and how often it lets go of the GIL",
+        (
+            *OURS,
+            "kickmsg polling",
+            "kickmsg blocking",
+            "MPI bcast",
+            "vLLM",
+            "pipe",
+            "pyzmq ipc",
+            "gloo",
+        ),
+        _gil,
     ),
     "large": Suite(
         "arrays of 64 KiB to 256 MiB: streamed, in the arena, as loans",

@@ -7,6 +7,8 @@ import math
 from shmcast.errors import InvalidArgument
 
 _MAX_READERS = 4096
+MIN_SWITCH_INTERVAL = 1e-6
+MAX_SWITCH_INTERVAL = 1.0
 
 
 def check_shape(readers: int, slots: int, slot_bytes: int, label: str) -> None:
@@ -49,6 +51,21 @@ def check_seconds(name: str, value: float | None, label: str) -> float | None:
     if not is_good:
         who = f"{label}: " if label else ""
         raise InvalidArgument(f"{who}{name}={value!r} must be None or a number of seconds >= 0")
+    return seconds
+
+
+def check_switch_interval(value: float | None, label: str) -> float | None:
+    """Return a switch interval of the GIL in seconds; None for None.
+
+    Raises:
+        InvalidArgument: it is no number from 1e-6 to 1: the interpreter counts in microseconds.
+    """
+    seconds = check_seconds("switch_interval", value, label)
+    if seconds is not None and not MIN_SWITCH_INTERVAL <= seconds <= MAX_SWITCH_INTERVAL:
+        raise InvalidArgument(
+            f"{label}: switch_interval={value!r} must be None or a number of seconds from "
+            f"{MIN_SWITCH_INTERVAL:g} to {MAX_SWITCH_INTERVAL:g}"
+        )
     return seconds
 
 

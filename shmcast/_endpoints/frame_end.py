@@ -11,13 +11,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from shmcast import _core
-from shmcast._endpoints.arguments import check_seconds
+from shmcast._endpoints.arguments import check_seconds, check_switch_interval
 from shmcast._endpoints.ending import Ending
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.loans import address_of
 from shmcast._endpoints.peers import Watch
 from shmcast._endpoints.waiting import WaitPolicy, chosen_policy
 from shmcast._host.cpus import CpuQuota
+from shmcast._host.switch_interval import shorten_switch_interval
 from shmcast.errors import (
     Closed,
     ConcurrentUse,
@@ -89,9 +90,10 @@ class FrameEnd:
         wait: what to do while waiting; None is `WaitPolicy.adaptive()`.
         label: how errors name this end.
         warn_after: seconds of a wait until the log says who is slow; None: never.
+        switch_interval: see `Writer`.
 
     Raises:
-        InvalidArgument: `wait` is no policy, or `warn_after` no number of seconds.
+        InvalidArgument: `wait` is no policy, or one of the others no number of seconds.
     """
 
     _ring: _core.RingWriter | _core.RingReader
@@ -103,11 +105,20 @@ class FrameEnd:
     handle: Handle
     """Where readers find the writer's segment."""
 
-    def __init__(self, wait: WaitPolicy | None, label: str, warn_after: float | None) -> None:
+    def __init__(
+        self,
+        wait: WaitPolicy | None,
+        label: str,
+        warn_after: float | None,
+        switch_interval: float | None = None,
+    ) -> None:
         self.warn_after: float | None = check_seconds("warn_after", warn_after, label)
         """Seconds of a wait until the log says who is slow; None: never."""
         self.wait_policy: WaitPolicy = chosen_policy(wait, label)
         """What this end does while it waits, the operator's choice before the program's."""
+        interval = check_switch_interval(switch_interval, label)
+        if interval is not None:
+            shorten_switch_interval(interval)
         self.label: str = label
         """How errors name this end."""
         self._closed = False

@@ -55,6 +55,7 @@ class FrameReader(FrameEnd):
         rejoin: bool = False,
         pin: bool = False,
         warn_after: float | None = DEFAULT_WARN_AFTER,
+        switch_interval: float | None = None,
         label: str | None = None,
         peer_label: Callable[[int], str] | None = None,
         warmup: Callable[[], object] | None = None,
@@ -64,7 +65,7 @@ class FrameReader(FrameEnd):
             raise InvalidArgument(f"{label}: handle={handle!r} is not a Handle; pass writer.handle")
         check_shape(handle.readers, handle.slots, handle.slot_bytes, label)
         check_int("index", index, 0, handle.readers - 1, label)
-        super().__init__(wait, label, warn_after)
+        super().__init__(wait, label, warn_after, switch_interval)
         self.handle = handle
         if peer_label is None:
             peer_label = functools.partial(_default_label, handle.readers)

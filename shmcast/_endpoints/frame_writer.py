@@ -61,6 +61,7 @@ class FrameWriter(FrameEnd):
         warn_after: float | None = DEFAULT_WARN_AFTER,
         on_death: Callable[[PeerDied], object] | None = None,
         linger: float = 0.0,
+        switch_interval: float | None = None,
         label: str = "writer",
         reader_label: Callable[[int], str] = "reader {}".format,
     ) -> None:
@@ -85,7 +86,7 @@ class FrameWriter(FrameEnd):
                 f"{label}: on_death={on_death!r} must be callable, and is for a writer that goes "
                 'on: pass on_reader_death="drop"; otherwise send() raises PeerDied'
             )
-        super().__init__(wait, label, warn_after)
+        super().__init__(wait, label, warn_after, switch_interval)
         self._reader_label = reader_label
         self._linger = linger
         self._files: list[shared_memory.SegmentFile] = []

@@ -35,6 +35,7 @@ class Reader(ObjectReceiver, Endpoint):
             `record_stream`. Tensors that are views are then read-only, too: writing to one is a
             segmentation fault.
         warn_after: see `Writer`.
+        switch_interval: see `Writer`.
         label: how errors name this endpoint; "reader `index`" by default.
         peer_label: how errors name the members; "reader `i`" and "writer" by default.
 
@@ -64,6 +65,7 @@ class Reader(ObjectReceiver, Endpoint):
         rejoin: bool = False,
         pin: bool = False,
         warn_after: float | None = DEFAULT_WARN_AFTER,
+        switch_interval: float | None = None,
         label: str | None = None,
         peer_label: Callable[[int], str] | None = None,
     ) -> None:
@@ -77,6 +79,7 @@ class Reader(ObjectReceiver, Endpoint):
             rejoin=rejoin,
             pin=pin,
             warn_after=settings.seconds(settings.WARN_AFTER, warn_after),
+            switch_interval=settings.switch_interval(switch_interval),
             label=label,
             peer_label=peer_label,
             warmup=None if warmup is None else warmup.receive,

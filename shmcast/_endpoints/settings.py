@@ -11,6 +11,7 @@ from typing import TypeVar
 from shmcast._codecs.base import Codec
 from shmcast._codecs.object_codec import ObjectCodec
 from shmcast._codecs.pickle_codec import PickleCodec
+from shmcast._endpoints.arguments import MAX_SWITCH_INTERVAL, MIN_SWITCH_INTERVAL
 from shmcast.errors import InvalidArgument
 
 WARN_AFTER = "SHMCAST_WARN_AFTER"
@@ -21,6 +22,7 @@ SPILL_BYTES = "SHMCAST_SPILL_BYTES"
 CODEC = "SHMCAST_CODEC"
 TIMEOUT = "SHMCAST_TIMEOUT"
 SET_UP_TIMEOUT = "SHMCAST_SETUP_TIMEOUT"
+SWITCH_INTERVAL = "SHMCAST_SWITCH_INTERVAL"
 
 _T = TypeVar("_T")
 
@@ -32,6 +34,16 @@ def seconds(variable: str, chosen: float | None) -> float | None:
         InvalidArgument: the variable is set to something else.
     """
     return _setting(variable, chosen, _seconds, 'a number of seconds >= 0, or "none"')
+
+
+def switch_interval(chosen: float | None) -> float | None:
+    """Return the operator's switch interval of the GIL, where "none" is None, else the program's.
+
+    Raises:
+        InvalidArgument: the variable is set to something else.
+    """
+    what = f'a number of seconds from {MIN_SWITCH_INTERVAL:g} to {MAX_SWITCH_INTERVAL:g}, or "none"'
+    return _setting(SWITCH_INTERVAL, chosen, _interval, what)
 
 
 def count(variable: str, chosen: int) -> int:
@@ -73,6 +85,13 @@ def _seconds(text: str) -> float | None:
     if not 0 <= number < math.inf:
         raise ValueError("out of range")
     return number
+
+
+def _interval(text: str) -> float | None:
+    seconds = _seconds(text)
+    if seconds is not None and not MIN_SWITCH_INTERVAL <= seconds <= MAX_SWITCH_INTERVAL:
+        raise ValueError("out of range")
+    return seconds
 
 
 def _codec(text: str) -> Codec:

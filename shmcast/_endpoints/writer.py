@@ -64,6 +64,9 @@ class Writer(ObjectSender, Endpoint):
         linger: seconds for which `close` waits for readers that are still to attach, if something
             was sent: closed before that, it is lost to them, and so it is by default. Then it warns
             of what was lost.
+        switch_interval: seconds (1e-6 to 1), or less where that is set already, after which a
+            thread of this process that wants the GIL asks for it (`sys.setswitchinterval`). It
+            counts for all threads, and stays when this endpoint is closed. None: nothing is set.
         label: how errors name this endpoint.
         reader_label: how errors name the reader of an index; "reader `index`" by default.
 
@@ -96,6 +99,7 @@ class Writer(ObjectSender, Endpoint):
         on_death: Callable[[PeerDied], object] | None = None,
         warn_after: float | None = DEFAULT_WARN_AFTER,
         linger: float = 0.0,
+        switch_interval: float | None = None,
         label: str = "writer",
         reader_label: Callable[[int], str] = "reader {}".format,
     ) -> None:
@@ -113,6 +117,7 @@ class Writer(ObjectSender, Endpoint):
             on_death=on_death,
             linger=linger,
             warn_after=settings.seconds(settings.WARN_AFTER, warn_after),
+            switch_interval=settings.switch_interval(switch_interval),
             label=label,
             reader_label=reader_label,
         )

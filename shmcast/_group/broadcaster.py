@@ -21,7 +21,7 @@ from shmcast._group.group_handle import GroupHandle, checked_place, label_of
 from shmcast._group.lender import Lender
 from shmcast._group.options import Options
 from shmcast._group.single_rank import SingleRank
-from shmcast._nodes.topology import Node, Topology, host_name, warn_of_isolation
+from shmcast._nodes.topology import Node, Topology, host_name
 from shmcast.errors import InvalidArgument, PeerDied, WrongRole
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class ShmBroadcaster(Lender):
         slot_bytes: see `Writer`.
         arena_bytes: see `Writer`.
         spill_bytes: see `Writer`.
+        switch_interval: see `Writer`; may differ from rank to rank.
         pin: see `Writer` and `Reader`; may differ from rank to rank.
         timeout: seconds for all ranks to come and to set up; may differ from rank to rank. The
             error names who has not come, and all may try again. None: the process group's own.
@@ -109,6 +110,7 @@ class ShmBroadcaster(Lender):
         arena_bytes: int = 0,
         spill_bytes: int = DEFAULT_SPILL_BYTES,
         pin: bool = False,
+        switch_interval: float | None = None,
         device_group: ProcessGroup | None = None,
         device_types: Collection[str] | None = None,
         timeout: float | None = None,
@@ -123,7 +125,7 @@ class ShmBroadcaster(Lender):
         error: Exception | None = None
         options = Options(
             wait, on_reader_death, warn_after, slots, slot_bytes, arena_bytes, pin, on_death,
-            spill_bytes,
+            spill_bytes, switch_interval,
         )  # fmt: skip
         try:
             options = options.with_settings()
@@ -133,12 +135,6 @@ class ShmBroadcaster(Lender):
             error = caught
         if self.group_size > 1:
             self._use(connect(meeting, options, codec, self._lane, error))
-            if meeting.isolation and self.is_src:
-                try:
-                    warn_of_isolation(self._label, self.topology, meeting.isolation)
-                except BaseException:  # warnings are errors: the others have a broadcaster
-                    self._end.give_up()
-                    raise
         elif (error := meeting.error or error) is not None:
             raise error
         else:
@@ -149,15 +145,10 @@ class ShmBroadcaster(Lender):
     def _know(self, ranks: list[int], rank: int, group_src: int) -> None:
         self._ranks = ranks
         self.group_rank: int = rank
-        """This process's rank in the group."""
         self.group_size: int = len(ranks)
-        """Number of ranks in the group."""
         self.group_src: int = group_src
-        """The source's rank in the group."""
         self.src: int = ranks[group_src]
-        """The source's global rank."""
         self.is_src: bool = rank == group_src
-        """Whether this process is the source."""
 
     def _use(self, connection: Connection) -> None:
         """Send and receive with what the ranks' meeting has led to."""
@@ -322,6 +313,7 @@ class ShmBroadcaster(Lender):
         codec: Codec | None = None,
         warn_after: float | None = DEFAULT_WARN_AFTER,
         pin: bool = False,
+        switch_interval: float | None = None,
     ) -> ShmBroadcaster:
         """Take the place of a rank that has died, if the source drops such; not a collective.
 
@@ -335,6 +327,7 @@ class ShmBroadcaster(Lender):
             codec: of the same kind as the other ranks'.
             warn_after: seconds.
             pin: whether to register the arena with CUDA.
+            switch_interval: seconds; see `Writer`.
 
         Raises:
             InvalidArgument: it is no handle of a broadcaster, or the rank is not one of those that
@@ -343,7 +336,7 @@ class ShmBroadcaster(Lender):
             ShmcastError: what `Reader` raises.
         """
         handle = checked_place(handle, rank)
-        options = Options(wait, "drop", warn_after, DEFAULT_SLOTS, DEFAULT_SLOT_BYTES, 0, pin)
+        options = Options.of_reader(wait, warn_after, pin, switch_interval)
         self = cls.__new__(cls)
         self._know([*handle.ranks], handle.ranks.index(rank), handle.ranks.index(handle.src))
         self._group_name, self._lane = handle.group_name, None

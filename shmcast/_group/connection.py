@@ -18,7 +18,7 @@ from shmcast._group.group_handle import GroupHandle, label_of
 from shmcast._group.one_node import OneNode
 from shmcast._group.options import Options
 from shmcast._group.progress import RankProgress
-from shmcast._nodes.topology import Topology
+from shmcast._nodes.topology import Topology, warn_of_isolation
 
 if TYPE_CHECKING:
     from shmcast._devices.lane import DeviceLane
@@ -151,6 +151,12 @@ def connect(
     relay = connect_many_nodes(meeting, topology, options, warm_receive, equip, late_error)
     assert connection is not None  # noqa: S101 (as above)
     connection.relay, connection.is_relayed = relay, True
+    if meeting.isolation and meeting.rank == meeting.group_src:
+        try:
+            warn_of_isolation(meeting.label, topology, meeting.isolation)
+        except BaseException:  # warnings are errors: the others have a broadcaster
+            connection.end.give_up()
+            raise
     return connection
 
 

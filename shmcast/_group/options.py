@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shmcast._endpoints import settings
-from shmcast._endpoints.frame_writer import DEFAULT_SPILL_BYTES
+from shmcast._endpoints.frame_writer import (
+    DEFAULT_SLOT_BYTES,
+    DEFAULT_SLOTS,
+    DEFAULT_SPILL_BYTES,
+)
 from shmcast._endpoints.waiting import WaitPolicy
 from shmcast.errors import PeerDied
 
@@ -26,8 +30,21 @@ class Options:
     pin: bool
     on_death: Callable[[PeerDied], object] | None = None
     spill_bytes: int = DEFAULT_SPILL_BYTES
+    switch_interval: float | None = None
     patience: float | None = None
     """Seconds that calls without a `timeout` have: the operator's choice only."""
+
+    @classmethod
+    def of_reader(
+        cls,
+        wait: WaitPolicy | None,
+        warn_after: float | None,
+        pin: bool,
+        switch_interval: float | None,
+    ) -> Options:
+        """Return those of a rank that makes no ring, as it rejoins."""
+        shape = (DEFAULT_SLOTS, DEFAULT_SLOT_BYTES, 0)  # of no ring
+        return cls(wait, "drop", warn_after, *shape, pin, switch_interval=switch_interval)
 
     def with_settings(self) -> Options:
         """Return these with the operator's settings in their place.
@@ -42,6 +59,7 @@ class Options:
             slot_bytes=settings.count(settings.SLOT_BYTES, self.slot_bytes),
             arena_bytes=settings.count(settings.ARENA_BYTES, self.arena_bytes),
             spill_bytes=settings.count(settings.SPILL_BYTES, self.spill_bytes),
+            switch_interval=settings.switch_interval(self.switch_interval),
             patience=settings.seconds(settings.TIMEOUT, None),
         )
 
@@ -63,4 +81,5 @@ class Options:
             "wait": self.wait,
             "pin": self.pin,
             "warn_after": self.warn_after,
+            "switch_interval": self.switch_interval,
         }

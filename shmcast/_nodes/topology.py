@@ -224,5 +224,5 @@ def warn_of_isolation(label: str, topology: Topology, why: str) -> None:
         f"the network, 15 to 30 times slower ({nodes}): {why}. Let their containers "
         "share one /dev/shm, and run them as one user",
         ShmcastWarning,
-        stacklevel=3,  # the caller of the broadcaster
+        stacklevel=4,  # the caller of the broadcaster
     )

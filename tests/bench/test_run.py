@@ -22,7 +22,17 @@ import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.run import crew, harness, intervals, launchers, measure, neighbours, smoke, suites
+from bench.run import (
+    busy_thread,
+    crew,
+    harness,
+    intervals,
+    launchers,
+    measure,
+    neighbours,
+    smoke,
+    suites,
+)
 from bench.run.case import BURST, NEIGHBOURS, PATTERNS, Case
 from bench.run.crew import Crew
 from bench.run.harness import Harness
@@ -353,6 +363,18 @@ def test_the_committed_bounds_are_of_transports_that_every_checkout_has() -> Non
 
 
 # Neighbours
+
+
+@pytest.mark.parametrize(("name", "interval"), busy_thread.INTERVALS.items())
+def test_a_busy_thread_runs_inside_a_case_and_no_longer(name: str, interval: float | None) -> None:
+    before = sys.getswitchinterval()
+    with busy_thread.inside(name):
+        assert name in [thread.name for thread in threading.enumerate()]
+        assert sys.getswitchinterval() == pytest.approx(interval or before)
+    assert name not in [thread.name for thread in threading.enumerate()]
+    assert sys.getswitchinterval() == before
+    with pytest.raises(ValueError, match="inside 'a lazy thread' is none of a busy thread;"):
+        Case("49 B", inside="a lazy thread")
 
 
 @pytest.mark.parametrize("name", ["", *NEIGHBOURS])
