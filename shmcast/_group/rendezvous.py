@@ -178,7 +178,7 @@ class Rendezvous:
                         handle.nonce,
                         source.host,
                         source.machine,
-                        geometry_of(handle).segment_bytes,
+                        geometry_of(handle).file_bytes,
                         _core.NONCE_OFFSET,
                     )
                     obstacle = topology.obstacle_to(card) or ""
