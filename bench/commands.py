@@ -292,10 +292,19 @@ def run_cases(
     return rows, harness.skipped
 
 
+def _place(rows: list[Row]) -> str:
+    """Return where the CPUs were, for a table's title."""
+    return (
+        f" ({row['line']}, {row['line_after_ns']:.0f} ns)" if (row := rows[0]).get("line") else ""
+    )
+
+
 def table(case: Case, rows: list[Row]) -> Table:
     """Return the rows of a case, for a terminal; report.md has all figures."""
     figures = ("messages/s",) if case.is_rate else ("p50 µs", "p99 µs")
-    made = terminal.table("transport", *figures, "95 %", "reader's\nCPU", title=str(case))
+    made = terminal.table(
+        "transport", *figures, "95 %", "reader's\nCPU", title=str(case) + _place(rows)
+    )
     for row in rows:
         if case.is_rate:
             values = [f"{row['rate_per_s']:,.0f}"]

@@ -18,7 +18,7 @@ from bench.report.results import (
 from bench.report.tables import median, ratio, short
 from bench.run.case import Case
 
-_LESS = ("memcpy", "loan, ", "shmcast within")
+LESS = ("memcpy", "loan, ", "shmcast within")
 """How the names of transports begin that do less than broadcast an object to all readers."""
 
 
@@ -30,7 +30,7 @@ def losses(rows: Iterable[Row]) -> str:
     """
     lines, count = [], 0
     for case, all_rows in by_case(rows).items():
-        own = {name: row for name, row in all_rows.items() if not name.startswith(_LESS)}
+        own = {name: row for name, row in all_rows.items() if not name.startswith(LESS)}
         peers = [row for name, row in own.items() if family(name) != OURS]
         variants = [row for name, row in own.items() if family(name) == OURS]
         ours, peer = own.get(OURS) or fastest(variants), fastest(peers)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bench import terminal
-from bench.report import codec_tables, doc_blocks, losses, plots, summary, tables
+from bench.report import codec_tables, doc_blocks, losses, overview, plots, summary, tables
 from bench.report.results import OURS, Results, SuiteResults, load, transports_of
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +47,7 @@ def stale(results: Results) -> list[Path]:
 def report(results: Results) -> str:
     """Return everything that was measured, as one Markdown document."""
     parts = [f"# Results: {results.folder.name}", _INTRODUCTION]
+    parts += ["## Where we lose", _LOSSES_NOTE, overview.table(results)]
     for suite in results.suites.values():
         parts += _suite(suite)
     if any(suite.peers for suite in results.suites.values()):
@@ -59,6 +60,13 @@ _INTRODUCTION = (
     "Written by `python -m bench report` from the JSON files beside it. One way, from the call on "
     "the source to the return on the last reader: p50 / p99 in µs; back to back, messages per "
     "second. The fastest of a line is bold; an empty cell was not measured."
+)
+
+
+_LOSSES_NOTE = (
+    "Each case, and each figure of it, in which any transport of a peer has less time (or a higher "
+    f"rate) than `{OURS}` as it comes: its default, not the best of its policies. Of a peer it is "
+    "the best policy that counts. What was not measured is listed, too."
 )
 
 
@@ -90,6 +98,12 @@ def _suite(suite: SuiteResults) -> Iterator[str]:
     if others and len(others) < len(transports_of(suite.rows)):
         yield f"### Times the time of {OURS}"
         yield tables.compare(suite.rows, tables.slowdown, others, bold=False)
+    if where := tables.lines(suite.rows):
+        yield "### A cache line's trip from one CPU to another, one way"
+        yield where
+    if tails := [row for row in suite.rows if "p999_us" in row]:
+        yield "### p99 / p99.9, µs, with their 95 % intervals"
+        yield tables.compare(tails, tables.tail, bold=False)
     if suite.rows:
         yield "### CPU time of a message, source + a reader, µs"
         yield tables.compare(suite.rows, tables.cpu_time, bold=False)

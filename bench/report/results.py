@@ -64,6 +64,9 @@ class Row(_Measured, total=False):
     p99_us: float
     p99_low_us: float
     p99_high_us: float
+    p999_us: float
+    p999_low_us: float
+    p999_high_us: float
     max_us: float
     send_p50_us: float
     read_p50_us: float
@@ -74,6 +77,9 @@ class Row(_Measured, total=False):
     busy: str
     beside: str
     inside: str
+    line: str
+    line_before_ns: float
+    line_after_ns: float
     extra: dict[str, float]
 
 

@@ -60,6 +60,29 @@ def three_percentiles(row: Row, _own: ByTransport) -> str:
     return " / ".join(map(short, figures))
 
 
+def tail(row: Row, _own: ByTransport) -> str:
+    """Return p99 and p99.9 in µs, each with its interval; "" where they were not measured."""
+    if "p999_us" not in row:
+        return ""
+    figures = []
+    for name in ("p99", "p999"):
+        low, value, high = (float(row[f"{name}{end}_us"]) for end in ("_low", "", "_high"))  # type: ignore[literal-required]
+        figures.append(f"{short(value)} ({short(low)} to {short(high)})")
+    return " / ".join(figures)
+
+
+def lines(rows: Iterable[Row]) -> str:
+    """Return, for each case, how far apart the CPUs were before and after; "" if nobody looked."""
+    found = [
+        (str(case), row["line"], short(row["line_before_ns"]), short(row["line_after_ns"]))
+        for case, own in by_case(rows).items()
+        if "line" in (row := next(iter(own.values())))
+    ]
+    if not found:
+        return ""
+    return markdown(("case", "the CPUs are", "before, ns", "after, ns"), found)
+
+
 def median(row: Row) -> str:
     """Return p50 or the rate, with its unit."""
     return f"{row['rate_per_s']:,.0f} /s" if is_rate(row) else f"{short(row['p50_us'])} µs"

@@ -16,6 +16,7 @@ MSGSPEC = "shmcast msgspec"
 PEERS = (
     "kickmsg polling",
     "kickmsg blocking",
+    "SubEtha polling",
     "MPI bcast",
     "iceoryx2 polling",
     "iceoryx2 blocking",
@@ -248,12 +249,12 @@ SUITES = {
     ),
     "waiting": Suite(
         "wait policies: latency against CPU time, by cadence and by readers",
-        (*POLICIES[:4], "kickmsg polling"),
+        (*POLICIES[:4], "kickmsg polling", "kickmsg blocking", "SubEtha polling"),
         _waiting,
     ),
     "neighbours": Suite(
         "wait policies where CPUs are few: 8 readers, idle and busy engines beside, a busy loop",
-        (*OURS, "kickmsg polling"),
+        (*OURS, "kickmsg polling", "kickmsg blocking", "SubEtha polling", "pipe"),
         _neighbours,
     ),
     "gil": Suite(

@@ -19,6 +19,7 @@ _ADAPTERS = (
     "zmq_ipc",
     "iceoryx",
     "kickmsg_region",
+    "subetha_ring",
     "mpi",
     "ray_channel",
     "vllm_queue",

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench.report import charts, doc_blocks, losses, plots, report, results, summary, tables
+from bench.report import (
+    charts,
+    doc_blocks,
+    losses,
+    overview,
+    plots,
+    report,
+    results,
+    summary,
+    tables,
+)
 from bench.report.plots import PICTURES
 from tests.support.bench_results import ALL, MACHINE, PEERS, a_rate, a_row, large, nodes, peers
 from tests.support.terminal import rendered
@@ -78,6 +89,72 @@ def test_every_case_that_a_peer_wins_is_told() -> None:
         "(the 95 % intervals overlap).",
         "- 49 B, 1 reader, back to back: MPI 2,000 /s, shmcast 1,000 /s: 2.00 times as fast.",
     ]
+
+
+def lost(folder: Path, name: str, rows: list[results.Row], skipped: dict[str, str]) -> list[Any]:
+    """Return the lines of the overview for a folder with one suite of such rows."""
+    made = {"suite": name, "machine": MACHINE, "peers": {}, "skipped": skipped, "rows": rows}
+    (folder / f"{name}.json").write_text(json.dumps(made))
+    lines = overview.table(results.load(folder)).split("\n")[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_overview_has_every_figure_that_a_peer_wins_of_every_suite(tmp_path: Path) -> None:
+    p999: results.Row = {"p999_us": 50.0, "p999_low_us": 40.0, "p999_high_us": 60.0}  # type: ignore[typeddict-item]
+    least: results.Row = {"p999_us": 5.0, "p999_low_us": 4.0, "p999_high_us": 6.0}  # type: ignore[typeddict-item]
+    rows: list[results.Row] = [
+        {**a_row("shmcast", 10), **p999},
+        a_row("shmcast spin", 5),
+        {**a_row("MPI", 20), **least},
+        a_row("gloo", 8),
+        a_rate("shmcast", 1000),
+        a_rate("gloo", 2000),
+        a_row("shmcast", 10, readers=8),
+        a_row("MPI", 20, readers=8),
+    ]
+    lines = lost(tmp_path, "peers", rows, {"NCCL": "no | GPU\nhere"})
+    assert lines[:5] == [
+        [
+            "peers",
+            "49 B, 1 reader, 1 ms",
+            "p50",
+            "gloo",
+            "8.0 µs",
+            "10.0 µs",
+            "1.25 (1.02 to 1.53)",
+        ],
+        [
+            *("peers", "49 B, 1 reader, 1 ms", "p99", "gloo", "24.0 µs", "30.0 µs"),
+            "1.25 (1.02 to 1.53)",
+        ],
+        [
+            *("peers", "49 B, 1 reader, 1 ms", "p99.9", "MPI", "5.0 µs", "50.0 µs"),
+            "10.0 (6.67 to 15.0)",
+        ],
+        [
+            *("peers", "49 B, 1 reader, back to back", "rate", "gloo", "2,000 /s", "1,000 /s"),
+            "2.00 (1.64 to 2.44)",
+        ],
+        ["peers", "NCCL", "not measured: no / GPU here", "", "", "", ""],
+    ]
+    assert {line[0] for line in lines} == {*results.ORDER}
+    assert all(line[2] == "not run" for line in lines[5:])
+
+
+def test_the_overview_says_where_there_was_nothing_to_lose(tmp_path: Path) -> None:
+    won = [a_row("shmcast", 5), a_row("MPI", 20)]
+    assert lost(tmp_path, "peers", won, {})[0][1:3] == ["all 1 cases", "nowhere"]
+    alone = [a_row("shmcast", 5)]
+    told = lost(tmp_path, "peers", alone, {})[0]
+    assert told[1:3] == ["49 B, 1 reader, 1 ms", "no peer beside shmcast, or no shmcast"]
+    nothing: list[results.Row] = []
+    assert lost(tmp_path, "peers", nothing, {"MPI": "none"})[0][2] == "no case was measured"
+
+
+def test_where_the_cpus_were_is_told(folder: Path) -> None:
+    rows = [a_row("shmcast", 5, line="moved", line_before_ns=40.0, line_after_ns=180.0)]
+    assert "| 49 B, 1 reader, 1 ms | moved | 40.0 | 180 |" in tables.lines(rows)
+    assert tables.lines([a_row("shmcast", 5)]) == ""
 
 
 def test_what_is_no_broadcast_wins_nothing() -> None:

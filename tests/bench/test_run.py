@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -28,6 +29,7 @@ from bench.run import (
     harness,
     intervals,
     launchers,
+    line,
     measure,
     neighbours,
     smoke,
@@ -260,6 +262,36 @@ def test_what_goes_wrong_with_one_transport_is_told_and_the_others_are_measured(
         (told,) = runs.skipped.values()
     assert [row["transport"] for row in rows] == ["pipe"]
     assert why[how] in told
+
+
+def test_a_case_is_repeated_while_the_cpus_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    near, far = line.Trip(40.0), line.Trip(180.0)
+    looks = [near, far, far, far]
+    monkeypatch.setattr(line, "look", lambda: looks.pop(0))
+    with Harness(peers("pipe"), turns=1) as runs:
+        ((_, (row,)),) = runs.run([QUICK])
+        assert (row["line"], row["line_before_ns"], row["line_after_ns"]) == ("far", 180.0, 180.0)
+        assert row["p50_us"] <= row["p99_us"] <= row["p999_us"] <= row["max_us"]
+        looks += [near, far] * 3
+        ((_, (row,)),) = runs.run([QUICK])
+        assert (row["line"], row["line_before_ns"]) == ("moved", 40.0)
+        assert looks == []
+        monkeypatch.setattr(line, "look", lambda: None)
+        ((_, (row,)),) = runs.run([QUICK])
+        assert "line" not in row
+
+
+def test_a_line_takes_some_time_between_two_cpus_and_there_may_be_no_compiler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trip = line.look()
+    if trip is not None:
+        assert 0 < trip.ns < 1e6
+        assert trip.state in ("near", "far")
+    line._compiled.cache_clear()
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert line.look() is None
+    line._compiled.cache_clear()
 
 
 def test_a_missing_module_is_named() -> None:
