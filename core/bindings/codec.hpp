@@ -86,8 +86,9 @@ class ObjectCoder {
       PyObject* const frames = encoder->encode(object.ptr());
       Ref given = encoder->take_given();
       if (keeps_sent_) {
-        const bool can_practise =
-            frames != nullptr && encoder->was_plain() && size_of(frames, true) < kMostPractised;
+        const bool can_practise = frames != nullptr && encoder->was_plain() &&
+                                  size_of(frames, true) < kMostPractised &&
+                                  encoder->viewed_bytes() < kMostKept;
         keep(sent_, can_practise ? nb::borrow(object) : nb::none());
       }
       encoder_ = std::move(encoder);
@@ -142,6 +143,7 @@ class ObjectCoder {
   static constexpr int kMostMisses = 6;
   static constexpr std::int64_t kLongNs = 20'000;
   static constexpr Py_ssize_t kMostPractised = 64 * 1024;
+  static constexpr std::size_t kMostKept = 1024 * 1024;
   static constexpr int kShortestPause = 64;  // messages
   static constexpr int kLongestPause = 4096;
 

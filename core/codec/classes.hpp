@@ -29,24 +29,23 @@ struct Known {
   // Returns false with an error set.
   bool take(PyObject* core) {
     owner_ = Ref::to(core);
-    return PyArg_ParseTuple(core, "OOOOOOOOOOOOOOOOOOOOOOOOOO!", &reduce_ex, &class_, &dict,
+    return PyArg_ParseTuple(core, "OOOOOOOOOOOOOOOOOOOOOOOOOOO!", &reduce_ex, &class_, &dict,
                             &setstate, &value, &raw, &cast, &byte, &row_major, &toreadonly, &extend,
-                            &append, &name, &protocol, &nothing, &describe, &describe_shape,
+                            &append, &name, &protocol, &zero, &nothing, &describe, &describe_shape,
                             &describe_name, &name_of, &hiding, &array, &newobj, &newobj_ex,
-                            &dispatch_table, &unpickling_error, &PyList_Type, &harmless) != 0;
+                            &dispatch_table, &unpickling_error, &PyList_Type, &arrays) != 0;
   }
 
   PyObject *reduce_ex, *class_, *dict, *setstate, *value, *raw, *cast, *byte, *row_major,
       *toreadonly, *extend, *append, *name;  // names
-  PyObject *protocol, *nothing;              // 5 and ()
+  PyObject *protocol, *zero, *nothing;       // 5, 0 and ()
   PyObject *describe, *describe_shape, *describe_name, *name_of;
-  PyObject *hiding, *array, *newobj, *newobj_ex, *dispatch_table, *unpickling_error, *harmless;
+  PyObject *hiding, *array, *newobj, *newobj_ex, *dispatch_table, *unpickling_error, *arrays;
 
-  // Return whether a call of this function runs no code of others.
-  bool is_harmless(PyObject* function) const {
-    PyObject* const* const first = PySequence_Fast_ITEMS(harmless);
-    PyObject* const* const end = first + PyList_GET_SIZE(harmless);
-    return function == array || std::find(first, end, function) != end;
+  // Of numpy's arrays: what rebuilds them, their class, and most dtypes by their texts. Null as
+  // long as numpy is not in use.
+  PyObject* of_arrays(Py_ssize_t i) const {
+    return i < PyList_GET_SIZE(arrays) ? PyList_GET_ITEM(arrays, i) : nullptr;
   }
 
  private:

@@ -5,6 +5,8 @@
 
 #include <Python.h>
 
+#include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -46,6 +48,24 @@ inline PyObject* Decoder::reduced(bool is_numbered) {
     if (!is_set) return nullptr;
   }
   return leave() ? object.release() : nullptr;
+}
+
+// Turn what `_rebuild_array` of _codecs/arrays.py is called with into what the class itself is: for
+// most arrays, and only if that runs nothing but numpy's C code. What Python runs may be
+// interrupted by a signal, which practice must not take for itself.
+inline bool Decoder::make_plain(PyObject* const* arguments, std::array<PyObject*, 6>& made) const {
+  PyObject* const buffer = arguments[0];
+  PyObject* const shape = arguments[2];
+  PyObject* const order = arguments[3];
+  if (buffer != Py_None && !PyByteArray_CheckExact(buffer)) return false;
+  if (!PyUnicode_CheckExact(arguments[1]) || !PyTuple_CheckExact(shape)) return false;
+  PyObject* const* const sizes = PySequence_Fast_ITEMS(shape);
+  const auto is_whole = [](PyObject* size) { return PyLong_CheckExact(size); };
+  if (!std::all_of(sizes, sizes + PyTuple_GET_SIZE(shape), is_whole)) return false;
+  if (!PyUnicode_CheckExact(order) || PyUnicode_Compare(order, known_.row_major) != 0) return false;
+  PyObject* const dtype = PyDict_GetItemWithError(known_.of_arrays(2), arguments[1]);
+  made = {shape, dtype, buffer, known_.zero, Py_None, order};
+  return dtype != nullptr;
 }
 
 // Give an object the items of its reduction, so many at once as pickle does.

@@ -67,6 +67,9 @@ class Encoder : private ValueWriter {
   // Whether the last message was written in the plain way.
   bool was_plain() const { return !is_careful_; }
 
+  // The bytes of the arrays of which views were in the last message: who keeps those, keeps these.
+  std::size_t viewed_bytes() const { return viewed_bytes_; }
+
   // Return what encode() would, or null if that would run code of others: never with an error.
   PyObject* practise(PyObject* object) {
     is_careful_ = false;
@@ -83,6 +86,7 @@ class Encoder : private ValueWriter {
   bool attempt_to(PyObject* object) {
     ++message_;
     is_for_pickle_ = false;
+    viewed_bytes_ = 0;
     out_.begin();
     out_.byte(kMagic);
     out_.byte(kFormat);
@@ -370,6 +374,7 @@ class Encoder : private ValueWriter {
   Ref for_pickle_;  // see take_given()
   std::uint32_t shape_count_ = 0;
   int depth_ = 0;
+  std::size_t viewed_bytes_ = 0;
   std::array<PyObject*, 2048> columns_;
   std::size_t columns_used_ = 0;
   std::vector<std::unique_ptr<PyObject*[]>> large_columns_;

@@ -5,6 +5,7 @@
 
 #include <Python.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -80,6 +81,16 @@ struct Array {
   PyObject* base;
   PyObject* dtype;
   int flags;
+
+  // Return the bytes of an array that has memory of its own, without gaps in whatever order.
+  std::size_t own_bytes() const {
+    std::size_t most = 0;
+    for (int i = 0; i < dimensions; ++i) {
+      most =
+          std::max(most, static_cast<std::size_t>(shape[i]) * static_cast<std::size_t>(strides[i]));
+    }
+    return most;
+  }
 };
 
 // Write what `reduce_array` of _codecs/arrays.py says of an array that is contiguous, may be
@@ -92,24 +103,25 @@ inline bool Encoder::array(PyObject* object, const SentClass& cls) {
   std::size_t at = 1;  // of the dtype, what is written of it, its size
   while (at < cls.fact_count() && facts[at] != array->dtype) at += 3;
   const bool is_known = at < cls.fact_count() && (array->flags & kPlain) == kPlain;
+  const auto* const base = reinterpret_cast<const Array*>(array->base);
   const bool is_own =
-      array->base == nullptr || (Py_TYPE(array->base) == cls.type &&
-                                 reinterpret_cast<const Array*>(array->base)->base == nullptr);
+      base == nullptr || (Py_TYPE(array->base) == cls.type && base->base == nullptr);
   if (!is_known || !is_own) return reduced(object, cls.reducer);
-  Py_ssize_t size = PyLong_AsSsize_t(facts[at + 2]);
-  for (int i = 0; i < array->dimensions; ++i) size *= array->shape[i];
+  if (base != nullptr) viewed_bytes_ += base->own_bytes();
   return numbered_after(object, [&] {
     tag(kReduced);
     out_.byte(0);
-    if (!any(facts[0])) return false;
+    if (!any(facts[0])) return false;  // (which may run code, in the careful way)
+    std::size_t size = PyLong_AsSize_t(facts[at + 2]);
+    for (int i = 0; i < array->dimensions; ++i) size *= static_cast<std::size_t>(array->shape[i]);
     out_.count(4);
-    if (size >= frame_bytes_) {
+    if (size >= static_cast<std::size_t>(frame_bytes_)) {
       const Ref view(PyMemoryView_FromObject(object));
       const Ref bytes(view ? PyObject_CallMethodOneArg(view.get(), known_.cast, known_.byte)
                            : nullptr);
       if (!bytes || !frame(bytes.get(), kFrame)) return false;
     } else if (size > 0) {
-      data(kBytearray, array->data, static_cast<std::size_t>(size));
+      data(kBytearray, array->data, size);
     } else {
       tag(kNone);
     }

@@ -274,7 +274,7 @@ PLAIN: tuple[Any, ...] = (
 _DTYPES: dict[str, Any] = {d.str: np.dtype(d.str) for d in PLAIN[1::3]}
 """The dtypes of most arrays by their texts, which take numpy 0.2 µs to read."""
 
-object_classes.HARMLESS.append(_rebuild_array)
+object_classes.ARRAYS.extend((_rebuild_array, np.ndarray, _DTYPES))
 
 REBUILDERS: tuple[Callable[..., Any], ...] = (_rebuild_array, _rebuild_strided, _rebuild_read_only)
 """What rebuilds a reduced array; their first two arguments are a buffer and a dtype."""

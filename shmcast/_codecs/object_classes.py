@@ -76,8 +76,9 @@ def describe(
         not written.
     """
     reducer = copyreg.dispatch_table.get(cls) or own_reducer(cls)
-    arrays: Any = sys.modules.get("shmcast._codecs.arrays")  # which has the reducer, if it is one's
-    if arrays is not None and reducer is arrays.reduce_array:
+    # (Another thread may be importing it. Not if it has given the reducer.)
+    arrays: Any = sys.modules.get("shmcast._codecs.arrays")
+    if reducer is not None and reducer is getattr(arrays, "reduce_array", None):
         return _ARRAY, reducer, arrays.PLAIN, False, None
     is_reduced = reducer is not None or _is_reduced(cls)
     kind, slots = (_REDUCED, ()) if is_reduced else _kind(cls, obj, is_generic)
@@ -257,15 +258,15 @@ def name_of(obj: Any, name: str | None) -> Name | None:
     return _name(module, name)
 
 
-HARMLESS: list[Callable[..., Any]] = []
-"""Functions that make an object and run no code but ours and numpy's."""
+ARRAYS: list[Any] = []
+"""Once numpy is in use: what rebuilds its arrays, their class, and most dtypes by their texts."""
 
 CORE = (
     *("__reduce_ex__", "__class__", "__dict__", "__setstate__", "_value_"),
     *("raw", "cast", "B", "C", "toreadonly", "extend", "append", "__name__"),
-    *(pickle.HIGHEST_PROTOCOL, ()),
+    *(pickle.HIGHEST_PROTOCOL, 0, ()),
     *(describe, describe_shape, describe_name, name_of),
     *(HIDING, array("b").__reduce_ex__(5)[0], _copyreg.__newobj__, _copyreg.__newobj_ex__),
-    *(copyreg.dispatch_table, pickle.UnpicklingError, HARMLESS),
+    *(copyreg.dispatch_table, pickle.UnpicklingError, ARRAYS),
 )
 """What the core knows of Python, in the order of `Known` in core/codec/classes.hpp."""

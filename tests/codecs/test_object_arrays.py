@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copyreg
 import pickle
+import sys
 from pathlib import Path
+from types import FrameType, ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
 from shmcast import ObjectCodec, PickleCodec
+from shmcast._codecs import arrays, object_classes
 from tests.support.codec_fuzz import practise
 
 AnyArray = Any
@@ -139,6 +142,123 @@ def test_messages_with_small_arrays_are_practised(shape: tuple[int, ...]) -> Non
     assert codec.practice_frames() is None
     codec.decode([bytearray(frame) for frame in codec.encode(obj)])
     assert codec.practice_frames() is not None
+
+
+@pytest.mark.parametrize("count", [0, 4, 1500])
+def test_practice_of_arrays_runs_no_code_that_a_signal_could_interrupt(count: int) -> None:
+    codec = ObjectCodec()
+    codec.decode([bytearray(frame) for frame in codec.encode([np.ones(count), "a"])])
+    frames = codec.practice_frames()
+    assert frames is not None
+    called: list[str] = []
+    before = sys.getprofile()
+    sys.setprofile(lambda frame, event, _arg: called.append(frame.f_code.co_name))
+    codec.practise_decode(frames)
+    sys.setprofile(before)
+    own = sys._getframe().f_code.co_name
+    assert {*called} <= {own}
+    assert codec.practice_frames() is not None
+
+
+class Length:
+    """Runs code of a program's where numpy asks for a number."""
+
+    asked = 0
+
+    def __index__(self) -> int:
+        type(self).asked += 1
+        return 2
+
+
+class Call:
+    """Is reduced to a call of what rebuilds arrays."""
+
+    def __init__(self, *arguments: object) -> None:
+        self._arguments = arguments
+
+    def __reduce__(self) -> Any:
+        return arrays._rebuild_array, self._arguments
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (bytearray(16), "<f8", (Length(),), "C"),
+        (bytearray(16), np.dtype("f8"), (2,), "C"),
+        (bytearray(16), "<f8", [2], "C"),
+        (bytes(16), "<f8", (2,), "C"),
+        (None, "<f8", (2,), "C"),
+        (bytearray(16), "<f8", (2,), "F"),
+        (bytearray(16), ">f8", (2,), "C"),
+    ],
+)
+def test_other_arguments_make_an_array_as_ever(arguments: tuple[Any, ...]) -> None:
+    codec = ObjectCodec()
+    got = codec.decode([bytearray(frame) for frame in codec.encode([Call(*arguments)])])
+    assert got[0].shape == (2,)
+    assert got[0].dtype == arguments[1]
+    asked = Length.asked
+    practise(codec, codec)
+    assert Length.asked == asked
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (bytearray(15), "<f8", (2,), "C"),
+        (bytearray(16), "<f8", (1 << 62, 1 << 62), "C"),
+        (bytearray(16), "<f8", (1 << 70,), "C"),
+        (bytearray(16), "<f8", (2,), "Z"),
+        (bytearray(16), "<f8", (1,) * 70, "C"),
+        (bytearray(16), "<f8", ("a",), "C"),
+        (bytearray(16), "<f8", (2,)),
+        (bytearray(16), "<f8", (2,), "C", "D"),
+    ],
+)
+def test_what_makes_no_array_is_an_error(arguments: tuple[Any, ...]) -> None:
+    codec = ObjectCodec()
+    frames = [bytearray(frame) for frame in codec.encode([Call(*arguments)])]
+    with pytest.raises((ValueError, TypeError)):
+        codec.decode(frames)
+    codec.practise_decode(frames)
+    assert codec.practice_frames() is None
+
+
+class Reduced:
+    """Makes its message take the careful way."""
+
+    def __reduce__(self) -> Any:
+        return int, ("3",)
+
+
+def test_an_array_that_shrinks_while_a_name_is_learnt_is_not_read_where_it_was() -> None:
+    codec, array = ObjectCodec(), np.ones(500)
+
+    def shrink(frame: FrameType, _event: str, _arg: object) -> None:
+        if (
+            frame.f_code is object_classes.name_of.__code__
+            and frame.f_locals["obj"] is arrays._rebuild_array
+        ):
+            array.resize(0, refcheck=False)
+
+    before = sys.gettrace()
+    sys.settrace(shrink)
+    try:
+        frames = codec.encode([Reduced(), array])
+    finally:
+        sys.settrace(before)
+    assert array.size == 0
+    assert len(frames[0]) < 500
+    assert codec.decode([bytearray(frames[0])])[1].shape == (0,)
+
+
+def test_arrays_may_be_imported_while_another_thread_encodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, arrays.__name__, ModuleType(arrays.__name__))  # half of it
+    monkeypatch.setitem(copyreg.dispatch_table, Length, lambda _length: (int, ("3",)))
+    codec = ObjectCodec()
+    assert codec.decode([bytearray(codec.encode([Length()])[0])]) == [3]
 
 
 def test_views_of_the_arena_are_not_kept_for_practice() -> None:
