@@ -90,6 +90,8 @@ class Endpoint:
             self._end.give_up()
 
     def __repr__(self) -> str:
+        if not hasattr(self, "handle"):  # its constructor has failed; or it is for practice
+            return object.__repr__(self)
         kind = type(self)
         readers = f"{self.handle.readers} reader{'' if self.handle.readers == 1 else 's'}"
         return (

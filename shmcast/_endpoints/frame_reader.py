@@ -251,9 +251,12 @@ class FrameReader(FrameEnd):
 
     def fail(self, error: Exception, timeout: float | None) -> NoReturn:
         """Raise what an error of `messages` means here; others pass unchanged."""
-        if isinstance(error, MemoryError):
-            raise self.undecodable("no memory for its frames", error) from error
-        self._raise(error, "recv", timeout)
+        try:
+            if isinstance(error, MemoryError):
+                raise self.undecodable("no memory for its frames", error) from error
+            self._raise(error, "recv", timeout)
+        finally:
+            del error  # in a cycle, it would hold what its traceback knows until it is collected
 
     def undecodable(self, what: str, error: Exception) -> DecodeError:
         """Make the error for a message that was consumed and can't be made an object."""

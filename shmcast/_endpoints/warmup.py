@@ -34,7 +34,8 @@ def _stand_in(real: object, **attributes: object) -> Any:
     keep that warm takes the very method, and an object of the very class.
 
     Returns:
-        The object; None: to make one, or to drop it, would run the code of others.
+        The object; None: to make one, or to drop it, would run the code of others, or nobody else
+        can make one.
     """
     kind = type(real)
     if hasattr(kind, "__del__") or any(
@@ -42,8 +43,12 @@ def _stand_in(real: object, **attributes: object) -> Any:
         for name in ("__setattr__", "__getattribute__")
     ):
         return None
-    double = object.__new__(kind)
-    _give(double, **attributes)
+    try:
+        double = object.__new__(kind)
+    except TypeError:  # the class is one of C's, too
+        return None
+    # (Who walks through all objects finds it, and that it is closed.)
+    _give(double, _end=_Nowhere(), **attributes)
     return double
 
 
@@ -235,18 +240,27 @@ class _Nowhere:
     """Stands in for the end of a stand-in. What is raised in a round comes out of it unchanged."""
 
     label = "practice"
+    closed = True
+
+    def close(self) -> None:
+        """Do nothing."""
 
     def not_published(self, error: BaseException, _timeout: float | None, /) -> NoReturn:
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # in a cycle, it would hold what its traceback knows until it is collected
+
+    fail = not_published
 
     def forget_views(self) -> None:
         """There are none."""
 
-    def fail(self, error: BaseException, _timeout: float | None, /) -> NoReturn:
-        raise error
-
     def not_decoded(self, _frames: object, error: BaseException, /) -> NoReturn:
-        raise error
+        try:
+            raise error
+        finally:
+            del error
 
 
 def _no_quota() -> float:

@@ -374,6 +374,8 @@ class ShmBroadcaster(Lender):
             self._lane.close()
 
     def __repr__(self) -> str:
+        if not hasattr(self, "topology"):  # its constructor has failed; or it is for practice
+            return object.__repr__(self)
         role = "the source" if self.is_src else f"receives from rank {self.src}"
         nodes = len(self.topology.nodes)
         return (

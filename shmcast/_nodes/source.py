@@ -193,7 +193,10 @@ class SourceRelay:
 
     def not_published(self, error: BaseException, _timeout: float | None, /) -> NoReturn:
         """See `FrameSink`: the errors of `publish` say what they mean."""
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # in a cycle, it would hold what was to be sent until it is collected
 
     def _take_turn(self) -> None:
         """Take the turn that was taken, if it was a heartbeat's."""

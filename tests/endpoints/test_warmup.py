@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import queue
 import sys
 import threading
 import weakref
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 
 import shmcast
@@ -27,10 +29,11 @@ class Boom(BaseException):
 
 
 class _Interrupter:
-    """Raises Boom when the `at`-th line of the modules is reached, as a signal handler may."""
+    """Raises an error when the `at`-th line of the modules is reached, as a signal handler may."""
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, error: type[BaseException] = Boom) -> None:
         self._left = at
+        self._error = error
 
     def __call__(self, frame: FrameType, event: str, _arg: object) -> Any:
         if frame.f_code.co_filename not in (warmup.__file__, objects.__file__):
@@ -38,7 +41,7 @@ class _Interrupter:
         if event == "line":
             self._left -= 1
             if self._left < 0:
-                raise Boom
+                raise self._error
         return self
 
 
@@ -272,3 +275,74 @@ def test_no_instance_is_made_of_a_class_that_would_notice() -> None:
     del reader
     gc.collect()
     assert Collected.gone == 1
+
+
+class Queue(Reader, queue.SimpleQueue):  # type: ignore[type-arg]
+    """A program's, whose instances `object` can't make."""
+
+
+def test_a_class_whose_instances_others_make_is_practised_without_one() -> None:
+    with Writer(1) as writer, Queue(writer.handle, 0, wait=WaitPolicy.spin()) as reader:
+        wait_in_vain(reader)
+        writer.send([1, 2])
+        assert reader.recv(10) == [1, 2]
+
+
+def test_what_walks_through_all_objects_finds_stand_ins_that_are_closed() -> None:
+    with Writer(1) as writer, Reader(writer.handle, 0, wait=WaitPolicy.spin()) as reader:
+        writer.warm()
+        wait_in_vain(reader)
+        found = [each for each in gc.get_objects() if isinstance(each, Writer | Reader)]
+        stand_ins = [each for each in found if each.__dict__.get("handle") is None]
+        assert {type(each) for each in stand_ins} == {Writer, Reader}
+        for each in stand_ins:
+            assert "Reader" in repr(each) or "Writer" in repr(each)
+            assert each.closed
+            each.close()
+        writer.warm()
+        wait_in_vain(reader)
+        writer.send("real")
+        assert reader.recv(10) == "real"
+
+
+class Held:
+    """May be referred to weakly."""
+
+
+def interrupted_in_vain(error: type[BaseException], at: int, is_reader: bool) -> Any:
+    """Interrupt practice at a line; return a weak reference to what the caller had."""
+    held = Held()
+    with Writer(1) as writer, Reader(writer.handle, 0, wait=WaitPolicy.spin()) as reader:
+        before = sys.gettrace()
+        sys.settrace(_Interrupter(at, error))
+        try:
+            if is_reader:
+                reader.recv(0.02)
+            else:
+                writer.warm()
+        except (error, shmcast.Timeout):
+            pass
+        finally:
+            sys.settrace(before)
+    return weakref.ref(held)
+
+
+@pytest.mark.parametrize("is_reader", [True, False])
+@pytest.mark.parametrize("error", [Boom, Limit])
+def test_an_interruption_keeps_nothing(
+    error: type[BaseException], is_reader: bool, no_gc: None
+) -> None:
+    for at in range(60):
+        assert interrupted_in_vain(error, at, is_reader)() is None, at
+
+
+def test_a_view_of_a_large_array_is_not_kept_for_practice(no_gc: None) -> None:
+    with Writer(1) as writer, Reader(writer.handle, 0) as reader:
+        writer.warm()
+        for count, is_kept in ((100, True), (1 << 20, False)):
+            array = np.zeros(count)
+            last = weakref.ref(array)
+            writer.send([array[:4]])
+            del array
+            assert len(reader.recv(10)[0]) == 4
+            assert (last() is not None) == is_kept
