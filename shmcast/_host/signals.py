@@ -17,11 +17,12 @@ def is_interruption(error: BaseException) -> bool:
         return True
     handlers = {code for s in signal.valid_signals() if (code := _code(signal.getsignal(s)))}
     # Not the frame that has caught it. To look at its variables would make a cycle of it and them.
-    step = error.__traceback__ and error.__traceback__.tb_next
+    step = error.__traceback__
+    caught = step and step.tb_frame  # (there twice, if a function of sys.settrace has raised)
     while step is not None:
         frame = step.tb_frame
         # (By its arguments: a handler may have put another in its place before it raised.)
-        if frame.f_code in handlers or _was_called_with_its_caller(frame):
+        if frame is not caught and (frame.f_code in handlers or _was_called_with_its_caller(frame)):
             return True
         step = step.tb_next
     return False
