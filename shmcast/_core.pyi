@@ -500,10 +500,8 @@ class RingWriter(Endpoint):
         """
     def sent(self) -> list[int]:
         """Return the extents that the last published message refers to."""
-    def arena_reserved(self) -> int:
-        """Return how many bytes of the arena have memory."""
-    def spill_reserved(self) -> int:
-        """Return how many bytes of the spill have memory. From any thread."""
+    def memory_figures(self) -> dict[str, int]:
+        """Return the memory of arena and spill, by the fields of `Statistics`. From any thread."""
     def warm(self, warmup: Callable[[], object] | None) -> None:
         """Call `warmup`, then prefetch what the next publish() will touch into this CPU's cache.
 

@@ -62,8 +62,6 @@ class SpillArea {
     return mapping_.reserved() != 0;
   }
 
-  std::uint64_t reserved() const { return mapping_.reserved(); }
-
  private:
   static constexpr std::int64_t kKeptNs = 10'000'000'000;
   // A few milliseconds, for which a writer may have to wait.

@@ -51,12 +51,10 @@ class WriterSpill final : public Spill, public Ticker {
 
   bool tick(std::int64_t now_ns) override { return area_.give_back(now_ns); }
 
-  std::uint64_t reserved() const { return area_.reserved(); }
+  const ArenaMapping& mapping() const { return *nb::inst_ptr<ArenaMapping>(mapping_); }
 
  private:
   static constexpr std::uint64_t kPrepared = 16 * 1024 * 1024;
-
-  const ArenaMapping& mapping() const { return *nb::inst_ptr<ArenaMapping>(mapping_); }
 
   void have_it_given_back() {
     try {

@@ -121,11 +121,20 @@ class PyRingWriter final : public Endpoint {
   // Return the extents that the last message refers to.
   nb::list sent() const { return list_of(sent_); }
 
-  std::uint64_t arena_reserved() const {
-    return mapping_.is_none() ? 0 : nb::cast<ArenaMapping&>(mapping_).reserved();
+  // Return the memory of arena and spill, by the names of the fields of `Statistics`.
+  nb::dict memory_figures() const {
+    nb::dict figures = new_dict();
+    if (!mapping_.is_none()) {
+      const ArenaMapping& arena = *nb::inst_ptr<ArenaMapping>(mapping_);
+      figures["arena_reserved_bytes"] = arena.reserved();
+      figures["arena_huge_bytes"] = arena.huge_bytes();
+    }
+    if (spill_ != nullptr) {
+      figures["spill_reserved_bytes"] = spill_->mapping().reserved();
+      figures["spill_huge_bytes"] = spill_->mapping().huge_bytes();
+    }
+    return figures;
   }
-
-  std::uint64_t spill_reserved() const { return spill_ == nullptr ? 0 : spill_->reserved(); }
 
   // Run `warmup`, unless it is None, and prefetch what the next publish() will touch. This is one
   // thread's turn as a whole: what warms up is no more for two threads than the ring is.

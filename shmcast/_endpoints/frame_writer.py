@@ -274,8 +274,7 @@ class FrameWriter(FrameEnd):
 
         return Statistics(
             **self._ring.figures(),
-            arena_reserved_bytes=self._ring.arena_reserved(),
-            spill_reserved_bytes=self._ring.spill_reserved(),
+            **self._ring.memory_figures(),
             lag=tuple(self._ring.lags()),
             readers=tuple(Statistics(**figures) for figures in self._ring.reader_figures()),
         )

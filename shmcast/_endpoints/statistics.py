@@ -35,10 +35,12 @@ class Statistics:
         arena_full: writer only: buffers and loans that found no room there; streamed, or in
             ordinary memory.
         arena_reserved_bytes: writer only: bytes of the arena that have memory.
+        arena_huge_bytes: writer only: those of them that are in huge pages.
         spilled: writer only: messages of which a part was put beside the ring, because a reader was
             busy.
         spill_full: writer only: messages that found no memory there, so that `send` waited.
         spill_reserved_bytes: writer only: bytes of memory that were taken for it.
+        spill_huge_bytes: writer only: those of them that are in huge pages.
         lag: writer only: fragments that each reader has not consumed yet, by reader index.
         readers: writer only: what each reader has done, by reader index.
         relayed: source and leaders of several nodes: messages sent to other nodes, or received for
@@ -70,9 +72,11 @@ class Statistics:
     arena_frames: int = 0
     arena_full: int = 0
     arena_reserved_bytes: int = 0
+    arena_huge_bytes: int = 0
     spilled: int = 0
     spill_full: int = 0
     spill_reserved_bytes: int = 0
+    spill_huge_bytes: int = 0
     lag: tuple[int, ...] = ()
     readers: tuple[Statistics, ...] = ()
     relayed: int = 0

@@ -35,12 +35,14 @@ _CALLS: dict[str, dict[str, tuple[int, ...]]] = {
         "fallocate": (285,),
         "mmap": (9,),
         "unlink": (87, 263),
+        "madvise": (28,),
         "sched_getaffinity": (204,),
     },
     "aarch64": {
         "fallocate": (47,),
         "mmap": (222,),
         "unlink": (35,),
+        "madvise": (233,),
         "sched_getaffinity": (123,),
     },
 }
