@@ -10,11 +10,11 @@
 #include <system_error>
 #include <utility>
 
-#include "arena/spill.hpp"
 #include "bindings/arena_objects.hpp"
 #include "bindings/gil.hpp"
 #include "layout.hpp"
 #include "ring/spill.hpp"
+#include "ring/spill_area.hpp"
 #include "watch/watcher.hpp"
 
 namespace shmcast {

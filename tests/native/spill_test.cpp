@@ -3,7 +3,7 @@
 // threads, to be run under ThreadSanitizer.
 //
 //     spill_test [scale]
-#include "arena/spill.hpp"
+#include "ring/spill.hpp"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -27,7 +27,7 @@
 #include "layout.hpp"
 #include "ring/message.hpp"
 #include "ring/reader.hpp"
-#include "ring/spill.hpp"
+#include "ring/spill_area.hpp"
 #include "ring/writer.hpp"
 #include "ring_ends.hpp"
 #include "settings.hpp"

@@ -1,4 +1,4 @@
-// Room: arena. The spill's memory: taken when it is needed, and given back when it is not.
+// Room: ring. The spill's memory: taken when it is needed, and given back when it is not.
 // Knows: how much may be taken, and for how long it is kept.
 // Does not know: messages; who says how much memory there is, or calls give_back().
 #pragma once
