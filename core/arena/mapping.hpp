@@ -200,6 +200,7 @@ class Mapping {
       if (!allocate(done, next)) break;
       done = next;
     }
+    if (done < goal) give_back(done, goal);  // there may be huge pages beyond
     populate(before, done);
     reserved_.store(done, std::memory_order_relaxed);
     return done >= bytes;
@@ -211,11 +212,7 @@ class Mapping {
     const std::uint64_t before = reserved();
     const std::uint64_t left = before - std::min(before, bytes);
     reserved_.store(left, std::memory_order_relaxed);
-    std::erase_if(huge_pages_, [left](std::uint64_t page) { return page + kHugePage > left; });
-    count_huge_pages();
-    if (!file_.is_intact()) return;
-    fallocate(file_.number(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-              static_cast<off_t>(offset_ + left), static_cast<off_t>(before - left));
+    give_back(left, before);
   }
 
   // Return how much memory the file system has left for anybody.
@@ -250,6 +247,14 @@ class Mapping {
       if (error != EINTR) return error == 0;
     }
     return false;
+  }
+
+  void give_back(std::uint64_t from, std::uint64_t to) {
+    std::erase_if(huge_pages_, [from](std::uint64_t page) { return page + kHugePage > from; });
+    count_huge_pages();
+    if (from == to || !file_.is_intact()) return;
+    fallocate(file_.number(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+              static_cast<off_t>(offset_ + from), static_cast<off_t>(to - from));
   }
 
   // Back what lies in whole huge pages by such, whatever tmpfs was told to do (Linux 6.1). That

@@ -19,6 +19,7 @@ WRONG = [
     ("SHMCAST_SLOTS", "3"),
     ("SHMCAST_SLOT_BYTES", "1.5"),
     ("SHMCAST_ARENA_BYTES", "1 GB"),
+    ("SHMCAST_SPILL_BYTES", "none"),
     ("SHMCAST_CODEC", "json"),
     ("SHMCAST_CODEC", "no.such.module:Codec"),
 ]
@@ -30,10 +31,12 @@ def test_the_operators_settings_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHMCAST_SLOTS", "8")
     monkeypatch.setenv("SHMCAST_SLOT_BYTES", "1024")
     monkeypatch.setenv("SHMCAST_ARENA_BYTES", "1048576")
+    monkeypatch.setenv("SHMCAST_SPILL_BYTES", "8192")
     monkeypatch.setenv("SHMCAST_CODEC", f"{__name__}:numbers")
     with Writer(1, slots=2) as writer, Reader(writer.handle, 0) as reader:
         assert (writer.handle.slots, writer.handle.slot_bytes) == (8, 1024)
         assert writer.handle.arena is not None
+        assert writer.handle.spill_bytes == 8192
         writer.send([1])
         assert reader.recv() == [1]
         writer.send("no number")

@@ -195,6 +195,25 @@ def test_each_node_has_an_arena_of_its_own(world: Crew, hosts: tuple[str, ...]) 
     assert others == [(2, True, [False, False])] * 3
 
 
+def beside_a_busy_rank(rank: int, hosts: tuple[str, ...], spill_bytes: int) -> list[Any]:
+    """Receive what is larger than a ring; rank 3 begins when all others have received it."""
+    with opened(rank, hosts, spill_bytes=spill_bytes) as bc:
+        if rank == 3:
+            dist.barrier()
+        sent: list[Any] = [bytes([k]) * (16 << 20) for k in range(2)]
+        got = [bc.broadcast_object(each if bc.is_src else None, SECONDS) for each in [*sent, 3]]
+        if rank != 3:
+            dist.barrier()
+        return [got == [*sent, 3], bc.statistics().spilled]
+
+
+@pytest.mark.parametrize("hosts", ["aaaa", "abbb"])
+def test_no_large_message_waits_for_a_busy_rank(world: Crew, hosts: str) -> None:
+    source, *others = world.run(4, beside_a_busy_rank, tuple(hosts), 1 << 30)
+    assert source == [True, 2 if hosts == "aaaa" else 0]  # elsewhere, the leader's relay spills
+    assert others == [[True, 0]] * 3
+
+
 def with_device_tensors(rank: int, hosts: tuple[str, ...]) -> list[Any]:
     got = []
     with opened(rank, hosts, src=1, device_types=CPU) as bc:

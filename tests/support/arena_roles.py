@@ -67,6 +67,9 @@ def fill_shared_memory(_index: int) -> tuple[int, int, int]:
         in_arena = sum(not array.flags.writeable for array in kept)
         assert before.arena_full == 21 - in_arena
         assert before.arena_reserved_bytes >= in_arena * MIB
+        assert writer.handle.arena is not None  # has as much as it says
+        assert os.fstat(writer.handle.arena.fd).st_blocks * 512 == before.arena_reserved_bytes
+        assert before.arena_huge_bytes <= before.arena_reserved_bytes
         kept.clear()
         for k in range(20):  # goes on with what there is
             writer.send(filled(MIB, k), SECONDS)
