@@ -98,6 +98,9 @@ def _suite(suite: SuiteResults) -> Iterator[str]:
     if others and len(others) < len(transports_of(suite.rows)):
         yield f"### Times the time of {OURS}"
         yield tables.compare(suite.rows, tables.slowdown, others, bold=False)
+    if engines := [row for row in suite.rows if "steps_per_s" in row]:
+        yield "### Steps of an engine per second"
+        yield tables.compare(engines, tables.steps, bold=False)
     if where := tables.lines(suite.rows):
         yield "### A cache line's trip from one CPU to another, one way"
         yield where

@@ -77,6 +77,10 @@ class Row(_Measured, total=False):
     busy: str
     beside: str
     inside: str
+    engine: str
+    steps_per_s: float
+    steps_low_per_s: float
+    steps_high_per_s: float
     line: str
     line_before_ns: float
     line_after_ns: float
@@ -193,6 +197,7 @@ ORDER = (
     "steps",
     "waiting",
     "neighbours",
+    "engine",
     "gil",
     "large",
     "tensors",
@@ -240,6 +245,7 @@ def case_of(row: Row) -> Case:
         busy=row.get("busy", ""),
         beside=row.get("beside", ""),
         inside=row.get("inside", ""),
+        engine=row.get("engine", ""),
     )
 
 

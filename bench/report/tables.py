@@ -83,6 +83,12 @@ def lines(rows: Iterable[Row]) -> str:
     return markdown(("case", "the CPUs are", "before, ns", "after, ns"), found)
 
 
+def steps(row: Row, _own: ByTransport) -> str:
+    """Return the steps that an engine made in a second, with the interval."""
+    low, high = row["steps_low_per_s"], row["steps_high_per_s"]
+    return f"{row['steps_per_s']:.1f} ({low:.1f} to {high:.1f})"
+
+
 def median(row: Row) -> str:
     """Return p50 or the rate, with its unit."""
     return f"{row['rate_per_s']:,.0f} /s" if is_rate(row) else f"{short(row['p50_us'])} µs"

@@ -14,6 +14,10 @@ NEIGHBOURS = ("two idle pairs", "a busy pair", "a busy loop")
 """What may run beside a case: a writer and a reader each of other engines, which sleep or exchange
 a message every millisecond; a process that computes on one of the crew's CPUs."""
 
+ENGINE_PARTS = ("", "rpc", "reply")
+"""What of an engine's step counts: nothing, it is no engine; from the driver's call to the last
+worker's return; from the call of the first worker, which replies, to the driver's return."""
+
 BURST = 8
 
 
@@ -35,6 +39,8 @@ class Case:
         busy: what the leader of the second host computes after each message, "python" or "torch"
             (or "idle"); what counts is when its neighbour has the message. Empty: it just receives.
         beside: what runs beside the crew, one of NEIGHBOURS; empty: nothing.
+        engine: which part of an engine's step counts, one of "rpc" and "reply" (see engine.py);
+            empty: it is no engine, and messages go one way.
         inside: what runs in each reader, a key of `busy_thread.INTERVALS`; empty: nothing.
         transports: the names of those that take part; empty: all that are asked for.
     """
@@ -51,6 +57,7 @@ class Case:
     busy: str = ""
     beside: str = ""
     inside: str = ""
+    engine: str = ""
     transports: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -59,13 +66,15 @@ class Case:
         if self.beside and self.beside not in NEIGHBOURS:
             raise ValueError(f"neighbour {self.beside!r} is none of {', '.join(NEIGHBOURS)}")
 
+        if self.engine not in ENGINE_PARTS:
+            raise ValueError(f"engine {self.engine!r} is none of {', '.join(ENGINE_PARTS[1:])}")
         if self.inside and self.inside not in INTERVALS:
             raise ValueError(f"inside {self.inside!r} is none of {'; '.join(INTERVALS)}")
 
     @property
     def is_rate(self) -> bool:
         """Return whether messages follow one another without a gap."""
-        return self.gap_ms == 0 and self.pattern != "trace"
+        return self.gap_ms == 0 and self.pattern != "trace" and not self.engine
 
     def of(self, names: list[str]) -> list[str]:
         """Return those of `names` that take part."""
@@ -73,7 +82,9 @@ class Case:
 
     def __str__(self) -> str:
         readers = f"{self.readers} reader{'s' if self.readers > 1 else ''}"
-        if self.pattern == "trace":
+        if self.engine:
+            cadence = f"{self.engine} of an engine"
+        elif self.pattern == "trace":
             cadence = "its own timing"
         elif self.is_rate:
             cadence = "back to back"

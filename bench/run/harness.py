@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.run import intervals, line, measure
+from bench.run import engine, intervals, line, measure
 from bench.run.case import BURST, Case
 from bench.run.crew import Crew, CrewFailed
 from bench.run.measure import Done, Turn
@@ -229,6 +229,10 @@ def row(case: Case, name: str, turns: list[list[Done]], beside: Row) -> Row:
     }
     if case.busy:
         found["busy"] = case.busy
+    if case.engine:
+        found["engine"] = case.engine
+        found |= engine.steps(turns)
+        turns = [engine.by_part(case.engine, turn) for turn in turns]
     if case.beside:
         found["beside"] = case.beside
     if case.inside:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from bench.run.engine import Engine
     from bench.run.measure import Done, Turn
 
 APART = 16  # words between the counts of two readers: no cache line is shared
@@ -53,6 +54,7 @@ class Member:
         self._seat = seat
         self._transports: dict[str, Transport] = {}
         self._peers: dict[str, Peer] = {}
+        self._engines: dict[str, Engine] = {}
         self._workload = ""
         self._made: list[Any] = []
         self._largest = 0  # which of them
@@ -97,6 +99,12 @@ class Member:
         from bench.run import busy_thread, measure
 
         transport = self._transports[name]
+        if turn.case.engine:
+            from bench.run.engine import Engine
+
+            if name not in self._engines:
+                self._engines[name] = Engine(self._peers[name], transport, self._seat)
+            return self._engines[name].turn(turn.of(self._messages[name]), turn)
         if self._seat.is_source:
             messages = turn.of(self._messages[name])
             gaps_ns = turn.gaps_ns(self._gaps_ms)
@@ -136,6 +144,9 @@ class Member:
 
     def close(self) -> None:
         """End all transports. Collective."""
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
         for transport in self._transports.values():
             transport.close()
         self._transports.clear()

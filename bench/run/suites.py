@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bench.run.busy_thread import INTERVALS
-from bench.run.case import NEIGHBOURS, Case
+from bench.run.case import ENGINE_PARTS, NEIGHBOURS, Case
 
 OURS = ("shmcast", "shmcast spin", "shmcast semaphore")
 POLICIES = (*OURS, "shmcast, warmed", "shmcast spin, warmed")
@@ -27,6 +27,7 @@ PEERS = (
     "pipe",
     "queue",
     "pyzmq ipc",
+    "pyzmq ipc polling",
     "gloo",
     "gloo, known size",
     "NCCL",
@@ -118,6 +119,14 @@ def _neighbours(scale: float) -> list[Case]:
     who = ("", *NEIGHBOURS)
     few = [case(1, gap_ms, beside) for gap_ms in (0.3, 1.0, 10.0) for beside in who]
     return [*few, *(case(8, gap_ms, "") for gap_ms in (1.0, 10.0))]
+
+
+def _engine(scale: float) -> list[Case]:
+    return [
+        Case("decode 64", readers, 0, messages=int(120 * scale), seconds=2 * scale, engine=part)
+        for readers in (1, 2)
+        for part in ENGINE_PARTS[1:]
+    ]
 
 
 def _gil(scale: float) -> list[Case]:
@@ -256,6 +265,11 @@ SUITES = {
         "wait policies where CPUs are few: 8 readers, idle and busy engines beside, a busy loop",
         (*OURS, "kickmsg polling", "kickmsg blocking", "SubEtha polling", "pipe"),
         _neighbours,
+    ),
+    "engine": Suite(
+        "an engine's load: a step to workers that compute with all CPUs, and the first one's reply",
+        (*OURS, "kickmsg polling", "kickmsg blocking", "vLLM", "vLLM spinloop", "SGLang"),
+        _engine,
     ),
     "gil": Suite(
         "a busy Python thread in the reader, and how often it lets go of the GIL",

@@ -32,12 +32,14 @@ class Seat(ABC):
         size: processes of the crew, the source included.
         folder: a directory of the crew's own, for sockets and the like; removed with the crew.
         inherited: what the launcher made before the processes, by name (see launchers.py).
+        source: the source's rank in the crew's default process group.
     """
 
     rank: int
     size: int
     folder: Path
     inherited: dict[str, Any]
+    source: int = 0
 
     @property
     def is_source(self) -> bool:

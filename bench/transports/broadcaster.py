@@ -30,7 +30,7 @@ class Broadcaster(Transport):
         process_group.join(seat)
         self._warms = warm and seat.is_source
         self._copy = copy
-        self._options = options
+        self._options = {"src": seat.source, **options}
         self._make()
 
     def broadcast(self, obj: Any, /) -> Any:

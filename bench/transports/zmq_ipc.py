@@ -11,6 +11,8 @@ from bench.transports.base import Peer, Seat, Transport
 class ZmqIpc(Transport):
     """One XPUB socket, which is a PUB that hears of its subscribers; drops nothing."""
 
+    address = "zmq"
+
     def __init__(self, seat: Seat) -> None:
         import zmq
 
@@ -19,7 +21,7 @@ class ZmqIpc(Transport):
         self._socket = self._context.socket(zmq.XPUB if seat.is_source else zmq.SUB)
         self._socket.set_hwm(0)  # no limit, so no loss
         self._copies = True
-        address = f"ipc://{seat.folder}/zmq"
+        address = f"ipc://{seat.folder}/{self.address}"
         if seat.is_source:
             self._socket.xpub_verbose = True  # tells of every subscriber, not only of the first
             self._socket.bind(address)
@@ -47,15 +49,37 @@ class ZmqIpc(Transport):
         self._context.destroy(linger=0)
 
 
+class Polling(ZmqIpc):
+    """Readers ask for messages in a loop."""
+
+    address = "zmq-polling"
+
+    def broadcast(self, obj: Any, /) -> Any:
+        import zmq
+
+        if not self._is_source:
+            while not int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+                pass
+        return super().broadcast(obj)
+
+
+_SETTINGS = (
+    "PUB/SUB over ipc://, pickled once; no high-water mark, one I/O thread, copy=False from "
+    "pyzmq's own threshold of 64 KiB; "
+)
 PEERS = (
     Peer(
         name="pyzmq ipc",
         make=ZmqIpc,
         crew="zmq",
-        settings=(
-            "PUB/SUB over ipc://, pickled once; no high-water mark, one I/O thread, copy=False "
-            "from pyzmq's own threshold of 64 KiB"
-        ),
+        settings=_SETTINGS + "readers wait in recv()",
+        modules=("zmq",),
+    ),
+    Peer(
+        name="pyzmq ipc polling",
+        make=Polling,
+        crew="zmq",
+        settings=_SETTINGS + "readers look at zmq.EVENTS in a Python loop",
         modules=("zmq",),
     ),
 )

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from bench.run import (
     busy_thread,
     crew,
+    engine,
     harness,
     intervals,
     launchers,
@@ -292,6 +293,28 @@ def test_a_line_takes_some_time_between_two_cpus_and_there_may_be_no_compiler(
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert line.look() is None
     line._compiled.cache_clear()
+
+
+@pytest.mark.parametrize("part", ["rpc", "reply"])
+def test_an_engine_has_steps_and_replies_by_two_transports_of_a_kind(part: str) -> None:
+    case = Case("decode 8", 2, 0, messages=4, seconds=0.5, warm_up=1, engine=part)
+    with Harness(peers("shmcast", "streamed"), turns=2) as runs:
+        ((_, rows),) = runs.run([case])
+        assert runs.skipped == {}
+    assert [row["transport"] for row in rows] == ["shmcast", "streamed"]
+    for row in rows:
+        assert row["engine"] == part
+        assert row["messages"] >= 2
+        assert 0 < row["p50_us"] <= row["p99_us"] <= row["p999_us"]
+        assert 0 < row["steps_per_s"] < 500  # workers compute for 2 ms at least
+
+
+def test_an_engine_has_two_parts() -> None:
+    with pytest.raises(ValueError, match="engine 'wheels' is none of rpc, reply"):
+        Case("49 B", engine="wheels")
+    driver, first, second = Done(counted=1), Done(counted=2), Done(counted=3)
+    assert engine.by_part("rpc", [driver, first, second]) == [driver, first, second]
+    assert engine.by_part("reply", [driver, first, second]) == [first, driver, second]
 
 
 def test_a_missing_module_is_named() -> None:
