@@ -486,6 +486,8 @@ class RingWriter(Endpoint):
         For one that ended in a signal handler's exception: what the core itself raises says that
         it has not.
         """
+    def forget_sent(self) -> None:
+        """Have is_sent() return False: the next message did not come as far as publish()."""
     def loan(self, nbytes: int) -> Loan | None:
         """Return memory of the arena, or None if there is no room.
 

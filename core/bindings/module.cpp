@@ -294,6 +294,7 @@ void bind_endpoints(nb::module_& m) {
       .def("publish", &PyRingWriter::publish, "frames"_a, "timeout"_a = nb::none())
       .def("warm", &PyRingWriter::warm, "warmup"_a.none())
       .def("is_sent", &PyRingWriter::is_sent)
+      .def("forget_sent", &PyRingWriter::forget_sent)
       .def("lags", &PyRingWriter::lags)
       .def("reader_figures", &PyRingWriter::reader_figures);
 

@@ -96,6 +96,8 @@ class PyRingWriter final : public Endpoint {
   // Return whether the last publish() did publish its message. A call that a signal's handler ends
   // may have: the signal came between its last look and its return.
   bool is_sent() const { return is_sent_; }
+  // Forget that of the last one: the next did not come as far as publish().
+  void forget_sent() { is_sent_ = false; }
 
   // Return memory of the arena for the caller to fill. None: no room.
   nb::object loan(std::size_t size) {

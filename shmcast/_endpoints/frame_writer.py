@@ -103,8 +103,9 @@ class FrameWriter(FrameEnd):
         """What `publish` does, for a hot path that gives its errors to `not_published`: frames are
         put under a time-out. After a call Python would look for signals, and the error of a handler
         would say that nothing was sent; after an assignment it does not."""
-        if arena_bytes:
-            self.outbox = self._freezing = _Freezing(self._ring)
+        self._freezing = _Freezing(self._ring) if arena_bytes else None
+        if self._freezing is not None:
+            self.outbox = self._freezing
 
     def _set_up(
         self,
@@ -205,9 +206,11 @@ class FrameWriter(FrameEnd):
             if isinstance(error, CORE_ERRORS):
                 self._raise(error, "send", timeout)
             is_sent = self._ring.is_sent()
-            if self._lender is not None:
+            if self._freezing is not None:
                 is_sent = self._freezing.has_sent_more()
-                if is_sent:
+                if not is_sent:
+                    self._ring.forget_sent()
+                elif self._lender is not None:
                     self._lender.freeze_sent()  # to the end: what is sent must not be written to
             if is_interruption(error):
                 how = "had sent its message" if is_sent else "has sent nothing"
@@ -215,6 +218,10 @@ class FrameWriter(FrameEnd):
             raise error
         finally:
             del error  # in a cycle, it would hold what was to be sent until it is collected
+
+    def not_encoded(self) -> None:
+        """Note that the object which was to be sent has not become frames: `was_sent` is False."""
+        self._ring.forget_sent()
 
     def forget_views(self) -> None:
         """Forget the views of loans that were seen in an object which will not be published."""
@@ -249,7 +256,7 @@ class FrameWriter(FrameEnd):
 
     def _lending(self, action: str) -> Lender:
         if self._lender is None:
-            if self.handle.arena is None:
+            if self._freezing is None:
                 raise InvalidArgument(
                     f"{self.label}: {action}() needs an arena; make the writer with arena_bytes="
                 )

@@ -46,6 +46,9 @@ class FrameSink(Protocol):
     def not_published(self, error: BaseException, timeout: float | None, /) -> NoReturn:
         """Raise what an error of `outbox` means here; others pass unchanged."""
 
+    def not_encoded(self) -> None:
+        """Note that an object has not become frames."""
+
     def forget_views(self) -> None:
         """Forget the views of loans that were seen in an object which will not be published."""
 
@@ -119,8 +122,9 @@ class ObjectSender:
         try:
             try:
                 frames = self._encode(obj)
-            except Exception as error:
-                if is_interruption(error):
+            except BaseException as error:
+                self._sink.not_encoded()
+                if not isinstance(error, Exception) or is_interruption(error):
                     raise
                 raise refused(obj, error, self._codec, self._sink.label) from error
             try:

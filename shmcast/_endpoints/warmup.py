@@ -253,6 +253,9 @@ class _Nowhere:
 
     fail = not_published
 
+    def not_encoded(self) -> None:
+        """Do nothing: nobody asks whether it was sent."""
+
     def forget_views(self) -> None:
         """There are none."""
 

@@ -128,7 +128,8 @@ class Writer(ObjectSender, Endpoint):
     def was_sent(self) -> bool:
         """Whether the last `send` sent its object: for one that a signal's handler has ended.
 
-        Any other error of `send` says that nothing was sent.
+        Any other error of `send` says that nothing was sent. A signal that comes before `send` has
+        begun leaves what is said of the one before; `statistics().messages` counts.
         """
         return self._end.was_sent
 

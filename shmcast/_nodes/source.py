@@ -131,6 +131,9 @@ class SourceRelay:
         """See `Writer.record_stream`."""
         self._ring.record_stream(array, stream)
 
+    def not_encoded(self) -> None:
+        """Do nothing: nobody asks whether it was sent."""
+
     def forget_views(self) -> None:
         """See `FrameWriter.forget_views`."""
         self._ring.forget_views()

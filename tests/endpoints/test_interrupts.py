@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import pytest
 
 import shmcast
 from shmcast import ObjectCodec, Reader, WaitPolicy, Writer
+from shmcast._endpoints import frame_writer
 from tests.support.subprocess_programs import wait_until
 
 SECONDS = 30.0
@@ -255,3 +257,47 @@ def test_an_awaiting_caller_that_gives_up_loses_nothing() -> None:
 
     with Writer(1) as writer, Reader(writer.handle, 0) as reader:
         asyncio.run(main())
+
+
+class Interrupting:
+    """Is reduced by what a signal's handler interrupts."""
+
+    def __reduce__(self) -> Any:
+        raise KeyboardInterrupt
+
+
+def test_an_object_whose_encoding_is_interrupted_was_not_sent() -> None:
+    with Writer(1) as writer, Reader(writer.handle, 0) as reader:
+        writer.send("before")
+        assert writer.was_sent
+        with pytest.raises(KeyboardInterrupt):
+            writer.send(Interrupting())
+        assert not writer.was_sent
+        with pytest.raises(shmcast.EncodeError):
+            writer.send(lambda: 0)
+        assert not writer.was_sent
+        assert reader.recv(SECONDS) == "before"
+
+
+def test_a_loan_whose_sending_is_interrupted_before_it_begins_is_not_frozen() -> None:
+    def interrupt(frame: FrameType, _event: str, _arg: object) -> None:
+        if frame.f_code is frame_writer._Freezing.__setitem__.__code__:
+            raise KeyboardInterrupt
+
+    with Writer(1, arena_bytes=1 << 24) as writer, Reader(writer.handle, 0) as reader:
+        for is_interrupted in (False, True, False, True):
+            loan = writer.empty(300_000, np.uint8)  # where the one before was
+            before = sys.gettrace()
+            try:
+                if is_interrupted:
+                    sys.settrace(interrupt)
+                writer.send([loan])
+            except KeyboardInterrupt:
+                assert is_interrupted
+            else:
+                assert len(reader.recv(SECONDS)[0]) == 300_000
+            finally:
+                sys.settrace(before)
+            assert writer.was_sent != is_interrupted
+            assert loan.flags.writeable == is_interrupted
+            del loan
