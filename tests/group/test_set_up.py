@@ -218,7 +218,7 @@ def test_a_rank_that_does_not_come_in_time_is_named_and_all_may_try_again(
 ) -> None:
     crew, store = fresh
     os.mkfifo(f"{store}-late")
-    for rank, (error, got) in enumerate(crew.run(3, comes_late, store, 0.2, f"{store}-late")):
+    for rank, (error, got) in enumerate(crew.run(3, comes_late, store, 1.0, f"{store}-late")):
         assert error.startswith(f"rank {rank} of 3: set-up: rank 0 gave up waiting for rank 2,")
         assert got == "at last"
 
