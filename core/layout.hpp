@@ -1,9 +1,12 @@
 // Room: layout. The segment's memory layout.
-// Knows: every offset, every packed word, the header's checks. No other file knows an offset.
+// Knows: every offset, every packed word, the header's checks. No other file knows an offset, but
+// for what is in a tail.
 // Does not know: how anybody waits, or in which order the words are written.
 //
 //   | Header | Lobby | WriterSeat | Member x readers | Figures x (readers + 1) |
-//   | CpuMask x (readers + 1) | Held x readers | Slot x slots |
+//   | CpuMask x (readers + 1) | Held x readers | Slot x slots | tail |
+//
+// The tail, of a hub's segment only, begins with a Bell; hub/tail.hpp knows the rest.
 //
 // An arena is a second segment without any structure of its own. What readers hold of its extents
 // is counted here, in their rows of Held.
@@ -232,12 +235,18 @@ struct FrameEntry {
   }
 };
 
+// Where a hub parks, whatever it waits for: room for a message, or a reply of any member.
+struct alignas(kLinePair) Bell {
+  std::uint64_t gate;  // a Gate, in place of the WriterSeat's; for rings of replies, of the Lobby's
+};
+
 struct Geometry {
   std::uint32_t readers;
   std::uint32_t slots;  // a power of two
   std::uint64_t slot_capacity;
   std::uint32_t extents = 0;      // of the arena; 0: there is none
   std::uint64_t spill_bytes = 0;  // 0: there is no spill
+  std::uint64_t tail = 0;  // bytes behind the slots, a hub's; 0: the segment is none of a hub
 
   // Keep slots an odd number of line pairs apart, so that their headers spread over all cache sets.
   std::uint64_t slot_stride() const {
@@ -261,7 +270,8 @@ struct Geometry {
   std::uint64_t cpus_offset(std::uint64_t index) const {
     return figures_offset(readers + 1) + index * sizeof(CpuMask);
   }
-  std::uint64_t segment_bytes() const { return slots_offset() + slots * slot_stride(); }
+  std::uint64_t tail_offset() const { return slots_offset() + slots * slot_stride(); }
+  std::uint64_t segment_bytes() const { return tail_offset() + tail; }
   // Where the spill begins in the file: huge pages can back it from its first byte on.
   std::uint64_t spill_offset() const {
     return (segment_bytes() + kHugePage - 1) / kHugePage * kHugePage;
@@ -329,6 +339,18 @@ class Segment {
   Header& header() const { return at<Header>(0); }
   Lobby& lobby() const { return at<Lobby>(sizeof(Header)); }
   WriterSeat& writer_seat() const { return at<WriterSeat>(sizeof(Header) + sizeof(Lobby)); }
+  // The words of the Gates on which the readers park, and the writer.
+  std::uint64_t& readers_gate() const { return *readers_gate_; }
+  std::uint64_t& writer_gate() const { return *writer_gate_; }
+  // Return the same segment, whose readers park on another's gate: whoever takes part must know.
+  Segment with_readers_gate(std::uint64_t& word) const {
+    Segment segment = *this;
+    segment.readers_gate_ = &word;
+    return segment;
+  }
+  std::span<std::byte> tail() const {
+    return {base_ + geometry_.tail_offset(), static_cast<std::size_t>(geometry_.tail)};
+  }
   Member& member(std::uint32_t index) const { return at<Member>(geometry_.member_offset(index)); }
   Figures& reader_figures(std::uint32_t index) const {
     return at<Figures>(geometry_.figures_offset(index));
@@ -348,7 +370,10 @@ class Segment {
       : base_(base),
         geometry_(geometry),
         slots_offset_(geometry.slots_offset()),
-        stride_(geometry.slot_stride()) {}
+        stride_(geometry.slot_stride()),
+        readers_gate_(&lobby().gate),
+        writer_gate_(geometry.tail == 0 ? &writer_seat().gate
+                                        : &at<Bell>(geometry.tail_offset()).gate) {}
 
   template <class T>
   T& at(std::uint64_t offset) const {
@@ -367,6 +392,8 @@ class Segment {
   Geometry geometry_;
   std::uint64_t slots_offset_;
   std::uint64_t stride_;
+  std::uint64_t* readers_gate_;
+  std::uint64_t* writer_gate_;
 };
 
 }  // namespace shmcast

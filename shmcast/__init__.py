@@ -39,6 +39,7 @@ from shmcast.errors import (
     MessageTooLarge,
     MissingDependency,
     NodeLost,
+    NoMessage,
     PeerDied,
     SegmentCorrupted,
     SegmentError,
@@ -55,6 +56,9 @@ if TYPE_CHECKING:
     from shmcast._codecs.msgspec_codec import MsgspecCodec
     from shmcast._endpoints.statistics import Statistics
     from shmcast._group.broadcaster import ShmBroadcaster
+    from shmcast._hub.handle import HubHandle
+    from shmcast._hub.hub import Hub
+    from shmcast._hub.member import Member
     from shmcast._nodes.topology import Node, Topology
 
 __version__ = "0.1.0"
@@ -71,11 +75,15 @@ __all__ = [
     "Forked",
     "Handle",
     "HostError",
+    "Hub",
+    "HubHandle",
     "Interrupted",
     "InvalidArgument",
+    "Member",
     "MessageTooLarge",
     "MissingDependency",
     "MsgspecCodec",
+    "NoMessage",
     "Node",
     "NodeLost",
     "ObjectCodec",
@@ -102,6 +110,9 @@ __all__ = [
 
 # Loaded when they are first used: a fifth of the time that all would take to import.
 _LAZY = {
+    "Hub": "shmcast._hub.hub",
+    "HubHandle": "shmcast._hub.handle",
+    "Member": "shmcast._hub.member",
     "MsgspecCodec": "shmcast._codecs.msgspec_codec",
     "Node": "shmcast._nodes.topology",
     "ShmBroadcaster": "shmcast._group.broadcaster",

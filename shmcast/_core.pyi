@@ -9,8 +9,8 @@ lets signal handlers run. `shmcast` turns the exceptions below into its own.
 
 import pickle
 from collections.abc import Callable, Sequence
-from types import ModuleType
-from typing import Any, Protocol
+from types import EllipsisType, ModuleType
+from typing import Any, Protocol, overload
 
 from typing_extensions import Buffer
 
@@ -31,6 +31,9 @@ class Forked(Exception):
 
 class BadTimeout(Exception):
     """A time-out is negative or not a number."""
+
+class NothingToAnswer(Exception):
+    """Every message that the member has received has its reply."""
 
 class SeatTaken(Exception):
     """The seat is not, or no longer, as the caller has seen it."""
@@ -108,6 +111,7 @@ class Geometry:
         slot_capacity: payload bytes of one slot.
         extents: EXTENTS if there is an arena, else 0.
         spill_bytes: of the spill, behind the ring in the same file; 0: there is none.
+        tail: bytes of the segment behind the slots, which are a Hub's; 0: it is none of a hub.
     """
 
     def __init__(
@@ -117,6 +121,7 @@ class Geometry:
         slot_capacity: int,
         extents: int,
         spill_bytes: int = 0,
+        tail: int = 0,
     ) -> None: ...
     @property
     def segment_bytes(self) -> int:
@@ -362,10 +367,12 @@ class Watch(Protocol):
     What a method raises ends the wait.
     """
 
-    patience: float
-    """Seconds of waiting before the first report_slow(). Read once."""
-    must_look: bool
-    """Call observe() once a second also while messages flow. Read after each call."""
+    @property
+    def patience(self) -> float:
+        """Seconds of waiting before the first report_slow(). Read once; see set_patience()."""
+    @property
+    def must_look(self) -> bool:
+        """Call observe() once a second also while messages flow. Read after each call."""
 
     def observe(self, peers: Sequence[Peer]) -> bool:
         """Observe the peers, on each arrival and once a second. Return True if one has died.
@@ -451,6 +458,11 @@ class Endpoint:
         """Undo watch_process() or watch_lock()."""
     def set_alarm_fd(self, fd: int) -> None:
         """Write to this eventfd, too, at each alarm; -1: to none, from now on."""
+    def set_patience(self, seconds: float | None) -> None:
+        """Tell the watch of waits that last so long from now on; None: of none.
+
+        Raises: BadTimeout.
+        """
 
 class RingWriter(Endpoint):
     """Formats zeroed `memory` as a ring, and writes to it."""
@@ -568,3 +580,118 @@ class RingReader(Endpoint):
         """Take back the frames of a message: the next consume() returns them again."""
     def discard(self) -> None:
         """Forget the frames that were taken back last."""
+
+def tail_bytes(members: int, replies: Geometry) -> int:
+    """Return the tail of a hub's segment, in bytes, given the shape of a member's ring."""
+
+class HubWriter(RingWriter):
+    """The writer of a hub's messages: the ring's Geometry has the tail.
+
+    While it waits for room, it takes out of the members' rings what they have replied: the Hub
+    keeps that for who asks for it.
+    """
+
+class ReplyWriter(RingWriter):
+    """Writes a member's replies, beside the RingReader of its messages, to its ring in the tail.
+
+    What others have written there, who had the member's place before and have died, stays. The
+    peers are those of the messages.
+
+    Args:
+        memory: the hub's whole segment.
+        reader: the member's, of the messages. Alarms raised here are raised there, too.
+        replies: the shape of a member's ring.
+        nonce: of the segment.
+
+    Raises: LayoutMismatch.
+    """
+
+    def __init__(
+        self,
+        memory: Buffer,
+        reader: RingReader,
+        replies: Geometry,
+        nonce: bytes,
+        wait: WaitPolicy,
+        cpu_quota: Callable[[], float],
+        watch: Watch | None,
+    ) -> None: ...
+    def interrupt(self) -> None:
+        """End the calls that may wait in other threads, of this and of the reader.
+
+        If there are none, the reader's next one.
+        """
+    def publish(self, frames: Sequence[Buffer], timeout: float | None = None) -> None:
+        """Publish a reply, as RingWriter does a message: one to each message received, at most.
+
+        Raises: NothingToAnswer, and what RingWriter's raises.
+        """
+
+class Hub(Endpoint):
+    """Formats the members' rings of replies in the tail, and reads from all of them.
+
+    One thread may use this while another one uses the writer.
+
+    Args:
+        memory: the whole segment.
+        writer: of its messages. Alarms raised here are raised there, too.
+        replies: the shape of a member's ring.
+        nonce: of the segment.
+        warmup: called about every 100 µs of spinning, to keep warm what follows a reply.
+
+    Raises: LayoutMismatch.
+    """
+
+    def __init__(
+        self,
+        memory: Buffer,
+        writer: HubWriter,
+        replies: Geometry,
+        nonce: bytes,
+        wait: WaitPolicy,
+        cpu_quota: Callable[[], float],
+        warmup: Callable[[], object] | None,
+        watch: Watch | None,
+        who: Identity,
+    ) -> None: ...
+    @overload
+    def __getitem__(
+        self, timeout_and_copy_and_whom: tuple[float | None, bool, int], /
+    ) -> list[bytearray | memoryview] | None: ...
+    @overload
+    def __getitem__(
+        self, timeout_and_copy_and_whom: tuple[float | None, bool, None], /
+    ) -> tuple[int, list[bytearray | memoryview] | None]: ...
+    @overload
+    def __getitem__(
+        self, timeout_and_copy_and_whom: tuple[float | None, bool, EllipsisType], /
+    ) -> list[list[bytearray | memoryview] | None]:
+        """Return the next reply of a member; of any, with its index before it; one of each.
+
+        A reply is a list of frames. None in its place says that the member has died and is dropped,
+        and that all it had replied was received. Of one member or of all this is said each time, of
+        any it is said once.
+
+        A call that ends in an error keeps what it has received; the next call resumes it. After it
+        Python handles no signals, as after RingReader's.
+
+        Raises: IndexError, TypeError (there is no such member), TimedOut, Interrupted,
+            EndpointClosed (also: a member whose reply is awaited has closed), SegmentCorrupted,
+            MemoryError, ConcurrentUse, Forked.
+        """
+    def interrupt(self) -> None:
+        """End the calls that may wait in other threads, of this and of the writer.
+
+        If there are none, the next one of this.
+        """
+    def keep(self, index: int, reply: list[bytearray | memoryview] | None) -> None:
+        """Take back a reply: the member's next one is this one again. From any thread."""
+    def awaited(self) -> list[int]:
+        """Return the members that the last call that waited has waited for."""
+    def lags(self) -> list[int]:
+        """Return the fragments replied and not taken out of the ring, by member.
+
+        From any thread.
+        """
+    def member_figures(self) -> list[dict[str, Any]]:
+        """Return the figures() of what was received of each member. From any thread."""

@@ -37,6 +37,10 @@ class Interrupted(ShmcastError, InterruptedError):
     """A call was ended by `interrupt()`. It has sent or taken nothing; call again."""
 
 
+class NoMessage(ShmcastError, RuntimeError):
+    """`reply` on a member that has answered every message it has received."""
+
+
 class Closed(ShmcastError, RuntimeError):
     """This endpoint was closed, or the other side was and nothing is left to receive."""
 

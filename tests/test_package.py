@@ -27,6 +27,7 @@ CORE_FLOORS = {
     "arena": 1,
     "watch": 2,
     "ring": 2,
+    "hub": 2,
     "bindings": 3,
 }
 
@@ -96,7 +97,8 @@ def test_help_tells_what_each_field_means() -> None:
 def test_what_few_need_is_loaded_when_it_is_used() -> None:
     program = """
 import sys, shmcast
-lazy = {"MsgspecCodec", "Node", "ShmBroadcaster", "Statistics", "Topology"}
+lazy = {"Hub", "HubHandle", "Member", "MsgspecCodec", "Node", "ShmBroadcaster", "Statistics"}
+lazy |= {"Topology"}
 assert lazy <= {*dir(shmcast)} and lazy.isdisjoint(vars(shmcast))
 assert "shmcast._group.broadcaster" not in sys.modules
 from shmcast._nodes.topology import Topology  # by another way

@@ -85,6 +85,15 @@ class Endpoint : public Alarm {
     interrupt();
   }
 
+  // Tell the watch of waits that last so long from now on.
+  void set_patience(nb::handle seconds) { watch_.patience_ns = timeout_ns(seconds); }
+
+  // Return whether a thread is inside.
+  bool is_busy() const {
+    // seq_cst: as in Use, for who must see this or else be seen.
+    return busy_.load(std::memory_order_seq_cst);
+  }
+
   void wait_ready(nb::handle timeout) {
     const Call call(*this);
     Deadline end(timeout_ns(timeout));
@@ -252,18 +261,6 @@ class Endpoint : public Alarm {
   }
 
  private:
-  // Ends the waiter's wait, however the call ends.
-  class EndOfWait {
-   public:
-    explicit EndOfWait(Waiter& waiter) : waiter_(waiter) {}
-    EndOfWait(const EndOfWait&) = delete;
-    EndOfWait& operator=(const EndOfWait&) = delete;
-    ~EndOfWait() { waiter_.done(); }
-
-   private:
-    Waiter& waiter_;
-  };
-
   // Let the watch observe whoever has arrived, and report a wait that lasts long.
   void observe_peers(LongWait& long_wait) {
     const std::int64_t now = monotonic_ns();

@@ -25,6 +25,9 @@ struct Forked : std::runtime_error {
 struct BadTimeout : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+struct NothingToAnswer : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 struct SeatTaken : std::runtime_error {
   using std::runtime_error::runtime_error;
 };

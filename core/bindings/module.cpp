@@ -28,9 +28,12 @@
 #include "bindings/errors.hpp"
 #include "bindings/fork.hpp"
 #include "bindings/gil.hpp"
+#include "bindings/hub.hpp"
+#include "bindings/hub_writers.hpp"
 #include "bindings/reader.hpp"
 #include "bindings/slots.hpp"
 #include "bindings/writer.hpp"
+#include "hub/tail.hpp"
 #include "layout.hpp"
 #include "pickle/pieces.hpp"
 #include "pickle/plain.hpp"
@@ -57,6 +60,7 @@ void bind_errors(nb::module_& m) {
   nb::exception<ConcurrentUse>(m, "ConcurrentUse");
   nb::exception<Forked>(m, "Forked");
   nb::exception<BadTimeout>(m, "BadTimeout");
+  nb::exception<NothingToAnswer>(m, "NothingToAnswer");
   nb::exception<SeatTaken>(m, "SeatTaken");
   nb::exception<LayoutMismatch>(m, "LayoutMismatch");
   nb::exception<SegmentCorrupted>(m, "SegmentCorrupted");
@@ -197,8 +201,10 @@ nb::list peers_in(nb::handle memory, const Geometry& geometry, const nb::bytes& 
 
 void bind_members(nb::module_& m) {
   nb::class_<Geometry>(m, "Geometry")
-      .def(nb::init<std::uint32_t, std::uint32_t, std::uint64_t, std::uint32_t, std::uint64_t>(),
-           "readers"_a, "slots"_a, "slot_capacity"_a, "extents"_a, "spill_bytes"_a = 0)
+      .def(nb::init<std::uint32_t, std::uint32_t, std::uint64_t, std::uint32_t, std::uint64_t,
+                    std::uint64_t>(),
+           "readers"_a, "slots"_a, "slot_capacity"_a, "extents"_a, "spill_bytes"_a = 0,
+           "tail"_a = 0)
       .def_prop_ro("segment_bytes", &Geometry::segment_bytes)
       .def_prop_ro("spill_offset", &Geometry::spill_offset)
       .def_prop_ro("file_bytes", &Geometry::file_bytes);
@@ -276,6 +282,7 @@ void bind_endpoints(nb::module_& m) {
       .def_static("unwatch", &Watcher::remove, "watch"_a)
       .def("set_alarm_fd", &Endpoint::set_alarm_fd, "fd"_a)
       .def("interrupt", &Endpoint::interrupt_call)
+      .def("set_patience", &Endpoint::set_patience, "seconds"_a.none())
       .def("alarm", &Endpoint::alarm)
       .def("attached", &Endpoint::attached)
       .def("figures", &Endpoint::figures)
@@ -310,6 +317,37 @@ void bind_endpoints(nb::module_& m) {
       .def("discard", &PyRingReader::discard);
 }
 
+void bind_hub(nb::module_& m) {
+  m.def(
+      "tail_bytes",
+      [](std::uint32_t members, const Geometry& replies) {
+        return TailGeometry{members, replies}.bytes();
+      },
+      "members"_a, "replies"_a);
+  nb::class_<PyHubWriter, PyRingWriter>(m, "HubWriter")
+      .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, const WaitPolicy&, nb::object,
+                    nb::object, const Identity&, nb::object, nb::object>(),
+           "memory"_a, "geometry"_a, "nonce"_a, "wait"_a, "cpu_quota"_a, "watch"_a.none(), "who"_a,
+           "arena"_a.none(), "spill"_a = nb::none());
+  nb::class_<PyReplyWriter, PyRingWriter>(m, "ReplyWriter", nb::type_slots(reply_slots))
+      .def(nb::init<nb::handle, const nb::object&, const Geometry&, const nb::bytes&,
+                    const WaitPolicy&, nb::object, nb::object>(),
+           "memory"_a, "reader"_a, "replies"_a, "nonce"_a, "wait"_a, "cpu_quota"_a,
+           "watch"_a.none())
+      .def("interrupt", &PyReplyWriter::interrupt_calls)
+      .def("publish", &PyReplyWriter::reply, "frames"_a, "timeout"_a = nb::none());
+  nb::class_<PyHub, Endpoint>(m, "Hub", nb::type_slots(hub_slots))
+      .def(nb::init<nb::handle, nb::object, const Geometry&, const nb::bytes&, const WaitPolicy&,
+                    nb::object, nb::object, nb::object, const Identity&>(),
+           "memory"_a, "writer"_a, "replies"_a, "nonce"_a, "wait"_a, "cpu_quota"_a,
+           "warmup"_a.none(), "watch"_a.none(), "who"_a)
+      .def("interrupt", &PyHub::interrupt_calls)
+      .def("keep", &PyHub::keep, "index"_a, "reply"_a.none())
+      .def("awaited", &PyHub::awaited)
+      .def("lags", &PyHub::lags)
+      .def("member_figures", &PyHub::member_figures);
+}
+
 }  // namespace
 }  // namespace shmcast
 
@@ -331,6 +369,7 @@ NB_MODULE(_core, m) {
   bind_members(m);
   bind_watch(m);
   bind_endpoints(m);
+  bind_hub(m);
 }
 #undef PyInit__core
 

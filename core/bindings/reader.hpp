@@ -47,6 +47,16 @@ class PyRingReader final : public Endpoint {
               found) {
     if (!spill_.is_none()) ring_.set_spill(nb::inst_ptr<ArenaMapping>(spill_)->bytes());
   }
+  // The only reader of a ring that lies somewhere in `memory`, for who waits for many of them.
+  PyRingReader(nb::handle memory, const Segment& segment, const Identity& who, nb::object arena)
+      : Endpoint(memory, nb::none(), nb::none()),
+        warmup_(nb::none()),
+        mapping_(std::move(arena)),
+        spill_(nb::none()),
+        index_(0),
+        segment_(segment),
+        ring_(seated(segment_, 0, who, RingReader::kVacant, false, false), 0,
+              WaitPolicy{WaitPolicy::Mode::park, 0}) {}
   ~PyRingReader() override {
     destroy();
     drop_kept();  // after close(), too, frames may have been taken back
@@ -70,6 +80,37 @@ class PyRingReader final : public Endpoint {
     }
     return frames;
   }
+
+  // Return the frames of the next message if all of it is there, otherwise null, and keep what is
+  // there of it. Never waits: for who waits for many rings, and has the turn with this one.
+  nb::object poll(bool copy) {
+    for (;;) {
+      if (phase_ == Phase::idle) {
+        if (ring_.begin(0, [] { return false; }) != Outcome::ready) return {};
+        begin_table();
+        continue;
+      }
+      const Outcome outcome = [this] {
+        if (ring_.is_immediate()) return ring_.fetch(0, [] { return false; });
+        const WithoutGil released;
+        return ring_.fetch(0, [] { return false; });
+      }();
+      if (outcome == Outcome::abandoned) {
+        reset();
+      } else if (outcome != Outcome::ready) {
+        return {};
+      } else if (phase_ == Phase::table) {
+        go_on_with_table();
+      } else {
+        return end(copy);
+      }
+    }
+  }
+  const RingReader& ring() const { return ring_; }
+  const Segment& segment() const override { return segment_; }
+  std::uint32_t place() const override { return index_; }
+  // Return whether a message was begun and is not all there.
+  bool is_within() const { return phase_ != Phase::idle; }
 
   // Take back frames that consume() returned: the next call returns them again.
   void keep(nb::object frames) {
@@ -332,8 +373,6 @@ class PyRingReader final : public Endpoint {
     how == End::failed ? ring_.fail() : ring_.leave();
   }
   void rest(std::int64_t now) override { pool_.rest(now); }
-  const Segment& segment() const override { return segment_; }
-  std::uint32_t place() const override { return index_; }
 
   Reference warmup_;
   Reference mapping_;

@@ -12,6 +12,7 @@
 #include "bindings/gil.hpp"
 #include "wait/gate.hpp"
 #include "wait/pace.hpp"
+#include "wait/waiter.hpp"
 
 namespace shmcast {
 
@@ -45,6 +46,18 @@ struct LongWait {
   std::int64_t patience_ns;
   bool is_reported = false;
   double seconds(std::int64_t now) const { return static_cast<double>(now - began_ns) / 1e9; }
+};
+
+// Ends the waiter's wait, however the call ends.
+class EndOfWait {
+ public:
+  explicit EndOfWait(Waiter& waiter) : waiter_(waiter) {}
+  EndOfWait(const EndOfWait&) = delete;
+  EndOfWait& operator=(const EndOfWait&) = delete;
+  ~EndOfWait() { waiter_.done(); }
+
+ private:
+  Waiter& waiter_;
 };
 
 // Lets a step run although the alarm is on, to receive what the dead have sent.

@@ -24,6 +24,7 @@
 #include "bindings/gil.hpp"
 #include "bindings/spill.hpp"
 #include "layout.hpp"
+#include "ring/members.hpp"
 #include "ring/message.hpp"
 #include "ring/vanishing.hpp"
 #include "ring/writer.hpp"
@@ -35,7 +36,7 @@ namespace shmcast {
 
 namespace nb = nanobind;
 
-class PyRingWriter final : public Endpoint {
+class PyRingWriter : public Endpoint {
  public:
   PyRingWriter(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce,
                const WaitPolicy& policy, nb::object cpu_quota, nb::object watch,
@@ -48,9 +49,7 @@ class PyRingWriter final : public Endpoint {
       spill_ = std::make_unique<WriterSpill>(std::move(spill), segment_);
       ring_.set_spill(*spill_);
     }
-    if (mapping_.is_none()) return;
-    if (geometry.extents != Arena::kExtents) throw nb::value_error("an arena has EXTENTS extents");
-    arena_ = std::make_shared<Arena>(nb::cast<ArenaMapping&>(mapping_), segment_);
+    open_arena();
   }
   ~PyRingWriter() override { destroy(); }
 
@@ -59,7 +58,7 @@ class PyRingWriter final : public Endpoint {
     const Call call(*this);
     is_sent_ = false;
     Deadline end(timeout_ns(timeout));
-    attend(segment_);
+    attend(*company_);
     const Buffers buffers(*this, frames);
     const Settling settling(*this);
     if (arena_ != nullptr && pieces_.size() > 1) {
@@ -77,7 +76,7 @@ class PyRingWriter final : public Endpoint {
       } else if (storages_.empty() || ring_.advance(0, stop()) != Outcome::ready) {
         // (With the GIL no other thread resizes a storage: what finds room is copied fast.)
         ring_.hold_memory(storages_.empty());
-        wait(end, [this](std::int64_t deadline) { return ring_.advance(deadline, stop()); });
+        wait(end, [this](std::int64_t deadline) { return advance(deadline); });
       }
       // What a signal's handler raises from here on comes too late: the message is sent.
       handle_signals();
@@ -159,7 +158,44 @@ class PyRingWriter final : public Endpoint {
     return list_of(readers);
   }
 
+  const Segment& segment() const override { return *company_; }
+
+ protected:
+  // The writer of a ring that lies somewhere in `memory` and that others may have written to. Of
+  // `company` are the peers.
+  PyRingWriter(nb::handle memory, const Segment& segment, const Segment& company,
+               const WaitPolicy& policy, nb::object cpu_quota, nb::object watch, nb::object arena)
+      : Endpoint(memory, std::move(cpu_quota), std::move(watch)),
+        segment_(segment),
+        company_(&company),
+        ring_(segment_, policy, published_in(segment_)),
+        mapping_(std::move(arena)) {
+    open_arena();
+  }
+
+  // Publish what is left of a message that does not find room at once, as RingWriter::advance().
+  virtual Outcome advance(std::int64_t deadline_ns) { return ring_.advance(deadline_ns, stop()); }
+
+  std::uint32_t place() const override { return segment_.geometry().readers; }
+  void drop(std::uint32_t index, std::uint64_t seat) override {
+    ring_.drop(index, seat);
+    // One that failed may have views as long as its process lives: see mark_exited_dead().
+    if (arena_ == nullptr || Seat::state(seat) == SeatState::failed) return;
+    arena_->mark_dead(index);
+  }
+
+  RingWriter& ring() { return ring_; }
+  const RingWriter& ring() const { return ring_; }
+
  private:
+  void open_arena() {
+    if (mapping_.is_none()) return;
+    if (segment_.geometry().extents != Arena::kExtents) {
+      throw nb::value_error("an arena has EXTENTS extents");
+    }
+    arena_ = std::make_shared<Arena>(nb::cast<ArenaMapping&>(mapping_), segment_);
+  }
+
   // The frames' buffers, held during one publish().
   class Buffers {
    public:
@@ -313,16 +349,9 @@ class PyRingWriter final : public Endpoint {
   }
   void interrupt() override { ring_.interrupt(); }
   void leave(End how) override { ring_.close(how); }
-  const Segment& segment() const override { return segment_; }
-  std::uint32_t place() const override { return segment_.geometry().readers; }
-  void drop(std::uint32_t index, std::uint64_t seat) override {
-    ring_.drop(index, seat);
-    // One that failed may have views as long as its process lives: see mark_exited_dead().
-    if (arena_ == nullptr || Seat::state(seat) == SeatState::failed) return;
-    arena_->mark_dead(index);
-  }
 
   Segment segment_;
+  const Segment* company_ = &segment_;
   RingWriter ring_;
   Reference mapping_;
   std::shared_ptr<Arena> arena_;        // loans may outlive this writer; null: there is none

@@ -60,7 +60,7 @@ class Credit {
     const auto wanted = std::atomic_ref(seat.wake_at);
     // seq_cst: announces the wait; pairs with RingReader::release_slot().
     wanted.store(wake_at, std::memory_order_seq_cst);
-    const Outcome outcome = waiter.wait(Gate(seat.gate), deadline_ns,
+    const Outcome outcome = waiter.wait(Gate(segment_.writer_gate()), deadline_ns,
                                         segment_.member(slowest_).consumed, beat, ready, stop);
     // relaxed: a reader that still sees the old value makes one needless system call.
     wanted.store(kNever, std::memory_order_relaxed);

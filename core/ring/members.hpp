@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "layout.hpp"
+#include "ring/message.hpp"
 #include "wait/cpus.hpp"
 #include "wait/gate.hpp"
 #include "wait/waiter.hpp"
@@ -113,6 +114,38 @@ inline bool is_crowded(const Segment& segment, std::uint32_t me, double quota) {
   }
   return members > usable;
 }
+
+// Return how many fragments a writer has published that is no more, as the slots tell. (Its figures
+// may be one ahead, if it was killed at that moment.)
+inline std::uint64_t published_in(const Segment& segment) {
+  std::uint64_t most = 0;
+  for (std::uint32_t i = 0; i < segment.geometry().slots; ++i) {
+    // acquire: the last writer's stores to the slots come before the next one's.
+    most = std::max(most, std::atomic_ref(segment.slot_of(i).seq).load(std::memory_order_acquire));
+  }
+  return most;
+}
+
+// The word that becomes `number` when a reader's next fragment is there, for who waits for many
+// rings.
+struct Awaited {
+  const std::uint64_t* seq;
+  std::uint64_t number;
+  bool is_there() const {
+    // seq_cst: as in RingReader::readable(). (atomic_ref of const needs C++26)
+    return std::atomic_ref(const_cast<std::uint64_t&>(*seq)).load(std::memory_order_seq_cst) ==
+           number;
+  }
+  // Check that the slot holds the fragment of the lap before, or nothing yet. Anything else would
+  // be waited for without end. Throws SegmentCorrupted.
+  void check(std::uint64_t slots) const {
+    const std::uint64_t found = peek(*seq);
+    const std::uint64_t before = number <= slots ? 0 : number - slots;
+    if (found != before && found != number) {  // (it may have just arrived)
+      throw_corrupted("a slot's number", found, "the one awaited", number);
+    }
+  }
+};
 
 // Wait until all readers have attached. Parks on the endpoint's own gate.
 template <class Stop>

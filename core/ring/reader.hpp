@@ -69,8 +69,8 @@ class RingReader {
     }
     // relaxed: a hint that there is somebody to watch.
     std::atomic_ref(lobby.arrivals).fetch_add(1, std::memory_order_relaxed);
-    Gate(segment.writer_seat().gate).wake();
-    Gate(lobby.gate).wake();
+    Gate(segment.writer_gate()).wake();
+    Gate(segment.readers_gate()).wake();
     return true;
   }
 
@@ -102,6 +102,11 @@ class RingReader {
   bool has_message() const {
     return readable() && Descriptor::starts(peek(segment_.slot_of(next_).descriptor));
   }
+
+  // Of the next fragment; of the message that starts with it; and of the last one that was begun.
+  Awaited awaited() const { return {&segment_.slot_of(next_).seq, next_ + 1}; }
+  std::int64_t sent_ns() const { return segment_.slot_of(next_).sent_ns; }
+  std::uint64_t first() const { return first_; }
 
   // Wait for the next message. After `ready`, frame_count() and the frame table describe it.
   template <class Stop>
@@ -229,8 +234,8 @@ class RingReader {
     // release: who sees the count sees the seat. Pairs with nothing stronger than a hint: it is
     // looked at again.
     std::atomic_ref(segment_.lobby().arrivals).fetch_add(1, std::memory_order_release);
-    Gate(segment_.writer_seat().gate).wake();
-    Gate(segment_.lobby().gate).wake();
+    Gate(segment_.writer_gate()).wake();
+    Gate(segment_.readers_gate()).wake();
   }
 
   // Leave for good: the writer no longer waits for this reader.
@@ -239,9 +244,10 @@ class RingReader {
     const auto seat_word = std::atomic_ref(member.seat);
     std::uint64_t word = seat();
     const std::uint64_t left = Seat::pack(Seat::pid(word), SeatState::left);
-    // release: pairs with RingWriter::nobody_is_left(). Before the store of `consumed`, so that a
-    // writer which finds room because of it knows why.
-    std::atomic_ref(segment_.lobby().left).fetch_add(1, std::memory_order_release);
+    // seq_cst: its release half pairs with RingWriter::nobody_is_left(). Before the store of
+    // `consumed`, so that a writer which finds room because of it knows why. And a hub reads it
+    // between announce() and park().
+    std::atomic_ref(segment_.lobby().left).fetch_add(1, std::memory_order_seq_cst);
     // A reader that is not admitted yet is not waited for, but may be admitted at this moment.
     // release: as below. acquire on failure: pairs with RingWriter::admit().
     if (Seat::state(word) != SeatState::rejoining ||
@@ -253,7 +259,7 @@ class RingReader {
       // release: pairs with peers(); who finds this process dead sees that it had left.
       seat_word.store(left, std::memory_order_release);
     }
-    Gate(segment_.writer_seat().gate).wake();
+    Gate(segment_.writer_gate()).wake();
   }
 
   bool writer_closed() const {
@@ -277,12 +283,12 @@ class RingReader {
 
   template <class Stop>
   Outcome wait_ready(std::int64_t deadline_ns, Stop stop) {
-    return wait_all_attached(segment_, waiter, Gate(segment_.lobby().gate), deadline_ns,
+    return wait_all_attached(segment_, waiter, Gate(segment_.readers_gate()), deadline_ns,
                              [&] { return writer_closed() || stop(); });
   }
 
   // Wake this reader's own wait, from another thread (and, harmlessly, the other readers').
-  void interrupt() { Gate(segment_.lobby().gate).wake(); }
+  void interrupt() { Gate(segment_.readers_gate()).wake(); }
 
  private:
   // Return whether views of the arena are counted for the reader `index`.
@@ -325,7 +331,7 @@ class RingReader {
     const auto admitted = [this] { return Seat::state(seat()) == SeatState::attached; };
     if (!admitted()) {
       const Outcome outcome =
-          waiter.wait(Gate(segment_.lobby().gate), deadline_ns, member.seat, Beat::no, admitted,
+          waiter.wait(Gate(segment_.readers_gate()), deadline_ns, member.seat, Beat::no, admitted,
                       [&] { return writer_closed() || stop(); });
       if (outcome != Outcome::ready) return outcome;
       waiter.done();
@@ -337,22 +343,11 @@ class RingReader {
   template <class Stop>
   Outcome wait_readable(std::int64_t deadline_ns, Stop stop, Beat beat) {
     if (readable()) return Outcome::ready;
-    check_lap();
+    awaited().check(segment_.geometry().slots);
     cpu_.note();
     return waiter.wait(
-        Gate(segment_.lobby().gate), deadline_ns, segment_.slot_of(next_).seq, beat,
+        Gate(segment_.readers_gate()), deadline_ns, segment_.slot_of(next_).seq, beat,
         [this] { return readable(); }, [&] { return writer_closed() || stop(); });
-  }
-
-  // Check that the slot of the awaited fragment holds the one of the lap before, or nothing yet.
-  // Anything else would be waited for without end. Throws SegmentCorrupted.
-  void check_lap() const {
-    const std::uint64_t seq = peek(segment_.slot_of(next_).seq);
-    const std::uint64_t slots = segment_.geometry().slots;
-    const std::uint64_t before = next_ < slots ? 0 : next_ + 1 - slots;
-    if (seq != before && seq != next_ + 1) {  // (it may have just arrived)
-      throw_corrupted("a slot's number", seq, "the one awaited", next_ + 1);
-    }
   }
 
   void release_slot() {
@@ -366,7 +361,7 @@ class RingReader {
     std::atomic_ref(segment_.member(index_).consumed).store(next_, std::memory_order_seq_cst);
     WriterSeat& seat = segment_.writer_seat();
     if (std::atomic_ref(seat.wake_at).load(std::memory_order_seq_cst) == next_) {
-      if (Gate(seat.gate).wake()) add(figures_.wakes, 1);
+      if (Gate(segment_.writer_gate()).wake()) add(figures_.wakes, 1);
     }
   }
 

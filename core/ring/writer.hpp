@@ -28,13 +28,15 @@ namespace shmcast {
 
 class RingWriter {
  public:
-  RingWriter(Segment segment, const WaitPolicy& policy)
+  RingWriter(Segment segment, const WaitPolicy& policy, std::uint64_t published = 0)
       : waiter(policy, segment.writer_figures()),
         segment_(segment),
         figures_(segment.writer_figures()),
         cpu_(segment.writer_seat().cpu),
         credit_(segment),
+        next_(published),
         is_dropped_(segment.geometry().readers) {
+    put(figures_.fragments, published);
     Affinity::of_this_thread().publish(segment.cpus(segment.geometry().readers));
   }
 
@@ -150,7 +152,7 @@ class RingWriter {
   }
 
   // Continue without a reader that the caller knows to be dead or to have failed. `found` is its
-  // seat as it was read.
+  // seat as it was read. May be called from any thread.
   void drop(std::uint32_t index, std::uint64_t found) {
     Member& member = segment_.member(index);
     // acq_rel: pairs with RingReader::attach(). relaxed on failure, which means that somebody has
@@ -169,8 +171,9 @@ class RingWriter {
         std::atomic_ref(segment_.held(index, extent)).store(0, std::memory_order_relaxed);
       }
     }
-    if (!is_dropped_[index]) ++dropped_;
-    is_dropped_[index] = true;
+    // relaxed, here and below: a hint, see nobody_is_left(); each counts what it changes.
+    const bool was_dropped = is_dropped_[index].exchange(true, std::memory_order_relaxed);
+    dropped_.fetch_add(was_dropped ? 0 : 1, std::memory_order_relaxed);
   }
 
   // Return the fragments published so far: who has consumed that many has every message.
@@ -201,19 +204,18 @@ class RingWriter {
 
   template <class Stop>
   Outcome wait_ready(std::int64_t deadline_ns, Stop stop) {
-    return wait_all_attached(segment_, waiter, Gate(segment_.writer_seat().gate), deadline_ns,
-                             stop);
+    return wait_all_attached(segment_, waiter, Gate(segment_.writer_gate()), deadline_ns, stop);
   }
 
   // Wake this writer's own wait, from another thread.
-  void interrupt() { Gate(segment_.writer_seat().gate).wake(); }
+  void interrupt() { Gate(segment_.writer_gate()).wake(); }
 
  private:
   bool nobody_is_left() const {
     // acquire: pairs with RingReader::leave(), so that room made by the last leave() is not
     // mistaken for consumption.
     const auto left = std::atomic_ref(segment_.lobby().left).load(std::memory_order_acquire);
-    if (left + dropped_ < segment_.geometry().readers) return false;
+    if (left + dropped_.load(std::memory_order_relaxed) < segment_.geometry().readers) return false;
     // Look at each seat: one whose owners died or left one after the other was counted twice.
     for (std::uint32_t i = 0; i < segment_.geometry().readers; ++i) {
       const Member& member = segment_.member(i);
@@ -240,8 +242,8 @@ class RingWriter {
       if (std::atomic_ref(member.seat)
               .compare_exchange_strong(seat, Seat::pack(Seat::pid(seat), SeatState::attached),
                                        std::memory_order_seq_cst, std::memory_order_relaxed)) {
-        if (is_dropped_[i]) --dropped_;
-        is_dropped_[i] = false;
+        const bool was_dropped = is_dropped_[i].exchange(false, std::memory_order_relaxed);
+        dropped_.fetch_sub(was_dropped ? 1 : 0, std::memory_order_relaxed);
         admitted_.push_back(i);
       } else {
         put(member.consumed, kNever);  // it has just left
@@ -372,7 +374,7 @@ class RingWriter {
 
   void wake_readers() {
     // A reader that preempts this writer when it is woken shall know on whose CPU it is.
-    if (!Gate(segment_.lobby().gate).wake([this] { cpu_.note(); })) return;
+    if (!Gate(segment_.readers_gate()).wake([this] { cpu_.note(); })) return;
     add(figures_.wakes, 1);
     if (spilling_.is_open()) spilling_.woke_readers(monotonic_ns());
   }
@@ -382,10 +384,10 @@ class RingWriter {
   LastCpu cpu_;
   Credit credit_;
   Spilling spilling_;
-  std::uint64_t next_ = 0;     // the fragment to publish next
-  std::uint32_t rejoins_ = 0;  // Lobby::rejoins, as of the last admit()
-  std::uint32_t dropped_ = 0;  // readers dropped and not replaced
-  std::vector<bool> is_dropped_;
+  std::uint64_t next_;                     // the fragment to publish next
+  std::uint32_t rejoins_ = 0;              // Lobby::rejoins, as of the last admit()
+  std::atomic<std::uint32_t> dropped_{0};  // readers dropped and not replaced
+  std::vector<std::atomic<bool>> is_dropped_;
 
   std::vector<std::uint32_t> admitted_;
   Outgoing bytes_;

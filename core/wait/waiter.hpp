@@ -46,6 +46,9 @@ class Waiter {
     return policy_.mode == WaitPolicy::Mode::adaptive && monotonic_ns() - reviewed_ns_ > kReviewNs;
   }
 
+  // Return whether an adaptive wait does not spin because there are too few CPUs.
+  bool is_crowded() const { return policy_.mode == WaitPolicy::Mode::adaptive && crowded_; }
+
   // Return whether the interrupted wait was spinning, and will resume so.
   bool is_spinning() const { return stage_ == Stage::spin; }
 

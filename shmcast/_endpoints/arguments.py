@@ -6,20 +6,26 @@ import math
 
 from shmcast.errors import InvalidArgument
 
-_MAX_READERS = 4096
+MAX_READERS = 4096
+"""Of one ring."""
 MIN_SWITCH_INTERVAL = 1e-6
 MAX_SWITCH_INTERVAL = 1.0
 
 
 def check_shape(readers: int, slots: int, slot_bytes: int, label: str) -> None:
     """Raise InvalidArgument unless a ring can have this shape: the core relies on it."""
-    check_int("readers", readers, 1, _MAX_READERS, label)
-    check_int("slots", slots, 2, 2**20, label)
-    check_int("slot_bytes", slot_bytes, 128, 2**30, label)
+    check_int("readers", readers, 1, MAX_READERS, label)
+    check_slots(slots, slot_bytes, label)
+
+
+def check_slots(slots: int, slot_bytes: int, label: str, prefix: str = "") -> None:
+    """Raise InvalidArgument unless a ring can have these slots; callers call them by a prefix."""
+    check_int(f"{prefix}slots", slots, 2, 2**20, label)
+    check_int(f"{prefix}slot_bytes", slot_bytes, 128, 2**30, label)
     if slots & (slots - 1):
-        raise InvalidArgument(f"{label}: slots={slots} is not a power of two")
+        raise InvalidArgument(f"{label}: {prefix}slots={slots} is not a power of two")
     if slot_bytes % 128:
-        raise InvalidArgument(f"{label}: slot_bytes={slot_bytes} is not a multiple of 128")
+        raise InvalidArgument(f"{label}: {prefix}slot_bytes={slot_bytes} is not a multiple of 128")
 
 
 def check_int(name: str, value: int, low: int, high: int, label: str) -> None:

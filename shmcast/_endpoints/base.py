@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from shmcast._endpoints.frame_end import FrameEnd, is_orderly
@@ -63,6 +64,20 @@ class Endpoint:
         """
         self._end.interrupt()
 
+    def warning_after(self, seconds: float | None) -> AbstractContextManager[None]:
+        """Return a context in which the log tells who is slow in waits that last so long.
+
+        In place of `warn_after`, with which the endpoint was made: for a wait of which it is known
+        that it may last, say.
+
+        Args:
+            seconds: None: never.
+
+        Raises:
+            InvalidArgument: `seconds` is no number of seconds.
+        """
+        return self._end.warning_after(seconds)
+
     @property
     def closed(self) -> bool:
         """Whether `close` was called on this endpoint."""
@@ -93,7 +108,8 @@ class Endpoint:
         if not hasattr(self, "handle"):  # its constructor has failed; or it is for practice
             return object.__repr__(self)
         kind = type(self)
-        readers = f"{self.handle.readers} reader{'' if self.handle.readers == 1 else 's'}"
+        noun = self._end.reader_noun
+        readers = f"{self.handle.readers} {noun}{'' if self.handle.readers == 1 else 's'}"
         return (
             f"<{kind.__module__}.{kind.__qualname__} {self._end.label!r}: {readers}, segment "
             f"{self.handle.name}{', closed' if self.closed else ''}>"
@@ -102,5 +118,5 @@ class Endpoint:
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             f"{self._end.label}: an endpoint can't be pickled; send its `handle` instead and make "
-            "a Reader(handle, index) where it arrives"
+            f"a {self._end.attaching} where it arrives"
         )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from shmcast import _core
@@ -15,6 +16,7 @@ from shmcast._endpoints.arguments import check_seconds, check_switch_interval
 from shmcast._endpoints.ending import Ending
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.loans import address_of
+from shmcast._endpoints.long_waits import LongWaits
 from shmcast._endpoints.peers import Watch
 from shmcast._endpoints.waiting import WaitPolicy, chosen_policy
 from shmcast._host.cpus import CpuQuota
@@ -83,6 +85,25 @@ CORE_ERRORS = (
 """What the core raises in a call, before anything is sent and nothing taken."""
 
 
+@contextlib.contextmanager
+def warning_after(
+    endpoint: _core.Endpoint, waits: LongWaits, seconds: float | None, label: str
+) -> Iterator[None]:
+    """Let the long waits of an endpoint be told after so many seconds, in the block.
+
+    Raises:
+        InvalidArgument: `seconds` is no number of seconds.
+    """
+    before, after = waits.warn_after, check_seconds("warn_after", seconds, label)
+    try:
+        waits.warn_after = after
+        endpoint.set_patience(waits.patience)
+        yield
+    finally:
+        waits.warn_after = before
+        endpoint.set_patience(waits.patience)
+
+
 class FrameEnd:
     """One end of a ring, which carries frames: life cycle, peers, translated errors.
 
@@ -102,6 +123,10 @@ class FrameEnd:
 
     receives = False
     """Whether this is a reader's end."""
+    reader_noun = "reader"
+    """What errors call who reads; its class has this name, too."""
+    writer_noun = "writer"
+    """What they call the writer."""
     handle: Handle
     """Where readers find the writer's segment."""
 
@@ -147,12 +172,30 @@ class FrameEnd:
         except _core.TimedOut:
             raise Timeout(
                 f"{self.label}: after {timeout} s {self._ring.attached()} of "
-                f"{self.handle.readers} readers have attached; each needs a "
-                "Reader(handle, index) of its own, in a process of this host"
+                f"{self.handle.readers} {self.reader_noun}s have attached; each needs a "
+                f"{self.attaching} of its own, in a process of this host"
             ) from None
         except Exception as error:
             self._raise(error, "wait_ready", timeout)
         self.watch_peers()
+
+    @property
+    def attaching(self) -> str:
+        """How a process attaches."""
+        return f"{self.reader_noun.capitalize()}(handle, index)"
+
+    @contextlib.contextmanager
+    def warning_after(self, seconds: float | None) -> Iterator[None]:
+        """Let the log say who is slow in waits that last so long, in the calls in the block.
+
+        Args:
+            seconds: None: never.
+
+        Raises:
+            InvalidArgument: `seconds` is no number of seconds.
+        """
+        with warning_after(self._ring, self._watch.long_waits, seconds, self.label):
+            yield
 
     def _named_by(self, names: Callable[[int], str]) -> Callable[[int], str]:
         """Keep a callable of the user's, and return what calls it.
@@ -287,7 +330,7 @@ class FrameEnd:
             case _core.Forked():
                 return Forked(
                     f"{who}: {action} in a process forked from the one that made this endpoint; "
-                    "start processes with spawn and make a Reader(handle, index) in each"
+                    f"start processes with spawn and make a {self.attaching} in each"
                 )
             case _core.MessageTooLarge():
                 return MessageTooLarge(f"{who}: {error}; send it in parts")
@@ -302,7 +345,9 @@ class FrameEnd:
 
     def _end_error(self, what: str) -> ShmcastError:
         """Make the error for a wait whose other side is gone."""
-        return Closed(f"{what}: the writer has closed and all its messages were received")
+        return Closed(
+            f"{what}: the {self.writer_noun} has closed and all its messages were received"
+        )
 
     def _blocked_on(self) -> str:
         """Say, behind a time-out's text, on whom the wait depends."""

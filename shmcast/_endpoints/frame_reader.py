@@ -44,6 +44,7 @@ class FrameReader(FrameEnd):
     """
 
     _ring: _core.RingReader
+    _handle_type: type[Handle] = Handle
     receives = True
 
     def __init__(
@@ -61,8 +62,11 @@ class FrameReader(FrameEnd):
         warmup: Callable[[], object] | None = None,
     ) -> None:
         label = f"reader {index}" if label is None else label
-        if not isinstance(handle, Handle):
-            raise InvalidArgument(f"{label}: handle={handle!r} is not a Handle; pass writer.handle")
+        if type(handle) is not self._handle_type:
+            raise InvalidArgument(
+                f"{label}: handle={handle!r} is not a {self._handle_type.__name__}; pass "
+                f"{self.writer_noun}.handle"
+            )
         check_shape(handle.readers, handle.slots, handle.slot_bytes, label)
         check_int("index", index, 0, handle.readers - 1, label)
         super().__init__(wait, label, warn_after, switch_interval)
@@ -147,17 +151,21 @@ class FrameReader(FrameEnd):
         except _core.SeatTaken as error:
             raise AlreadyAttached(
                 f"{self.label}: index {index} of {handle.name} {error}; each of the "
-                f"{handle.readers} readers needs an index of its own"
+                f"{handle.readers} {self.reader_noun}s needs an index of its own"
             ) from None
         except _core.SegmentCorrupted as error:
             self._raise(error, "set-up", None)
-        self._watch.begin(self._ring, places)
+        self._begin(memory, places)
         self._end_when_collected()
         self.watch_peers()
         if self._ring.attached() == handle.readers:
             shared_memory.unlink(handle.name)  # everybody is in: nothing can leak any more
             if handle.arena is not None:
                 shared_memory.unlink(handle.arena.name)
+
+    def _begin(self, _memory: _core.Mapping, places: Places) -> None:
+        """Begin to watch, and make what else stands on this seat."""
+        self._watch.begin(self._ring, places)
 
     def _warm_by(self, warmup: Callable[[], object]) -> Callable[[], None]:
         """Keep what warms up, and return what calls it: as for `_named_by`, it has the codec."""
@@ -190,8 +198,8 @@ class FrameReader(FrameEnd):
                 if may_hold and look()[index].seat == peer.seat:
                     raise AlreadyAttached(
                         f"{self.label}: index {index} of {self.handle.name}: process {peer.pid}, "
-                        "whose reader ended without close(), still has views of the arena "
-                        "(recv(copy=False)); let go of them, or end it first"
+                        f"whose {self.reader_noun} ended without close(), still has views of the "
+                        "arena (recv(copy=False)); let go of them, or end it first"
                     ) from None
 
     def _check_place(self, peer: _core.Peer, places: Places) -> None:
@@ -199,19 +207,19 @@ class FrameReader(FrameEnd):
         where = f"{self.label}: index {peer.index} of {self.handle.name}"
         if peer.state == "left":
             raise AlreadyAttached(
-                f"{where} has left in order, process {peer.pid}; only the place of a reader that "
-                "died can be taken"
+                f"{where} has left in order, process {peer.pid}; only the place of a "
+                f"{self.reader_noun} that died can be taken"
             )
         if peer.state in (*members.LIVING, "failed"):
-            if not self.handle.drops_dead:
-                raise AlreadyAttached(
-                    f"{where} was taken by process {peer.pid}, and the writer does not go on "
-                    'without it: make it with on_reader_death="drop"'
-                )
             if peer.state != "failed" and not members.has_ended(peer, places):
                 raise AlreadyAttached(
                     f"{where} is held by process {peer.pid}, which lives, or can't be seen from "
                     "here; end it first"
+                )
+            if not self.handle.drops_dead:
+                raise AlreadyAttached(
+                    f"{where} was taken by process {peer.pid}, and the {self.writer_noun} does not "
+                    f'go on without it: make it with on_{self.reader_noun}_death="drop"'
                 )
 
     def consume(self, timeout: float | None = None, copy: bool = True) -> list[Received]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import warnings
@@ -14,7 +15,7 @@ from shmcast._codecs.base import Frame
 from shmcast._endpoints.arguments import check_int, check_shape
 from shmcast._endpoints.ending import setting_up
 from shmcast._endpoints.frame_end import CORE_ERRORS, DEFAULT_WARN_AFTER, FrameEnd
-from shmcast._endpoints.handle import ArenaHandle, Handle
+from shmcast._endpoints.handle import ArenaHandle, Handle, geometry_of
 from shmcast._endpoints.loans import Lender, Shape
 from shmcast._endpoints.members import identity
 from shmcast._endpoints.peers import Watch
@@ -46,6 +47,7 @@ class FrameWriter(FrameEnd):
     """
 
     _ring: _core.RingWriter
+    _ring_type = _core.RingWriter
 
     def __init__(
         self,
@@ -133,9 +135,9 @@ class FrameWriter(FrameEnd):
             self._pin(pin, mapping, nbytes, is_writer=True)
         elif pin:
             raise InvalidArgument(f"{self.label}: pin=True needs an arena; pass arena_bytes=")
-        shape = (readers, slots, slot_bytes, _core.EXTENTS if arena else 0)
         spill_bytes = spill_bytes // _PAGE_BYTES * _PAGE_BYTES
-        geometry, spill = _core.Geometry(*shape, spill_bytes), None
+        bare = Handle("", b"", readers, slots, slot_bytes, (0, 0), drops, arena, spill_bytes)
+        geometry, spill = geometry_of(self._handle(bare)), None
         nonce = os.urandom(16)
         name, memory, fd = shared_memory.create(geometry.segment_bytes)
         self._unpopulated = memory.mapping
@@ -145,16 +147,17 @@ class FrameWriter(FrameEnd):
         if spill_bytes:
             spill = shared_memory.add_spill(fd, geometry.spill_offset, spill_bytes)
             if spill is None:
-                spill_bytes, geometry = 0, _core.Geometry(*shape)
-        holder = (os.getpid(), fd)
-        self.handle = Handle(
-            name, nonce, readers, slots, slot_bytes, holder, drops, arena, spill_bytes
+                spill_bytes = 0
+        self.handle = self._handle(
+            dataclasses.replace(
+                bare, name=name, nonce=nonce, holder=(os.getpid(), fd), spill_bytes=spill_bytes
+            )
         )
         places = Places(fd)
         with places.holding(readers) as lock:
-            self._ring = _core.RingWriter(
+            self._ring = self._ring_type(
                 memory.mapping,
-                geometry,
+                geometry_of(self.handle),
                 nonce,
                 core_policy(self.wait_policy),
                 self._cpu_quota,
@@ -164,8 +167,16 @@ class FrameWriter(FrameEnd):
                 spill,
             )
             self._ring.hold(lock)
-        self._watch.begin(self._ring, places)
+        self._begin(memory.mapping, places)
         self._end_when_collected()
+
+    def _handle(self, ring: Handle) -> Handle:
+        """Return the handle that leads to a ring, and to what else stands on it."""
+        return ring
+
+    def _begin(self, _memory: _core.Mapping, places: Places) -> None:
+        """Begin to watch, and make what else stands on this segment."""
+        self._watch.begin(self._ring, places)
 
     def _told_by(self, on_death: Callable[[PeerDied], object]) -> Callable[[PeerDied], None]:
         """Keep what is told of deaths, and return what calls it; see `_named_by`."""
@@ -308,8 +319,8 @@ class FrameWriter(FrameEnd):
         except _core.TimedOut:
             warnings.warn(
                 f"{self.label}: closed although {self._ring.attached()} of {self.handle.readers} "
-                f"readers have attached in {self._linger} s: {sent} messages are lost to the "
-                "others",
+                f"{self.reader_noun}s have attached in {self._linger} s: {sent} messages are lost "
+                "to the others",
                 ShmcastWarning,
                 stacklevel=4,
             )
@@ -330,13 +341,13 @@ class FrameWriter(FrameEnd):
         if dropped:
             name, pid = self._reader_label(dropped[0].index), dropped[0].pid
             return PeerDied(
-                f"{what}: every reader has died or closed, nobody is left to receive; "
+                f"{what}: every {self.reader_noun} has died or closed, nobody is left to receive; "
                 f"{len(dropped)} died, the first of them {name} (pid {pid})",
                 name,
                 pid,
                 "",
             )
-        return Closed(f"{what}: every reader has closed, nobody is left to receive")
+        return Closed(f"{what}: every {self.reader_noun} has closed, nobody is left to receive")
 
     def _blocked_on(self) -> str:
         behind = [
@@ -346,7 +357,7 @@ class FrameWriter(FrameEnd):
         ]
         return (
             f": the ring of {self.handle.slots} slots is full; {', '.join(behind)}; "
-            f"{self._ring.attached()} of {self.handle.readers} readers have attached"
+            f"{self._ring.attached()} of {self.handle.readers} {self.reader_noun}s have attached"
         )
 
 

@@ -49,10 +49,20 @@ class Handle:
     arena: ArenaHandle | None = None
     spill_bytes: int = 0
 
+    @property
+    def tail_bytes(self) -> int:
+        """Bytes of the segment behind the ring, for what stands on it."""
+        return 0
+
 
 def geometry_of(handle: Handle) -> _core.Geometry:
     """Return the shape of the ring that `handle` leads to."""
     extents = _core.EXTENTS if handle.arena else 0
     return _core.Geometry(
-        handle.readers, handle.slots, handle.slot_bytes, extents, handle.spill_bytes
+        handle.readers,
+        handle.slots,
+        handle.slot_bytes,
+        extents,
+        handle.spill_bytes,
+        handle.tail_bytes,
     )

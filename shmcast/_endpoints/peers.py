@@ -8,7 +8,6 @@ that waits, asks here; as it does when somebody has come or gone.
 from __future__ import annotations
 
 import errno
-import math
 import os
 import threading
 import warnings
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from shmcast import _core
 from shmcast._endpoints.deaths import Deaths
+from shmcast._endpoints.long_waits import LongWaits
 from shmcast._endpoints.members import LIVING, check_pid, has_ended, is_written
 from shmcast._host.places import Places
 from shmcast._host.process import Pidfd, is_alive, is_exiting, pid_namespace
@@ -25,7 +25,7 @@ from shmcast._host.signals import is_interruption
 from shmcast.errors import PeerDied, ShmcastWarning
 
 if TYPE_CHECKING:
-    from shmcast._endpoints.slow_peers import SlownessReport
+    from shmcast._endpoints.slow_peers import Wait
 
 ENDED_WITHOUT_CLOSE = "ended without close()"
 """How an endpoint has ended whose process lives on."""
@@ -92,11 +92,7 @@ class Watch:
         on_death: Callable[[PeerDied], object] | None = None,
         slots: int = 0,
     ) -> None:
-        self._warn_after = math.inf if warn_after is None else warn_after
-        self._report: SlownessReport | None = None  # there is one from the first long wait on
-        self.patience = self._warn_after / 2
-        """Seconds of a wait until the first `report_slow`, which notes CPU times: to tell later
-        who has been computing."""
+        self.long_waits = LongWaits(label, warn_after)
         self._deaths = Deaths(on_death)
         self.dropped: dict[int, PeerDied] = self._deaths.last
         """How the readers have died that were dropped, by index; also those replaced since."""
@@ -117,6 +113,11 @@ class Watch:
         self._warned: set[str] = set()
         self._closed = False
         self._lock = threading.RLock()  # close() may come from another thread than the rest
+
+    @property
+    def patience(self) -> float:
+        """Seconds of a wait until the first `report_slow`."""
+        return self.long_waits.patience
 
     def begin(self, ring: Ring, places: Places) -> None:
         """Set whose alarm is raised, and the places of its segment, until `close`."""
@@ -287,18 +288,18 @@ class Watch:
         Returns:
             When to call again, in seconds of the wait.
         """
-        from shmcast._endpoints.slow_peers import SlownessReport, SlowPeer, wait_of  # rarely needed
+        from shmcast._endpoints.slow_peers import wait_of  # rarely needed
 
-        if self._report is None:
-            self._report = SlownessReport(self._label, self._warn_after)
         wait = wait_of(self._me, peers, self._slots, self._names(self._writer))
-        who = [SlowPeer(self._names(p.index), self._pid(p), behind) for p, behind in wait.peers]
-        return self._report.look(seconds, is_first, wait.action, wait.goal, who, wait.is_usual)
+        return self.long_waits.report(seconds, is_first, wait, self.slow)
 
     def resumed(self, seconds: float) -> None:
         """Log that such a wait went on."""
-        if self._report is not None:
-            self._report.end(seconds)
+        self.long_waits.resumed(seconds)
+
+    def slow(self, wait: Wait) -> list[tuple[str, int | None, str]]:
+        """Return whom a wait waits for: the fields of a `SlowPeer`."""
+        return [(self._names(p.index), self._pid(p), behind) for p, behind in wait.peers]
 
     def died(self, peer: _core.Peer, how: str) -> PeerDied:
         """Make the error for the end of a peer."""

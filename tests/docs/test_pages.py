@@ -26,8 +26,8 @@ dist.destroy_process_group()
 """
 
 
-def _program(title: str) -> str:
-    page = (DOCS / "getting-started.md").read_text()
+def _program(title: str, page_name: str = "getting-started.md") -> str:
+    page = (DOCS / page_name).read_text()
     [code] = [code for _, name, code in _BLOCK.findall(page) if name == title]
     return str(code)
 
@@ -61,6 +61,20 @@ def test_the_program_without_torch_distributed_runs(tmp_path: Path) -> None:
     assert {line.split()[1] for line in lines} == {"0", "1"}
 
 
+def test_the_program_with_replies_runs(tmp_path: Path) -> None:
+    script = tmp_path / "hub.py"
+    script.write_text(_program("hub.py", "replies.md"))
+    first, *others = _run(script).stdout.splitlines()
+    assert first == str([f"execute(1, 2) on rank {rank}" for rank in range(4)])
+    assert sorted(others) == [f"{rank} check_health() on rank {rank}" for rank in range(4)]
+
+
+def test_the_executor_runs() -> None:
+    lines = _run(ROOT / "examples" / "rpc_executor.py").stdout.splitlines()
+    assert lines[1] == "last step: {'rank': 0, 'step': 1000, 'sum': 1000}"
+    assert lines[3].startswith("an error travels back: execute_model failed in a worker: TypeError")
+
+
 def test_python_in_the_pages_is_python_and_names_what_there_is() -> None:
     named = set()
     for page in PAGES:
@@ -90,12 +104,15 @@ def test_the_defaults_that_the_reference_tells_are_the_defaults() -> None:
         name: float(value) for name, value in re.findall(r"\| `DEFAULT_(\w+)` \| ([\d.]+)", page)
     }
     writer = inspect.signature(shmcast.Writer).parameters
+    hub = inspect.signature(shmcast.Hub).parameters
     adaptive = inspect.signature(shmcast.WaitPolicy.adaptive).parameters
     assert told == {
         "SLOTS": writer["slots"].default,
         "SLOT_BYTES": writer["slot_bytes"].default,
         "WARN_AFTER": writer["warn_after"].default,
         "MAX_SPIN": adaptive["max_spin"].default,
+        "REPLY_SLOTS": hub["reply_slots"].default,
+        "REPLY_SLOT_BYTES": hub["reply_slot_bytes"].default,
     }
 
 

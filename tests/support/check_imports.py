@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("shmcast", "bench", "examples", "tests")
-WITHOUT_DISTRIBUTED = ("shmcast/_codecs/", "shmcast/_endpoints/", "shmcast/_host/")
+WITHOUT_DISTRIBUTED = ("shmcast/_codecs/", "shmcast/_endpoints/", "shmcast/_host/", "shmcast/_hub/")
 
 
 class Import(NamedTuple):

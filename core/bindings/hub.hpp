@@ -1,0 +1,378 @@
+// Room: bindings. The hub's end of its members' replies, for Python.
+// Knows: which of them are awaited, on one gate, and whose turn it is to receive.
+// Does not know: how a member's replies are taken out of its ring, or what is in one.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "bindings/convert.hpp"
+#include "bindings/endpoint.hpp"
+#include "bindings/errors.hpp"
+#include "bindings/gil.hpp"
+#include "bindings/hub_writers.hpp"
+#include "bindings/member_replies.hpp"
+#include "hub/tail.hpp"
+#include "layout.hpp"
+#include "ring/members.hpp"
+#include "wait/gate.hpp"
+#include "wait/waiter.hpp"
+#include "wait/yielding.hpp"
+
+namespace shmcast {
+
+namespace nb = nanobind;
+
+// Reads a ring for each member, and waits for any number of them. Nothing tells which of them has
+// something: whoever is awaited is looked at, so that there is nothing that could be told wrongly.
+class PyHub final : public Endpoint, public Relief {
+ public:
+  // `writer` is that of the messages, in the same memory.
+  PyHub(nb::handle memory, nb::object writer, const Geometry& replies, const nb::bytes& nonce,
+        const WaitPolicy& policy, nb::object cpu_quota, nb::object warmup, nb::object watch,
+        const Identity& who)
+      : Endpoint(memory, std::move(cpu_quota), std::move(watch)),
+        writer_object_(std::move(writer)),
+        writer_(*nb::inst_ptr<PyHubWriter>(writer_object_)),
+        warmup_(std::move(warmup)),
+        segment_(writer_.segment()),
+        tail_(segment_, replies),
+        members_(segment_.geometry().readers),
+        waiter_(policy, figures_),
+        last_(members_ - 1) {
+    for (std::uint32_t i = 0; i < members_; ++i) {
+      replies_.push_back(
+          std::make_unique<MemberReplies>(memory, segment_, tail_, i, nonce_of(nonce), who));
+    }
+    awaited_.reserve(members_);
+    writer_.set_relief(this);
+  }
+  ~PyHub() override {
+    writer_.set_relief(nullptr);
+    destroy();
+  }
+
+  // Return the next reply of a member, see MemberReplies. Whatever ends this call or one of the
+  // next two, they keep what they have received.
+  nb::object receive_of(std::uint32_t index, nb::handle timeout, bool copy) {
+    MemberReplies& member = replies_of(index);
+    nb::object reply;
+    {
+      const Turn turn(*this);
+      Deadline end(timeout_ns(timeout));
+      while (!member.has(copy)) {
+        begin_look();
+        const Found found = look_again(index, copy, false);
+        if (found == Found::reply) break;
+        if (found == Found::nobody) throw EndpointClosed("the member has closed");
+        await(end);
+      }
+      reply = member.pop();
+    }
+    if (signal_handler_raised()) {
+      member.keep(std::move(reply));
+      throw nb::python_error();
+    }
+    return reply;
+  }
+
+  // Return a reply of any member, and that member's index before it. The one after the last is
+  // looked at first.
+  nb::object receive_any(nb::handle timeout, bool copy) {
+    std::uint32_t index = 0;
+    nb::object reply;
+    {
+      const Turn turn(*this);
+      Deadline end(timeout_ns(timeout));
+      while (!find_reply(index, copy)) {
+        if (awaited_.empty()) throw EndpointClosed("every member has closed or died");
+        await(end);
+      }
+      reply = replies_[index]->pop();
+      last_ = index;
+    }
+    const nb::object number = nb::cast(index);
+    PyObject* const pair = signal_handler_raised() ? nullptr : stops_at_exit([&] {
+      return PyTuple_Pack(2, number.ptr(), reply.ptr());
+    });
+    if (pair == nullptr) {
+      replies_[index]->keep(std::move(reply));
+      throw nb::python_error();
+    }
+    return nb::steal(pair);
+  }
+
+  // Return a reply of each member, by index.
+  nb::object receive_all(nb::handle timeout, bool copy) {
+    std::vector<nb::object> all;
+    {
+      const Turn turn(*this);
+      Deadline end(timeout_ns(timeout));
+      while (!have_all_replied(copy)) await(end);
+      all.reserve(members_);
+      for (const auto& member : replies_) all.push_back(member->pop());
+    }
+    if (signal_handler_raised()) {
+      for (std::uint32_t i = 0; i < members_; ++i) replies_[i]->keep(std::move(all[i]));
+      throw nb::python_error();
+    }
+    return list_of(all);
+  }
+
+  // Take back a reply: the next one of the member is this one again.
+  void keep(std::uint32_t index, nb::object reply) { replies_of(index).keep(std::move(reply)); }
+
+  // Return whom the last call that waited has waited for.
+  nb::list awaited() const { return list_of(awaited_); }
+
+  // Return the fragments that were replied and not yet taken, by member.
+  nb::list lags() const {
+    std::vector<std::uint64_t> lags;
+    for (const auto& member : replies_) {
+      const Segment& ring = member->reader().segment();
+      const std::uint64_t replied = peek(ring.writer_figures().fragments);
+      const std::uint64_t consumed = peek(ring.member(0).consumed);
+      lags.push_back(consumed >= replied ? 0 : replied - consumed);
+    }
+    return list_of(lags);
+  }
+
+  nb::list member_figures() const {
+    std::vector<nb::dict> figures;
+    for (const auto& member : replies_) {
+      figures.push_back(as_dict(member->reader().ring().figures()));
+    }
+    return list_of(figures);
+  }
+
+  void alarm() override {
+    writer_.alarm();
+    Endpoint::alarm();
+  }
+
+  // End the calls that wait, or the next one that waits for replies.
+  void interrupt_calls() {
+    const bool is_sending = writer_.is_busy();
+    if (is_sending) writer_.interrupt_call();
+    if (!is_sending || is_busy()) interrupt_call();
+  }
+
+  // seq_cst, here and where it is read: a receiver reads it between announce() and park(). And it
+  // and `busy` are two flags, each of which a thread sets before it reads the other's.
+  void set_needed(bool is_needed) override {
+    is_room_needed_.store(is_needed, std::memory_order_seq_cst);
+    if (is_needed && is_busy()) interrupt();
+  }
+  bool is_due() const override { return !is_busy() && is_anything_there(); }
+  void relieve() override {
+    if (!is_due()) return;
+    try {
+      const Relieving relieving(*this);
+      const Use use(*this);
+      take_all();
+    } catch (const ConcurrentUse&) {  // whoever is inside does the same
+    } catch (const EndpointClosed&) {
+    }
+  }
+
+ private:
+  using Found = MemberReplies::Found;
+
+  // A thread's turn to receive.
+  class Turn {
+   public:
+    explicit Turn(PyHub& hub) : hub_(hub) {
+      while (!call_) {
+        try {
+          call_.emplace(hub);
+        } catch (const ConcurrentUse&) {
+          if (!hub.is_relieved_by_another()) throw;
+          const WithoutGil released;
+          sched_yield();
+        }
+      }
+    }
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+    ~Turn() {
+      call_.reset();
+      // From now on who sends has to take replies out of the rings.
+      if (hub_.is_room_needed_.load(std::memory_order_seq_cst)) hub_.interrupt();
+    }
+
+   private:
+    PyHub& hub_;
+    std::optional<Call> call_;
+  };
+
+  // The turn of a thread that waits for room: too short for another one to be told of it.
+  class Relieving {
+   public:
+    explicit Relieving(PyHub& hub) : hub_(hub) {
+      // relaxed, here and below: it orders nothing. Set for longer than the turn is taken.
+      hub_.reliever_.store(pthread_self(), std::memory_order_relaxed);
+    }
+    Relieving(const Relieving&) = delete;
+    Relieving& operator=(const Relieving&) = delete;
+    ~Relieving() { hub_.reliever_.store(0, std::memory_order_relaxed); }
+
+   private:
+    PyHub& hub_;
+  };
+  bool is_relieved_by_another() const {
+    const pthread_t thread = reliever_.load(std::memory_order_relaxed);
+    return thread != 0 && pthread_equal(thread, pthread_self()) == 0;
+  }
+
+  MemberReplies& replies_of(std::uint32_t index) {
+    if (index >= members_) throw nb::index_error("no such member");
+    return *replies_[index];
+  }
+
+  // Find a reply of any member. If there is none, those who may yet reply are awaited.
+  bool find_reply(std::uint32_t& index, bool copy) {
+    for (std::uint32_t i = 1; i <= members_; ++i) {
+      index = (last_ + i) % members_;
+      if (replies_[index]->has(copy)) return true;
+    }
+    begin_look();
+    for (std::uint32_t i = 1; i <= members_; ++i) {
+      index = (last_ + i) % members_;
+      if (look_again(index, copy, true) == Found::reply) return true;
+    }
+    return false;
+  }
+
+  // Take what there is. Those who have not replied are awaited.
+  bool have_all_replied(bool copy) {
+    begin_look();
+    for (std::uint32_t i = 0; i < members_; ++i) {
+      if (!replies_[i]->has(copy) && look_again(i, copy, false) == Found::nobody) {
+        throw EndpointClosed("a member has closed");
+      }
+    }
+    return awaited_.empty();
+  }
+
+  void begin_look() {
+    awaited_.clear();
+    left_ = left();
+  }
+
+  // Find out why a member has no reply, and await it if one may come.
+  Found look_again(std::uint32_t index, bool copy, bool is_told_once) {
+    const Found found = replies_[index]->look_again(copy, is_told_once);
+    if (found == Found::nothing) awaited_.push_back(index);
+    return found;
+  }
+
+  std::uint32_t left() const {
+    // seq_cst: read between announce() and park(); pairs with RingReader::leave().
+    return std::atomic_ref(segment_.lobby().left).load(std::memory_order_seq_cst);
+  }
+
+  // Wait until there may be something of a member that is awaited.
+  void await(Deadline& end) {
+    const bool is_within = awaited_.size() == 1 && first().reader().is_within();
+    beat_ = is_within ? Beat::no : Beat::yes;
+    may_yield_ = true;
+    wait(end, [this](std::int64_t deadline) { return step(deadline); });
+    if (is_room_needed_.load(std::memory_order_seq_cst)) take_all();
+  }
+  const MemberReplies& first() const { return *replies_[awaited_.front()]; }
+
+  Outcome step(std::int64_t deadline_ns) {
+    const bool has_news = std::any_of(awaited_.begin(), awaited_.end(),
+                                      [this](std::uint32_t i) { return replies_[i]->has_news(); });
+    if (has_news || is_ready()) return Outcome::ready;
+    if (std::exchange(may_yield_, false) && waiter_.is_crowded() &&
+        yielding_.until(deadline_ns, [this] { return is_ready(); }, stop())) {
+      return Outcome::ready;
+    }
+    const Outcome outcome = waiter_.wait(
+        Gate(tail_.bell().gate), deadline_ns, first().watched(), beat_,
+        [this] { return is_ready(); }, stop());
+    if (outcome == Outcome::ready) learn();
+    return outcome;
+  }
+
+  // Learn from a wait that has ended.
+  void learn() {
+    for (const std::uint32_t i : awaited_) {
+      const RingReader& ring = replies_[i]->reader().ring();
+      if (beat_ == Beat::yes && replies_[i]->is_there() && ring.has_message()) {
+        return waiter_.arrived(ring.sent_ns());
+      }
+    }
+    waiter_.done();
+  }
+
+  bool is_ready() const {
+    for (const std::uint32_t i : awaited_) {
+      if (replies_[i]->is_there()) return true;
+    }
+    if (left() != left_) return true;
+    return is_room_needed_.load(std::memory_order_seq_cst) && is_anything_there();
+  }
+  bool is_anything_there() const {
+    return std::any_of(replies_.begin(), replies_.end(),
+                       [](const auto& member) { return member->is_there(); });
+  }
+
+  // Take all whole replies out of the rings, and what there is of others.
+  void take_all() {
+    for (const auto& member : replies_) {
+      while (member->take(true)) {
+      }
+    }
+  }
+
+  Waiter& waiter() override { return waiter_; }
+  const Figures& own_figures() const override { return figures_; }
+  void count_tensor_set() override {}
+  void warm_up() override {
+    if (!warmup_.is_none()) call(warmup_);
+  }
+  Outcome wait_attached(std::int64_t deadline_ns) override {
+    return wait_all_attached(segment_, waiter_, Gate(tail_.bell().gate), deadline_ns, stop());
+  }
+  void interrupt() override { Gate(tail_.bell().gate).wake(); }
+  void leave(End how) override {
+    for (const auto& member : replies_) {
+      how == End::failed ? member->reader().give_up() : member->reader().close();
+    }
+  }
+  void drop(std::uint32_t index, std::uint64_t seat) override { writer_.drop_member(index, seat); }
+  const Segment& segment() const override { return segment_; }
+  std::uint32_t place() const override { return members_; }
+
+  Reference writer_object_;
+  PyHubWriter& writer_;
+  Reference warmup_;
+  const Segment& segment_;
+  Tail tail_;
+  std::uint32_t members_;
+  std::vector<std::unique_ptr<MemberReplies>> replies_;
+  Figures figures_{};
+  Waiter waiter_;
+  Yielding yielding_;
+  Beat beat_ = Beat::yes;
+  bool may_yield_ = true;  // in this wait, which has not yet
+  std::vector<std::uint32_t> awaited_;
+  std::uint32_t left_ = 0;  // members that had left when they were looked at
+  std::uint32_t last_;      // the member that receive_any() returned last
+  std::atomic<bool> is_room_needed_{false};
+  std::atomic<pthread_t> reliever_{};
+};
+
+}  // namespace shmcast

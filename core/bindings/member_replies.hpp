@@ -1,0 +1,174 @@
+// Room: bindings. The replies of one member, as its hub receives them.
+// Knows: replies that were taken before anybody asked for them, and how a member's replies end.
+// Does not know: how anybody waits, or for whom else.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "bindings/gil.hpp"
+#include "bindings/reader.hpp"
+#include "hub/tail.hpp"
+#include "layout.hpp"
+#include "ring/members.hpp"
+#include "ring/reader.hpp"
+
+namespace shmcast {
+
+namespace nb = nanobind;
+
+// A reply is a list of frames. None in its place says that the member has died, and that all it had
+// sent was received; what comes after that is of who has taken its place.
+//
+// For the thread whose turn it is to receive, but for what says otherwise.
+class MemberReplies {
+ public:
+  MemberReplies(nb::handle memory, const Segment& messages, const Tail& tail, std::uint32_t index,
+                Segment::Nonce nonce, const Identity& hub)
+      : reader_(std::make_unique<PyRingReader>(memory, tail.format_ring(index, nonce, hub), hub,
+                                               nb::none())),
+        member_(messages.member(index)),
+        lane_(tail.lane(index)) {
+    look_on();
+  }
+  MemberReplies(const MemberReplies&) = delete;
+  MemberReplies& operator=(const MemberReplies&) = delete;
+  ~MemberReplies() {
+    while (!taken_.empty()) {
+      PyObject* const reply = pop().release().ptr();
+      stops_at_exit([reply] { Py_DECREF(reply); });
+    }
+  }
+
+  PyRingReader& reader() { return *reader_; }
+  const PyRingReader& reader() const { return *reader_; }
+
+  // Return whether there is something of a reply that was not taken yet. For any thread: to others
+  // than that whose turn it is, it is a hint.
+  bool is_there() const {
+    // relaxed, twice: see above; the word itself is read as Awaited does it.
+    return Awaited{seq_.load(std::memory_order_relaxed), number_.load(std::memory_order_relaxed)}
+        .is_there();
+  }
+  // Return a word near the one that changes then.
+  const std::uint64_t& watched() const { return *seq_.load(std::memory_order_relaxed); }
+
+  // Return whether there is a reply for pop(), perhaps taken now.
+  bool has(bool copy) { return !taken_.empty() || take(copy); }
+
+  // Take a whole reply out of the ring, if there is one.
+  bool take(bool copy) {
+    if (!is_there()) return false;
+    const LookingOn looking_on(*this);
+    const nb::object reply = reader_->poll(copy);
+    if (!reply.is_valid()) return false;
+    if (is_of_another()) push(nb::none());
+    push(reply);
+    return true;
+  }
+
+  enum class Found : std::uint8_t {
+    reply,
+    nothing,  // and it may come
+    nobody,   // from whom it could come
+  };
+
+  // Find out why there is no reply. `is_told_once`: the death of one that was told of already is
+  // `nobody`; otherwise it is told again.
+  Found look_again(bool copy, bool is_told_once) {
+    // Before the last look at the ring: what the dead had sent before is seen.
+    const std::uint64_t ended = ended_so_far();
+    const SeatState state = seat_state();
+    if (has(copy)) return Found::reply;
+    const bool is_dead = state == SeatState::dropped;
+    if (ended > told_ || (is_dead && !is_told_once)) {
+      told_ = std::max(told_, ended);
+      push(nb::none());
+      return Found::reply;
+    }
+    if (is_dead || state == SeatState::left) return Found::nobody;
+    reader_->ring().awaited().check(reader_->segment().geometry().slots);
+    return Found::nothing;
+  }
+
+  // Return whether the member is dead, perhaps found so by another thread, and that is to be told.
+  bool has_news() const { return ended_so_far() > told_; }
+
+  // Return the next reply, which there must be.
+  nb::object pop() {
+    const nb::ft_lock_guard guard(mutex_);
+    PyObject* const reply = taken_.front();
+    taken_.erase(taken_.begin());
+    return nb::steal(reply);
+  }
+
+  // Take back a reply: the next one is this one again. For any thread.
+  void keep(nb::object reply) {
+    const nb::ft_lock_guard guard(mutex_);
+    taken_.insert(taken_.begin(), reply.release().ptr());
+  }
+
+ private:
+  // Looks at the next fragment when the reader has gone on, whatever it threw.
+  class LookingOn {
+   public:
+    explicit LookingOn(MemberReplies& replies) : replies_(replies) {}
+    LookingOn(const LookingOn&) = delete;
+    LookingOn& operator=(const LookingOn&) = delete;
+    ~LookingOn() { replies_.look_on(); }
+
+   private:
+    MemberReplies& replies_;
+  };
+
+  void look_on() {
+    const Awaited next = reader_->ring().awaited();
+    seq_.store(next.seq, std::memory_order_relaxed);
+    number_.store(next.number, std::memory_order_relaxed);
+  }
+
+  void push(const nb::object& reply) {
+    const nb::ft_lock_guard guard(mutex_);
+    taken_.push_back(reply.inc_ref().ptr());
+  }
+
+  // Return whether the reply that was just taken is of who has come after one whose death is to be
+  // told first; it is from now on.
+  bool is_of_another() {
+    // acquire: pairs with PyReplyWriter; who sees the count sees where the replies begin.
+    const auto takeovers = std::atomic_ref(lane_.takeovers).load(std::memory_order_acquire);
+    if (takeovers <= told_ || reader_->ring().first() < peek(lane_.begins_at)) return false;
+    told_ = takeovers;
+    return true;
+  }
+
+  SeatState seat_state() const {
+    // acquire: pairs with RingWriter::drop() and RingReader::leave().
+    return Seat::state(std::atomic_ref(member_.seat).load(std::memory_order_acquire));
+  }
+  // Return how many who had the place are known to be no more.
+  std::uint64_t ended_so_far() const {
+    // acquire: pairs with RingReader::attach(). Before the seat, which may be a later one's by
+    // then: that makes one too few, and never one too many.
+    const auto takeovers = std::atomic_ref(member_.takeovers).load(std::memory_order_acquire);
+    return takeovers + (seat_state() == SeatState::dropped ? 1 : 0);
+  }
+
+  std::unique_ptr<PyRingReader> reader_;
+  Member& member_;
+  Lane& lane_;
+  // Awaited.
+  std::atomic<const std::uint64_t*> seq_;
+  std::atomic<std::uint64_t> number_;
+  std::uint64_t told_ = 0;        // so many who had the place are told to have died
+  std::vector<PyObject*> taken_;  // whole replies, the next one first; rarely more than one
+  nb::ft_mutex mutex_;            // guards these
+};
+
+}  // namespace shmcast

@@ -1,0 +1,72 @@
+// Room: hub. What a hub's segment has behind the slots: where its members' replies lie.
+// Knows: offsets in the tail, and that each ring of replies is a segment with one reader.
+// Does not know: how anybody waits, or who the members are.
+//
+//   | Bell | Lane x members | segment of one reader x members |
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "layout.hpp"
+
+namespace shmcast {
+
+// How the replies of a member go on after those of one that has died. Written by who takes its
+// place, before it can answer from there.
+struct alignas(kLinePair) Lane {
+  std::uint64_t begins_at;  // the fragment with which the replies of the present member begin
+  std::uint64_t takeovers;  // Member::takeovers when it came: so many had the place before
+};
+
+struct TailGeometry {
+  std::uint32_t members;
+  Geometry replies;  // of a member's ring
+
+  std::uint64_t lane_offset(std::uint64_t index) const {
+    return sizeof(Bell) + index * sizeof(Lane);
+  }
+  std::uint64_t ring_offset(std::uint64_t index) const {
+    return lane_offset(members) + index * replies.segment_bytes();
+  }
+  std::uint64_t bytes() const { return ring_offset(members); }
+};
+
+// The tail in memory, as typed words. Copies refer to the same memory and do not own it.
+class Tail {
+ public:
+  // Throws LayoutMismatch: the segment is none of such a hub.
+  Tail(const Segment& messages, const Geometry& replies)
+      : base_(messages.tail().data()), geometry_{messages.geometry().readers, replies} {
+    if (messages.tail().size() != geometry_.bytes()) {
+      throw LayoutMismatch("the segment's tail is " + std::to_string(messages.tail().size()) +
+                           " bytes, expected " + std::to_string(geometry_.bytes()));
+    }
+  }
+
+  Bell& bell() const { return *reinterpret_cast<Bell*>(base_); }
+  Lane& lane(std::uint32_t index) const {
+    return *reinterpret_cast<Lane*>(base_ + geometry_.lane_offset(index));
+  }
+  // Format the ring of a member's replies, or attach to it. Its reader, the hub, parks on the bell.
+  Segment format_ring(std::uint32_t index, Segment::Nonce nonce, const Identity& hub) const {
+    return Segment::format(ring(index), geometry_.replies, nonce, hub)
+        .with_readers_gate(bell().gate);
+  }
+  Segment attach_ring(std::uint32_t index, Segment::Nonce nonce) const {
+    return Segment::attach(ring(index), geometry_.replies, nonce).with_readers_gate(bell().gate);
+  }
+
+ private:
+  std::span<std::byte> ring(std::uint32_t index) const {
+    return {base_ + geometry_.ring_offset(index),
+            static_cast<std::size_t>(geometry_.replies.segment_bytes())};
+  }
+
+  std::byte* base_;
+  TailGeometry geometry_;
+};
+
+}  // namespace shmcast

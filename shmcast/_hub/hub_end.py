@@ -1,0 +1,256 @@
+"""`HubEnd`: the end that publishes messages of frames and receives its members' replies."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from types import EllipsisType
+from typing import TYPE_CHECKING, Literal, NoReturn
+
+from shmcast import _core
+from shmcast._codecs.base import Received
+from shmcast._endpoints.arguments import MAX_READERS, check_int, check_slots
+from shmcast._endpoints.frame_end import warning_after
+from shmcast._endpoints.frame_writer import FrameWriter
+from shmcast._endpoints.handle import Handle
+from shmcast._endpoints.members import identity
+from shmcast._endpoints.waiting import WaitPolicy, core_policy
+from shmcast._host.places import Places
+from shmcast._host.signals import is_interruption
+from shmcast._hub.handle import HubHandle, replies_of
+from shmcast._hub.reply_watch import ReplyWatch
+from shmcast.errors import Closed, DecodeError, InvalidArgument, PeerDied, ShmcastError, Timeout
+
+if TYPE_CHECKING:
+    from shmcast._endpoints.slow_peers import Wait
+    from shmcast._endpoints.statistics import Statistics
+
+Whom = int | EllipsisType | None
+"""Whose reply is to be received: a member's; None: any; ...: one of each."""
+
+
+class HubEnd(FrameWriter):
+    """Makes a segment, publishes messages in it and receives replies from it.
+
+    It takes the arguments of `Hub`, which stands on it, but for the codec, and raises the same.
+
+    Args:
+        warmup: called about every 100 µs of spinning for a reply, to keep the code that follows
+            warm; None: nothing.
+    """
+
+    reader_noun = "member"
+    writer_noun = "hub"
+    _ring: _core.HubWriter
+    _ring_type = _core.HubWriter
+    handle: HubHandle
+    _whom: Whom  # of the receiving call that has failed last
+
+    def __init__(
+        self,
+        members: int,
+        *,
+        slots: int,
+        slot_bytes: int,
+        arena_bytes: int,
+        spill_bytes: int,
+        pin: bool,
+        reply_slots: int,
+        reply_slot_bytes: int,
+        wait: WaitPolicy | None,
+        on_member_death: Literal["raise", "drop"],
+        on_death: Callable[[PeerDied], object] | None,
+        warn_after: float | None,
+        label: str,
+        member_label: Callable[[int], str],
+        warmup: Callable[[], object] | None,
+    ) -> None:
+        check_int("members", members, 1, MAX_READERS, label)
+        check_slots(reply_slots, reply_slot_bytes, label, "reply_")
+        if on_member_death not in ("raise", "drop"):
+            raise InvalidArgument(
+                f'{label}: on_member_death={on_member_death!r} is neither "raise" nor "drop"'
+            )
+        self._replies_shape = (reply_slots, reply_slot_bytes)
+        self._warmup = warmup
+        super().__init__(
+            members,
+            slots=slots,
+            slot_bytes=slot_bytes,
+            arena_bytes=arena_bytes,
+            spill_bytes=spill_bytes,
+            pin=pin,
+            wait=wait,
+            on_reader_death=on_member_death,
+            on_death=on_death,
+            warn_after=warn_after,
+            label=label,
+            reader_label=member_label,
+        )
+
+    def _handle(self, ring: Handle) -> HubHandle:
+        fields = {field.name: getattr(ring, field.name) for field in dataclasses.fields(ring)}
+        slots, slot_bytes = self._replies_shape
+        return HubHandle(**fields, reply_slots=slots, reply_slot_bytes=slot_bytes)
+
+    def _begin(self, memory: _core.Mapping, places: Places) -> None:
+        me = weakref.ref(self)
+
+        def warm_up() -> None:
+            end = me()
+            if end is not None and end._warmup is not None:  # noqa: SLF001 (of this class)
+                end._warmup()  # noqa: SLF001
+
+        def wait_of(peers: Sequence[_core.Peer]) -> Wait:
+            end = me()
+            return _wait_for(peers, () if end is None else end.replies.awaited())
+
+        self._reply_watch = ReplyWatch(self._watch, self.label, self.warn_after, wait_of)
+        self.replies = _core.Hub(
+            memory,
+            self._ring,
+            replies_of(self.handle),
+            self.handle.nonce,
+            core_policy(self.wait_policy),
+            self._cpu_quota,
+            None if self._warmup is None else warm_up,
+            self._reply_watch,
+            identity(None),
+        )
+        """The core's end of the replies, for a hot path that gives its errors to `not_received`:
+        with a time-out, `copy` and `Whom` in brackets. See `FrameReader.messages`."""
+        self._watch.begin(self.replies, places)
+
+    def _end_when_collected(self) -> None:
+        super()._end_when_collected()
+        self._ending.begin_with(self.replies.give_up)
+
+    def _at_exit(self) -> None:
+        self.replies.detach()
+        super()._at_exit()
+
+    def close(self) -> None:
+        """End this end; idempotent. Calls that wait in other threads raise `Closed`."""
+        self._closed = True
+        self.replies.close()
+        super().close()
+
+    def interrupt(self) -> None:
+        """End the calls that wait in other threads; see `Hub.interrupt`."""
+        self.replies.interrupt()
+
+    @contextlib.contextmanager
+    def warning_after(self, seconds: float | None) -> Iterator[None]:
+        """Let long waits be told after so many seconds, also those for replies, in the block."""
+        with super().warning_after(seconds), self.warning_of_replies_after(seconds):
+            yield
+
+    @contextlib.contextmanager
+    def warning_of_replies_after(self, seconds: float | None) -> Iterator[None]:
+        """Let long waits for replies be told after so many seconds, in the block."""
+        with warning_after(self.replies, self._reply_watch.long_waits, seconds, self.label):
+            yield
+
+    def death_of(self, index: int) -> PeerDied:
+        """Return how a member has died, whose replies end with that."""
+        if index not in self._watch.dropped:  # its place was taken before anybody looked
+            self._watch.observe(self._ring.peers())
+        known = self._watch.dropped.get(index)
+        name = self._reader_label(index)
+        if known is None:
+            return PeerDied(f"{self.label}: {name} has died: unknown how", name, 0, "")
+        return PeerDied(str(known), known.peer, known.pid, known.how)
+
+    def not_received(self, error: Exception, whom: Whom, timeout: float | None) -> NoReturn:
+        """Raise what an error of `replies` means here; others pass unchanged."""
+        if whom is not None and whom is not ...:
+            check_int("index", whom, 0, self.handle.readers - 1, f"{self.label}: recv")
+        if isinstance(error, MemoryError):
+            raise DecodeError(
+                f"{self.label}: can't decode a reply (no memory for its frames): {error}; it is "
+                "consumed, the next recv gets the next reply"
+            ) from error
+        self._whom = whom
+        self._raise(error, _action(whom), timeout)
+
+    def not_decoded(
+        self, replies: dict[int, list[Received] | None], index: int, error: BaseException
+    ) -> NoReturn:
+        """Raise what it means that replies were not made objects.
+
+        Of an error of the codec, the reply of `index` is consumed. If a signal's handler has raised
+        it, none is. The others are received again.
+        """
+        try:
+            is_lost = not is_interruption(error)
+            for member, frames in replies.items():
+                if not (is_lost and member == index):
+                    self.replies.keep(member, frames)
+            if not is_lost or not isinstance(error, Exception):
+                raise error
+            count = len(replies[index] or ())
+            raise DecodeError(
+                f"{self.label}: can't decode a reply of {self._reader_label(index)} ({count} "
+                f"frame(s)): {type(error).__name__}: {error}; it is consumed, the next recv gets "
+                "the next reply"
+            ) from error
+        finally:
+            del replies, error  # in a cycle, they would hold what was received
+
+    def _meaning(
+        self, error: Exception, action: str, timeout: float | None
+    ) -> ShmcastError | SystemExit | None:
+        is_receiving = action.startswith("recv")
+        if is_receiving and isinstance(error, _core.TimedOut):
+            missing = self._named(self.replies.awaited())
+            return Timeout(
+                f"{self.label}: {action} timed out after {timeout} s: no reply of {missing}; "
+                "nothing is lost"
+            )
+        is_over = self._closed or self._is_told_of_the_exit()
+        if is_receiving and isinstance(error, _core.EndpointClosed) and not is_over:
+            return self._nobody_answers(action, self._whom)
+        return super()._meaning(error, action, timeout)
+
+    def _nobody_answers(self, action: str, whom: Whom) -> ShmcastError:
+        try:
+            self.check_peers()  # they may have closed because another has died
+        except PeerDied as error:
+            return error
+        peers = self._ring.peers()[:-1]
+        what = f"{self.label}: {action}"
+        if whom is None and any(peer.state == "dropped" for peer in peers):
+            return self._end_error(what)
+        if whom is None:
+            return Closed(f"{what}: every member has closed, and all replies were received")
+        left = [p.index for p in peers if p.state == "left" and whom in (..., p.index)]
+        has = "has" if len(left) == 1 else "have"
+        return Closed(f"{what}: {self._named(left)} {has} closed, and will reply no more")
+
+    def _named(self, members: Sequence[int]) -> str:
+        return " and ".join(self._reader_label(index) for index in members) or "any member"
+
+    def reply_statistics(self) -> Statistics:
+        """Return what was received of replies so far; see `Hub.reply_statistics`."""
+        from shmcast._endpoints.statistics import Statistics  # (not to be imported at once)
+
+        members = [Statistics(**figures) for figures in self.replies.member_figures()]
+        waits = self.replies.figures()
+        for count in ("messages", "payload_bytes", "fragments", "abandoned"):
+            waits[count] = sum(getattr(member, count) for member in members)
+        return Statistics(**waits, lag=tuple(self.replies.lags()), readers=tuple(members))
+
+
+def _action(whom: Whom) -> str:
+    if isinstance(whom, int):
+        return f"recv({whom})"
+    return "recv_any" if whom is None else "recv_all"
+
+
+def _wait_for(peers: Sequence[_core.Peer], awaited: Sequence[int]) -> Wait:
+    from shmcast._endpoints.slow_peers import Wait  # rarely needed
+
+    who = [(p, "not attached" if p.state == "vacant" else "") for p in peers if p.index in awaited]
+    return Wait("recv", "a reply" if len(awaited) == 1 else "replies", who)

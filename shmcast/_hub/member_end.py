@@ -1,0 +1,143 @@
+"""`MemberEnd`: the end that consumes a hub's messages of frames and publishes replies to it."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from shmcast import _core
+from shmcast._endpoints.frame_end import CORE_ERRORS, warning_after
+from shmcast._endpoints.frame_reader import FrameReader
+from shmcast._endpoints.frame_writer import Outbox
+from shmcast._endpoints.waiting import core_policy
+from shmcast._host.places import Places
+from shmcast._host.signals import add_note, is_interruption
+from shmcast._hub.handle import HubHandle, replies_of
+from shmcast._hub.reply_watch import ReplyWatch
+from shmcast.errors import Closed, NoMessage, ShmcastError
+
+if TYPE_CHECKING:
+    from shmcast._endpoints.slow_peers import Wait
+    from shmcast._endpoints.statistics import Statistics
+
+
+class MemberEnd(FrameReader):
+    """Takes a member's place at a hub; a sink of frames, too, which are replies.
+
+    It takes the arguments of `Member`, which stands on it, but for the codec, and raises the same.
+    """
+
+    reader_noun = "member"
+    writer_noun = "hub"
+    _handle_type = HubHandle
+    handle: HubHandle
+
+    def _begin(self, memory: _core.Mapping, places: Places) -> None:
+        me = weakref.ref(self)
+
+        def wait_of(peers: Sequence[_core.Peer]) -> Wait:
+            end = me()
+            return _wait_for_room(peers, 0 if end is None else end._replies.lags()[0])  # noqa: SLF001
+
+        self._reply_watch = ReplyWatch(self._watch, self.label, self.warn_after, wait_of)
+        self._replies = _core.ReplyWriter(
+            memory,
+            self._ring,
+            replies_of(self.handle),
+            self.handle.nonce,
+            core_policy(self.wait_policy),
+            self._cpu_quota,
+            self._reply_watch,
+        )
+        self.outbox: Outbox = self._replies
+        """Where replies are put; see `FrameWriter.outbox`."""
+        self._watch.begin(self._replies, places)
+
+    def _end_when_collected(self) -> None:
+        super()._end_when_collected()
+        self._ending.begin_with(self._replies.give_up)
+
+    def _at_exit(self) -> None:
+        self._replies.detach()
+        super()._at_exit()
+
+    def close(self) -> None:
+        """End this end; idempotent. Calls that wait in other threads raise `Closed`."""
+        self._closed = True
+        self._replies.close()
+        super().close()
+
+    def interrupt(self) -> None:
+        """End the calls that wait in other threads; see `Member.interrupt`."""
+        self._replies.interrupt()
+
+    @contextlib.contextmanager
+    def warning_after(self, seconds: float | None) -> Iterator[None]:
+        """Let long waits be told after so many seconds, also those for room, in the block."""
+        for_room = (self._replies, self._reply_watch.long_waits)
+        with super().warning_after(seconds), warning_after(*for_room, seconds, self.label):
+            yield
+
+    def not_published(self, error: BaseException, timeout: float | None, /) -> NoReturn:
+        """Raise what an error of `outbox` means here; others pass unchanged."""
+        try:
+            if isinstance(error, _core.NothingToAnswer):
+                raise NoMessage(
+                    f"{self.label}: reply without a message: each message that was received can be "
+                    "answered once; recv() first"
+                ) from None
+            if isinstance(error, CORE_ERRORS):
+                self._raise(error, "reply", timeout)
+            if is_interruption(error):
+                how = "had sent it" if self._replies.is_sent() else "has sent nothing"
+                add_note(error, f"{self.label}: the reply that this interrupted {how}")
+            raise error
+        finally:
+            del error  # in a cycle, it would hold what was to be sent until it is collected
+
+    def not_encoded(self) -> None:
+        """Note that what was to be replied has not become frames: `was_sent` is False."""
+        self._replies.forget_sent()
+
+    def forget_views(self) -> None:
+        """Do nothing: replies have no loans."""
+
+    def warm(self, warmup: Callable[[], None] | None, /) -> None:
+        """Bring what the next reply touches into this core's cache, `warmup` included."""
+        try:
+            self._replies.warm(warmup)
+        except Exception as error:
+            self._raise(error, "warm", None)
+
+    @property
+    def was_sent(self) -> bool:
+        """Whether the last reply was sent; see `Member.was_replied`."""
+        return self._replies.is_sent()
+
+    def _end_error(self, what: str) -> ShmcastError:
+        if what.endswith(": reply"):
+            return Closed(f"{what}: the hub has closed, nobody is left to receive it")
+        return super()._end_error(what)
+
+    def _blocked_on(self) -> str:
+        lag = self._replies.lags()[0]
+        if not lag:
+            return ""
+        return (
+            f": the hub has yet to receive {lag} fragments of earlier replies "
+            f"(reply_slots={self.handle.reply_slots})"
+        )
+
+    def reply_statistics(self) -> Statistics:
+        """Return what was replied so far. From any thread."""
+        from shmcast._endpoints.statistics import Statistics  # (not to be imported at once)
+
+        return Statistics(**self._replies.figures(), lag=tuple(self._replies.lags()))
+
+
+def _wait_for_room(peers: Sequence[_core.Peer], lag: int) -> Wait:
+    from shmcast._endpoints.slow_peers import Wait  # rarely needed
+
+    return Wait("reply", "room", [(peers[-1], f"{lag} fragments behind")])

@@ -1,0 +1,230 @@
+"""A member that dies ends the waits of its hub by name, or is dropped and can be replaced."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shmcast
+from shmcast import Hub, PeerDied, WaitPolicy
+from tests.support.hub_roles import (
+    SECONDS,
+    answer,
+    attach_and_wait,
+    be_killed_in_mid_reply,
+    echo,
+    echo_and_die,
+    echo_and_fail,
+    fill_ring,
+    hub_of_two,
+    receive_and_wait,
+    reply_all,
+)
+from tests.support.processes import Crew, WorkerFailed, results
+from tests.support.subprocess_programs import wait_until
+
+KILLED = r"member 2 \(pid \d+\) has died.*: killed by SIGKILL"
+
+
+def waits(hub: Hub) -> Callable[[], bool]:
+    parks = hub.reply_statistics().parks
+    return lambda: hub.reply_statistics().parks > parks
+
+
+@pytest.mark.parametrize("call", ["recv", "recv_any", "recv_all"])
+def test_a_death_ends_any_wait_of_the_hub(children: Crew, call: str) -> None:
+    with Hub(3, wait=WaitPolicy.semaphore()) as hub:
+        jobs = children.start(3, receive_and_wait, hub.handle)
+        hub.wait_ready(SECONDS)
+        hub.send(0)
+        told: list[str] = []
+
+        def receive() -> None:
+            try:
+                hub.recv(0) if call == "recv" else getattr(hub, call)()
+            except PeerDied as error:
+                told.append(f"{error.peer}: {error}")
+
+        thread = threading.Thread(target=receive)
+        parked = waits(hub)
+        thread.start()
+        wait_until(parked)
+        jobs[2].kill()
+        thread.join(SECONDS)
+        assert len(told) == 1
+        assert re.search(KILLED, told[0])
+        with pytest.raises(PeerDied, match=KILLED):
+            hub.recv(1)  # and so does each that follows
+        with pytest.raises(PeerDied, match=KILLED):
+            for _ in range(1000):  # as soon as the alarm is raised, or there is no room
+                hub.send(1, SECONDS)
+        with pytest.raises(WorkerFailed, match="PeerDied: member 0: member 2"):
+            jobs[0].result()
+
+
+def test_what_the_dead_has_replied_is_received_first(children: Crew) -> None:
+    with Hub(3) as hub:
+        for i in (0, 1):
+            children.workers[i].start(attach_and_wait, i, hub.handle)
+        job = children.workers[2].start(echo_and_die, 2, hub.handle, 2)
+        hub.wait_ready(SECONDS)
+        hub.send(0)
+        hub.send(1)
+        with pytest.raises(WorkerFailed, match="exit code -9"):
+            job.result()
+        assert [hub.recv(2, SECONDS), hub.recv_any(SECONDS)] == [answer(0, 2), (2, answer(1, 2))]
+        with pytest.raises(PeerDied, match=KILLED):
+            hub.recv_any(SECONDS)
+
+
+def test_a_reply_that_the_dead_did_not_end_is_nobodys(children: Crew) -> None:
+    with Hub(3, on_member_death="drop", reply_slots=4, reply_slot_bytes=128) as hub:
+        job = children.workers[2].start(be_killed_in_mid_reply, 2, hub.handle)
+        wait_until(lambda: hub._end._ring.attached() == 1)
+        with pytest.raises(shmcast.Timeout):
+            hub.recv(2, 0.01)  # and has seen it
+        hub.send(0)
+        with pytest.raises(WorkerFailed, match="exit code -9"):
+            job.result()
+        with pytest.raises(PeerDied, match=KILLED):
+            hub.recv(2, SECONDS)
+        again = children.workers[2].start(reply_all, 2, hub.handle, 3, 400, 1)
+        wait_until(lambda: hub._end._ring.peers()[2].state == "rejoining")
+        for k in range(1, 4):
+            hub.send(k)
+        assert [hub.recv(2, SECONDS)[1] for _ in range(3)] == [1, 2, 3]
+        assert again.result() == 3
+
+
+def test_a_dropped_member_is_told_of_in_its_place(children: Crew) -> None:
+    deaths: list[PeerDied] = []
+    with Hub(3, on_member_death="drop", on_death=deaths.append) as hub:
+        others = [children.workers[i].start(echo, i, hub.handle) for i in (0, 1)]
+        job = children.workers[2].start(echo_and_die, 2, hub.handle, 1)
+        hub.wait_ready(SECONDS)
+        hub.send(0)
+        assert hub.recv_all(SECONDS) == [answer(0, i) for i in range(3)]
+        with pytest.raises(WorkerFailed, match="exit code -9"):
+            job.result()
+        hub.send(1)
+        *living, dead = hub.recv_all(SECONDS)
+        assert living == [answer(1, 0), answer(1, 1)]
+        assert isinstance(dead, PeerDied)
+        assert (dead.peer, dead.how) == ("member 2", "killed by SIGKILL")
+        assert [(error.peer, error.pid) for error in deaths] == [("member 2", dead.pid)]
+        assert list(hub.dropped) == [2]
+        for _ in range(2):
+            with pytest.raises(PeerDied, match=KILLED):
+                hub.recv(2, SECONDS)
+        hub.send(2)
+        assert sorted(hub.recv_any(SECONDS) for _ in range(2)) == [
+            (i, answer(2, i)) for i in range(2)
+        ]
+        with pytest.raises(shmcast.Timeout):
+            hub.recv_any(0)
+        hub.close()
+        assert results(others) == [(3, "Closed")] * 2
+
+
+def test_recv_any_tells_once_that_somebody_is_dropped(children: Crew) -> None:
+    with Hub(3, on_member_death="drop") as hub:
+        others = [children.workers[i].start(echo, i, hub.handle) for i in (0, 1)]
+        job = children.workers[2].start(echo_and_die, 2, hub.handle, 0)
+        with pytest.raises(WorkerFailed, match="exit code -9"):
+            job.result()
+        hub.send(0)
+        got = dict(hub.recv_any(SECONDS) for _ in range(3))
+        assert isinstance(got.pop(2), PeerDied)
+        assert got == {0: answer(0, 0), 1: answer(0, 1)}
+        with pytest.raises(shmcast.Timeout):
+            hub.recv_any(0.01)
+        hub.close()
+        assert results(others) == [(1, "Closed")] * 2
+
+
+@pytest.mark.parametrize("end", [echo_and_die, echo_and_fail])
+def test_a_replacement_goes_on_in_its_place(crew: Crew, end: Callable[..., None]) -> None:
+    with Hub(2, on_member_death="drop") as hub:
+        other = crew.workers[0].start(echo, 0, hub.handle)
+        for turn in range(3):
+            job = crew.workers[1].start(end, 1, hub.handle, 1)
+            wait_until(lambda: hub._end._ring.peers()[1].state in ("attached", "rejoining"))
+            hub.send(turn)
+            if end is echo_and_die:
+                with pytest.raises(WorkerFailed, match="exit code -9"):
+                    job.result()
+            else:
+                job.result()
+            assert hub.recv(0, SECONDS) == answer(turn, 0)
+            assert hub.recv(1, SECONDS) == answer(turn, 1)  # first of all
+            with pytest.raises(PeerDied, match="member 1"):
+                hub.recv(1, SECONDS)
+        last = crew.workers[1].start(echo, 1, hub.handle)
+        wait_until(lambda: hub._end._ring.peers()[1].state == "rejoining")
+        hub.send(9)
+        assert hub.recv_all(SECONDS) == [answer(9, 0), answer(9, 1)]
+        assert hub.dropped == {}
+        hub.close()
+        assert [other.result(), last.result()] == [(4, "Closed"), (1, "Closed")]
+
+
+@pytest.mark.parametrize("call", ["recv", "recv_any", "recv_all"])
+def test_replies_of_two_in_one_place_are_told_apart(crew: Crew, call: str) -> None:
+    """Although nobody asked for anything while one took the place of the other."""
+    with Hub(1, on_member_death="drop") as hub:
+        job = crew.workers[0].start(echo_and_die, 0, hub.handle, 1)
+        hub.wait_ready(SECONDS)
+        hub.send(0)
+        hub.send(1)  # is lost with it
+        with pytest.raises(WorkerFailed, match="exit code -9"):
+            job.result()
+        job = crew.workers[0].start(echo, 0, hub.handle)
+        wait_until(lambda: hub._end._ring.peers()[0].state == "rejoining")
+        hub.send(2)
+        wait_until(lambda: hub._end._ring.reader_figures()[0]["messages"] == 2)
+        got: list[Any] = []
+        for _ in range(3):
+            if call == "recv":
+                try:
+                    got.append(hub.recv(0, SECONDS))
+                except PeerDied as error:
+                    got.append(error)
+            else:
+                reply = getattr(hub, call)(SECONDS)
+                got.append(reply[1] if call == "recv_any" else reply[0])
+        assert [got[0], got[2]] == [answer(0, 0), answer(2, 0)]
+        assert isinstance(got[1], PeerDied)
+        hub.close()
+        assert job.result() == (1, "Closed")
+
+
+def test_when_the_last_has_died_there_is_nobody_to_wait_for(children: Crew) -> None:
+    with Hub(1, on_member_death="drop") as hub:
+        job = children.workers[0].start(echo_and_die, 0, hub.handle, 0)
+        with pytest.raises(WorkerFailed, match="exit code -9"):
+            job.result()
+        index, last = hub.recv_any(SECONDS)
+        assert (index, type(last)) == (0, PeerDied)
+        with pytest.raises(PeerDied, match="every member has died or closed"):
+            hub.recv_any(SECONDS)
+
+
+def test_a_hub_that_dies_is_told_of_to_its_members(children: Crew, tmp_path: Path) -> None:
+    """Those who wait for a message, and those who wait for room for a reply."""
+    job = children.workers[2].start(hub_of_two, 2, tmp_path / "handle", 4)
+    wait_until((tmp_path / "handle").exists)
+    handle = pickle.loads((tmp_path / "handle").read_bytes())  # noqa: S301
+    members = [
+        children.workers[0].start(echo, 0, handle),
+        children.workers[1].start(fill_ring, 1, handle, 9, SECONDS),
+    ]
+    wait_until((tmp_path / "full").exists)
+    job.kill()
+    assert members[0].result() == (4, "PeerDied")
+    assert members[1].result().startswith("PeerDied: member 1: hub (pid ")
