@@ -458,6 +458,11 @@ class Endpoint:
         """Undo watch_process() or watch_lock()."""
     def set_alarm_fd(self, fd: int) -> None:
         """Write to this eventfd, too, at each alarm; -1: to none, from now on."""
+    def set_policy(self, wait: WaitPolicy) -> None:
+        """Wait by another policy from now on.
+
+        Raises: EndpointClosed, ConcurrentUse, Forked.
+        """
     def set_patience(self, seconds: float | None) -> None:
         """Tell the watch of waits that last so long from now on; None: of none.
 

@@ -87,12 +87,13 @@ class Endpoint : public Alarm {
 
   // Tell the watch of waits that last so long from now on.
   void set_patience(nb::handle seconds) { watch_.patience_ns = timeout_ns(seconds); }
-
-  // Return whether a thread is inside.
-  bool is_busy() const {
-    // seq_cst: as in Use, for who must see this or else be seen.
-    return busy_.load(std::memory_order_seq_cst);
+  void set_policy(const WaitPolicy& policy) {
+    const Use use(*this);
+    waiter().set_policy(policy);
   }
+
+  // Return whether a thread is inside. seq_cst: as in Use, for who must see this or else be seen.
+  bool is_busy() const { return busy_.load(std::memory_order_seq_cst); }
 
   void wait_ready(nb::handle timeout) {
     const Call call(*this);

@@ -282,6 +282,7 @@ void bind_endpoints(nb::module_& m) {
       .def_static("unwatch", &Watcher::remove, "watch"_a)
       .def("set_alarm_fd", &Endpoint::set_alarm_fd, "fd"_a)
       .def("interrupt", &Endpoint::interrupt_call)
+      .def("set_policy", &Endpoint::set_policy, "wait"_a)
       .def("set_patience", &Endpoint::set_patience, "seconds"_a.none())
       .def("alarm", &Endpoint::alarm)
       .def("attached", &Endpoint::attached)

@@ -41,6 +41,9 @@ class Waiter {
     reviewed_ns_ = monotonic_ns();
   }
 
+  // Wait by another policy from the next wait on. What was learned of the pace is kept.
+  void set_policy(const WaitPolicy& policy) { policy_ = policy; }
+
   // Return true if the policy is adaptive and the last set_crowded() is a while ago.
   bool review_is_due() const {
     return policy_.mode == WaitPolicy::Mode::adaptive && monotonic_ns() - reviewed_ns_ > kReviewNs;

@@ -27,7 +27,27 @@ class Endpoint:
         frames.populate()
         self._end = frames
         self.handle: Handle = frames.handle
-        self.wait_policy: WaitPolicy = frames.wait_policy
+
+    @property
+    def wait_policy(self) -> WaitPolicy:
+        """What this endpoint does while it waits, the operator's choice before the program's."""
+        return self._end.wait_policy
+
+    def change_wait_policy(self, wait: WaitPolicy) -> None:
+        """Wait by another policy from now on: an engine that goes to sleep need not spin.
+
+        To be called between calls, not during one of another thread. The operator's choice stays.
+
+        Args:
+            wait: the policy; what was learned of the pace of messages is kept.
+
+        Raises:
+            InvalidArgument: `wait` is no policy.
+            Closed: this endpoint is closed.
+            ConcurrentUse: another thread is inside this endpoint.
+            Forked: this process was forked from the endpoint's.
+        """
+        self._end.change_wait_policy(wait)
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until every reader has attached. Sending and receiving need not wait for it.

@@ -18,7 +18,7 @@ from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.loans import address_of
 from shmcast._endpoints.long_waits import LongWaits
 from shmcast._endpoints.peers import Watch
-from shmcast._endpoints.waiting import WaitPolicy, chosen_policy
+from shmcast._endpoints.waiting import WaitPolicy, chosen_policy, core_policy
 from shmcast._host.cpus import CpuQuota
 from shmcast._host.switch_interval import shorten_switch_interval
 from shmcast.errors import (
@@ -183,6 +183,20 @@ class FrameEnd:
     def attaching(self) -> str:
         """How a process attaches."""
         return f"{self.reader_noun.capitalize()}(handle, index)"
+
+    def change_wait_policy(self, wait: WaitPolicy) -> None:
+        """Wait by another policy from now on; see `Writer.change_wait_policy`."""
+        policy = chosen_policy(wait, self.label)
+        for endpoint in self._waiting():
+            try:
+                endpoint.set_policy(core_policy(policy))
+            except Exception as error:
+                self._raise(error, "change_wait_policy", None)
+        self.wait_policy = policy
+
+    def _waiting(self) -> list[_core.Endpoint]:
+        """Return all of the core's endpoints that wait here."""
+        return [self._ring]
 
     @contextlib.contextmanager
     def warning_after(self, seconds: float | None) -> Iterator[None]:

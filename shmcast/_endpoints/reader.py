@@ -41,8 +41,6 @@ class Reader(ObjectReceiver, Endpoint):
 
     Attributes:
         handle: where readers find the writer's segment.
-        wait_policy: what this endpoint does while it waits, the operator's choice before the
-            program's.
 
     Raises:
         InvalidArgument: the index is out of range, or another argument of the wrong kind.

@@ -72,8 +72,6 @@ class Writer(ObjectSender, Endpoint):
 
     Attributes:
         handle: where readers find the writer's segment.
-        wait_policy: what this endpoint does while it waits, the operator's choice before the
-            program's.
 
     Raises:
         InvalidArgument: an argument out of range or of the wrong kind.

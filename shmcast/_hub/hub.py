@@ -71,8 +71,6 @@ class Hub(Writer):
 
     Attributes:
         handle: where members find the segment.
-        wait_policy: what this endpoint does while it waits, the operator's choice before the
-            program's.
 
     Raises:
         InvalidArgument: an argument out of range or of the wrong kind.

@@ -131,6 +131,9 @@ class HubEnd(FrameWriter):
         self.replies.detach()
         super()._at_exit()
 
+    def _waiting(self) -> list[_core.Endpoint]:
+        return [self._ring, self.replies]
+
     def close(self) -> None:
         """End this end; idempotent. Calls that wait in other threads raise `Closed`."""
         self._closed = True

@@ -38,8 +38,6 @@ class Member(Reader):
 
     Attributes:
         handle: where members find the segment.
-        wait_policy: what this endpoint does while it waits, the operator's choice before the
-            program's.
 
     Raises:
         InvalidArgument: the index is out of range, or another argument of the wrong kind; a

@@ -63,6 +63,9 @@ class MemberEnd(FrameReader):
         self._replies.detach()
         super()._at_exit()
 
+    def _waiting(self) -> list[_core.Endpoint]:
+        return [self._ring, self._replies]
+
     def close(self) -> None:
         """End this end; idempotent. Calls that wait in other threads raise `Closed`."""
         self._closed = True

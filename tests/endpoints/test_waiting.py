@@ -232,3 +232,25 @@ def test_an_override_that_is_no_policy_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SHMCAST_WAIT", "fast")
     with pytest.raises(shmcast.InvalidArgument, match=r"SHMCAST_WAIT='fast'.*spin, semaphore"):
         Writer(1)
+
+
+def test_the_policy_of_a_living_endpoint_can_be_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Writer(1, wait=WaitPolicy.spin()) as writer, Reader(writer.handle, 0) as reader:
+        for policy in (WaitPolicy.semaphore(), WaitPolicy.spin(), WaitPolicy.semaphore()):
+            reader.change_wait_policy(policy)
+            assert reader.wait_policy == policy
+            before = reader.statistics()
+            with pytest.raises(shmcast.Timeout):
+                reader.recv(0.01)
+            after = reader.statistics()
+            has_slept = after.parks > before.parks
+            assert has_slept is (policy == WaitPolicy.semaphore())
+        writer.change_wait_policy(WaitPolicy.adaptive(0.001))
+        assert writer.wait_policy == WaitPolicy.adaptive(0.001)
+        with pytest.raises(shmcast.InvalidArgument, match="wait='spin' is not a WaitPolicy"):
+            writer.change_wait_policy("spin")  # type: ignore[arg-type]
+        monkeypatch.setenv("SHMCAST_WAIT", "spin")
+        writer.change_wait_policy(WaitPolicy.semaphore())
+        assert writer.wait_policy == WaitPolicy.spin()
+    with pytest.raises(shmcast.Closed, match=r"reader 0: change_wait_policy after close\(\)"):
+        reader.change_wait_policy(WaitPolicy.spin())

@@ -205,3 +205,18 @@ def test_close_in_another_thread_ends_what_waits() -> None:
             pytest.raises(shmcast.Closed, match=r"hub: recv\S* after close\(\)"),
         ):
             call(hub)
+
+
+def test_both_directions_of_a_hub_wait_by_a_changed_policy() -> None:
+    with Hub(1, wait=WaitPolicy.spin()) as hub, Member(hub.handle, 0) as member:
+        for end in (hub, member):
+            end.change_wait_policy(WaitPolicy.semaphore())
+            assert end.wait_policy == WaitPolicy.semaphore()
+        for call, statistics in (
+            (hub.recv_any, hub.reply_statistics),
+            (member.recv, member.statistics),
+        ):
+            is_parked = parked(statistics)
+            with pytest.raises(shmcast.Timeout):
+                call(0.01)
+            assert is_parked()

@@ -155,6 +155,7 @@ def test_a_closed_member_is_received_from_to_the_last_reply(crew: Crew) -> None:
     with Hub(2) as hub:
         crew.workers[0].start(echo_some, 0, hub.handle, 1)
         job = crew.workers[1].start(receive_and_wait, 1, hub.handle)
+        hub.wait_ready(SECONDS)
         hub.send(7)
         assert hub.recv(0, SECONDS) == answer(7, 0)
         with pytest.raises(shmcast.Closed, match=r"hub: recv\(0\): member 0 has closed"):
