@@ -2,7 +2,7 @@
 // Knows: names, arguments and constructors as Python sees them, one function for each kind.
 // Does not know: what they do.
 //
-// All of the core is this one translation unit, so that a message's path is inlined.
+// All of the core but the hub is this one translation unit, so that a message's path is inlined.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/vector.h>
 #include <poll.h>
@@ -28,12 +28,10 @@
 #include "bindings/errors.hpp"
 #include "bindings/fork.hpp"
 #include "bindings/gil.hpp"
-#include "bindings/hub.hpp"
-#include "bindings/hub_writers.hpp"
+#include "bindings/hub_module.hpp"
 #include "bindings/reader.hpp"
 #include "bindings/slots.hpp"
 #include "bindings/writer.hpp"
-#include "hub/tail.hpp"
 #include "layout.hpp"
 #include "pickle/pieces.hpp"
 #include "pickle/plain.hpp"
@@ -316,37 +314,6 @@ void bind_endpoints(nb::module_& m) {
       .def("consume", &PyRingReader::consume, "timeout"_a = nb::none(), "copy"_a = true)
       .def("keep", &PyRingReader::keep, "frames"_a)
       .def("discard", &PyRingReader::discard);
-}
-
-void bind_hub(nb::module_& m) {
-  m.def(
-      "tail_bytes",
-      [](std::uint32_t members, const Geometry& replies) {
-        return TailGeometry{members, replies}.bytes();
-      },
-      "members"_a, "replies"_a);
-  nb::class_<PyHubWriter, PyRingWriter>(m, "HubWriter")
-      .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, const WaitPolicy&, nb::object,
-                    nb::object, const Identity&, nb::object, nb::object>(),
-           "memory"_a, "geometry"_a, "nonce"_a, "wait"_a, "cpu_quota"_a, "watch"_a.none(), "who"_a,
-           "arena"_a.none(), "spill"_a = nb::none());
-  nb::class_<PyReplyWriter, PyRingWriter>(m, "ReplyWriter", nb::type_slots(reply_slots))
-      .def(nb::init<nb::handle, const nb::object&, const Geometry&, const nb::bytes&,
-                    const WaitPolicy&, nb::object, nb::object>(),
-           "memory"_a, "reader"_a, "replies"_a, "nonce"_a, "wait"_a, "cpu_quota"_a,
-           "watch"_a.none())
-      .def("interrupt", &PyReplyWriter::interrupt_calls)
-      .def("publish", &PyReplyWriter::reply, "frames"_a, "timeout"_a = nb::none());
-  nb::class_<PyHub, Endpoint>(m, "Hub", nb::type_slots(hub_slots))
-      .def(nb::init<nb::handle, nb::object, const Geometry&, const nb::bytes&, const WaitPolicy&,
-                    nb::object, nb::object, nb::object, const Identity&>(),
-           "memory"_a, "writer"_a, "replies"_a, "nonce"_a, "wait"_a, "cpu_quota"_a,
-           "warmup"_a.none(), "watch"_a.none(), "who"_a)
-      .def("interrupt", &PyHub::interrupt_calls)
-      .def("keep", &PyHub::keep, "index"_a, "reply"_a.none())
-      .def("awaited", &PyHub::awaited)
-      .def("lags", &PyHub::lags)
-      .def("member_figures", &PyHub::member_figures);
 }
 
 }  // namespace

@@ -11,8 +11,6 @@
 
 #include "bindings/codec.hpp"
 #include "bindings/gil.hpp"
-#include "bindings/hub.hpp"
-#include "bindings/hub_writers.hpp"
 #include "bindings/reader.hpp"
 #include "bindings/writer.hpp"
 
@@ -56,15 +54,6 @@ inline int set_message(PyObject* self, PyObject* timeout, PyObject* frames) {
   });
 }
 
-// reply_writer[timeout] = frames
-inline int set_reply(PyObject* self, PyObject* timeout, PyObject* frames) {
-  return in_slot(-1, [&] {
-    if (frames == nullptr) throw nb::type_error("a reply can't be deleted");
-    object_of<PyReplyWriter>(self).reply(frames, timeout);
-    return 0;
-  });
-}
-
 // reader[timeout, copy]
 inline PyObject* get_message(PyObject* self, PyObject* call) {
   return in_slot<PyObject*>(nullptr, [&] {
@@ -75,24 +64,6 @@ inline PyObject* get_message(PyObject* self, PyObject* call) {
     const bool copy = PyTuple_GET_ITEM(call, 1) == Py_True;
     PyObject* const timeout = PyTuple_GET_ITEM(call, 0);
     return object_of<PyRingReader>(self).consume(timeout, copy).release().ptr();
-  });
-}
-
-// hub[timeout, copy, of whom]: a member's index; None: of any; ...: of all
-inline PyObject* get_reply(PyObject* self, PyObject* call) {
-  return in_slot<PyObject*>(nullptr, [&] {
-    if (!PyTuple_CheckExact(call) || PyTuple_GET_SIZE(call) != 3 ||
-        !PyBool_Check(PyTuple_GET_ITEM(call, 1))) {
-      throw nb::type_error("hub[timeout, copy, of whom]");
-    }
-    auto& hub = object_of<PyHub>(self);
-    PyObject* const timeout = PyTuple_GET_ITEM(call, 0);
-    const bool copy = PyTuple_GET_ITEM(call, 1) == Py_True;
-    PyObject* const whom = PyTuple_GET_ITEM(call, 2);
-    if (whom == Py_None) return hub.receive_any(timeout, copy).release().ptr();
-    if (whom == Py_Ellipsis) return hub.receive_all(timeout, copy).release().ptr();
-    const auto index = nb::cast<std::uint32_t>(nb::handle(whom));
-    return hub.receive_of(index, timeout, copy).release().ptr();
   });
 }
 
@@ -117,10 +88,6 @@ inline PyType_Slot writer_slots[] = {{Py_mp_ass_subscript, reinterpret_cast<void
                                      {0, nullptr}};
 inline PyType_Slot reader_slots[] = {{Py_mp_subscript, reinterpret_cast<void*>(&get_message)},
                                      {0, nullptr}};
-inline PyType_Slot reply_slots[] = {{Py_mp_ass_subscript, reinterpret_cast<void*>(&set_reply)},
-                                    {0, nullptr}};
-inline PyType_Slot hub_slots[] = {{Py_mp_subscript, reinterpret_cast<void*>(&get_reply)},
-                                  {0, nullptr}};
 inline PyMethodDef coder_methods[] = {
     {"encode", &coder_method<&ObjectCoder::encode>, METH_O, nullptr},
     {"decode", &decoder_method<&ObjectCoder::decode>, METH_O, nullptr},

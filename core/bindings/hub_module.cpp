@@ -1,0 +1,92 @@
+// Room: bindings. The hub's part of the Python module `_core`, which _core.pyi documents.
+// Knows: names, arguments and constructors as Python sees them, and its calls for each reply.
+// Does not know: what they do.
+//
+// A translation unit of its own: in that of the ring and the codec, so much more code would leave
+// the compiler less to spend on what is inlined there (12 % of the time of decoding).
+#include "bindings/hub_module.hpp"
+
+#include <Python.h>
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+
+#include "bindings/gil.hpp"
+#include "bindings/hub.hpp"
+#include "bindings/hub_writers.hpp"
+#include "bindings/slots.hpp"
+#include "hub/tail.hpp"
+#include "layout.hpp"
+#include "wait/waiter.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace shmcast {
+namespace {
+
+// reply_writer[timeout] = frames
+int set_reply(PyObject* self, PyObject* timeout, PyObject* frames) {
+  return in_slot(-1, [&] {
+    if (frames == nullptr) throw nb::type_error("a reply can't be deleted");
+    object_of<PyReplyWriter>(self).reply(frames, timeout);
+    return 0;
+  });
+}
+
+// hub[timeout, copy, of whom]: a member's index; None: of any; ...: of all
+PyObject* get_reply(PyObject* self, PyObject* call) {
+  return in_slot<PyObject*>(nullptr, [&] {
+    if (!PyTuple_CheckExact(call) || PyTuple_GET_SIZE(call) != 3 ||
+        !PyBool_Check(PyTuple_GET_ITEM(call, 1))) {
+      throw nb::type_error("hub[timeout, copy, of whom]");
+    }
+    auto& hub = object_of<PyHub>(self);
+    PyObject* const timeout = PyTuple_GET_ITEM(call, 0);
+    const bool copy = PyTuple_GET_ITEM(call, 1) == Py_True;
+    PyObject* const whom = PyTuple_GET_ITEM(call, 2);
+    if (whom == Py_None) return hub.receive_any(timeout, copy).release().ptr();
+    if (whom == Py_Ellipsis) return hub.receive_all(timeout, copy).release().ptr();
+    const auto index = nb::cast<std::uint32_t>(nb::handle(whom));
+    return hub.receive_of(index, timeout, copy).release().ptr();
+  });
+}
+
+PyType_Slot reply_slots[] = {{Py_mp_ass_subscript, reinterpret_cast<void*>(&set_reply)},
+                             {0, nullptr}};
+PyType_Slot hub_slots[] = {{Py_mp_subscript, reinterpret_cast<void*>(&get_reply)}, {0, nullptr}};
+
+}  // namespace
+
+void bind_hub(nb::module_& m) {
+  m.def(
+      "tail_bytes",
+      [](std::uint32_t members, const Geometry& replies) {
+        return TailGeometry{members, replies}.bytes();
+      },
+      "members"_a, "replies"_a);
+  nb::class_<PyHubWriter, PyRingWriter>(m, "HubWriter")
+      .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, const WaitPolicy&, nb::object,
+                    nb::object, const Identity&, nb::object, nb::object>(),
+           "memory"_a, "geometry"_a, "nonce"_a, "wait"_a, "cpu_quota"_a, "watch"_a.none(), "who"_a,
+           "arena"_a.none(), "spill"_a = nb::none());
+  nb::class_<PyReplyWriter, PyRingWriter>(m, "ReplyWriter", nb::type_slots(reply_slots))
+      .def(nb::init<nb::handle, const nb::object&, const Geometry&, const nb::bytes&,
+                    const WaitPolicy&, nb::object, nb::object>(),
+           "memory"_a, "reader"_a, "replies"_a, "nonce"_a, "wait"_a, "cpu_quota"_a,
+           "watch"_a.none())
+      .def("interrupt", &PyReplyWriter::interrupt_calls)
+      .def("publish", &PyReplyWriter::reply, "frames"_a, "timeout"_a = nb::none());
+  nb::class_<PyHub, Endpoint>(m, "Hub", nb::type_slots(hub_slots))
+      .def(nb::init<nb::handle, nb::object, const Geometry&, const nb::bytes&, const WaitPolicy&,
+                    nb::object, nb::object, nb::object, const Identity&>(),
+           "memory"_a, "writer"_a, "replies"_a, "nonce"_a, "wait"_a, "cpu_quota"_a,
+           "warmup"_a.none(), "watch"_a.none(), "who"_a)
+      .def("interrupt", &PyHub::interrupt_calls)
+      .def("keep", &PyHub::keep, "index"_a, "reply"_a.none())
+      .def("awaited", &PyHub::awaited)
+      .def("lags", &PyHub::lags)
+      .def("member_figures", &PyHub::member_figures);
+}
+
+}  // namespace shmcast
