@@ -27,7 +27,7 @@ namespace nb = nanobind;
 // sent was received; what comes after that is of who has taken its place.
 //
 // For the thread whose turn it is to receive, but for what says otherwise.
-class MemberReplies {
+class alignas(kLine) MemberReplies {
  public:
   MemberReplies(nb::handle memory, const Segment& messages, const Tail& tail, std::uint32_t index,
                 Segment::Nonce nonce, const Identity& hub)
@@ -160,15 +160,16 @@ class MemberReplies {
     return takeovers + (seat_state() == SeatState::dropped ? 1 : 0);
   }
 
-  std::unique_ptr<PyRingReader> reader_;
-  Member& member_;
-  Lane& lane_;
+  // First what each look for a reply of anybody takes: one line of the cache.
+  std::vector<PyObject*> taken_;  // whole replies, the next one first; rarely more than one
   // Awaited.
   std::atomic<const std::uint64_t*> seq_;
   std::atomic<std::uint64_t> number_;
-  std::uint64_t told_ = 0;        // so many who had the place are told to have died
-  std::vector<PyObject*> taken_;  // whole replies, the next one first; rarely more than one
-  nb::ft_mutex mutex_;            // guards these
+  std::unique_ptr<PyRingReader> reader_;
+  Member& member_;
+  Lane& lane_;
+  std::uint64_t told_ = 0;  // so many who had the place are told to have died
+  nb::ft_mutex mutex_;      // guards taken_
 };
 
 }  // namespace shmcast

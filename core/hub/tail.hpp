@@ -29,7 +29,12 @@ struct TailGeometry {
     return sizeof(Bell) + index * sizeof(Lane);
   }
   std::uint64_t ring_offset(std::uint64_t index) const {
-    return lane_offset(members) + index * replies.segment_bytes();
+    return lane_offset(members) + index * ring_stride();
+  }
+  // Rings lie an odd number of line pairs apart: the slots that a hub looks at for any reply spread
+  // over all cache sets.
+  std::uint64_t ring_stride() const {
+    return (replies.segment_bytes() / kLinePair | 1) * kLinePair;
   }
   std::uint64_t bytes() const { return ring_offset(members); }
 };
