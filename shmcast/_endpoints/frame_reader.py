@@ -62,9 +62,11 @@ class FrameReader(FrameEnd):
         warmup: Callable[[], object] | None = None,
     ) -> None:
         label = f"reader {index}" if label is None else label
-        if type(handle) is not self._handle_type:
+        kind = self._handle_type
+        # (A broadcaster's handle is one, too. A hub's has a tail behind the ring.)
+        if not isinstance(handle, kind) or type(handle).tail_bytes is not kind.tail_bytes:
             raise InvalidArgument(
-                f"{label}: handle={handle!r} is not a {self._handle_type.__name__}; pass "
+                f"{label}: handle={handle!r} is not a {kind.__name__}; pass "
                 f"{self.writer_noun}.handle"
             )
         check_shape(handle.readers, handle.slots, handle.slot_bytes, label)
