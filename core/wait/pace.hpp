@@ -221,7 +221,7 @@ class Contention {
   static constexpr std::int64_t kMostAtFirst = 64;
   static constexpr std::int64_t kMost = 4096;
   // And no longer than this, if that is at least a few messages.
-  static constexpr std::int64_t kLongestNs = 10'000 * kMillisecond;
+  static constexpr std::int64_t kLongestNs = 2'000 * kMillisecond;
   std::int64_t pause_ = 0;
   std::int64_t left_ = 0;
   std::int64_t until_ns_ = 0;
