@@ -39,7 +39,8 @@ def _run(script: Path, *before: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=55,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # (Unbuffered, the processes' lines would get mixed up.)
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""},
     )
     assert ran.returncode == 0, ran.stderr
     return ran
