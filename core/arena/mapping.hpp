@@ -122,9 +122,7 @@ class Pages {
  private:
   static void* map(int fd, std::uint64_t offset, std::size_t bytes, int protection, int flags) {
     const auto at = static_cast<off_t>(offset);
-    if (bytes < kHugePage || (flags & MAP_POPULATE) != 0) {
-      return mmap(nullptr, bytes, protection, flags, fd, at);
-    }
+    if (bytes < kHugePage) return mmap(nullptr, bytes, protection, flags, fd, at);
     // In a room that is larger by one, of which the rest is given back.
     void* const room = mmap(nullptr, bytes + kHugePage, PROT_NONE,
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
