@@ -106,7 +106,7 @@ def _picture(results: Results, picture: plots.Picture, where: str) -> str:
 def summary(results: Results) -> str:
     """Return the cases that matter, with the peers that one would take instead."""
     table, note = cases.markdown(results)
-    return f"{table}\n\n{_wrapped(note)}"
+    return _noted(table, note)
 
 
 def msgspec(results: Results) -> str:
@@ -204,10 +204,9 @@ def job(results: Results) -> str:
     suite = results["job"]
     note = (
         "Tokens per second with the 95 % interval; p50 / p99 of the time to the first token and of "
-        "a broadcast; the share of the time that is spent in broadcasts. "
-        f"{tables.where(suite.machine)}."
+        "a broadcast; the share of the time that is spent in broadcasts."
     )
-    return f"{tables.job(suite.job)}\n\n{_wrapped(note)}"
+    return _noted(tables.job(suite.job), f"{note} {tables.where(suite.machine)}.")
 
 
 def deaths(results: Results) -> str:
@@ -215,10 +214,9 @@ def deaths(results: Results) -> str:
     suite = results["deaths"]
     note = (
         "From the kill of one of two readers to the PeerDied in the others; where there are no "
-        "messages, the source's time is that of a call it makes afterwards. "
-        f"{tables.where(suite.machine)}."
+        "messages, the source's time is that of a call it makes afterwards."
     )
-    return f"{tables.deaths(suite.deaths)}\n\n{_wrapped(note)}"
+    return _noted(tables.deaths(suite.deaths), f"{note} {tables.where(suite.machine)}.")
 
 
 def codec(results: Results) -> str:
@@ -245,12 +243,16 @@ def codec_users(results: Results) -> str:
     suite = results["codec"]
     rows = [row for row in suite.codec if row["kind"] == "users"]
     note = f"As above, for one object of each kind. {tables.where(suite.machine)}."
-    return f"{codec_tables.table(rows)}\n\n{_wrapped(note)}"
+    return _noted(codec_tables.table(rows), note)
 
 
 def _note(suite: SuiteResults, also: str = "") -> str:
     figures = f"p50 / p99 in µs{', ' + also if also else ''}"
     return _wrapped(f"One way, to the last reader: {figures}. {tables.where(suite.machine)}.")
+
+
+def _noted(table: str, note: str) -> str:
+    return f"{table}\n\n{_wrapped(note)}"
 
 
 def _wrapped(note: str) -> str:
