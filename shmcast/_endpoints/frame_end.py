@@ -226,6 +226,20 @@ class FrameEnd:
 
         return name
 
+    def _warm_by(self, warmup: Callable[[], object] | None) -> Callable[[], None] | None:
+        """Keep what warms up, and return what calls it: as for `_named_by`, it has the codec."""
+        if warmup is None:
+            return None
+        self._warmup = warmup
+        me = weakref.ref(self)
+
+        def warm_up() -> None:
+            end = me()
+            if end is not None:
+                end._warmup()  # noqa: SLF001
+
+        return warm_up
+
     def watch_peers(self) -> None:
         """Watch all who have attached; warn of those that can't be watched."""
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
@@ -117,7 +116,7 @@ class FrameReader(FrameEnd):
             raise InvalidArgument(
                 f"{self.label}: pin=True, but the writer has no arena; make it with arena_bytes="
             )
-        warm = None if warmup is None else self._warm_by(warmup)
+        warm = self._warm_by(warmup)
 
         def attach(seat: int, may_hold: bool) -> _core.RingReader:
             with places.holding(index) as lock:
@@ -168,18 +167,6 @@ class FrameReader(FrameEnd):
     def _begin(self, _memory: _core.Mapping, places: Places) -> None:
         """Begin to watch, and make what else stands on this seat."""
         self._watch.begin(self._ring, places)
-
-    def _warm_by(self, warmup: Callable[[], object]) -> Callable[[], None]:
-        """Keep what warms up, and return what calls it: as for `_named_by`, it has the codec."""
-        self._warmup = warmup
-        me = weakref.ref(self)
-
-        def warm_up() -> None:
-            end = me()
-            if end is not None:
-                end._warmup()  # noqa: SLF001
-
-        return warm_up
 
     def _take_place(
         self,

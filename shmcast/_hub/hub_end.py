@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import EllipsisType
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from shmcast import _core
 from shmcast._codecs.base import Received
 from shmcast._endpoints.arguments import MAX_READERS, check_int, check_slots
-from shmcast._endpoints.frame_end import warning_after
 from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.members import identity
@@ -21,6 +19,7 @@ from shmcast._host.places import Places
 from shmcast._host.signals import is_interruption
 from shmcast._hub.handle import HubHandle, replies_of
 from shmcast._hub.reply_watch import ReplyWatch
+from shmcast._hub.two_way_end import TwoWayEnd
 from shmcast.errors import Closed, DecodeError, InvalidArgument, PeerDied, ShmcastError, Timeout
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ Whom = int | EllipsisType | None
 """Whose reply is to be received: a member's; None: any; ...: one of each."""
 
 
-class HubEnd(FrameWriter):
+class HubEnd(TwoWayEnd, FrameWriter):
     """Makes a segment, publishes messages in it and receives replies from it.
 
     It takes the arguments of `Hub`, which stands on it, but for the codec, and raises the same.
@@ -46,6 +45,7 @@ class HubEnd(FrameWriter):
     _ring: _core.HubWriter
     _ring_type = _core.HubWriter
     handle: HubHandle
+    replies: _core.Hub
     _whom: Whom  # of the receiving call that has failed last
 
     def __init__(
@@ -74,7 +74,7 @@ class HubEnd(FrameWriter):
                 f'{label}: on_member_death={on_member_death!r} is neither "raise" nor "drop"'
             )
         self._replies_shape = (reply_slots, reply_slot_bytes)
-        self._warmup = warmup
+        self._receives = warmup
         super().__init__(
             members,
             slots=slots,
@@ -98,11 +98,6 @@ class HubEnd(FrameWriter):
     def _begin(self, memory: _core.Mapping, places: Places) -> None:
         me = weakref.ref(self)
 
-        def warm_up() -> None:
-            end = me()
-            if end is not None and end._warmup is not None:  # noqa: SLF001 (of this class)
-                end._warmup()  # noqa: SLF001
-
         def wait_of(peers: Sequence[_core.Peer]) -> Wait:
             end = me()
             return _wait_for(peers, () if end is None else end.replies.awaited())
@@ -115,46 +110,13 @@ class HubEnd(FrameWriter):
             self.handle.nonce,
             core_policy(self.wait_policy),
             self._cpu_quota,
-            None if self._warmup is None else warm_up,
+            self._warm_by(self._receives),
             self._reply_watch,
             identity(None),
         )
         """The core's end of the replies, for a hot path that gives its errors to `not_received`:
         with a time-out, `copy` and `Whom` in brackets. See `FrameReader.messages`."""
         self._watch.begin(self.replies, places)
-
-    def _end_when_collected(self) -> None:
-        super()._end_when_collected()
-        self._ending.begin_with(self.replies.give_up)
-
-    def _at_exit(self) -> None:
-        self.replies.detach()
-        super()._at_exit()
-
-    def _waiting(self) -> list[_core.Endpoint]:
-        return [self._ring, self.replies]
-
-    def close(self) -> None:
-        """End this end; idempotent. Calls that wait in other threads raise `Closed`."""
-        self._closed = True
-        self.replies.close()
-        super().close()
-
-    def interrupt(self) -> None:
-        """End the calls that wait in other threads; see `Hub.interrupt`."""
-        self.replies.interrupt()
-
-    @contextlib.contextmanager
-    def warning_after(self, seconds: float | None) -> Iterator[None]:
-        """Let long waits be told after so many seconds, also those for replies, in the block."""
-        with super().warning_after(seconds), self.warning_of_replies_after(seconds):
-            yield
-
-    @contextlib.contextmanager
-    def warning_of_replies_after(self, seconds: float | None) -> Iterator[None]:
-        """Let long waits for replies be told after so many seconds, in the block."""
-        with warning_after(self.replies, self._reply_watch.long_waits, seconds, self.label):
-            yield
 
     def death_of(self, index: int) -> PeerDied:
         """Return how a member has died, whose replies end with that."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from shmcast import _core
-from shmcast._endpoints.frame_end import CORE_ERRORS, warning_after
+from shmcast._endpoints.frame_end import CORE_ERRORS
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import Outbox
 from shmcast._endpoints.waiting import core_policy
@@ -16,6 +15,7 @@ from shmcast._host.places import Places
 from shmcast._host.signals import add_note, is_interruption
 from shmcast._hub.handle import HubHandle, replies_of
 from shmcast._hub.reply_watch import ReplyWatch
+from shmcast._hub.two_way_end import TwoWayEnd
 from shmcast.errors import Closed, NoMessage, ShmcastError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shmcast._endpoints.statistics import Statistics
 
 
-class MemberEnd(FrameReader):
+class MemberEnd(TwoWayEnd, FrameReader):
     """Takes a member's place at a hub; a sink of frames, too, which are replies.
 
     It takes the arguments of `Member`, which stands on it, but for the codec, and raises the same.
@@ -33,16 +33,17 @@ class MemberEnd(FrameReader):
     writer_noun = "hub"
     _handle_type = HubHandle
     handle: HubHandle
+    replies: _core.ReplyWriter
 
     def _begin(self, memory: _core.Mapping, places: Places) -> None:
         me = weakref.ref(self)
 
         def wait_of(peers: Sequence[_core.Peer]) -> Wait:
             end = me()
-            return _wait_for_room(peers, 0 if end is None else end._replies.lags()[0])  # noqa: SLF001
+            return _wait_for_room(peers, 0 if end is None else end.replies.lags()[0])
 
         self._reply_watch = ReplyWatch(self._watch, self.label, self.warn_after, wait_of)
-        self._replies = _core.ReplyWriter(
+        self.replies = _core.ReplyWriter(
             memory,
             self._ring,
             replies_of(self.handle),
@@ -51,37 +52,9 @@ class MemberEnd(FrameReader):
             self._cpu_quota,
             self._reply_watch,
         )
-        self.outbox: Outbox = self._replies
+        self.outbox: Outbox = self.replies
         """Where replies are put; see `FrameWriter.outbox`."""
-        self._watch.begin(self._replies, places)
-
-    def _end_when_collected(self) -> None:
-        super()._end_when_collected()
-        self._ending.begin_with(self._replies.give_up)
-
-    def _at_exit(self) -> None:
-        self._replies.detach()
-        super()._at_exit()
-
-    def _waiting(self) -> list[_core.Endpoint]:
-        return [self._ring, self._replies]
-
-    def close(self) -> None:
-        """End this end; idempotent. Calls that wait in other threads raise `Closed`."""
-        self._closed = True
-        self._replies.close()
-        super().close()
-
-    def interrupt(self) -> None:
-        """End the calls that wait in other threads; see `Member.interrupt`."""
-        self._replies.interrupt()
-
-    @contextlib.contextmanager
-    def warning_after(self, seconds: float | None) -> Iterator[None]:
-        """Let long waits be told after so many seconds, also those for room, in the block."""
-        for_room = (self._replies, self._reply_watch.long_waits)
-        with super().warning_after(seconds), warning_after(*for_room, seconds, self.label):
-            yield
+        self._watch.begin(self.replies, places)
 
     def not_published(self, error: BaseException, timeout: float | None, /) -> NoReturn:
         """Raise what an error of `outbox` means here; others pass unchanged."""
@@ -94,7 +67,7 @@ class MemberEnd(FrameReader):
             if isinstance(error, CORE_ERRORS):
                 self._raise(error, "reply", timeout)
             if is_interruption(error):
-                how = "had sent it" if self._replies.is_sent() else "has sent nothing"
+                how = "had sent it" if self.replies.is_sent() else "has sent nothing"
                 add_note(error, f"{self.label}: the reply that this interrupted {how}")
             raise error
         finally:
@@ -102,7 +75,7 @@ class MemberEnd(FrameReader):
 
     def not_encoded(self) -> None:
         """Note that what was to be replied has not become frames: `was_sent` is False."""
-        self._replies.forget_sent()
+        self.replies.forget_sent()
 
     def forget_views(self) -> None:
         """Do nothing: replies have no loans."""
@@ -110,14 +83,14 @@ class MemberEnd(FrameReader):
     def warm(self, warmup: Callable[[], None] | None, /) -> None:
         """Bring what the next reply touches into this core's cache, `warmup` included."""
         try:
-            self._replies.warm(warmup)
+            self.replies.warm(warmup)
         except Exception as error:
             self._raise(error, "warm", None)
 
     @property
     def was_sent(self) -> bool:
         """Whether the last reply was sent; see `Member.was_replied`."""
-        return self._replies.is_sent()
+        return self.replies.is_sent()
 
     def _end_error(self, what: str) -> ShmcastError:
         if what.endswith(": reply"):
@@ -125,7 +98,7 @@ class MemberEnd(FrameReader):
         return super()._end_error(what)
 
     def _blocked_on(self) -> str:
-        lag = self._replies.lags()[0]
+        lag = self.replies.lags()[0]
         if not lag:
             return ""
         return (
@@ -137,7 +110,7 @@ class MemberEnd(FrameReader):
         """Return what was replied so far. From any thread."""
         from shmcast._endpoints.statistics import Statistics  # (not to be imported at once)
 
-        return Statistics(**self._replies.figures(), lag=tuple(self._replies.lags()))
+        return Statistics(**self.replies.figures(), lag=tuple(self.replies.lags()))
 
 
 def _wait_for_room(peers: Sequence[_core.Peer], lag: int) -> Wait:
