@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from shmcast._endpoints.statistics import Statistics
 
-DEFAULT_SLOTS = 64
-DEFAULT_SLOT_BYTES = 64 * 1024
+DEFAULT_SLOTS = 256
+DEFAULT_SLOT_BYTES = 16 * 1024
 DEFAULT_SPILL_BYTES = 1 << 30
 
 _PAGE_BYTES = 4096

@@ -93,7 +93,7 @@ def set_for_all(rank: int, settings: dict[str, str]) -> list[Any]:
 def test_a_groups_settings_count_on_every_rank(world: Crew) -> None:
     settings = {"SHMCAST_SLOTS": "8", "SHMCAST_TIMEOUT": "0.01", "SHMCAST_SETUP_TIMEOUT": "40"}
     *others, last = world.run(4, set_for_all, settings)
-    assert [*others, last] == [[(8, 65536), [7]]] * 4
+    assert [*others, last] == [[(8, 16384), [7]]] * 4
 
 
 def wrong_on_one_rank(rank: int) -> str:
