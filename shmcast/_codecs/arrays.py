@@ -8,15 +8,17 @@ import pickle
 import sys
 import weakref
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from shmcast._codecs import object_classes
 from shmcast._core import Lease, Loan, view
 
-AnyArray = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+AnyArray: TypeAlias = "npt.NDArray[Any]"
 
 _VIEWS_PER_SWEEP = 64
 

@@ -22,6 +22,7 @@ from shmcast.errors import SegmentError, Timeout
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+# Between two looks: an eighth of the time waited, so that no wait is made much longer by them.
 _SHORTEST_PAUSE = 2e-5  # (gloo gathers from two ranks in 0.15 ms)
 _LONGEST_PAUSE = 0.01
 _LOOK_SECONDS = 0.5
@@ -104,8 +105,8 @@ class Gathering:
         return [part.cpu() for part in parts]
 
     def _wait(self, work: Any) -> None:
-        pause = _SHORTEST_PAUSE
-        look_at = time.monotonic() + _LOOK_SECONDS
+        began = time.monotonic()
+        look_at = began + _LOOK_SECONDS
         while not work.is_completed():
             now = time.monotonic()
             if now >= look_at:
@@ -117,8 +118,7 @@ class Gathering:
                     f"{self._missing() or 'all ranks have come, but their process group hangs'}. "
                     "A collective of the process group is left unfinished: make a new group"
                 )
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            time.sleep(min(max((now - began) / 8, _SHORTEST_PAUSE), _LONGEST_PAUSE))
         work.wait()  # raises its error
 
     def _check_given_up(self) -> None:

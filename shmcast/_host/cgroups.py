@@ -9,7 +9,7 @@ from pathlib import Path
 
 def limiting(
     proc: Path, cgroups: Path, controller: str, v2: str, v1: str
-) -> Iterator[tuple[bool, Path]]:
+) -> Iterator[tuple[bool, str]]:
     """Yield the folders of a process's cgroups that have a file, on the way to the root.
 
     Args:
@@ -30,17 +30,20 @@ def limiting(
         controllers, _, path = line.partition(":")[2].partition(":")
         is_v2 = not controllers
         if is_v2:
-            mounts, name = (cgroups, cgroups / "unified"), v2
+            hierarchies, name = ("", "unified"), v2
         elif controller in controllers.split(","):
-            mounts, name = (cgroups / controllers, cgroups / controller), v1
+            hierarchies, name = (controllers, controller), v1
         else:
             continue
-        for mount in mounts:
+        for hierarchy in hierarchies:
             # In a container the path is often that of the host, and the mount its own subtree:
             # what does not exist is skipped, and the mount's own root is always looked at.
-            folder = mount / path.lstrip("/")
-            for level in (folder, *folder.parents):
-                if os.access(level / name, os.R_OK):
+            # (Text and not a Path: a set-up looks at some twenty of them.)
+            mount = str(cgroups / hierarchy)
+            level = f"{mount}/{path.strip('/')}".rstrip("/")
+            while True:
+                if os.access(f"{level}/{name}", os.R_OK):
                     yield is_v2, level
                 if level == mount:
                     break
+                level = level.rpartition("/")[0]

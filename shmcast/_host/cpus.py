@@ -26,7 +26,7 @@ class CpuQuota:
         self, proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")
     ) -> None:
         self._quotas = [
-            (_quota_v2 if is_v2 else _quota_v1, str(folder))
+            (_quota_v2 if is_v2 else _quota_v1, folder)
             for is_v2, folder in limiting(proc, cgroups, "cpu", "cpu.max", "cpu.cfs_quota_us")
         ]
 

@@ -39,7 +39,7 @@ class MemoryLimit:
     ) -> None:
         self._meminfo = proc.parent / "meminfo"
         self._limits = [
-            (_V2 if is_v2 else _V1, folder)
+            (_V2 if is_v2 else _V1, Path(folder))
             for is_v2, folder in limiting(proc, cgroups, "memory", _V2.limit, _V1.limit)
         ]
 
