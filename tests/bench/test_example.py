@@ -141,7 +141,8 @@ def test_it_says_what_it_does_and_generates_the_same_by_both_transports(tmp_path
 @pytest.mark.parametrize("serve", [raises_on_rank_1, rank_0_ends])
 def test_a_rank_that_fails_ends_all(monkeypatch: pytest.MonkeyPatch, serve: object) -> None:
     monkeypatch.setattr(tp_generate, "serve_rank", serve)
+    others = set(multiprocessing.active_children())  # another test's ranks may live on
     with pytest.raises(typer.Exit) as exited:
         tp_generate.run_ranks(2, tp_generate.keep_silent)
     assert exited.value.exit_code == 1
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= others
