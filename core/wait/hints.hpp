@@ -16,7 +16,7 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
-#include <immintrin.h>
+#include <x86intrin.h>
 #elif defined(__aarch64__)
 #include <sys/auxv.h>
 #endif

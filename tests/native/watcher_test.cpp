@@ -32,7 +32,7 @@ extern "C" const char* __tsan_default_options() { return "die_after_fork=0"; }
 namespace shmcast {
 namespace {
 
-struct Count : Alarm {
+struct Count final : Alarm {
   std::atomic<int> raised{0};
   // relaxed: the test only counts.
   void alarm() override { raised.fetch_add(1, std::memory_order_relaxed); }
