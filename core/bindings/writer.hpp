@@ -15,7 +15,6 @@
 #include <vector>
 
 #include "arena/arena.hpp"
-#include "arena/wide_copy.hpp"
 #include "bindings/ahead.hpp"
 #include "bindings/arena_objects.hpp"
 #include "bindings/convert.hpp"
@@ -23,10 +22,11 @@
 #include "bindings/errors.hpp"
 #include "bindings/gil.hpp"
 #include "bindings/spill.hpp"
+#include "copy/vanishing.hpp"
+#include "copy/wide_copy.hpp"
 #include "layout.hpp"
 #include "ring/members.hpp"
 #include "ring/message.hpp"
-#include "ring/vanishing.hpp"
 #include "ring/writer.hpp"
 #include "wait/gate.hpp"
 #include "wait/pace.hpp"

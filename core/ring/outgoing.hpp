@@ -11,9 +11,9 @@
 #include <span>
 #include <vector>
 
+#include "copy/vanishing.hpp"
 #include "layout.hpp"
 #include "ring/message.hpp"
-#include "ring/vanishing.hpp"
 
 namespace shmcast {
 

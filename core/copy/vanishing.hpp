@@ -1,4 +1,4 @@
-// Room: ring. Copies from memory that another thread may unmap meanwhile.
+// Room: copy. Copies from memory that another thread may unmap meanwhile.
 // Knows: that the kernel reports a bad address where a load would be a segmentation fault.
 // Does not know: whose memory it is.
 #pragma once

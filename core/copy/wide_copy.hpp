@@ -1,4 +1,4 @@
-// Room: arena. Copies that no cache could hold.
+// Room: copy. Copies that no cache could hold.
 // Knows: non-temporal stores.
 // Does not know: whose memory it copies.
 #pragma once
