@@ -149,7 +149,7 @@ class PyRingWriter : public Endpoint {
     fetch_callers_ahead();
   }
 
-  nb::list lags() const { return list_of(ring_.lags()); }
+  nb::list lags() const { return list_of(shmcast::lags(segment_)); }
   nb::list reader_figures() const {
     std::vector<nb::dict> readers;
     for (std::uint32_t i = 0; i < segment_.geometry().readers; ++i) {

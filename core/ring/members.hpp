@@ -81,6 +81,17 @@ inline std::vector<Peer> peers(const Segment& segment) {
   return all;
 }
 
+// Return the fragments published and not yet consumed, by reader; 0 for one that has left.
+inline std::vector<std::uint64_t> lags(const Segment& segment) {
+  const std::uint64_t published = peek(segment.writer_figures().fragments);
+  std::vector<std::uint64_t> lags;
+  for (std::uint32_t i = 0; i < segment.geometry().readers; ++i) {
+    const std::uint64_t consumed = peek(segment.member(i).consumed);
+    lags.push_back(consumed >= published ? 0 : published - consumed);
+  }
+  return lags;
+}
+
 // Return how many sets of device tensors each member has begun: the readers by index, then the
 // writer.
 inline std::vector<std::uint64_t> tensor_sets(const Segment& segment) {

@@ -188,19 +188,6 @@ class RingWriter {
     add(figures_.arena_frames, frames);
     add(figures_.arena_full, full);
   }
-  // Return the fragments published and not yet consumed, by reader; 0 for one that has left. May be
-  // called from any thread.
-  std::vector<std::uint64_t> lags() const {
-    const std::uint64_t published = peek(figures_.fragments);  // next_, readable by any thread
-    std::vector<std::uint64_t> lags;
-    for (std::uint32_t i = 0; i < segment_.geometry().readers; ++i) {
-      // relaxed: it orders nothing.
-      const auto consumed =
-          std::atomic_ref(segment_.member(i).consumed).load(std::memory_order_relaxed);
-      lags.push_back(consumed >= published ? 0 : published - consumed);
-    }
-    return lags;
-  }
 
   template <class Stop>
   Outcome wait_ready(std::int64_t deadline_ns, Stop stop) {

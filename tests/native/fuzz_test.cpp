@@ -165,7 +165,7 @@ class Sender {
       ring_.abandon();
       sending_ = false;
     }
-    CHECK(!ring_.lags().empty());
+    CHECK(!lags(segment_).empty());
     ring_.fetch_ahead();
     for (const Peer& peer : peers(segment_)) {
       const bool is_reader = peer.index < segment_.geometry().readers;
