@@ -16,7 +16,7 @@
 //
 // Words that different processes write never share a pair of cache lines, because the adjacent-line
 // prefetcher fetches lines in pairs. All words are plain integers. Access shared ones through
-// std::atomic_ref; copy payload with plain memcpy, ordered by the slot's `seq`.
+// std::atomic_ref; copy payload with plain loads and stores, ordered by the slot's `seq`.
 #pragma once
 
 #include <algorithm>
@@ -33,7 +33,7 @@ namespace shmcast {
 inline constexpr std::size_t kLine = 64;
 inline constexpr std::size_t kLinePair = 2 * kLine;
 inline constexpr std::uint64_t kMagic = 0x0074'7361'636d'6873;  // "shmcast\0"
-inline constexpr std::uint32_t kLayoutVersion = 10;
+inline constexpr std::uint32_t kLayoutVersion = 11;
 inline constexpr std::uint32_t kFirstVersionOfThisHeader = 7;
 inline constexpr std::size_t kNonceBytes = 16;
 inline constexpr std::size_t kHugePage = 2 * 1024 * 1024;
@@ -120,6 +120,7 @@ struct alignas(kLinePair) Member {
   std::uint64_t cpu;          // where the reader last consumed, see LastCpu
   std::uint64_t takeovers;    // times that the seat was taken over from a dead reader
   std::uint64_t predecessor;  // the Seat as the last of them found it
+  std::uint64_t read_ns[2];   // to copy out a full slot, by the Stores that filled it; 0: not known
 };
 
 // The CPUs that a member may run on, written by itself now and then. All zero: any CPU, as far as
@@ -155,6 +156,7 @@ struct alignas(kLinePair) Figures {
   std::uint64_t parked_preempted;
   std::uint64_t parked_beside_peer;
   std::uint64_t parked_unpaced;
+  std::uint64_t non_temporal_bytes;  // stored past the caches
 };
 
 // A figure has a single writer. relaxed: it orders nothing.

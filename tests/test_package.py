@@ -20,6 +20,7 @@ PACKAGE = Path(shmcast.__file__).parent
 CORE = PACKAGE.parent / "core"
 CORE_FLOORS = {
     "layout.hpp": 0,
+    "copy": 0,
     "python": 0,
     "pickle": 1,
     "codec": 1,

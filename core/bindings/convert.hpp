@@ -80,6 +80,7 @@ inline nb::dict as_dict(const Figures& now) {
   figures["arena_full"] = peek(now.arena_full);
   figures["spilled"] = peek(now.spilled);
   figures["spill_full"] = peek(now.spill_full);
+  figures["non_temporal_bytes"] = peek(now.non_temporal_bytes);
   return figures;
 }
 

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "arena/arena.hpp"
+#include "arena/filling.hpp"
 #include "bindings/ahead.hpp"
 #include "bindings/arena_objects.hpp"
 #include "bindings/convert.hpp"
@@ -23,7 +24,6 @@
 #include "bindings/gil.hpp"
 #include "bindings/spill.hpp"
 #include "copy/vanishing.hpp"
-#include "copy/wide_copy.hpp"
 #include "layout.hpp"
 #include "ring/members.hpp"
 #include "ring/message.hpp"
@@ -103,7 +103,7 @@ class PyRingWriter : public Endpoint {
     const Use use(*this);
     const auto id = arena_ == nullptr ? std::nullopt : allocate(size);
     if (!id) {
-      ring_.count_arena(0, 1);
+      ring_.count_arena(0, 1, 0);
       return nb::none();
     }
     return nb::cast(new Loan(arena_, mapping_, *id, size), nb::rv_policy::take_ownership);
@@ -279,6 +279,7 @@ class PyRingWriter : public Endpoint {
   void put_in_arena() {
     offsets_.resize(pieces_.size());
     std::uint64_t full = 0;
+    std::uint64_t non_temporal = 0;  // bytes
     for (std::size_t i = 0; i < pieces_.size(); ++i) {
       ConstPiece& piece = pieces_[i];
       entries_.push_back(piece.size);
@@ -296,7 +297,7 @@ class PyRingWriter : public Endpoint {
         {
           const WithoutGil released;
           if (!piece.can_vanish) {
-            wide_copy(to, piece.data, piece.size);
+            non_temporal += filling_.copy(to, piece.data, piece.size, monotonic_ns);
           } else if (!copy_unless_gone(to, piece.data, piece.size)) {
             throw MemoryChanged();
           }
@@ -310,7 +311,7 @@ class PyRingWriter : public Endpoint {
       sent_.push_back(*id);
     }
     if (sent_.empty()) entries_.clear();
-    ring_.count_arena(sent_.size(), full);
+    ring_.count_arena(sent_.size(), full, non_temporal);
   }
 
   std::optional<std::uint32_t> allocate(std::size_t size) {
@@ -354,7 +355,8 @@ class PyRingWriter : public Endpoint {
   const Segment* company_ = &segment_;
   RingWriter ring_;
   Reference mapping_;
-  std::shared_ptr<Arena> arena_;        // loans may outlive this writer; null: there is none
+  std::shared_ptr<Arena> arena_;  // loans may outlive this writer; null: there is none
+  Filling filling_;
   std::unique_ptr<WriterSpill> spill_;  // null: there is none
   std::int64_t next_exit_check_ns_ = 0;
   bool is_sent_ = false;

@@ -6,11 +6,11 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <iterator>
 #include <span>
 #include <vector>
 
+#include "copy/copies.hpp"
 #include "copy/vanishing.hpp"
 #include "layout.hpp"
 #include "ring/message.hpp"
@@ -54,13 +54,13 @@ class Outgoing {
   void hold(bool is_held) { is_held_ = is_held; }
 
   // Copy the next `room` bytes. Throws MemoryChanged.
-  void copy(std::byte* to, std::size_t room) {
+  void copy(std::byte* to, std::size_t room, Stores stores) {
     remaining_ -= room;
     while (room != 0) {
       const ConstPiece& piece = pieces_[piece_];
       const std::size_t n = std::min(room, piece.size - offset_);
       if (!piece.can_vanish || is_held_) [[likely]] {
-        std::memcpy(to, piece.data + offset_, n);
+        copy_in(to, piece.data + offset_, n, stores);
       } else if (!copy_unless_gone(to, piece.data + offset_, n)) {
         throw MemoryChanged();
       }

@@ -88,7 +88,8 @@ class RingReader {
         figures_(segment.reader_figures(index)),
         index_(index),
         cpu_(segment.member(index).cpu),
-        next_(found == kVacant ? 0 : kNotAdmitted) {
+        next_(found == kVacant ? 0 : kNotAdmitted),
+        bytes_(segment.member(index)) {
     Affinity::of_this_thread().publish(segment.cpus(index));
     waiter.set_peer_cpu(segment.writer_seat().cpu);
   }
@@ -129,7 +130,7 @@ class RingReader {
         if (table_bytes(frames_) > remaining_) corrupted(word);
         one_slot_ = remaining_ <= capacity();
         first_ = next_;
-        bytes_.begin(segment_.slot_of(next_).payload(), capacity());
+        bytes_.begin(segment_.slot_of(next_).payload(), capacity(), next_);
         return Outcome::ready;
       }
       release_slot();  // the rest of a message given up by drop()
@@ -199,7 +200,7 @@ class RingReader {
         if (Descriptor::is_spilled(word)) {
           bytes_.begin_spilled(slot.payload(), Descriptor::bytes(word));
         } else {
-          bytes_.begin(slot.payload(), capacity());
+          bytes_.begin(slot.payload(), capacity(), next_);
         }
       }
       const std::size_t n = bytes_.copy(piece.data + offset_, piece.size - offset_);

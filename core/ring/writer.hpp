@@ -19,6 +19,7 @@
 #include "ring/members.hpp"
 #include "ring/message.hpp"
 #include "ring/outgoing.hpp"
+#include "ring/slot_copies.hpp"
 #include "ring/spill.hpp"
 #include "wait/cpus.hpp"
 #include "wait/gate.hpp"
@@ -184,9 +185,10 @@ class RingWriter {
 
   const Figures& figures() const { return figures_; }
   void begin_tensor_set() { add(figures_.tensor_sets, 1); }
-  void count_arena(std::uint64_t frames, std::uint64_t full) {
+  void count_arena(std::uint64_t frames, std::uint64_t full, std::uint64_t non_temporal_bytes) {
     add(figures_.arena_frames, frames);
     add(figures_.arena_full, full);
+    add(figures_.non_temporal_bytes, non_temporal_bytes);
   }
 
   template <class Stop>
@@ -327,15 +329,13 @@ class RingWriter {
   }
 
   // Copy the next fragment into its slot, which is free.
-  void fill_slot() {
-    bytes_.copy(segment_.slot_of(next_).payload(), std::min(capacity(), bytes_.remaining()));
-  }
+  void fill_slot() { copies_.fill(next_, bytes_, std::min(capacity(), bytes_.remaining())); }
 
   // Copy the next fragment into the spill. Its slot, which is free, says where.
   void fill_spill() {
     const SpillPlace place = spilling_.place();
     const std::uint64_t bytes = std::min(spilling_.part_bytes(), bytes_.remaining());
-    bytes_.copy(place.data, bytes);
+    copies_.fill_beside(place.data, bytes_, bytes);
     spilling_.filled(bytes);
     std::memcpy(segment_.slot_of(next_).payload(), &place.offset, sizeof place.offset);
     rest_ = Descriptor::spilled(bytes);
@@ -370,6 +370,7 @@ class RingWriter {
   Figures& figures_;
   LastCpu cpu_;
   Credit credit_;
+  SlotStores copies_{segment_};
   Spilling spilling_;
   std::uint64_t next_;                     // the fragment to publish next
   std::uint32_t rejoins_ = 0;              // Lobby::rejoins, as of the last admit()

@@ -41,6 +41,8 @@ class Statistics:
         spill_full: writer only: messages that found no memory there, so that `send` waited.
         spill_reserved_bytes: writer only: bytes of memory that were taken for it.
         spill_huge_bytes: writer only: those of them that are in huge pages.
+        non_temporal_bytes: writer only: bytes that went past the caches, because the readers are
+            far away or because there are too many for a cache.
         lag: writer only: fragments that each reader has not consumed yet, by reader index.
         readers: writer only: what each reader has done, by reader index.
         relayed: source and leaders of several nodes: messages sent to other nodes, or received for
@@ -77,6 +79,7 @@ class Statistics:
     spill_full: int = 0
     spill_reserved_bytes: int = 0
     spill_huge_bytes: int = 0
+    non_temporal_bytes: int = 0
     lag: tuple[int, ...] = ()
     readers: tuple[Statistics, ...] = ()
     relayed: int = 0

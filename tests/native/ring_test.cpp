@@ -274,6 +274,7 @@ int main(int argc, char** argv) {
     lossless_in_order({"1 reader, 2 tiny slots", {1, 2, 128}, 2000 * scale, policy});
     lossless_in_order({"3 readers, 4 slots", {3, 4, 256}, 1000 * scale, policy});
     lossless_in_order({"8 readers, 64 slots", {8, 64, 1024}, 500 * scale, policy});
+    lossless_in_order({"2 readers, 4 slots that are timed", {2, 4, 16'384}, 300 * scale, policy});
   }
   no_lost_wake_up(10'000 * scale);
   abandoned_message(300 * scale);
