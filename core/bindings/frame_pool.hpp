@@ -80,7 +80,7 @@ class FramePool {
  private:
   static constexpr std::uint64_t kMessages = 100;
   static constexpr std::size_t kMostBytes = 512 * 1024 * 1024;
-  static constexpr std::size_t kMostFrames = 16;
+  static constexpr std::size_t kMostFrames = 64;
   static constexpr std::int64_t kRestNs = 1'000 * kMillisecond;
   static constexpr std::size_t kMostUnused = 64 * 1024 * 1024;
 

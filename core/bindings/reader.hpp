@@ -163,7 +163,7 @@ class PyRingReader final : public Endpoint {
 
   enum class Phase : std::uint8_t { idle, table, frames };
   static constexpr std::size_t kTablePart = 4096;  // sizes
-  static constexpr std::size_t kPooledFrame = 256 * 1024;
+  static constexpr std::size_t kPooledFrame = 64 * 1024;
 
   static const Segment& seated(const Segment& segment, std::uint32_t index, const Identity& who,
                                std::uint64_t found, bool may_hold, bool has_spill) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,26 @@ def test_memory_of_large_messages_is_still_used_again() -> None:
             places.add(got.ctypes.data)
             del got
     assert len(places) <= 2
+
+
+def faults_of_many_frames() -> int:
+    """Return the page faults of 50 messages of 20 arrays, each held until the next is there."""
+    with Writer(1) as writer, Reader(writer.handle, 0) as reader:
+        sent = [np.zeros(100 * 1024, "u1") for _ in range(20)]
+        held = before = None
+        for i in range(60):
+            if i == 10:
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            writer.send(sent, SECONDS)
+            held = reader.recv(SECONDS)
+        assert held is not None
+        assert before is not None
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def test_memory_of_many_frames_is_used_again() -> None:
+    with confined.process() as alone:
+        assert alone.start(faults_of_many_frames).result() < 50 * 20  # of 50 * 500
 
 
 @pytest.mark.parametrize("kind", ["array", "tensor"])
