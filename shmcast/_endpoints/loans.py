@@ -43,6 +43,8 @@ class _Lent:
     begin: int
     """The address of its first byte."""
     end: int
+    views: list[Callable[[], npt.NDArray[Any] | None]]
+    """Weak references to views that were found in an object to be sent: the loan's own list."""
     frozen: list[Callable[[], npt.NDArray[Any] | None]] = field(default_factory=list)
     """Weak references to the arrays that were made read-only when they were sent."""
     version: int | None = None
@@ -111,21 +113,23 @@ class Lender:
     def forget_views(self) -> None:
         """Forget the views that were seen in an object: it is sent, or never will be."""
         for lent in self._all():
-            _views(lent.root()).clear()
+            lent.views.clear()
 
     def freeze_sent(self) -> None:
         """Make read-only what the message that was just sent has of the loans."""
         if self._pinned is not None:
             self._pinned.release_finished()
-        sent = self._ring.sent()
-        for lent in self._all():
+        # Few steps: all of this is cold once a decode loop comes here again.
+        everything = self._lent
+        for lent in [*everything.values()]:
             if lent.is_frozen:
                 self._thaw(lent, look=False)
-        for extent in set(sent):  # a loan may be in many frames
-            entry = self._lent.get(extent)  # None: the frame was copied to the arena
+        for extent in {*self._ring.sent()}:  # a loan may be in many frames
+            entry = everything.get(extent)  # None: the frame was copied to the arena
             if entry is not None:
                 self._freeze(entry)
-        self.forget_views()
+        for lent in [*everything.values()]:
+            lent.views.clear()
 
     def thaw(self, array: LoanedArray) -> bool:
         """Return whether every reader is done with `array`, which can then be written to again."""
@@ -161,7 +165,7 @@ class Lender:
         reference = weakref.ref(loan, functools.partial(everything.pop, extent))
         begin = address_of(root)
         end = begin + len(memoryview(loan))
-        everything[extent] = _Lent(reference, weakref.ref(root), extent, begin, end)
+        everything[extent] = _Lent(reference, weakref.ref(root), extent, begin, end, loan.views)
 
     def _find(self, array: LoanedArray) -> _Lent | None:
         """Return the loan of this writer in which an array lies."""
@@ -173,17 +177,17 @@ class Lender:
 
     def _freeze(self, lent: _Lent) -> None:
         root = lent.root()
-        if hasattr(root, "data_ptr") and not lent.is_frozen:  # else: as of its first sending
-            lent.version = _version(root)
-        lent.is_frozen = True
-        if root is None or hasattr(root, "data_ptr"):
-            return
-        views = _views(root)
-        for reference in (lent.root, *views):
-            array = reference()
-            if array is not None and array.flags.writeable:
-                array.flags.writeable = False
-                lent.frozen.append(weakref.ref(array))
+        was_frozen, lent.is_frozen = lent.is_frozen, True
+        if hasattr(root, "data_ptr"):
+            if not was_frozen:  # else: as of its first sending
+                lent.version = _version(root)
+        elif root is not None:
+            arrays: tuple[Callable[[], Any], ...] = (lent.root, *lent.views)
+            for reference in arrays:
+                array = reference()
+                if array is not None and array.flags.writeable:
+                    array.flags.writeable = False
+                    lent.frozen.append(weakref.ref(array))
 
     def _thaw(self, lent: _Lent, look: bool) -> bool:
         if lent.loan() is not None and not self._ring.is_done(lent.extent, look):
@@ -251,12 +255,6 @@ def _checked_address(array: Any, label: str) -> int:
         raise InvalidArgument(
             f"{label}: a {type(array).__qualname__} is no array or tensor"
         ) from None
-
-
-def _views(root: LoanedArray | None) -> list[Any]:
-    """Return the list in which the codec notes the views of a loan that it finds in an object."""
-    base = getattr(root, "base", None)
-    return base.views if isinstance(base, _core.Loan) else []
 
 
 # (By name: torch is not imported here.)
