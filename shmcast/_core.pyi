@@ -95,7 +95,7 @@ class ObjectCoder:
         If that can't be, or nothing was sent since this was first called: another.
         """
     def practice_frames(self) -> list[Any] | None:
-        """Return the frames of the message that was decoded last.
+        """Return the message that was decoded last, with empty frames in the place of all others.
 
         None: decoding it takes long, or runs code that is not the core's.
         """
@@ -277,6 +277,8 @@ class Loan:
     @property
     def views(self) -> list[Any]:
         """Weak references to arrays over this memory that were found in a sent object."""
+    def remember(self, array: object, /) -> None:
+        """Add one of these to `views`; drop those that are gone now and then."""
     @staticmethod
     def covers(address: int) -> bool:
         """Return whether the address is in a loan of this process, from any writer."""

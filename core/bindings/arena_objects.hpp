@@ -170,6 +170,23 @@ class Loan {
   // Weak references to arrays over this memory that were found in a sent object.
   nb::list views = list_of(std::vector<nb::object>{});
 
+  // Note one of these. Those that are gone are dropped now and then.
+  void remember(nb::handle array) {
+    constexpr std::size_t kPerSweep = 64;
+    if (views.size() % kPerSweep == 0) {
+      std::vector<nb::object> alive;
+      for (const nb::handle view : views) {
+        if (!call(view).is_none()) alive.push_back(nb::borrow(view));
+      }
+      const nb::list list = list_of(alive);  // (whoever has the list of views has it still)
+      if (PyList_SetSlice(views.ptr(), 0, PY_SSIZE_T_MAX, list.ptr()) != 0) {
+        throw nb::python_error();
+      }
+    }
+    const nb::object view = owned(PyWeakref_NewRef(array.ptr(), nullptr));
+    if (PyList_Append(views.ptr(), view.ptr()) != 0) throw nb::python_error();
+  }
+
   // Return whether the address is in a loan of this process, from any writer.
   static bool covers(std::uintptr_t address) {
     const std::lock_guard lock(mutex());

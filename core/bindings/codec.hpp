@@ -87,7 +87,7 @@ class ObjectCoder {
       Ref given = encoder->take_given();
       if (keeps_sent_) {
         const bool can_practise = frames != nullptr && encoder->was_plain() &&
-                                  size_of(frames, true) < kMostPractised &&
+                                  size_of(frames, Memory::all) < kMostPractised &&
                                   encoder->viewed_bytes() < kMostKept;
         keep(sent_, can_practise ? nb::borrow(object) : nb::none());
       }
@@ -128,7 +128,7 @@ class ObjectCoder {
     return encode(otherwise);
   }
 
-  // Return the frames of the message that was decoded last, if it can be decoded for practice.
+  // Return the message that was decoded last, if it can be decoded for practice.
   nb::object practice_frames() const { return received_; }
 
   // Decode such a message once more. One that takes long is given up for a while, and so are others
@@ -158,7 +158,7 @@ class ObjectCoder {
     if (is_quick) pause_ = kShortestPause;
     if (object != nullptr && slow_rounds_ < 3) return;
     if (object != nullptr) {
-      too_long_ = std::min(too_long_, size_of(frames.ptr(), false));
+      too_long_ = std::min(too_long_, size_of(frames.ptr(), Memory::none));
       left_of_pause_ = pause_;
       pause_ = std::min(2 * pause_, kLongestPause);
     }
@@ -166,18 +166,19 @@ class ObjectCoder {
     received_ = nb::none();
   }
 
-  // Return the bytes of a message, as a ring takes them; much, if it has other frames. A memoryview
-  // that has arrived is a part of the arena, which must not be kept from others.
-  static Py_ssize_t size_of(PyObject* frames, bool may_be_views) {
+  // Return the bytes of a message, as a ring takes them, with the memory beside it or without;
+  // much, if it has other frames.
+  enum class Memory : std::uint8_t { all, none };
+  static Py_ssize_t size_of(PyObject* frames, Memory beside) {
     constexpr Py_ssize_t kEntry = 8;  // of the frame table
     Py_ssize_t size = 0;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(frames); ++i) {
       PyObject* const frame = PyList_GET_ITEM(frames, i);
-      const Py_ssize_t own = PyByteArray_CheckExact(frame) ? PyByteArray_GET_SIZE(frame)
-                             : PyBytes_CheckExact(frame)   ? PyBytes_GET_SIZE(frame)
-                             : may_be_views && PyMemoryView_Check(frame)
-                                 ? PyMemoryView_GET_BUFFER(frame)->len
-                                 : kMostPractised;
+      const Py_ssize_t own = i > 0 && beside == Memory::none ? 0
+                             : PyByteArray_CheckExact(frame) ? PyByteArray_GET_SIZE(frame)
+                             : PyBytes_CheckExact(frame)     ? PyBytes_GET_SIZE(frame)
+                             : PyMemoryView_Check(frame)     ? PyMemoryView_GET_BUFFER(frame)->len
+                                                             : kMostPractised;
       size = std::min(size + own + kEntry, kMostPractised);
     }
     return size;
@@ -203,8 +204,17 @@ class ObjectCoder {
     return std::make_unique<codec::Encoder>(known_, own_reducer_.ptr(), frame_bytes_);
   }
 
+  // Return a message to be decoded for practice: without the memory beside it, which is the
+  // program's, or a part of the arena. A decoder makes empty arrays then.
+  nb::object without_memory(const nb::list& frames) const {
+    if (frames.size() == 1) return frames;
+    nb::list bare = list_of(std::vector<nb::object>(frames.size(), empty_));
+    bare[0] = frames[0];
+    return bare;
+  }
+
   // Decode a message; null: an error is set. Returns false if it is none of ours. One that can be
-  // decoded for practice is kept: if its frames have bytes of their own, not parts of an arena.
+  // decoded for practice is kept.
   bool try_to_decode(const nb::list& frames, bool is_practice, PyObject*& object) {
     if (frames.size() == 0) return false;
     const HeldBytes bytes(PyList_GET_ITEM(frames.ptr(), 0));
@@ -219,8 +229,8 @@ class ObjectCoder {
     object = decoder->decode(data, bytes.size(), frames.ptr(), is_practice);
     if (!is_practice) {
       const bool can_practise = object != nullptr && !decoder->ran_code() &&
-                                may_be_practised(size_of(frames.ptr(), false));
-      received_ = can_practise ? nb::borrow(frames) : nb::none();
+                                may_be_practised(size_of(frames.ptr(), Memory::none));
+      received_ = can_practise ? without_memory(frames) : nb::none();
     }
     const nb::ft_lock_guard guard(mutex_);
     std::swap(decoder_, decoder);
@@ -239,7 +249,8 @@ class ObjectCoder {
   std::unique_ptr<codec::Decoder> decoder_;
   nb::ft_mutex mutex_;
   Reference sent_ = nb::none();       // the last object, if it is plain and is to be kept
-  nb::object received_ = nb::none();  // the last frames, if they may be decoded again
+  nb::object received_ = nb::none();  // the last message, if it may be decoded again
+  nb::object empty_ = owned(PyByteArray_FromStringAndSize(nullptr, 0));
   bool keeps_sent_ = false;
   int slow_rounds_ = 0;                   // of practice, in a row
   Py_ssize_t too_long_ = kMostPractised;  // messages of this size are not practised now

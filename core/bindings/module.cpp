@@ -183,6 +183,7 @@ void bind_arena(nb::module_& m) {
   nb::class_<Loan>(m, "Loan", nb::type_slots(buffer_slots<Loan>()), nb::is_weak_referenceable())
       .def_prop_ro("extent", &Loan::id)
       .def_ro("views", &Loan::views)
+      .def("remember", &Loan::remember)
       .def_static("covers", &Loan::covers, "address"_a);
 }
 

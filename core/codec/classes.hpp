@@ -29,26 +29,33 @@ struct Known {
   // Returns false with an error set.
   bool take(PyObject* core) {
     owner_ = Ref::to(core);
-    return PyArg_ParseTuple(core, "OOOOOOOOOOOOOOOOOOOOOOOOOOO!", &reduce_ex, &class_, &dict,
+    return PyArg_ParseTuple(core, "OOOOOOOOOOOOOOOOOOOOOOOOOOO!O!", &reduce_ex, &class_, &dict,
                             &setstate, &value, &raw, &cast, &byte, &row_major, &toreadonly, &extend,
                             &append, &name, &protocol, &zero, &nothing, &describe, &describe_shape,
                             &describe_name, &name_of, &hiding, &array, &newobj, &newobj_ex,
-                            &dispatch_table, &unpickling_error, &PyList_Type, &arrays) != 0;
+                            &dispatch_table, &unpickling_error, &PyList_Type, &arrays, &PyList_Type,
+                            &tensors) != 0;
   }
 
   PyObject *reduce_ex, *class_, *dict, *setstate, *value, *raw, *cast, *byte, *row_major,
       *toreadonly, *extend, *append, *name;  // names
   PyObject *protocol, *zero, *nothing;       // 5, 0 and ()
   PyObject *describe, *describe_shape, *describe_name, *name_of;
-  PyObject *hiding, *array, *newobj, *newobj_ex, *dispatch_table, *unpickling_error, *arrays;
+  PyObject *hiding, *array, *newobj, *newobj_ex, *dispatch_table, *unpickling_error, *arrays,
+      *tensors;
 
-  // Of numpy's arrays: what rebuilds them, their class, and most dtypes by their texts. Null as
-  // long as numpy is not in use.
-  PyObject* of_arrays(Py_ssize_t i) const {
-    return i < PyList_GET_SIZE(arrays) ? PyList_GET_ITEM(arrays, i) : nullptr;
-  }
+  // Of numpy's arrays: what rebuilds them, their class, most dtypes by their texts, the class of an
+  // arena's memory, and the shape of an empty array. Null as long as numpy is not in use.
+  PyObject* of_arrays(Py_ssize_t i) const { return of(arrays, i); }
+  // Of torch's tensors: what rebuilds them, what makes one of DLPack's, most dtypes by their texts,
+  // and the shape of an empty tensor. Null as long as torch is not in use.
+  PyObject* of_tensors(Py_ssize_t i) const { return of(tensors, i); }
 
  private:
+  static PyObject* of(PyObject* list, Py_ssize_t i) {
+    return i < PyList_GET_SIZE(list) ? PyList_GET_ITEM(list, i) : nullptr;
+  }
+
   Ref owner_;
 };
 
@@ -107,7 +114,8 @@ enum class Kind : std::uint8_t {
   called,   // a function is called that their reduction names
   member,   // of an Enum: the class is called with the value
   named_tuple,
-  array,  // of numpy: as what its reduction says, if it is a plain one
+  array,   // of numpy: as what its reduction says, if it is a plain one
+  tensor,  // of torch, likewise
 };
 
 // A class and the names of its instances' attributes, as they are written.
@@ -177,7 +185,8 @@ class SentClass {
     return true;
   }
 
-  // Of arrays: what Python code says of them, see PLAIN in _codecs/arrays.py.
+  // Of arrays and tensors: what Python code says of them, see PLAIN in _codecs/arrays.py and
+  // _codecs/tensors.py.
   PyObject* const* facts() const { return PySequence_Fast_ITEMS(slots_.get()); }
   std::size_t fact_count() const {
     return static_cast<std::size_t>(PyTuple_GET_SIZE(slots_.get()));

@@ -311,6 +311,13 @@ class Decoder : private ValueReader {
   PyObject* called(PyObject* function, std::size_t base) {
     const std::size_t count = stack().size() - base;
     std::array<PyObject*, 6> plain;
+    if (function == known_.of_tensors(0) && count == 5) {
+      if (const Ref capsule = plain_tensor(stack().data() + base); capsule) {
+        parts_.drop_to(base);
+        return call(known_.of_tensors(1), capsule.get());
+      }
+      if (PyErr_Occurred() != nullptr) return nullptr;
+    }
     const bool is_plain =
         function == known_.of_arrays(0) && count == 4 && make_plain(stack().data() + base, plain);
     if (!is_plain && function != known_.array && !may_run_code()) return nullptr;
@@ -340,6 +347,11 @@ class Decoder : private ValueReader {
   // In decoder_reductions.hpp:
   PyObject* reduced(bool is_numbered);
   bool make_plain(PyObject* const* arguments, std::array<PyObject*, 6>& made) const;
+  Ref plain_tensor(PyObject* const* arguments) const;
+  // Whether it stands for the memory of an array, which is left out of practice.
+  bool is_without_memory(PyObject* buffer) const {
+    return is_practice_ && PyByteArray_CheckExact(buffer) && PyByteArray_GET_SIZE(buffer) == 0;
+  }
   bool add_items(PyObject* object, PyObject* list);
   bool set_state(PyObject* object, PyObject* state);
   [[gnu::cold]] bool refused(const char* why) {

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "codec/decoder.hpp"
+#include "python/tensor.hpp"
 
 namespace shmcast::codec {
 
@@ -54,18 +55,56 @@ inline PyObject* Decoder::reduced(bool is_numbered) {
 // most arrays, and only if that runs nothing but numpy's C code. What Python runs may be
 // interrupted by a signal, which practice must not take for itself.
 inline bool Decoder::make_plain(PyObject* const* arguments, std::array<PyObject*, 6>& made) const {
-  PyObject* const buffer = arguments[0];
-  PyObject* const shape = arguments[2];
+  PyObject* buffer = arguments[0];
+  PyObject* shape = arguments[2];
   PyObject* const order = arguments[3];
-  if (buffer != Py_None && !PyByteArray_CheckExact(buffer)) return false;
+  if (PyMemoryView_Check(buffer)) {  // a part of the arena, whose views keep what exports it
+    PyObject* const exporter = PyMemoryView_GET_BUFFER(buffer)->obj;
+    const bool is_lease = exporter != nullptr &&
+                          reinterpret_cast<PyObject*>(Py_TYPE(exporter)) == known_.of_arrays(3);
+    if (!is_lease) return false;
+    buffer = exporter;
+  } else if (buffer != Py_None && !PyByteArray_CheckExact(buffer)) {
+    return false;
+  }
   if (!PyUnicode_CheckExact(arguments[1]) || !PyTuple_CheckExact(shape)) return false;
   PyObject* const* const sizes = PySequence_Fast_ITEMS(shape);
   const auto is_whole = [](PyObject* size) { return PyLong_CheckExact(size); };
   if (!std::all_of(sizes, sizes + PyTuple_GET_SIZE(shape), is_whole)) return false;
   if (!PyUnicode_CheckExact(order) || PyUnicode_Compare(order, known_.row_major) != 0) return false;
   PyObject* const dtype = PyDict_GetItemWithError(known_.of_arrays(2), arguments[1]);
+  if (is_without_memory(buffer)) shape = known_.of_arrays(4);
   made = {shape, dtype, buffer, known_.zero, Py_None, order};
   return dtype != nullptr;
+}
+
+// Return a capsule with the tensor that `_rebuild_tensor` of _codecs/tensors.py would make: of
+// most, and without running Python code, as above. Null, without an error: it is another one.
+inline Ref Decoder::plain_tensor(PyObject* const* arguments) const {
+  PyObject* const buffer = arguments[0];
+  PyObject* shape = arguments[2];
+  if (!PyByteArray_CheckExact(buffer) || !PyUnicode_CheckExact(arguments[1]) ||
+      !PyTuple_CheckExact(shape) || arguments[3] != Py_None || arguments[4] != Py_False) {
+    return Ref();
+  }
+  PyObject* const dtype = PyDict_GetItemWithError(known_.of_tensors(2), arguments[1]);
+  if (dtype == nullptr) return Ref();
+  const auto code = static_cast<unsigned>(PyLong_AsUnsignedLong(dtype));
+  if (is_without_memory(buffer)) return Ref(dlpack_of(buffer, known_.of_tensors(3), code));
+  // (What does not fit is for torch to complain of.)
+  auto left = static_cast<std::size_t>(PyByteArray_GET_SIZE(buffer)) / ((code & 0xFF) / 8);
+  const bool is_whole =
+      left * ((code & 0xFF) / 8) == static_cast<std::size_t>(PyByteArray_GET_SIZE(buffer));
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(shape); ++i) {
+    std::int64_t size = 0;
+    PyObject* const number = PyTuple_GET_ITEM(shape, i);
+    if (!PyLong_CheckExact(number) || !small_int(number, size) || size <= 0 ||
+        left % static_cast<std::size_t>(size) != 0) {
+      return Ref();
+    }
+    left /= static_cast<std::size_t>(size);
+  }
+  return is_whole && left == 1 ? Ref(dlpack_of(buffer, shape, code)) : Ref();
 }
 
 // Give an object the items of its reduction, so many at once as pickle does.

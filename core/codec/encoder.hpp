@@ -257,6 +257,7 @@ class Encoder : private ValueWriter {
         return numbered_after(
             object, [&] { return tag(kNamedTuple) && global(type, cls->name) && counted(object); });
       case Kind::array: return array(object, *cls);
+      case Kind::tensor: return tensor(object, *cls);
       case Kind::reduced: break;
     }
     return reduced(object, cls->reducer);
@@ -358,6 +359,7 @@ class Encoder : private ValueWriter {
   bool global(PyObject* object, PyObject* name = nullptr);
   bool reduced(PyObject* object, const Ref& reducer);
   bool array(PyObject* object, const SentClass& cls);
+  bool tensor(PyObject* object, const SentClass& cls);
   void list_given();
   bool as_copyreg(PyObject*& function, PyObject* arguments, PyObject* object, bool& is_new);
   bool reduction(PyObject* object, PyObject* reduction);

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "codec/encoder.hpp"
+#include "python/tensor.hpp"
 
 namespace shmcast::codec {
 
@@ -93,21 +94,34 @@ struct Array {
   }
 };
 
-// Write what `reduce_array` of _codecs/arrays.py says of an array that is contiguous, may be
-// written to, and lies in memory of its own or another's: without the careful way. It says of
-// others, too.
+// Write what `reduce_array` of _codecs/arrays.py says of an array that is contiguous and, if it is
+// no loan, may be written to and lies in memory of its own or another's: without the careful way.
+// It says of others, too.
 inline bool Encoder::array(PyObject* object, const SentClass& cls) {
-  constexpr int kPlain = 0x0001 | 0x0400;  // C-contiguous, writable
+  constexpr int kInOrder = 0x0001;
+  constexpr int kWritable = 0x0400;
   const auto* const array = reinterpret_cast<const Array*>(object);
   PyObject* const* const facts = cls.facts();
-  std::size_t at = 1;  // of the dtype, what is written of it, its size
+  std::size_t at = 3;  // of the dtype, what is written of it, its size
   while (at < cls.fact_count() && facts[at] != array->dtype) at += 3;
-  const bool is_known = at < cls.fact_count() && (array->flags & kPlain) == kPlain;
+  const bool is_known = at < cls.fact_count() && (array->flags & kInOrder) != 0;
+  PyObject* owner = array->base;
+  while (owner != nullptr && PyObject_TypeCheck(owner, cls.type) != 0) {
+    owner = reinterpret_cast<const Array*>(owner)->base;
+  }
+  // A loan that was sent is frozen by its writer, not by the program.
+  const bool is_lent = owner != nullptr && reinterpret_cast<PyObject*>(Py_TYPE(owner)) == facts[1];
   const auto* const base = reinterpret_cast<const Array*>(array->base);
   const bool is_own =
-      base == nullptr || (Py_TYPE(array->base) == cls.type && base->base == nullptr);
-  if (!is_known || !is_own) return reduced(object, cls.reducer);
-  if (base != nullptr) viewed_bytes_ += base->own_bytes();
+      (array->flags & kWritable) != 0 &&
+      (base == nullptr || (Py_TYPE(array->base) == cls.type && base->base == nullptr));
+  if (!is_known || !(is_own || is_lent)) return reduced(object, cls.reducer);
+  if (is_lent) {
+    if (!runs(facts[2], owner, object)) return false;
+    viewed_bytes_ += kNotToKeep;
+  } else if (base != nullptr) {
+    viewed_bytes_ += base->own_bytes();
+  }
   return numbered_after(object, [&] {
     tag(kReduced);
     out_.byte(0);
@@ -129,6 +143,33 @@ inline bool Encoder::array(PyObject* object, const SentClass& cls) {
     tag(kTuple, static_cast<std::size_t>(array->dimensions));
     for (int i = 0; i < array->dimensions; ++i) whole(array->shape[i]);
     return text(known_.row_major);
+  });
+}
+
+// Write what `reduce_tensor` of _codecs/tensors.py says of a tensor that is contiguous and has no
+// more than its elements: without the careful way. It says of others, too.
+inline bool Encoder::tensor(PyObject* object, const SentClass& cls) {
+  PyObject* const* const facts = cls.facts();
+  PlainTensor tensor(facts, cls.fact_count());
+  if (!tensor.read(object)) return reduced(object, cls.reducer);
+  if (!tensor.is_resizable()) viewed_bytes_ += kNotToKeep;  // the arena's, for all that is known
+  if (tensor.kept_bytes() != tensor.size()) viewed_bytes_ += tensor.kept_bytes();
+  return numbered_after(object, [&] {
+    tag(kReduced);
+    out_.byte(0);
+    if (!any(facts[PlainTensor::rebuild])) return false;
+    // (Which may have run code.)
+    if (is_careful_ && !tensor.read(object)) return leave_to_pickle();
+    out_.count(5);
+    if (tensor.size() >= static_cast<std::size_t>(frame_bytes_)) {
+      const Ref view(tensor.exported());
+      if (!view || !frame(view.get(), kFrame)) return false;
+    } else if (tensor.size() > 0) {
+      data(kBytearray, tensor.data(), tensor.size());
+    } else {
+      tag(kNone);
+    }
+    return text(tensor.dtype_text()) && parts(tensor.shape(), kTuple) && tag(kNone) && tag(kFalse);
   });
 }
 

@@ -24,6 +24,9 @@ namespace shmcast::codec {
 // to be done instead. Those that write several items return how many; 0: none; -1: failed.
 class ValueWriter {
  protected:
+  // More than a message may view that is kept for practice.
+  static constexpr std::size_t kNotToKeep = std::size_t{1} << 40;
+
   ValueWriter(const Known& known, Py_ssize_t frame_bytes)
       : known_(known), frame_bytes_(frame_bytes) {}
 

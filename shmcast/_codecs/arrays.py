@@ -6,7 +6,6 @@ import ast
 import functools
 import pickle
 import sys
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 AnyArray: TypeAlias = "npt.NDArray[Any]"
-
-_VIEWS_PER_SWEEP = 64
 
 
 def reduce_array(array: AnyArray) -> tuple[Any, ...]:
@@ -39,7 +36,7 @@ def reduce_array(array: AnyArray) -> tuple[Any, ...]:
     if array.base is not None:
         loan = _loan_behind(array)
         if loan is not None:
-            _remember_view(loan, array)
+            loan.remember(array)
         # By address: anything may stand between, a tensor or what sliding_window_view makes.
         if not is_contiguous and array.size:
             reach = _span(array) // array.itemsize
@@ -75,7 +72,7 @@ def _reduce_subclass(array: AnyArray) -> tuple[Any, ...]:
         return array.__reduce_ex__(pickle.HIGHEST_PROTOCOL)  # type: ignore[return-value]
     loan = _loan_behind(array)
     if loan is not None:
-        _remember_view(loan, array)
+        loan.remember(array)
     if not (plain.flags.c_contiguous or plain.flags.f_contiguous):
         plain = np.ascontiguousarray(plain)
     _, description = reduce_array(plain)
@@ -87,14 +84,6 @@ def _loan_behind(array: AnyArray) -> Loan | None:
     while isinstance(base, np.ndarray):
         base = base.base
     return base if type(base) is Loan else None
-
-
-def _remember_view(loan: Loan, array: AnyArray) -> None:
-    """Note the array with its loan: the writer makes it read-only once it is sent."""
-    views = loan.views
-    if len(views) % _VIEWS_PER_SWEEP == 0:
-        views[:] = [reference for reference in views if reference() is not None]
-    views.append(weakref.ref(array))
 
 
 def _span(array: AnyArray) -> int:
@@ -266,17 +255,19 @@ def _facts(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], str, int]:
 
 
 PLAIN: tuple[Any, ...] = (
-    _rebuild_array,
+    *(_rebuild_array, Loan, Loan.remember),
     *(part for dtype in map(np.dtype, "lifdqLIhHbB?FDeQ") for part in _facts(dtype)),
 )
-"""What the core needs to reduce most arrays: what rebuilds them, then dtypes, each with what
-`reduce_array` makes of it and its size in bytes. By their addresses: of each there is one object.
+"""What the core needs to reduce most arrays: what rebuilds them; what may lie behind one, and is
+told of it; then dtypes, each with what `reduce_array` makes of it and its size in bytes. By their
+addresses: of each there is one object.
 """
 
-_DTYPES: dict[str, Any] = {d.str: np.dtype(d.str) for d in PLAIN[1::3]}
+_DTYPES: dict[str, Any] = {d.str: np.dtype(d.str) for d in PLAIN[3::3]}
 """The dtypes of most arrays by their texts, which take numpy 0.2 µs to read."""
 
-object_classes.ARRAYS.extend((_rebuild_array, np.ndarray, _DTYPES))
+object_classes.ARRAYS.extend((_rebuild_array, np.ndarray, _DTYPES, Lease, (0,)))
+object_classes.IN_CORE.append((reduce_array, object_classes.ARRAY, PLAIN))
 
 REBUILDERS: tuple[Callable[..., Any], ...] = (_rebuild_array, _rebuild_strided, _rebuild_read_only)
 """What rebuilds a reduced array; their first two arguments are a buffer and a dtype."""

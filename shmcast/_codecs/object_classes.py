@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 # How instances are written; the same numbers are in core/codec/classes.hpp.
-_PICKLED, _REDUCED, _PLAIN, _NAMED, _CALLED, _MEMBER, _NAMED_TUPLE, _ARRAY = range(8)
+_PICKLED, _REDUCED, _PLAIN, _NAMED, _CALLED, _MEMBER, _NAMED_TUPLE, ARRAY, TENSOR = range(9)
 
 _Reducer = Callable[[Any], Any]
 Name = tuple[str, str, "tuple[str, ...]", bytes]
@@ -72,14 +72,13 @@ def describe(
 
     Returns:
         The kind; what reduces an instance, None: its own `__reduce_ex__`; the names of its slots,
-        or of an array `arrays.PLAIN`; whether all slots must be set; the class's name, None: it is
-        not written.
+        or of an array or tensor what `IN_CORE` has; whether all slots must be set; the class's
+        name, None: it is not written.
     """
     reducer = copyreg.dispatch_table.get(cls) or own_reducer(cls)
-    # (Another thread may be importing it. Not if it has given the reducer.)
-    arrays: Any = sys.modules.get("shmcast._codecs.arrays")
-    if reducer is not None and reducer is getattr(arrays, "reduce_array", None):
-        return _ARRAY, reducer, arrays.PLAIN, False, None
+    for known, kind, facts in IN_CORE:
+        if known is reducer:
+            return kind, reducer, facts, False, None
     is_reduced = reducer is not None or _is_reduced(cls)
     kind, slots = (_REDUCED, ()) if is_reduced else _kind(cls, obj, is_generic)
     if kind in (_PLAIN, _CALLED, _MEMBER, _NAMED_TUPLE):
@@ -258,8 +257,18 @@ def name_of(obj: Any, name: str | None) -> Name | None:
     return _name(module, name)
 
 
+IN_CORE: list[tuple[_Reducer, int, tuple[Any, ...]]] = []
+"""Reducers that the core stands in for: each with the kind of what it reduces, and what the core
+needs for that.
+"""
 ARRAYS: list[Any] = []
-"""Once numpy is in use: what rebuilds its arrays, their class, and most dtypes by their texts."""
+"""Once numpy is in use: what rebuilds its arrays, their class, most dtypes by their texts, the
+class of memory of an arena that was received, and the shape of an empty array.
+"""
+TENSORS: list[Any] = []
+"""Once torch is in use: what rebuilds its tensors, what makes one of DLPack's capsules, how DLPack
+calls most dtypes, by their texts, and the shape of an empty tensor.
+"""
 
 CORE = (
     *("__reduce_ex__", "__class__", "__dict__", "__setstate__", "_value_"),
@@ -267,6 +276,6 @@ CORE = (
     *(pickle.HIGHEST_PROTOCOL, 0, ()),
     *(describe, describe_shape, describe_name, name_of),
     *(HIDING, array("b").__reduce_ex__(5)[0], _copyreg.__newobj__, _copyreg.__newobj_ex__),
-    *(copyreg.dispatch_table, pickle.UnpicklingError, ARRAYS),
+    *(copyreg.dispatch_table, pickle.UnpicklingError, ARRAYS, TENSORS),
 )
 """What the core knows of Python, in the order of `Known` in core/codec/classes.hpp."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import pickle
+import sys
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any, cast
@@ -12,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch.utils.hooks import warn_if_has_hooks
 
+from shmcast._codecs import object_classes
 from shmcast._codecs.arrays import memory_of
 from shmcast._codecs.base import OUT_OF_BAND_BYTES
 from shmcast._core import CopyOnWrite, Lease, Loan, StorageView, View, copy_storage, view
@@ -73,15 +76,16 @@ def _reduce_dense(tensor: torch.Tensor, requires_grad: bool) -> Reduced:
         raw = _export(elements, nbytes, elements.data_ptr() != tensor.data_ptr())
     elif nbytes:
         raw = copy_storage(elements.untyped_storage(), _offset(elements), nbytes)
-    return _rebuild_tensor, (raw, tensor.dtype, tuple(tensor.shape), strides, requires_grad)
+    dtype = dtype_name(tensor.dtype)
+    return _rebuild_tensor, (raw, dtype, tuple(tensor.shape), strides, requires_grad)
 
 
 def _reduce_strided(tensor: torch.Tensor) -> Reduced:
     """Reduce a strided tensor to the bytes from its first to its last element, gaps included."""
     nbytes = span_of(tensor) * tensor.element_size()
     buffer = _export(tensor, nbytes, False)
-    shape = tuple(tensor.shape)
-    return _rebuild_strided, (buffer, tensor.dtype, shape, tensor.stride(), tensor.requires_grad)
+    dtype, shape = dtype_name(tensor.dtype), tuple(tensor.shape)
+    return _rebuild_strided, (buffer, dtype, shape, tensor.stride(), tensor.requires_grad)
 
 
 def _export(elements: torch.Tensor, nbytes: int, is_copy: bool) -> pickle.PickleBuffer:
@@ -207,11 +211,12 @@ def _dense(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...] | None]:
 
 def _rebuild_tensor(
     buffer: bytearray | bytes | memoryview | None,
-    dtype: torch.dtype,
+    dtype: str | torch.dtype,
     shape: tuple[int, ...],
     strides: tuple[int, ...] | None,
     requires_grad: bool,
 ) -> torch.Tensor:
+    dtype = dtype_from_name(dtype) if isinstance(dtype, str) else dtype
     if buffer is None:
         tensor = torch.empty(shape, dtype=dtype, device="cpu")
     else:
@@ -278,9 +283,13 @@ def reducer_of(cls: type) -> Callable[[Any], Any] | None:
 
 
 @functools.lru_cache(maxsize=256)
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return the text that `dtype_from_name` makes this dtype of, such as "bfloat16"."""
-    return str(dtype).removeprefix("torch.")
+def dtype_name(dtype: str | torch.dtype) -> str:
+    """Return the text that `dtype_from_name` makes this dtype of, such as "bfloat16".
+
+    Args:
+        dtype: of a reduced tensor, such a text already; or any.
+    """
+    return sys.intern(str(dtype).removeprefix("torch."))
 
 
 @functools.lru_cache(maxsize=256)
@@ -294,6 +303,84 @@ REDUCERS: dict[type, Callable[[Any], Any]] = {
     torch.nn.Parameter: _reduce_parameter,
 }
 """How to reduce an object, by its type."""
+
+_C: Any = torch._C  # noqa: SLF001 (what is looked up in the classes there would run Python code)
+_GETTERS = ("layout", "is_cpu", "is_nested", "requires_grad", "dtype", "shape")
+_METHODS = ("is_contiguous", "is_neg", "untyped_storage", "storage_offset", "has_names")
+_STORAGE_METHODS = ("data_ptr", "nbytes", "resizable")
+
+
+def _functions() -> dict[str, Any]:
+    """Return the functions with which the core looks at tensors, None for what torch lacks."""
+    of_tensors, of_storages = vars(_C.TensorBase), vars(_C.StorageBase)
+    return {
+        "_len_torch_function_stack": getattr(_C, "_len_torch_function_stack", None),
+        **{name: of_tensors.get(name) for name in (*_GETTERS, *_METHODS)},
+        **{name: of_storages.get(name) for name in _STORAGE_METHODS},
+    }
+
+
+def _codes() -> dict[str, int]:
+    """Return DLPack's codes of dtypes, times 256, with their bits: of those that torch takes."""
+    codes = {
+        **{f"int{bits}": 0x000 | bits for bits in (8, 16, 32, 64)},
+        **{f"uint{bits}": 0x100 | bits for bits in (8, 16, 32, 64)},
+        **{f"float{bits}": 0x200 | bits for bits in (16, 32, 64)},
+        "bfloat16": 0x410,
+        "bool": 0x608,
+    }
+    return {text: code for text, code in codes.items() if _is_taken(text)}
+
+
+def _is_taken(text: str) -> bool:
+    try:
+        tensor = torch.zeros(2, dtype=dtype_from_name(text), device="cpu")
+        return bool(_C._from_dlpack(_C._to_dlpack(tensor)).dtype is tensor.dtype)  # noqa: SLF001
+    except Exception:
+        return False
+
+
+_C_FUNCTIONS = types.GetSetDescriptorType | types.MethodDescriptorType | types.BuiltinFunctionType
+
+
+def _plain(codes: dict[str, int], make: Any) -> tuple[Any, ...]:
+    """Return what the core needs to reduce most tensors, in the order of core/python/tensor.hpp.
+
+    Empty: this torch has not all of it, or in Python.
+    """
+    functions = _functions()
+    needed = {**functions, "_from_dlpack": make}
+    if _has_names is None:  # torch has no names for dimensions any more
+        del needed["has_names"]
+    if not all(isinstance(function, _C_FUNCTIONS) for function in needed.values()):
+        return ()
+    dtypes = (
+        part
+        for text, code in codes.items()
+        for part in (dtype_from_name(text), dtype_name(text), (code & 0xFF) // 8)
+    )
+    mode_count, *looks = functions.values()
+    return _rebuild_tensor, StorageView, view, mode_count, _STRIDED, *looks, *dtypes
+
+
+_make_tensor = getattr(_C, "_from_dlpack", None)
+_CODES = _codes()
+_PLAIN = _plain(_CODES, _make_tensor)
+
+
+def let_core_reduce(reducer: Callable[[torch.Tensor], Any]) -> None:
+    """Let the core stand in for a reducer, for most tensors on the CPU.
+
+    Args:
+        reducer: does with them what `reduce_tensor` does.
+    """
+    if _PLAIN:
+        object_classes.IN_CORE.append((reducer, object_classes.TENSOR, _PLAIN))
+
+
+let_core_reduce(reduce_tensor)
+if _PLAIN:
+    object_classes.TENSORS.extend((_rebuild_tensor, _make_tensor, _CODES, (0,)))
 
 REBUILDERS: tuple[Callable[..., Any], ...] = (_rebuild_tensor, _rebuild_strided)
 """What rebuilds a reduced tensor; their first two arguments are a buffer and a dtype."""

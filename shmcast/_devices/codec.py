@@ -23,6 +23,7 @@ from shmcast._codecs.tensors import (
     REDUCERS,
     check_memory,
     contiguous_elements,
+    let_core_reduce,
     reduce_tensor,
     with_attributes,
     with_memory,
@@ -211,6 +212,8 @@ class _HostReducers(Reducers):
         reducer = super().own_reducer(cls)
         if not issubclass(cls, torch.Tensor):
             return reducer
+        if reducer is reduce_tensor and not self._lane.carries_cpu:
+            return _reduce_on_cpu
         return functools.partial(_reduce_in_host_memory, self._lane, reducer or _reduce_ex)
 
 
@@ -219,6 +222,13 @@ def _reduce_in_host_memory(
 ) -> tuple[Any, ...]:
     is_in_message = tensor.is_cpu and not lane.carries_cpu
     return cast("tuple[Any, ...]", reduce(tensor)) if is_in_message else _NO_REDUCTION
+
+
+def _reduce_on_cpu(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return reduce_tensor(tensor) if tensor.is_cpu else _NO_REDUCTION
+
+
+let_core_reduce(_reduce_on_cpu)
 
 
 def _reduce_ex(obj: Any) -> Any:

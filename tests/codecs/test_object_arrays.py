@@ -5,12 +5,14 @@ from __future__ import annotations
 import copyreg
 import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from shmcast import ObjectCodec, PickleCodec
 from shmcast._codecs import arrays, object_classes
@@ -137,11 +139,24 @@ def test_messages_with_small_arrays_are_practised(shape: tuple[int, ...]) -> Non
     for _ in range(5):
         practise(codec, codec)
     assert (got["ids"] == before).all()
-    # A large one is not, and the next small one is again.
-    codec.decode([bytearray(frame) for frame in codec.encode({"ids": np.zeros(1 << 16)})])
-    assert codec.practice_frames() is None
-    codec.decode([bytearray(frame) for frame in codec.encode(obj)])
-    assert codec.practice_frames() is not None
+
+
+@pytest.mark.parametrize("make", [np.zeros, torch.zeros])
+@pytest.mark.parametrize("count", [1200, 1 << 16])
+def test_memory_beside_a_message_is_not_kept_for_practice(
+    make: Callable[[int], Any], count: int, no_gc: None
+) -> None:
+    codec = ObjectCodec()
+    for obj in ([make(count), "a"], {"a": make(count), "b": bytes(1 << 16)}):
+        frames = [bytearray(frame) for frame in codec.encode(obj)]
+        memory = frames[1]
+        idle = sys.getrefcount(memory)
+        codec.decode(frames)
+        held = sys.getrefcount(memory)
+        assert held == idle
+        for _ in range(5):
+            practise(codec, codec)
+        assert codec.practice_frames() is not None
 
 
 @pytest.mark.parametrize("count", [0, 4, 1500])

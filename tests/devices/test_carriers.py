@@ -15,6 +15,7 @@ from shmcast import ShmBroadcaster, Writer
 from shmcast._devices import lane as device
 from shmcast._devices.codec import Carrier
 from tests.support.device_objects import CPU, SECONDS, every_container
+from tests.support.differential import python_calls
 from tests.support.objects import describe, tensor
 from tests.support.processes import Crew
 
@@ -110,3 +111,21 @@ def test_a_writer_without_ranks_pickles_tensors_as_ever() -> None:
     with Writer(1) as writer:
         writer.send([tensor(), tensor().as_subclass(Tagged)])
         assert writer.statistics().tensor_sets == 0
+
+
+def in_the_core(_rank: int) -> list[set[str]]:
+    ran = []
+    for types in (None, CPU):
+        with ShmBroadcaster(device_types=types) as bc:
+            obj = {"a": tensor(), "b": [1]}
+            assert bc._lane is not None
+            encode = bc._lane.codec.encode
+            encode(obj)
+            ran.append(python_calls(lambda: encode(obj)))  # noqa: B023
+    return ran
+
+
+def test_tensors_that_stay_in_the_message_are_encoded_by_the_core(world: Crew) -> None:
+    for in_message, over_the_group in world.run(4, in_the_core):
+        assert in_message == set()
+        assert over_the_group

@@ -13,6 +13,7 @@ import shmcast
 from shmcast import Reader, Writer, _core
 from tests.support.arena import PAGE, address, extents, is_free, send_uncopied
 from tests.support.arena_roles import ARENA, MIB, SECONDS, Array, filled
+from tests.support.differential import python_calls
 from tests.support.objects import DTYPES, describe
 
 QUANTIZED = [torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4]
@@ -281,3 +282,66 @@ def test_a_loan_of_any_size_takes_one_fragment(nbytes: int) -> None:
         assert len(got) == nbytes
         assert np.all(got[::PAGE] == 9)
         assert writer.statistics().arena_reserved_bytes == nbytes
+
+
+# The way of a loan
+
+
+LOANS: dict[str, Callable[[Writer], Any]] = {
+    "an array": lambda writer: writer.empty(MIB, np.uint8),
+    "a matrix": lambda writer: writer.empty((64, MIB // 256), np.float32),
+    "rows of one": lambda writer: writer.empty((64, MIB // 256), np.float32)[3:9],
+    "a view of a view": lambda writer: writer.empty(MIB, np.uint8)[PAGE:][PAGE:],
+    "a tensor": lambda writer: writer.empty_tensor((64, MIB // 64), torch.uint8),
+    "rows of a tensor": lambda writer: writer.empty_tensor((64, MIB // 64), torch.bfloat16)[2:40],
+    "an array of a tensor": lambda writer: writer.empty_tensor(MIB, torch.uint8).numpy(),
+    "a tensor of an array": lambda writer: torch.from_numpy(writer.empty(MIB, np.uint8)),
+}
+
+
+@pytest.mark.parametrize("kind", LOANS)
+def test_no_python_code_runs_to_encode_a_loan(writer: Writer, reader: Reader, kind: str) -> None:
+    loan = LOANS[kind](writer)
+    loan[:] = 3
+    codec = writer._codec
+    for _ in range(2):  # the second time it is frozen
+        send_uncopied(writer, {"a": loan, "b": 1})
+        got = reader.recv(SECONDS, copy=False)["a"]
+        assert (got == 3).all()
+        del got
+        if kind != "an array of a tensor":
+            assert not python_calls(lambda: codec.encode({"a": loan, "b": 1}))
+            writer._end.forget_views()
+
+
+def test_no_python_code_runs_to_make_an_array_of_a_view(writer: Writer, reader: Reader) -> None:
+    loan = writer.empty((8, MIB // 64), np.float64)
+    loan[:] = 5
+    for _ in range(2):
+        writer.send([loan, "a"])
+        messages: Any = reader._end.messages
+        frames = messages[SECONDS, False]
+        got: list[Any] = []
+        ran = python_calls(lambda: got.extend(reader._decode(frames)))  # noqa: B023
+        assert got[0].shape == loan.shape
+        assert not got[0].flags.writeable
+        assert (got[0] == 5).all()
+        got.clear()
+        frames.clear()
+    assert not ran
+
+
+@pytest.mark.parametrize("lend", ["empty", "empty_tensor"])
+def test_practice_keeps_no_loan_and_no_view(lend: str, no_gc: None) -> None:
+    with Writer(1, arena_bytes=ARENA) as writer, Reader(writer.handle, 0) as reader:
+        writer.warm()
+        loan: Any = getattr(writer, lend)(MIB // 8)
+        writer.send({"a": loan, "b": 1})
+        del loan
+        writer.warm()
+        got = reader.recv(SECONDS, copy=False)
+        with pytest.raises(shmcast.Timeout):
+            reader.recv(0.01)  # which practises, if it spins
+        assert not is_free(writer)
+        del got
+        assert is_free(writer)

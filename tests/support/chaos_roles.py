@@ -244,7 +244,9 @@ def read(connection: Connection, role: Role, handle: Handle, index: int, rejoin:
 
 
 def _raise(_signal: int, _frame: object) -> None:
-    signal.signal(signal.SIGALRM, lambda *_: None)  # its handler's error would take this one's place
+    signal.signal(
+        signal.SIGALRM, lambda *_: None
+    )  # its handler's error would take this one's place
     raise SystemExit(1)  # passes through everything, and so out of the endpoint's with block
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import sys
+from collections.abc import Callable
+from types import CodeType, FrameType
 from typing import Any, Protocol
 
 from tests.support.canonical import canonical
@@ -60,3 +63,20 @@ def difference(expected: tuple[str, Any], got: tuple[str, Any]) -> str:
         expected = (f"value at {at}", one[begin : at + 6])
         got = (f"value at {at}", other[begin : at + 6])
     return f"pickle: {str(expected)[:600]}\ncodec:  {str(got)[:600]}"
+
+
+def python_calls(run: Callable[[], Any]) -> set[str]:
+    """Run something and return the names of the Python functions that ran for it."""
+    ran: set[CodeType] = set()
+
+    def note(frame: FrameType, event: str, _arg: object) -> None:
+        if event == "call":
+            ran.add(frame.f_code)
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        run()
+    finally:
+        sys.setprofile(before)
+    return {code.co_name for code in ran - {run.__code__}}
