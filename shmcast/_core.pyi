@@ -633,6 +633,17 @@ class ReplyWriter(RingWriter):
 
         Raises: NothingToAnswer, and what RingWriter's raises.
         """
+    def barrier(self, timeout: float | None = None) -> None:
+        """Wait until all other members and the hub have come to the barrier, too.
+
+        Not for a member that has taken a dead one's place. Whatever ends this call, the next one is
+        in the same barrier.
+
+        Raises: TimedOut, Interrupted, EndpointClosed (also: somebody has closed and not come),
+            SegmentCorrupted, ConcurrentUse, Forked.
+        """
+    def absent(self) -> list[int]:
+        """Return who has not come to the barrier: members, and the hub as their number."""
 
 class Hub(Endpoint):
     """Formats the members' rings of replies in the tail, and reads from all of them.
@@ -691,6 +702,13 @@ class Hub(Endpoint):
 
         If there are none, the next one of this.
         """
+    def barrier(self, timeout: float | None = None) -> None:
+        """Wait until all members have come to the barrier, too, that are not dropped.
+
+        See ReplyWriter.
+        """
+    def absent(self) -> list[int]:
+        """Return the members that have not come to the barrier."""
     def keep(self, index: int, reply: list[bytearray | memoryview] | None) -> None:
         """Take back a reply: the member's next one is this one again. From any thread."""
     def awaited(self) -> list[int]:

@@ -22,6 +22,7 @@
 #include "bindings/gil.hpp"
 #include "bindings/hub_writers.hpp"
 #include "bindings/member_replies.hpp"
+#include "hub/barrier.hpp"
 #include "hub/tail.hpp"
 #include "layout.hpp"
 #include "ring/members.hpp"
@@ -48,6 +49,7 @@ class PyHub final : public Endpoint, public Relief {
         segment_(writer_.segment()),
         tail_(segment_, replies),
         members_(segment_.geometry().readers),
+        barrier_(segment_, tail_, members_),
         waiter_(policy, figures_),
         last_(members_ - 1) {
     for (std::uint32_t i = 0; i < members_; ++i) {
@@ -128,6 +130,28 @@ class PyHub final : public Endpoint, public Relief {
     }
     return list_of(all);
   }
+
+  // Wait until all members have come, too, that are not dropped. Whatever ends this call, the next
+  // one is in the same barrier.
+  void pass_barrier(nb::handle timeout) {
+    const Turn turn(*this);
+    Deadline end(timeout_ns(timeout));
+    barrier_.enter();
+    const auto is_over = [this] {
+      return barrier_.all_have_come() || barrier_.is_void() || is_relief_due();
+    };
+    while (!barrier_.all_have_come()) {
+      wait(end, [&](std::int64_t deadline) {
+        barrier_.excuse_dropped();
+        return barrier_.wait(waiter_, deadline, is_over, stop());
+      });
+      if (is_relief_due()) take_all();
+      if (barrier_.is_void()) throw EndpointClosed("a member has closed");
+    }
+    barrier_.leave();
+  }
+  // Return who had not come to the last barrier when it was looked at.
+  nb::list absent() const { return list_of(barrier_.absent()); }
 
   // Take back a reply: the next one of the member is this one again.
   void keep(std::uint32_t index, nb::object reply) { replies_of(index).keep(std::move(reply)); }
@@ -322,6 +346,10 @@ class PyHub final : public Endpoint, public Relief {
       if (replies_[i]->is_there()) return true;
     }
     if (left() != left_) return true;
+    return is_relief_due();
+  }
+  // Return whether a message waits for room, and replies that do the same can be taken.
+  bool is_relief_due() const {
     return is_room_needed_.load(std::memory_order_seq_cst) && is_anything_there();
   }
   bool is_anything_there() const {
@@ -363,6 +391,7 @@ class PyHub final : public Endpoint, public Relief {
   Tail tail_;
   std::uint32_t members_;
   std::vector<std::unique_ptr<MemberReplies>> replies_;
+  Barrier barrier_;
   Figures figures_{};
   Waiter waiter_;
   Yielding yielding_;

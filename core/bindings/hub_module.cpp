@@ -76,6 +76,8 @@ void bind_hub(nb::module_& m) {
            "memory"_a, "reader"_a, "replies"_a, "nonce"_a, "wait"_a, "cpu_quota"_a,
            "watch"_a.none())
       .def("interrupt", &PyReplyWriter::interrupt_calls)
+      .def("barrier", &PyReplyWriter::pass_barrier, "timeout"_a = nb::none())
+      .def("absent", &PyReplyWriter::absent)
       .def("publish", &PyReplyWriter::reply, "frames"_a, "timeout"_a = nb::none());
   nb::class_<PyHub, Endpoint>(m, "Hub", nb::type_slots(hub_slots))
       .def(nb::init<nb::handle, nb::object, const Geometry&, const nb::bytes&, const WaitPolicy&,
@@ -83,6 +85,8 @@ void bind_hub(nb::module_& m) {
            "memory"_a, "writer"_a, "replies"_a, "nonce"_a, "wait"_a, "cpu_quota"_a,
            "warmup"_a.none(), "watch"_a.none(), "who"_a)
       .def("interrupt", &PyHub::interrupt_calls)
+      .def("barrier", &PyHub::pass_barrier, "timeout"_a = nb::none())
+      .def("absent", &PyHub::absent)
       .def("keep", &PyHub::keep, "index"_a, "reply"_a.none())
       .def("awaited", &PyHub::awaited)
       .def("lags", &PyHub::lags)

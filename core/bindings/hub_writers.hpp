@@ -16,6 +16,7 @@
 #include "bindings/gil.hpp"
 #include "bindings/reader.hpp"
 #include "bindings/writer.hpp"
+#include "hub/barrier.hpp"
 #include "hub/tail.hpp"
 #include "layout.hpp"
 #include "ring/writer.hpp"
@@ -105,6 +106,24 @@ class PyReplyWriter final : public PyRingWriter {
     publish(frames, timeout);
   }
 
+  // Wait until all other members and the hub have come, too. Whatever ends this call, the next one
+  // is in the same barrier.
+  void pass_barrier(nb::handle timeout) {
+    const Call call(*this);
+    Deadline end(timeout_ns(timeout));
+    barrier_.enter();
+    const auto is_over = [this] { return barrier_.all_have_come() || barrier_.is_void(); };
+    if (!barrier_.all_have_come()) {
+      wait(end, [&](std::int64_t deadline) {
+        return barrier_.wait(ring().waiter, deadline, is_over, stop());
+      });
+      if (!barrier_.all_have_come()) throw EndpointClosed("somebody has closed");
+    }
+    barrier_.leave();
+  }
+  // Return who had not come to the last barrier when it was looked at.
+  nb::list absent() const { return list_of(barrier_.absent()); }
+
   // Return how many messages the member has received and not answered. For any thread.
   std::uint64_t unanswered() const {
     return peek(reader_.ring().figures().messages) - received_before_ -
@@ -132,6 +151,7 @@ class PyReplyWriter final : public PyRingWriter {
                      nb::none()),
         reader_object_(reader),
         reader_(reader_of(reader)),
+        barrier_(reader_.segment(), tail, reader_.place()),
         received_before_(peek(reader_.ring().figures().messages)),
         replied_before_(peek(ring().figures().messages)) {
     Lane& lane = tail.lane(reader_.place());
@@ -147,9 +167,14 @@ class PyReplyWriter final : public PyRingWriter {
 
   std::uint32_t place() const override { return reader_.place(); }
   void drop(std::uint32_t, std::uint64_t) override {}  // is the hub's business
+  void interrupt() override {
+    PyRingWriter::interrupt();
+    Gate(reader_.segment().readers_gate()).wake();  // it may be in a barrier
+  }
 
   Reference reader_object_;
   PyRingReader& reader_;
+  Barrier barrier_;
   std::uint64_t received_before_;  // by those who had this place before
   std::uint64_t replied_before_;
 };

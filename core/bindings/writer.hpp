@@ -177,6 +177,7 @@ class PyRingWriter : public Endpoint {
   virtual Outcome advance(std::int64_t deadline_ns) { return ring_.advance(deadline_ns, stop()); }
 
   std::uint32_t place() const override { return segment_.geometry().readers; }
+  void interrupt() override { ring_.interrupt(); }
   void drop(std::uint32_t index, std::uint64_t seat) override {
     ring_.drop(index, seat);
     // One that failed may have views as long as its process lives: see mark_exited_dead().
@@ -348,7 +349,6 @@ class PyRingWriter : public Endpoint {
   Outcome wait_attached(std::int64_t deadline_ns) override {
     return ring_.wait_ready(deadline_ns, stop());
   }
-  void interrupt() override { ring_.interrupt(); }
   void leave(End how) override { ring_.close(how); }
 
   Segment segment_;

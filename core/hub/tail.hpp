@@ -2,7 +2,7 @@
 // Knows: offsets in the tail, and that each ring of replies is a segment with one reader.
 // Does not know: how anybody waits, or who the members are.
 //
-//   | Bell | Lane x members | segment of one reader x members |
+//   | Bell | Lane x members | barriers x (members + 1) | segment of one reader x members |
 #pragma once
 
 #include <cstddef>
@@ -28,8 +28,14 @@ struct TailGeometry {
   std::uint64_t lane_offset(std::uint64_t index) const {
     return sizeof(Bell) + index * sizeof(Lane);
   }
+  // How many barriers each member has come to, and behind them the hub. In a barrier everybody looks
+  // at the words of all, so that they share lines. Each is written once in a barrier.
+  std::uint64_t barriers_offset(std::uint64_t index) const {
+    return lane_offset(members) + index * sizeof(std::uint64_t);
+  }
   std::uint64_t ring_offset(std::uint64_t index) const {
-    return lane_offset(members) + index * ring_stride();
+    const std::uint64_t end = barriers_offset(members + 1);
+    return (end + kLinePair - 1) / kLinePair * kLinePair + index * ring_stride();
   }
   // Rings lie an odd number of line pairs apart: the slots that a hub looks at for any reply spread
   // over all cache sets.
@@ -54,6 +60,9 @@ class Tail {
   Bell& bell() const { return *reinterpret_cast<Bell*>(base_); }
   Lane& lane(std::uint32_t index) const {
     return *reinterpret_cast<Lane*>(base_ + geometry_.lane_offset(index));
+  }
+  std::uint64_t& barriers(std::uint32_t index) const {
+    return *reinterpret_cast<std::uint64_t*>(base_ + geometry_.barriers_offset(index));
   }
   // Format the ring of a member's replies, or attach to it. Its reader, the hub, parks on the bell.
   Segment format_ring(std::uint32_t index, Segment::Nonce nonce, const Identity& hub) const {

@@ -100,6 +100,8 @@ class HubEnd(TwoWayEnd, FrameWriter):
 
         def wait_of(peers: Sequence[_core.Peer]) -> Wait:
             end = me()
+            if end is not None and (wait := end._wait_at_barrier(peers)) is not None:  # noqa: SLF001
+                return wait
             return _wait_for(peers, () if end is None else end.replies.awaited())
 
         self._reply_watch = ReplyWatch(self._watch, self.label, self.warn_after, wait_of)
@@ -193,9 +195,6 @@ class HubEnd(TwoWayEnd, FrameWriter):
         left = [p.index for p in peers if p.state == "left" and whom in (..., p.index)]
         has = "has" if len(left) == 1 else "have"
         return Closed(f"{what}: {self._named(left)} {has} closed, and will reply no more")
-
-    def _named(self, members: Sequence[int]) -> str:
-        return " and ".join(self._reader_label(index) for index in members) or "any member"
 
     def reply_statistics(self) -> Statistics:
         """Return what was received of replies so far; see `Hub.reply_statistics`."""

@@ -40,6 +40,8 @@ class MemberEnd(TwoWayEnd, FrameReader):
 
         def wait_of(peers: Sequence[_core.Peer]) -> Wait:
             end = me()
+            if end is not None and (wait := end._wait_at_barrier(peers)) is not None:  # noqa: SLF001
+                return wait
             return _wait_for_room(peers, 0 if end is None else end.replies.lags()[0])
 
         self._reply_watch = ReplyWatch(self._watch, self.label, self.warn_after, wait_of)

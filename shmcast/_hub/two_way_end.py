@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from shmcast import _core
 from shmcast._endpoints.frame_end import FrameEnd, warning_after
 from shmcast._hub.reply_watch import ReplyWatch
+from shmcast.errors import Closed, ShmcastError, Timeout
+
+if TYPE_CHECKING:
+    from shmcast._endpoints.slow_peers import Wait
 
 
 class TwoWayEnd(FrameEnd):
@@ -18,6 +23,7 @@ class TwoWayEnd(FrameEnd):
 
     replies: _core.Hub | _core.ReplyWriter
     _reply_watch: ReplyWatch
+    _is_at_barrier = False
 
     def _end_when_collected(self) -> None:
         super()._end_when_collected()
@@ -36,6 +42,60 @@ class TwoWayEnd(FrameEnd):
         self.replies.close()
         super().close()
 
+    def barrier(self, timeout: float | None = None) -> None:
+        """Wait until all others have come to the barrier, too; not for who took a dead one's place.
+
+        Whatever ends this call, the next one is in the same barrier.
+
+        Args:
+            timeout: seconds, None for ever.
+
+        Raises:
+            Timeout: somebody has not come in time.
+            Closed: this end is closed, or another has closed and not come.
+            PeerDied: a member has died that the hub does not drop, or the hub has.
+            Interrupted: `interrupt` was called.
+            ConcurrentUse: another thread receives here, or replies.
+            Forked: this process was forked from the one that made this end.
+        """
+        self._is_at_barrier = True
+        try:
+            self.replies.barrier(timeout)
+        except Exception as error:
+            self._raise(error, "barrier", timeout)
+        finally:
+            self._is_at_barrier = False
+
+    def _meaning(
+        self, error: Exception, action: str, timeout: float | None
+    ) -> ShmcastError | SystemExit | None:
+        if action == "barrier" and isinstance(error, _core.TimedOut | _core.EndpointClosed):
+            absent = self.replies.absent()
+            if isinstance(error, _core.TimedOut):
+                return Timeout(
+                    f"{self.label}: barrier timed out after {timeout} s: {self._named(absent)} "
+                    f"{_has(absent)} not come; call it again to go on waiting"
+                )
+            states = [peer.state for peer in self._ring.peers()]
+            left = [index for index in absent if states[index] == "left"]
+            if left and not self._closed and not self._is_told_of_the_exit():
+                who = f"{self._named(left)} {_has(left)}"
+                return Closed(f"{self.label}: barrier: {who} closed, and will not come")
+        return super()._meaning(error, action, timeout)
+
+    def _named(self, members: Sequence[int]) -> str:
+        """Name members by index, the hub by their number."""
+        return " and ".join(map(self._names, members)) or "any member"
+
+    def _wait_at_barrier(self, peers: Sequence[_core.Peer]) -> Wait | None:
+        """Say what this end waits for in a barrier; None: it is in none."""
+        from shmcast._endpoints.slow_peers import Wait  # rarely needed
+
+        if not self._is_at_barrier:
+            return None
+        absent = self.replies.absent()
+        return Wait("barrier", "others", [(peer, "") for peer in peers if peer.index in absent])
+
     def interrupt(self) -> None:
         """End the calls that wait in other threads; see `Hub.interrupt` and `Member.interrupt`."""
         self.replies.interrupt()
@@ -51,3 +111,7 @@ class TwoWayEnd(FrameEnd):
         """Let long waits of replies be told after so many seconds in the block."""
         with warning_after(self.replies, self._reply_watch.long_waits, seconds, self.label):
             yield
+
+
+def _has(members: Sequence[int]) -> str:
+    return "has" if len(members) == 1 else "have"
