@@ -261,6 +261,14 @@ class FrameEnd:
             except _core.SegmentCorrupted as error:
                 self._raise(error, "a look at the peers", None)
 
+    def departed(self) -> dict[int, str]:
+        """Return who is no more there: "left" for one that has closed, or "dropped".
+
+        By index, which for the writer is the number of readers.
+        """
+        peers = self._ring.peers()
+        return {peer.index: peer.state for peer in peers if peer.state in ("left", "dropped")}
+
     def begin_tensor_set(self) -> None:
         """Tell all members that this one begins to broadcast a message's device tensors."""
         try:

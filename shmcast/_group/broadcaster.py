@@ -15,10 +15,13 @@ from shmcast._endpoints.frame_writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, D
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy
+from shmcast._group.communicator import Communicator
+from shmcast._group.company import Company
 from shmcast._group.connection import Connection, connect, reconnect
 from shmcast._group.device_setup import choose_lane
 from shmcast._group.group_handle import GroupHandle, checked_place, label_of
 from shmcast._group.lender import Lender
+from shmcast._group.notices import Notices
 from shmcast._group.options import Options
 from shmcast._group.single_rank import SingleRank
 from shmcast._nodes.topology import Node, Topology, host_name
@@ -31,8 +34,8 @@ if TYPE_CHECKING:
     from shmcast._nodes.leader import LeaderRelay
 
 
-class ShmBroadcaster(Lender):
-    """Broadcasts Python objects from one rank of a process group to all others.
+class ShmBroadcaster(Communicator, Lender):
+    """Broadcasts Python objects from one rank of a process group to all others, and back.
 
     Making one is a collective: every rank of the group makes it, at the same point of its program
     and with the same source, as for `torch.distributed.new_group`. From then on the group is used
@@ -141,6 +144,15 @@ class ShmBroadcaster(Lender):
             self.topology = Topology((Node(0, host_name(), self.src, (self.src,)),))
             self._end = SingleRank(self._label)
             self._send, self._warm = self._end.send, self._end.warm
+        self._talk_by(options, codec, Notices(meeting.store, meeting.key, self._label))
+
+    def _talk_by(self, options: Options, codec: Codec | None, notices: Notices) -> None:
+        """Know what the rest of the group's conversation needs, once it is set up."""
+        self._chosen_codec = codec
+        self._company = Company(
+            self._label, self._ranks, self.group_rank, self.src, self.topology, self._end, options,
+            notices,
+        )  # fmt: skip
 
     def _know(self, ranks: list[int], rank: int, group_src: int) -> None:
         self._ranks = ranks
@@ -286,8 +298,10 @@ class ShmBroadcaster(Lender):
         """End this rank's call that waits in another thread; see `Writer.interrupt`.
 
         Not a collective: others notice nothing. A broadcast of device tensors, once begun, goes on.
+        If no other call waits, it is the broadcast's, or the next one.
         """
-        self._end.interrupt()
+        if not self._interrupt_talks():
+            self._end.interrupt()
 
     @property
     def handle(self) -> Handle | None:
@@ -342,7 +356,9 @@ class ShmBroadcaster(Lender):
         self._group_name, self._lane = handle.group_name, None
         self._label = label_of(handle.ranks, self.group_rank, handle.group_name)
         codec = settings.codec(codec)
-        self._use(reconnect(handle, rank, options.with_settings(), codec))
+        options = options.with_settings()
+        self._use(reconnect(handle, rank, options, codec))
+        self._talk_by(options, codec, Notices(None, "", self._label))
         return self
 
     @property
@@ -367,6 +383,7 @@ class ShmBroadcaster(Lender):
         nodes the source's process waits when it exits, for at most 10 s, until they have taken
         what was sent.
         """
+        self._close_talks(in_order=True)
         self._end.close()
         if self._relay is not None:
             self._relay.reader_closed()
@@ -389,5 +406,6 @@ class ShmBroadcaster(Lender):
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         """Close this rank's part; after an exception, tell the others that it has failed."""
         if not is_orderly(error, receives=not self.is_src):
+            self._close_talks(in_order=False)
             self._end.give_up()
         self.close()

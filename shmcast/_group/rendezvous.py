@@ -6,6 +6,7 @@ is left waiting. Imported once torch is in use.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,13 +18,20 @@ from shmcast._endpoints.handle import Handle, geometry_of
 from shmcast._group.codec_kind import CodecKind
 from shmcast._group.gathering import Gathering
 from shmcast._group.group_handle import label_of
-from shmcast._group.process_group import group_name, members, resolved, source_rank
+from shmcast._group.process_group import (
+    group_name,
+    members,
+    resolved,
+    source_rank,
+    store_of,
+)
 from shmcast._nodes import topology
 from shmcast._nodes.topology import Topology
 from shmcast.errors import InvalidArgument, SegmentError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from torch.distributed.distributed_c10d import Store
 
     from shmcast._devices.lane import Terms
 
@@ -78,6 +86,10 @@ class Rendezvous:
             self.error, timeout = error, None
         self.readers: list[int] = [r for r in range(len(self.ranks)) if r != self.group_src]
         """The other ranks in the group: a reader's index is its place here."""
+        self.store: Store | None = store_of(self.group)
+        """By which the group's members found one another; None: it is not known."""
+        self.key: str = ""
+        """The broadcaster's, the same on all ranks and no other's: known when all agree."""
         self._rank_names = [f"rank {rank}" for rank in self.ranks]
         self.names: list[str] = [self._rank_names[r] for r in [*self.readers, self.group_src]]
         """How errors name the ring's members: the readers by index, then the source."""
@@ -136,9 +148,11 @@ class Rendezvous:
             topology.machine_id(),
             handle,
             str(self._ring_error or ""),
+            secrets.token_hex(16),
         )
         self._offers = self._all_gather(offer, meanwhile)
         self._check(self._offers, error)
+        self.key = self._offers[self.group_src].key
         return self._offers[self.group_src].handle
 
     def explore(
@@ -345,6 +359,8 @@ class _Offer:
     """Of a ring for all ranks, from the source; None: it could not make one."""
     ring_error: str
     """Why not."""
+    key: str
+    """What is to be the broadcaster's key, if this is the source."""
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,13 @@ class SingleRank(OrdinaryMemory):
         """Return nothing: there is nobody to die."""
         return {}
 
+    def departed(self) -> dict[int, str]:
+        """Return nobody."""
+        return {}
+
+    def check_peers(self) -> None:
+        """Do nothing: there is nobody to die."""
+
     def give_up(self) -> None:
         """End it: there is nobody to tell."""
         self.close()

@@ -130,6 +130,17 @@ class HubEnd(TwoWayEnd, FrameWriter):
             return PeerDied(f"{self.label}: {name} has died: unknown how", name, 0, "")
         return PeerDied(str(known), known.peer, known.pid, known.how)
 
+    def collect(self, timeout: float | None) -> list[list[Received] | None]:
+        """Receive the frames of the next reply of each member; None for one that has died.
+
+        Raises:
+            ShmcastError: what `Hub.recv_all` raises.
+        """
+        try:
+            return self.replies[timeout, True, ...]
+        except Exception as error:
+            self.not_received(error, ..., timeout)
+
     def not_received(self, error: Exception, whom: Whom, timeout: float | None) -> NoReturn:
         """Raise what an error of `replies` means here; others pass unchanged."""
         if whom is not None and whom is not ...:

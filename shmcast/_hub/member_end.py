@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from shmcast import _core
+from shmcast._codecs.base import Frame
 from shmcast._endpoints.frame_end import CORE_ERRORS
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import Outbox
@@ -57,6 +58,17 @@ class MemberEnd(TwoWayEnd, FrameReader):
         self.outbox: Outbox = self.replies
         """Where replies are put; see `FrameWriter.outbox`."""
         self._watch.begin(self.replies, places)
+
+    def publish(self, frames: Sequence[Frame], timeout: float | None = None) -> None:
+        """Publish a reply that answers no message; not for an end whose `outbox` is used.
+
+        Raises:
+            ShmcastError: what `Member.reply` raises, but for NoMessage.
+        """
+        try:
+            _core.RingWriter.publish(self.replies, frames, timeout)
+        except BaseException as error:
+            self.not_published(error, timeout)
 
     def not_published(self, error: BaseException, timeout: float | None, /) -> NoReturn:
         """Raise what an error of `outbox` means here; others pass unchanged."""

@@ -83,6 +83,10 @@ class TwoWayEnd(FrameEnd):
                 return Closed(f"{self.label}: barrier: {who} closed, and will not come")
         return super()._meaning(error, action, timeout)
 
+    def vacant(self) -> list[int]:
+        """Return which members have not attached yet, by index."""
+        return [peer.index for peer in self._ring.peers() if peer.state == "vacant"]
+
     def _named(self, members: Sequence[int]) -> str:
         """Name members by index, the hub by their number."""
         return " and ".join(map(self._names, members)) or "any member"

@@ -114,6 +114,10 @@ class NoRing(OrdinaryMemory):
         """Return nothing: there is nobody to die."""
         return {}
 
+    def departed(self) -> dict[int, str]:
+        """Return nobody: nobody was there."""
+        return {}
+
     def call_on_death(self, _on_death: Callable[[], None]) -> None:
         """Do nothing: there is nobody to die."""
 

@@ -283,6 +283,10 @@ class SourceRelay:
         self._remote.raise_failure()
         self._ring.check_peers()
 
+    def departed(self) -> dict[int, str]:
+        """See `FrameEnd.departed`: of the source's own node."""
+        return self._ring.departed()
+
     # The source's own node.
 
     def _publish_here(self, frames: Sequence[Frame], timeout: float | None) -> None:

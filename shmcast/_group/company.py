@@ -1,0 +1,104 @@
+"""What a rank knows of the others: their names, and whether they can still be waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shmcast._endpoints.frame_reader import FrameReader
+from shmcast._endpoints.frame_writer import FrameWriter
+from shmcast._group.notices import Notices
+from shmcast._group.options import Options
+from shmcast._group.single_rank import SingleRank
+from shmcast._nodes.topology import Node, Topology
+from shmcast.errors import Closed, Interrupted, PeerDied
+
+if TYPE_CHECKING:
+    from shmcast._nodes.source import SourceRelay
+
+
+@dataclass
+class Company:
+    """The ranks of a broadcaster, as one of them sees them.
+
+    Ranks are global ones, but for `rank`, and for places in `ranks`.
+    """
+
+    label: str
+    """How errors name this rank."""
+    ranks: list[int]
+    """In the order of the group."""
+    rank: int
+    """This one, in the group."""
+    src: int
+    topology: Topology
+    end: FrameWriter | FrameReader | SourceRelay | SingleRank
+    """Of the broadcasts: who dies is told there."""
+    options: Options
+    notices: Notices
+    is_closed: bool = False
+    is_interrupted: bool = False
+    """A wait that looks up now and then is to end."""
+
+    @property
+    def me(self) -> int:
+        """This rank."""
+        return self.ranks[self.rank]
+
+    @property
+    def here(self) -> Node:
+        """The node of this rank."""
+        return self.topology.node_of(self.me)
+
+    @property
+    def drops(self) -> bool:
+        """Whether the others go on without ranks that have died."""
+        return self.options.on_reader_death == "drop"
+
+    def name(self, rank: int) -> str:
+        """Return how errors name a rank."""
+        return self.topology.name(rank) if len(self.topology.nodes) > 1 else f"rank {rank}"
+
+    def names(self, ranks: Collection[int]) -> str:
+        """Return how errors name some ranks."""
+        return " and ".join(map(self.name, ranks)) or "nobody"
+
+    def check(self, awaited: Collection[int] = ()) -> None:
+        """Look whether this rank can go on waiting.
+
+        Args:
+            awaited: for whom it waits.
+
+        Raises:
+            Closed: this broadcaster was closed, or one of them has closed theirs.
+            PeerDied: some rank has died; or, where such ranks are dropped, one of these.
+            NodeLost: a node can't be reached any more.
+            Interrupted: `is_interrupted` was set; it is used up.
+        """
+        self.check_open()
+        if self.is_interrupted:
+            self.is_interrupted = False
+            raise Interrupted(f"{self.label}: the call was ended by interrupt(); call again")
+        self.end.check_peers()
+        for rank, state in self.departed().items():
+            if rank in awaited and state == "left":
+                raise Closed(f"{self.label}: {self.name(rank)} has closed, and will not come")
+            if rank in awaited:
+                raise self.dropped(rank)
+
+    def check_open(self) -> None:
+        """Raise Closed if this rank has closed its broadcaster."""
+        if self.is_closed:
+            raise Closed(f"{self.label}: used after close(); make a new broadcaster")
+
+    def departed(self) -> dict[int, str]:
+        """Return which ranks of this node are no more there: "left" or "dropped"."""
+        here = [rank for rank in self.here.ranks if rank != self.src]
+        members = [*here, self.here.leader]
+        return {members[index]: state for index, state in self.end.departed().items()}
+
+    def dropped(self, rank: int) -> PeerDied:
+        """Make the error that stands for a rank that was dropped."""
+        name = self.name(rank)
+        return PeerDied(f"{self.label}: {name} has died, and was dropped", name, 0, "")

@@ -1,0 +1,189 @@
+"""The hub of one node's ranks, by which they answer its leader: made when it is first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shmcast._codecs.base import Frame
+from shmcast._group.company import Company
+from shmcast._hub.hub_end import HubEnd
+from shmcast._hub.member_end import MemberEnd
+from shmcast._nodes.deadline import Deadline
+from shmcast.errors import PeerDied, Timeout
+
+_SLOTS = 16
+_SLOT_BYTES = 16 * 1024
+_LOOK_SECONDS = 0.05
+
+
+class NodeHub:
+    """What a rank has of its node's hub.
+
+    Args:
+        company: the group's.
+    """
+
+    def __init__(self, company: Company) -> None:
+        self._company = company
+        self._subject = f"hub of node {company.here.index}"
+        self._members: list[int] = []
+        self.is_complete: bool = False
+        """All ranks of the node have their ends."""
+        self.end: HubEnd | MemberEnd | None = None
+        """This rank's; None: there is none yet, or this rank is alone on its node."""
+
+    def begin(self, action: str, deadline: Deadline) -> None:
+        """Make sure that all ranks of the node have their ends.
+
+        Args:
+            action: what needs them, as errors name that.
+            deadline: of the wait for the others. After a time-out, the next call goes on.
+
+        Raises:
+            Timeout: some rank has not come in time.
+            ShmcastError: what `Hub` and `Member` raise, and `Company.check`.
+        """
+        if self.is_complete:
+            return
+        company = self._company
+        if self.end is None and company.here.ranks != (company.me,):
+            if company.me == company.here.leader:
+                self._make()
+            else:
+                self._attach(action, deadline)
+        if self.end is not None:
+            self._wait(self.end, action, deadline)
+        self.is_complete = True
+
+    def _make(self) -> None:
+        company = self._company
+        gone = [rank for rank, state in company.departed().items() if state == "dropped"]
+        others = [rank for rank in company.here.ranks if rank != company.me]
+        self._members = [rank for rank in others if rank not in gone]
+        if not self._members:
+            return
+        options = company.options
+        self.end = HubEnd(
+            len(self._members),
+            slots=_SLOTS,
+            slot_bytes=_SLOT_BYTES,
+            arena_bytes=0,
+            spill_bytes=options.spill_bytes,
+            pin=False,
+            reply_slots=_SLOTS,
+            reply_slot_bytes=_SLOT_BYTES,
+            wait=options.wait,
+            on_member_death=options.on_reader_death,
+            on_death=None,
+            warn_after=options.warn_after,
+            label=company.label,
+            member_label=self._names().__getitem__,
+            warmup=None,
+        )
+        self.end.populate()
+        company.notices.post(self._subject, (self.end.handle, self._members))
+
+    def _attach(self, action: str, deadline: Deadline) -> None:
+        company, leader = self._company, self._company.here.leader
+        handle, self._members = company.notices.find(
+            self._subject,
+            company.name(leader),
+            action,
+            deadline,
+            lambda: company.check([leader]),
+        )
+        if company.me not in self._members:
+            raise company.dropped(company.me)
+        self.end = MemberEnd(
+            handle,
+            self._members.index(company.me),
+            wait=company.options.wait,
+            warn_after=company.options.warn_after,
+            label=company.label,
+            peer_label=self._names().__getitem__,
+        )
+        self.end.populate()
+
+    def _names(self) -> list[str]:
+        # (No method of this: the end has them, and this has the end.)
+        return [self._company.name(rank) for rank in [*self._members, self._company.here.leader]]
+
+    def _wait(self, end: HubEnd | MemberEnd, action: str, deadline: Deadline) -> None:
+        """Wait until all are there. Whoever is not is not yet watched by its end here."""
+        while True:
+            left = deadline.left()
+            try:
+                end.wait_ready(_LOOK_SECONDS if left is None else min(left, _LOOK_SECONDS))
+            except Timeout:
+                missing = end.vacant()
+                self._company.check([self._members[index] for index in missing])
+                if deadline.left() == 0:
+                    who = self._company.names([self._members[index] for index in missing])
+                    raise Timeout(
+                        f"{self._company.label}: {action} timed out after {deadline.timeout} s: "
+                        f"{who} {'has' if len(missing) == 1 else 'have'} not come to the first one "
+                        "yet; call it again to go on waiting"
+                    ) from None
+            else:
+                return
+
+    # On the leader.
+
+    def collect(self, deadline: Deadline) -> dict[int, Sequence[Frame] | PeerDied]:
+        """Return a message of each other rank of the node, or how it has died, by rank."""
+        if self.end is None:
+            return {}
+        assert isinstance(self.end, HubEnd)  # noqa: S101 (this is the leader)
+        received = self.end.collect(deadline.left())
+        return {
+            rank: self.end.death_of(index) if frames is None else frames
+            for index, (rank, frames) in enumerate(zip(self._members, received, strict=True))
+        }
+
+    def missing(self) -> list[int]:
+        """Return the ranks that the last `collect` has waited for in vain."""
+        if self.end is None:
+            return []
+        assert isinstance(self.end, HubEnd)  # noqa: S101 (this is the leader)
+        return [self._members[index] for index in self.end.replies.awaited()]
+
+    def publish(self, frames: Sequence[Frame], deadline: Deadline) -> None:
+        """Send a message to all other ranks of the node."""
+        if self.end is not None:
+            self.end.publish(frames, deadline.left())
+
+    # On the others.
+
+    def reply(self, frames: Sequence[Frame], deadline: Deadline) -> None:
+        """Send a message to the leader."""
+        assert isinstance(self.end, MemberEnd)  # noqa: S101 (this is no leader)
+        self.end.publish(frames, deadline.left())
+
+    def consume(self, deadline: Deadline) -> list[bytearray | memoryview]:
+        """Receive the next message of the leader."""
+        assert isinstance(self.end, MemberEnd)  # noqa: S101 (this is no leader)
+        return self.end.consume(deadline.left())
+
+    # On all of them.
+
+    def barrier(self, timeout: float | None) -> None:
+        """Wait until all ranks of the node have come."""
+        if self.end is not None:
+            self.end.barrier(timeout)
+
+    def absent(self) -> list[int]:
+        """Return the ranks that have not come to the last barrier."""
+        if self.end is None:
+            return []
+        members = [*self._members, self._company.here.leader]
+        return [members[index] for index in self.end.replies.absent()]
+
+    def interrupt(self) -> None:
+        """End the call that waits in another thread."""
+        if self.end is not None:
+            self.end.interrupt()
+
+    def close(self, in_order: bool) -> None:
+        """End this rank's end; idempotent."""
+        if self.end is not None:
+            self.end.close() if in_order else self.end.give_up()

@@ -1,0 +1,86 @@
+"""What the leaders of nodes tell the source beside its broadcasts, and it them: a stream for each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from shmcast._codecs.base import Frame
+from shmcast._group.company import Company
+from shmcast._nodes.acceptor import Acceptor, stream_to
+from shmcast._nodes.deadline import Deadline
+from shmcast._nodes.stream import Stream
+from shmcast.errors import Timeout
+
+_SUBJECT = "trunk"
+_PAUSE = 0.002
+
+
+class Trunk:
+    """The streams of a rank, made when they are first needed: the source's to all, a leader's one.
+
+    Args:
+        company: the group's.
+    """
+
+    def __init__(self, company: Company) -> None:
+        self._company = company
+        self._acceptor: Acceptor | None = None
+        self._streams: dict[int, Stream] = {}
+        nodes = company.topology.nodes
+        self.leaders: list[int] = [n.leader for n in nodes if company.src not in n.ranks]
+        """Of the other nodes than the source's."""
+
+    def begin(self, action: str, deadline: Deadline) -> None:
+        """Make sure that there are the streams; only the source and the leaders have any.
+
+        Raises:
+            Timeout: a leader, or the source, has not come in time; the next call goes on.
+            ShmcastError: what `Company.check` raises.
+        """
+        company = self._company
+        if company.me == company.src:
+            self._accept(action, deadline)
+        elif company.me in self.leaders and not self._streams:
+            source = company.name(company.src)
+            addresses = company.notices.find(_SUBJECT, source, action, deadline, company.check)
+            self._streams[company.src] = stream_to(
+                addresses, company.notices.key, company.me, company.label, source, company.check
+            )
+
+    def _accept(self, action: str, deadline: Deadline) -> None:
+        company = self._company
+        if len(self._streams) == len(self.leaders):
+            return
+        if self._acceptor is None:
+            self._acceptor = Acceptor(company.notices.key)
+            company.notices.post(_SUBJECT, self._acceptor.addresses)
+        while missing := self._acceptor.missing(self.leaders):
+            company.check()
+            if deadline.left() == 0:
+                raise Timeout(
+                    f"{company.label}: {action} timed out after {deadline.timeout} s: "
+                    f"{company.names(missing)} {'has' if len(missing) == 1 else 'have'} not come "
+                    "to the first one yet; call it again to go on waiting"
+                )
+            time.sleep(_PAUSE)
+        for leader in self.leaders:
+            self._streams[leader] = Stream(
+                self._acceptor.connection(leader), company.label, company.name(leader), company.check
+            )
+        self._acceptor.close()
+
+    def send(self, rank: int, frames: Sequence[Frame], deadline: Deadline, action: str) -> None:
+        """Send a message to the source, or to a leader; see `Stream.send`."""
+        self._streams[rank].send(frames, deadline, action)
+
+    def receive(self, rank: int, deadline: Deadline, action: str) -> list[bytearray]:
+        """Receive a message of the source, or of a leader; see `Stream.receive`."""
+        return self._streams[rank].receive(deadline, action)
+
+    def close(self, in_order: bool) -> None:
+        """End all streams; idempotent."""
+        if self._acceptor is not None:
+            self._acceptor.close()
+        for stream in self._streams.values():
+            stream.close(in_order)

@@ -1,0 +1,74 @@
+"""How a stream between two ranks of different nodes comes about: one accepts, the other connects."""
+
+from __future__ import annotations
+
+import socket
+import weakref
+from collections.abc import Callable, Sequence
+
+from shmcast._nodes import control
+from shmcast._nodes.addresses import Address, local_addresses
+from shmcast._nodes.stream import Stream
+from shmcast.errors import SegmentError
+
+
+class Acceptor:
+    """Waits for the connections of other ranks, at whatever port is free.
+
+    Args:
+        secret: what they must know.
+    """
+
+    def __init__(self, secret: str) -> None:
+        self._connections: dict[int, socket.socket] = {}
+        # (Not bound to self: the thread of all listeners would keep it alive.)
+        connections = self._connections
+        self._listener = control.Listener(secret, connections.__setitem__)
+        weakref.finalize(self, self._listener.close).atexit = False
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where others may reach this."""
+        return local_addresses(self._listener.port)
+
+    def missing(self, ranks: Sequence[int]) -> list[int]:
+        """Return which of these have not connected yet."""
+        return [rank for rank in ranks if rank not in self._connections]
+
+    def connection(self, rank: int) -> socket.socket:
+        """Return the connection of a rank, which has come; it is the caller's from now on."""
+        return self._connections.pop(rank)
+
+    def close(self) -> None:
+        """Accept nobody any more; idempotent."""
+        self._listener.close()
+        while self._connections:
+            self._connections.popitem()[1].close()
+
+
+def stream_to(
+    addresses: Sequence[Address],
+    secret: str,
+    rank: int,
+    label: str,
+    peer: str,
+    check: Callable[[], object],
+) -> Stream:
+    """Connect to a rank that accepts connections.
+
+    Args:
+        addresses: where it may be.
+        secret: what it expects.
+        rank: this one.
+        label: see `Stream`; so for the next.
+        peer: how errors name the other.
+        check: called while the stream waits.
+
+    Raises:
+        SegmentError: it is not to be reached.
+    """
+    try:
+        connection = control.connect(addresses, secret, rank)
+    except ConnectionError as error:
+        raise SegmentError(f"{label}: {peer} is not to be reached: {error}") from error
+    return Stream(connection, label, peer, check)
