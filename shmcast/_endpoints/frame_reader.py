@@ -23,6 +23,7 @@ from shmcast.errors import (
     AlreadyAttached,
     DecodeError,
     InvalidArgument,
+    PeerDied,
     SegmentMismatch,
     ShmcastError,
 )
@@ -265,6 +266,10 @@ class FrameReader(FrameEnd):
     def _end_error(self, what: str) -> ShmcastError:
         writer = self._ring.peers()[-1]
         if writer.state == "failed":
+            try:
+                self.check_peers()  # it may have ended because another has died
+            except PeerDied as error:
+                return error
             return self._watch.died(writer, ENDED_WITHOUT_CLOSE)
         return super()._end_error(what)
 

@@ -181,7 +181,12 @@ class ShmBroadcaster(Communicator, Lender):
             weakref.finalize(self, connection.end.give_up).atexit = False
 
     def broadcast_object(
-        self, obj: Any = None, timeout: float | None = None, copy: bool = True
+        self,
+        obj: Any = None,
+        timeout: float | None = None,
+        copy: bool = True,
+        *,
+        src: int | None = None,
     ) -> Any:
         """Send `obj` on the source and receive it on every other rank; return it on all.
 
@@ -197,13 +202,17 @@ class ShmBroadcaster(Communicator, Lender):
                 elsewhere. What is left of it is for device tensors, at least one second; None:
                 what the process group grants.
             copy: see `Reader.recv`; ignored on the source.
+            src: the source's global rank, for programs that say it in each call; None: do not.
 
         Raises:
+            WrongRole: `src` is not the source of this broadcaster, for which its rings were made.
             DeviceTimeout: a rank has not taken part in the broadcast of the device tensors.
             DeviceError: they could not be broadcast, or an earlier broadcast of some had failed.
             NodeLost: another node can't be reached any more; on its side, the source's node.
             ShmcastError: what `Writer.send` raises on the source, and `Reader.recv` elsewhere.
         """
+        if src is not None:
+            self._check_source(src)
         if self.is_src:
             work = self._send(obj, timeout)
             if work is not None:
@@ -218,6 +227,8 @@ class ShmBroadcaster(Communicator, Lender):
         out: Any = None,
         async_op: bool = False,
         copy: bool = True,
+        *,
+        src: int | None = None,
     ) -> Any:
         """Broadcast a dict: `broadcast_object` that can receive into tensors and need not wait.
 
@@ -231,6 +242,7 @@ class ShmBroadcaster(Communicator, Lender):
             timeout: as for `broadcast_object`.
             async_op: return as soon as the work on device tensors is enqueued.
             copy: see `Reader.recv`; ignored on the source.
+            src: as for `broadcast_object`.
 
         Returns:
             The dict, on every rank; it has the tensors of `out` where that was given. With
@@ -242,6 +254,8 @@ class ShmBroadcaster(Communicator, Lender):
                 then taken part for the others' sake, and `out` is unchanged.
             ShmcastError: what `broadcast_object` raises.
         """
+        if src is not None:
+            self._check_source(src)
         if self.is_src:
             if d.__class__ is not dict and not isinstance(d, dict):  # (without a call, mostly)
                 raise InvalidArgument(

@@ -27,6 +27,7 @@ from shmcast.errors import (
     InvalidArgument,
     Interrupted,
     PeerDied,
+    ShmcastError,
     Timeout,
 )
 
@@ -151,6 +152,9 @@ class Collectives:
         self._is_in_hub = True  # nothing but that: it is over in microseconds
         try:
             self._hub.barrier(timeout)
+        except ShmcastError as error:
+            with self._company.telling_causes():
+                raise error
         finally:
             self._is_in_hub = False
 
@@ -181,17 +185,18 @@ class Collectives:
                 "broadcaster; give each thread a broadcaster of its own"
             )
         try:
-            if self._call is not None and self._call.name != name:
-                raise InvalidArgument(
-                    f"{company.label}: {name} while {self._call.name} is not over, which was ended "
-                    f"by its time-out or interrupted: call {self._call.name} again first"
-                )
-            if self._call is None:
-                call = begin()  # (what can't be encoded is told before anything is waited for)
-                self._hub.begin(name, deadline)
-                self._trunk.begin(name, deadline)
-                self._call = call
-            return self._go_on(self._call, deadline)
+            with company.telling_causes():
+                if self._call is None:
+                    call = begin()  # (what can't be encoded is told before anything is waited for)
+                    self._hub.begin(name, deadline)
+                    self._trunk.begin(name, deadline)
+                    self._call = call
+                elif self._call.name != name:
+                    raise InvalidArgument(
+                        f"{company.label}: {name} while {self._call.name} is not over, which has "
+                        f"timed out or was interrupted: call {self._call.name} again first"
+                    )
+                return self._go_on(self._call, deadline)
         finally:
             self._is_in_hub = False
             self._turn.release()

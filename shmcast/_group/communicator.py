@@ -10,7 +10,7 @@ from shmcast._codecs.base import Codec
 from shmcast._codecs.object_codec import ObjectCodec
 from shmcast._devices.work import Work
 from shmcast._group.company import Company
-from shmcast.errors import InvalidArgument
+from shmcast.errors import InvalidArgument, WrongRole
 
 if TYPE_CHECKING:
     from shmcast._group.collectives import Collectives
@@ -250,6 +250,17 @@ class Communicator:
         from shmcast._group.staging import staged
 
         return staged(d)
+
+    def _check_source(self, src: int) -> None:
+        """Raise WrongRole unless `src` is the source of the broadcasts."""
+        company = self._company
+        if src != company.src:
+            raise WrongRole(
+                f"{company.label}: this broadcaster's source is rank {company.src}, not src={src!r}: "
+                f"let all ranks of the group make another for that, ShmBroadcaster(group, "
+                f"src={src!r}), and all others receive from it. To answer a source, there are "
+                "gather_object, all_gather_object and isend_object"
+            )
 
     def _patient(self, timeout: float | None) -> float | None:
         return self._company.options.patience if timeout is None else timeout

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -86,6 +87,21 @@ class Company:
                 raise Closed(f"{self.label}: {self.name(rank)} has closed, and will not come")
             if rank in awaited:
                 raise self.dropped(rank)
+
+    @contextlib.contextmanager
+    def telling_causes(self) -> Iterator[None]:
+        """Raise why a rank has ended that is waited for in the block, if others were the cause.
+
+        Raises:
+            PeerDied: another rank has died, and the one of the block has ended because of that.
+            NodeLost: a node can't be reached any more.
+        """
+        try:
+            yield
+        except (PeerDied, Closed):
+            if not self.is_closed:
+                self.end.check_peers()
+            raise
 
     def check_open(self) -> None:
         """Raise Closed if this rank has closed its broadcaster."""

@@ -246,7 +246,7 @@ class _Incoming:
         self._pending.append(receipt)
 
         def wait() -> Any:
-            with self._turn:
+            with self._turn, self._company.telling_causes():
                 try:
                     self._receive_until(receipt, deadline, action)
                 except BaseException:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from shmcast._nodes import control
 from shmcast._nodes.addresses import Address, local_addresses
-from shmcast._nodes.stream import Stream
+from shmcast._nodes.stream import Stream, wait_for_cause
 from shmcast.errors import SegmentError
 
 
@@ -70,5 +70,6 @@ def stream_to(
     try:
         connection = control.connect(addresses, secret, rank)
     except ConnectionError as error:
+        wait_for_cause(check)
         raise SegmentError(f"{label}: {peer} is not to be reached: {error}") from error
     return Stream(connection, label, peer, check)

@@ -153,10 +153,7 @@ class Stream:
         """Say why the connection has ended; or raise what those say who know better."""
         if self._has_left:
             return self._left("")
-        until = time.monotonic() + _CAUSE_SECONDS
-        while time.monotonic() < until:
-            self._check()
-            time.sleep(0.02)
+        wait_for_cause(self._check)
         why = "its connection has ended" if error is None else str(error)
         return PeerDied(f"{self._label}: {self._peer} has died: {why}", self._peer, 0, why)
 
@@ -172,3 +169,11 @@ class Stream:
                 self._socket.send(_HEADER.pack(_GOODBYE), socket.MSG_NOSIGNAL)
             self._socket.shutdown(socket.SHUT_WR)
         self._socket.close()
+
+
+def wait_for_cause(check: Callable[[], object]) -> None:
+    """Give whoever knows better a moment to tell why a connection has ended: `check` raises it."""
+    until = time.monotonic() + _CAUSE_SECONDS
+    while time.monotonic() < until:
+        check()
+        time.sleep(0.02)
