@@ -141,6 +141,8 @@ class Communicator:
     def send_object(self, obj: Any, dst: int, timeout: float | None = None) -> None:
         """Send an object to another rank: `isend_object`, and wait until it is sent.
 
+        The first one to a rank on another node waits until that has begun to receive.
+
         Raises:
             ShmcastError: what `isend_object` and its work raise.
         """

@@ -98,8 +98,9 @@ class PointToPoint:
 class _Sending:
     """A message on its way to the ring or the stream."""
 
-    def __init__(self, frames: Sequence[Frame], deadline: Deadline) -> None:
+    def __init__(self, frames: Sequence[Frame], action: str, deadline: Deadline) -> None:
         self.frames = frames
+        self.action = action
         self.deadline = deadline
         self.is_over = False
         self.error: ShmcastError | None = None
@@ -132,7 +133,7 @@ class _Outgoing:
             if not self._queue and isinstance(self._sink, FrameWriter) and self._is_sent(frames):
                 return Work.done(None)
             # Whoever has given the object may change it from now on, and the codec its buffers.
-            sending = _Sending([bytes(view) for view in flat_views(frames)], deadline)
+            sending = _Sending([bytes(view) for view in flat_views(frames)], action, deadline)
             self._queue.append(sending)
             self._changed.notify_all()
             if self._thread is None:
@@ -140,7 +141,7 @@ class _Outgoing:
                     target=self._run, name="shmcast-isend", daemon=True
                 )
                 self._thread.start()
-        return Work(lambda: self._wait(sending, action))
+        return Work(lambda: self._wait(sending))
 
     def _is_sent(self, frames: Sequence[Frame]) -> bool:
         """Send frames if there is room."""
@@ -157,7 +158,7 @@ class _Outgoing:
         assert told is not None  # noqa: S101 (it knows these errors)
         return told
 
-    def _wait(self, sending: _Sending, action: str) -> None:
+    def _wait(self, sending: _Sending) -> None:
         with self._changed:
             self._waiting += 1
             try:
@@ -165,8 +166,8 @@ class _Outgoing:
                 if not sending.is_over:
                     self._interrupts -= 1
                     raise Interrupted(
-                        f"{self._company.label}: {action} was ended by interrupt(); the message is "
-                        "sent all the same when there is room"
+                        f"{self._company.label}: {sending.action} was ended by interrupt(); the "
+                        "message is sent all the same when there is room"
                     )
             finally:
                 self._waiting -= 1
@@ -198,9 +199,13 @@ class _Outgoing:
                 self._sink.publish(
                     sending.frames, _LOOK_SECONDS if left is None else min(left, _LOOK_SECONDS)
                 )
-            except Timeout as error:
+            except Timeout:
                 if deadline.left() == 0:
-                    return error
+                    return Timeout(
+                        f"{self._company.label}: {sending.action} timed out after "
+                        f"{deadline.timeout} s: {self._company.name(self._dst)} does not receive; "
+                        "it gets nothing of this message"
+                    )
             except ShmcastError as error:
                 return error
             except (TypeError, BufferError) as error:
