@@ -16,7 +16,7 @@ from rich.table import Table
 from bench import terminal
 from bench.report import codec_tables, report
 from bench.report.tables import cadence, ratio, short
-from bench.run import codecs, deaths, job, machine, smoke, versions
+from bench.run import codecs, collectives, deaths, job, machine, smoke, versions
 from bench.run.case import Case
 from bench.run.harness import TURNS, Harness, Row
 from bench.run.selection import Chosen, NoSuchName, choose
@@ -52,6 +52,7 @@ def list_all() -> None:
     suites.append((job.SUITE, f"{job.WHAT}: {'; '.join(job.TRANSPORTS)}"))
     suites.append((f"bench {codecs.SUITE}", f"{codecs.WHAT}: {'; '.join(codecs.CODECS)}"))
     suites.append((f"bench {deaths.SUITE}", deaths.WHAT))
+    suites.append((f"bench {collectives.SUITE}", collectives.WHAT))
     console.print(terminal.definitions(suites, "Suites"), "", highlight=False)
     transports = [
         (peer.name, f"{versions.of(peer)}: {peer.settings}") for peer in registry.peers().values()
@@ -162,6 +163,17 @@ def measure_deaths(
     console.print(f"wrote {report.write(folder)}", soft_wrap=True, highlight=False)
 
 
+@app.command("collectives")
+def measure_collectives(
+    ranks: Annotated[int, typer.Option(help="of the group", min=2)] = collectives.RANKS,
+    calls: Annotated[int, typer.Option(help="in a turn", min=2)] = collectives.CALLS,
+    turns: Annotated[int, typer.Option(help="of each", min=1)] = collectives.TURNS,
+) -> None:
+    """Measure barrier, gather and all-gather beside gloo's, and print a table. Writes nothing."""
+    console = terminal.console()
+    console.print(collectives_table(collectives.run(console, ranks, calls, turns)))
+
+
 def codec_table(case: codecs.CodecCase, rows: list[Row]) -> Table:
     """Return the rows of a case of codecs, for a terminal."""
     figures = ("encode\nµs", "decode\nµs", "both\nµs", "95 %", "times as fast\nas pickle", "bytes")
@@ -187,6 +199,19 @@ def deaths_table(rows: list[Row]) -> Table:
     for row in rows:
         figures = (short(row[name]) for name in ("p50_ms", "p99_ms", "max_ms"))
         made.add_row(f"{cadence(row['gap_ms'])}, {row['who']}", str(row["kills"]), *figures)
+    return made
+
+
+def collectives_table(rows: list[Row]) -> Table:
+    """Return the rows for a terminal: ours and gloo's, which follow one another, in one line."""
+    figures = ("shmcast\np50 µs", "p99 µs", "gloo\np50 µs", "p99 µs", "times\nless")
+    made = terminal.table("operation, arrival", *figures)
+    for ours, gloo in zip(rows[::2], rows[1::2], strict=True):
+        made.add_row(
+            f"{ours['operation']}, {ours['arrival']}",
+            *(short(row[name]) for row in (ours, gloo) for name in ("p50_us", "p99_us")),
+            ratio(gloo["p50_us"] / ours["p50_us"]),
+        )
     return made
 
 

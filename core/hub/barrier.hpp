@@ -18,7 +18,8 @@ namespace shmcast {
 
 // Everybody has a word that counts the barriers it has come to. Nobody is past one before all words
 // have its number: nothing is reset, so nobody can come too early, and of a dead member one can
-// tell whether it had come. Whoever finds that all have, wakes the others: the last one does.
+// tell whether it had come. Whoever passes wakes the others: the last one to come does, and if that
+// one dies of it, whoever looks next. models/barrier.pml proves it.
 //
 // Not for members that take a dead one's place: they would count anew.
 class Barrier {
@@ -36,11 +37,15 @@ class Barrier {
     if (std::exchange(is_within_, true)) return;
     missing_ = 0;
     ++number_;
-    // seq_cst: pairs with the loads of all_have_come(). Of the last two to come, one sees the other.
+    // seq_cst: pairs with the loads of has_come(). Of the last two to come, one sees the other.
     std::atomic_ref(tail_.barriers(place_)).store(number_, std::memory_order_seq_cst);
-    if (all_have_come()) wake_all();
   }
-  void leave() { is_within_ = false; }
+  // Pass it: all have come.
+  void leave() {
+    is_within_ = false;
+    Gate(segment_.readers_gate()).wake();
+    Gate(tail_.bell().gate).wake();
+  }
 
   // Return whether all have come. For who is within, as the others are.
   bool all_have_come() {
@@ -73,14 +78,11 @@ class Barrier {
 
   // Wait for no member that was dropped, from now on. For the hub, which drops them.
   void excuse_dropped() {
-    bool is_any = false;
     for (std::uint32_t i = missing_; i < members(); ++i) {
       if (has_come(i) || seat_state(i) != SeatState::dropped) continue;
       // seq_cst: as in enter(), in the dead one's place.
       std::atomic_ref(tail_.barriers(i)).store(kNever, std::memory_order_seq_cst);
-      is_any = true;
     }
-    if (is_any && all_have_come()) wake_all();
   }
 
   // Wait until ready() or stop(), where this end of the messages parks: whoever interrupts it, or
@@ -99,7 +101,7 @@ class Barrier {
  private:
   std::uint32_t members() const { return segment_.geometry().readers; }
   bool has_come(std::uint32_t i) const {
-    // seq_cst: read between announce() and park(); pairs with enter(), which stores it and then
+    // seq_cst: read between announce() and park(); pairs with enter(), after which leave()
     // looks at the gates.
     return std::atomic_ref(tail_.barriers(i)).load(std::memory_order_seq_cst) >= number_;
   }
@@ -107,10 +109,6 @@ class Barrier {
     // acquire: pairs with RingWriter::drop() and RingReader::leave().
     return Seat::state(
         std::atomic_ref(segment_.member(i).seat).load(std::memory_order_acquire));
-  }
-  void wake_all() {
-    Gate(segment_.readers_gate()).wake();
-    Gate(tail_.bell().gate).wake();
   }
 
   Segment segment_;

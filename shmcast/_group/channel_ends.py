@@ -13,11 +13,12 @@ from shmcast._group.company import Company
 from shmcast._nodes.acceptor import Acceptor, stream_to
 from shmcast._nodes.deadline import Deadline
 from shmcast._nodes.stream import Stream
-from shmcast.errors import Timeout
+from shmcast.errors import PeerDied, SegmentNotFound, Timeout
 
 _SLOTS = 16
 _SLOT_BYTES = 64 * 1024
 _PAUSE = 0.002
+_LINGER_SECONDS = 10.0  # a close waits so long for a receiver that has yet to begin
 
 
 class Sink(Protocol):
@@ -69,6 +70,7 @@ def open_sink(company: Company, dst: int) -> Sink:
         slots=_SLOTS,
         slot_bytes=_SLOT_BYTES,
         spill_bytes=options.spill_bytes,
+        linger=_LINGER_SECONDS,
         wait=options.wait,
         warn_after=options.warn_after,
         label=company.label,
@@ -94,14 +96,24 @@ def open_source(company: Company, src: int, action: str, deadline: Deadline) -> 
         )
         return _StreamSource(company, stream)
     options = company.options
-    return FrameReader(
-        found,
-        0,
-        wait=options.wait,
-        warn_after=options.warn_after,
-        label=company.label,
-        peer_label=lambda index: company.name(src if index else company.me),
-    )
+    try:
+        return FrameReader(
+            found,
+            0,
+            wait=options.wait,
+            warn_after=options.warn_after,
+            label=company.label,
+            peer_label=lambda index: company.name(src if index else company.me),
+        )
+    except SegmentNotFound as error:
+        company.check([src])
+        raise PeerDied(
+            f"{company.label}: {action}: {company.name(src)} has ended before this rank had begun "
+            "to receive from it",
+            company.name(src),
+            0,
+            "",
+        ) from error
 
 
 def _subject(src: int, dst: int) -> str:

@@ -13,7 +13,7 @@ from shmcast._group.notices import Notices
 from shmcast._group.options import Options
 from shmcast._group.single_rank import SingleRank
 from shmcast._nodes.topology import Node, Topology
-from shmcast.errors import Closed, Interrupted, PeerDied
+from shmcast.errors import Closed, Interrupted, NodeLost, PeerDied
 
 if TYPE_CHECKING:
     from shmcast._nodes.source import SourceRelay
@@ -39,6 +39,8 @@ class Company:
     options: Options
     notices: Notices
     is_closed: bool = False
+    has_failed: bool = False
+    """This rank was told that another has died, and may end because of that."""
     is_interrupted: bool = False
     """A wait that looks up now and then is to end."""
 
@@ -98,7 +100,8 @@ class Company:
         """
         try:
             yield
-        except (PeerDied, Closed):
+        except (PeerDied, NodeLost, Closed) as error:
+            self.has_failed = self.has_failed or not isinstance(error, Closed)
             if not self.is_closed:
                 self.end.check_peers()
             raise

@@ -83,4 +83,4 @@ class Trunk:
         if self._acceptor is not None:
             self._acceptor.close()
         for stream in self._streams.values():
-            stream.close(in_order)
+            stream.close(in_order and not self._company.has_failed)

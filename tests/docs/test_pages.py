@@ -76,6 +76,16 @@ def test_the_executor_runs() -> None:
     assert lines[3].startswith("an error travels back: execute_model failed in a worker: TypeError")
 
 
+def test_the_pipeline_runs() -> None:
+    script = ROOT / "examples" / "pipeline.py"
+    ran = _run(script, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    tokens = [[batch + i for i in range(4)] for batch in range(8)]
+    assert ran.stdout.splitlines() == [
+        str({"stage": "first", "tokens": tokens}),
+        str({"stage": "last", "batches": [*range(8)]}),
+    ]
+
+
 def test_python_in_the_pages_is_python_and_names_what_there_is() -> None:
     named = set()
     for page in PAGES:
