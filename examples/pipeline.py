@@ -1,10 +1,10 @@
-"""A pipeline of two stages, each a rank: hidden states go forth, tokens come back, a gather ends it.
+"""A pipeline of two stages, each a rank: hidden states go forth, tokens come back.
 
     torchrun --nproc-per-node 2 examples/pipeline.py
 
-The first stage begins the next micro-batch while the second one computes: it does not wait until its
-states are received. Device tensors go by way of host memory; between GPUs, send them with NCCL and
-the rest of the step with this.
+The first stage begins the next micro-batch while the second one computes: it does not wait until
+its states are received. Device tensors go by way of host memory; between GPUs, send them with NCCL
+and the rest of the step with this.
 """
 
 from __future__ import annotations

@@ -103,10 +103,11 @@ def _times(stamps: npt.NDArray[np.int64], arrival: str) -> npt.NDArray[np.float6
         stamps: in ns, int64 of shape (ranks, calls, 2): when each came, and had its result.
         arrival: as above.
     """
-    if arrival == BACK_TO_BACK:
-        return np.diff(stamps[0, :, 1]) / 1e3
     came, done = stamps[:, :, 0], stamps[:, :, 1]
-    return (done.max(axis=0) - came.max(axis=0)) / 1e3
+    times: npt.NDArray[np.int64] = done.max(axis=0) - came.max(axis=0)
+    if arrival == BACK_TO_BACK:
+        times = np.diff(done[0])
+    return times / 1e3
 
 
 def _row(name: str, arrival: str, who: str, times_us: npt.NDArray[np.float64]) -> Row:

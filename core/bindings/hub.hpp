@@ -162,20 +162,13 @@ class PyHub final : public Endpoint, public Relief {
   // Return the fragments that were replied and not yet taken, by member.
   nb::list lags() const {
     std::vector<std::uint64_t> lags;
-    for (const auto& member : replies_) {
-      const Segment& ring = member->reader().segment();
-      const std::uint64_t replied = peek(ring.writer_figures().fragments);
-      const std::uint64_t consumed = peek(ring.member(0).consumed);
-      lags.push_back(consumed >= replied ? 0 : replied - consumed);
-    }
+    for (const auto& member : replies_) lags.push_back(member->lag());
     return list_of(lags);
   }
 
   nb::list member_figures() const {
     std::vector<nb::dict> figures;
-    for (const auto& member : replies_) {
-      figures.push_back(as_dict(member->reader().ring().figures()));
-    }
+    for (const auto& one : replies_) figures.push_back(as_dict(one->reader().ring().figures()));
     return list_of(figures);
   }
 

@@ -49,6 +49,14 @@ class alignas(kLine) MemberReplies {
   PyRingReader& reader() { return *reader_; }
   const PyRingReader& reader() const { return *reader_; }
 
+  // Return the fragments that were replied and not yet taken. For any thread.
+  std::uint64_t lag() const {
+    const Segment& ring = reader_->segment();
+    const std::uint64_t replied = peek(ring.writer_figures().fragments);
+    const std::uint64_t consumed = peek(ring.member(0).consumed);
+    return consumed >= replied ? 0 : replied - consumed;
+  }
+
   // Return whether there is something of a reply that was not taken yet. For any thread: to others
   // than that whose turn it is, it is a hint.
   bool is_there() const {

@@ -107,8 +107,7 @@ class Barrier {
   }
   SeatState seat_state(std::uint32_t i) const {
     // acquire: pairs with RingWriter::drop() and RingReader::leave().
-    return Seat::state(
-        std::atomic_ref(segment_.member(i).seat).load(std::memory_order_acquire));
+    return Seat::state(std::atomic_ref(segment_.member(i).seat).load(std::memory_order_acquire));
   }
 
   Segment segment_;

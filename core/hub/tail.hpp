@@ -28,8 +28,8 @@ struct TailGeometry {
   std::uint64_t lane_offset(std::uint64_t index) const {
     return sizeof(Bell) + index * sizeof(Lane);
   }
-  // How many barriers each member has come to, and behind them the hub. In a barrier everybody looks
-  // at the words of all, so that they share lines. Each is written once in a barrier.
+  // How many barriers each member has come to, and behind them the hub. In a barrier everybody
+  // looks at the words of all, so that they share lines. Each is written once in a barrier.
   std::uint64_t barriers_offset(std::uint64_t index) const {
     return lane_offset(members) + index * sizeof(std::uint64_t);
   }

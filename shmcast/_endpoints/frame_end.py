@@ -16,7 +16,7 @@ from shmcast._endpoints.arguments import check_seconds, check_switch_interval
 from shmcast._endpoints.ending import Ending
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.loans import address_of
-from shmcast._endpoints.long_waits import LongWaits
+from shmcast._endpoints.long_waits import warning_after
 from shmcast._endpoints.peers import Watch
 from shmcast._endpoints.waiting import WaitPolicy, chosen_policy, core_policy
 from shmcast._host.cpus import CpuQuota
@@ -83,25 +83,6 @@ CORE_ERRORS = (
     _core.SegmentCorrupted,
 )
 """What the core raises in a call, before anything is sent and nothing taken."""
-
-
-@contextlib.contextmanager
-def warning_after(
-    endpoint: _core.Endpoint, waits: LongWaits, seconds: float | None, label: str
-) -> Iterator[None]:
-    """Let the long waits of an endpoint be told after so many seconds, in the block.
-
-    Raises:
-        InvalidArgument: `seconds` is no number of seconds.
-    """
-    before, after = waits.warn_after, check_seconds("warn_after", seconds, label)
-    try:
-        waits.warn_after = after
-        endpoint.set_patience(waits.patience)
-        yield
-    finally:
-        waits.warn_after = before
-        endpoint.set_patience(waits.patience)
 
 
 class FrameEnd:

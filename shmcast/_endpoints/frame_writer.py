@@ -358,7 +358,12 @@ class FrameWriter(FrameEnd):
         return (
             f": the ring of {self.handle.slots} slots is full; {', '.join(behind)}; "
             f"{self._ring.attached()} of {self.handle.readers} {self.reader_noun}s have attached"
+            f"{self._watch.long_waits.advice and f'; {self._watch.long_waits.advice}'}"
         )
+
+    def advise(self, advice: str) -> None:
+        """Say this, too, wherever it is told that there is no room."""
+        self._watch.long_waits.advice = advice
 
 
 class Outbox(Protocol):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
+
+from shmcast import _core
+from shmcast._endpoints.arguments import check_seconds
 
 if TYPE_CHECKING:
     from shmcast._endpoints.slow_peers import SlownessReport, Wait
@@ -21,6 +25,8 @@ class LongWaits:
     def __init__(self, label: str, warn_after: float | None) -> None:
         self._label = label
         self._report: SlownessReport | None = None  # there is one from the first long wait on
+        self.advice: str = ""
+        """What else to say of a wait for room."""
         self.warn_after = warn_after
 
     @property
@@ -64,9 +70,31 @@ class LongWaits:
         if self._report is None:
             self._report = SlownessReport(self._label, self._seconds)
         peers = [SlowPeer(*fields) for fields in slow(wait)]
-        return self._report.look(seconds, is_first, wait.action, wait.goal, peers, wait.is_usual)
+        goal = wait.goal
+        if goal == "room" and self.advice:
+            goal += f" ({self.advice})"
+        return self._report.look(seconds, is_first, wait.action, goal, peers, wait.is_usual)
 
     def resumed(self, seconds: float) -> None:
         """Log that such a wait went on."""
         if self._report is not None:
             self._report.end(seconds)
+
+
+@contextlib.contextmanager
+def warning_after(
+    endpoint: _core.Endpoint, waits: LongWaits, seconds: float | None, label: str
+) -> Iterator[None]:
+    """Let the long waits of an endpoint be told after so many seconds, in the block.
+
+    Raises:
+        InvalidArgument: `seconds` is no number of seconds.
+    """
+    before, after = waits.warn_after, check_seconds("warn_after", seconds, label)
+    try:
+        waits.warn_after = after
+        endpoint.set_patience(waits.patience)
+        yield
+    finally:
+        waits.warn_after = before
+        endpoint.set_patience(waits.patience)

@@ -16,12 +16,10 @@ from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy
 from shmcast._group.communicator import Communicator
-from shmcast._group.company import Company
 from shmcast._group.connection import Connection, connect, reconnect
 from shmcast._group.device_setup import choose_lane
 from shmcast._group.group_handle import GroupHandle, checked_place, label_of
 from shmcast._group.lender import Lender
-from shmcast._group.notices import Notices
 from shmcast._group.options import Options
 from shmcast._group.single_rank import SingleRank
 from shmcast._nodes.topology import Node, Topology, host_name
@@ -144,23 +142,7 @@ class ShmBroadcaster(Communicator, Lender):
             self.topology = Topology((Node(0, host_name(), self.src, (self.src,)),))
             self._end = SingleRank(self._label)
             self._send, self._warm = self._end.send, self._end.warm
-        self._talk_by(options, codec, Notices(meeting.store, meeting.key, self._label))
-
-    def _talk_by(self, options: Options, codec: Codec | None, notices: Notices) -> None:
-        """Know what the rest of the group's conversation needs, once it is set up."""
-        self._chosen_codec = codec
-        self._company = Company(
-            self._label, self._ranks, self.group_rank, self.src, self.topology, self._end, options,
-            notices,
-        )  # fmt: skip
-
-    def _know(self, ranks: list[int], rank: int, group_src: int) -> None:
-        self._ranks = ranks
-        self.group_rank: int = rank
-        self.group_size: int = len(ranks)
-        self.group_src: int = group_src
-        self.src: int = ranks[group_src]
-        self.is_src: bool = rank == group_src
+        self._talk_by(options, codec, meeting.store, meeting.key)
 
     def _use(self, connection: Connection) -> None:
         """Send and receive with what the ranks' meeting has led to."""
@@ -308,15 +290,6 @@ class ShmBroadcaster(Communicator, Lender):
         if self.is_src:
             self._warm()
 
-    def interrupt(self) -> None:
-        """End this rank's call that waits in another thread; see `Writer.interrupt`.
-
-        Not a collective: others notice nothing. A broadcast of device tensors, once begun, goes on.
-        If no other call waits, it is the broadcast's, or the next one.
-        """
-        if not self._interrupt_talks():
-            self._end.interrupt()
-
     @property
     def handle(self) -> Handle | None:
         """Where another process finds this node's segment, to take the place of a dead rank there.
@@ -372,7 +345,7 @@ class ShmBroadcaster(Communicator, Lender):
         codec = settings.codec(codec)
         options = options.with_settings()
         self._use(reconnect(handle, rank, options, codec))
-        self._talk_by(options, codec, Notices(None, "", self._label))
+        self._talk_by(options, codec, None, "")
         return self
 
     @property

@@ -24,8 +24,8 @@ from shmcast._nodes.deadline import Deadline
 from shmcast.errors import (
     ConcurrentUse,
     DecodeError,
-    InvalidArgument,
     Interrupted,
+    InvalidArgument,
     PeerDied,
     ShmcastError,
     Timeout,

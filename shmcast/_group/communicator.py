@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING, Any
 from shmcast._codecs.base import Codec
 from shmcast._codecs.object_codec import ObjectCodec
 from shmcast._devices.work import Work
+from shmcast._endpoints.frame_reader import FrameReader
+from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._group.company import Company
+from shmcast._group.notices import Notices
+from shmcast._group.options import Options
+from shmcast._group.single_rank import SingleRank
+from shmcast._nodes.topology import Topology
 from shmcast.errors import InvalidArgument, WrongRole
 
 if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
     from shmcast._group.collectives import Collectives
     from shmcast._group.point_to_point import PointToPoint
+    from shmcast._nodes.source import SourceRelay
 
 
 class Communicator:
@@ -24,6 +33,10 @@ class Communicator:
     (point to point, the receiver's for the sender's).
     """
 
+    topology: Topology
+
+    _label: str
+    _end: FrameWriter | FrameReader | SourceRelay | SingleRank
     _company: Company
     _chosen_codec: Codec | None
     """The user's; None: each end has an `ObjectCodec` of its own."""
@@ -150,7 +163,7 @@ class Communicator:
         self._sends().isend(obj, dst, timeout, "send_object").wait()
 
     def irecv_object(self, src: int, timeout: float | None = None) -> Work:
-        """Begin to receive an object from another rank, which calls `send_object` or `isend_object`.
+        """Begin to receive an object of another rank, which calls `send_object` or `isend_object`.
 
         The first call is for the first object, and so on, in whatever order they are waited for.
 
@@ -179,9 +192,7 @@ class Communicator:
         timeout = self._patient(timeout)
         return self._sends().irecv(src, timeout, "recv_object", _as_it_is).wait()
 
-    def isend_tensor_dict(
-        self, d: dict[Any, Any], dst: int, timeout: float | None = None
-    ) -> Work:
+    def isend_tensor_dict(self, d: dict[Any, Any], dst: int, timeout: float | None = None) -> Work:
         """Begin to send a dict to another rank, which calls one of the `recv_tensor_dict`s.
 
         As `isend_object`; tensors on a device that are values of the dict arrive on the receiver's
@@ -253,15 +264,40 @@ class Communicator:
 
         return staged(d)
 
+    def _know(self, ranks: list[int], rank: int, group_src: int) -> None:
+        """Know who is who: global ranks, and this one's and the source's places among them."""
+        self._ranks = ranks
+        self.group_rank: int = rank
+        self.group_size: int = len(ranks)
+        self.group_src: int = group_src
+        self.src: int = ranks[group_src]
+        self.is_src: bool = rank == group_src
+
+    def _talk_by(
+        self, options: Options, codec: Codec | None, store: Store | None, key: str
+    ) -> None:
+        """Know what this part needs, once the broadcaster is set up; see `Notices`."""
+        self._chosen_codec = codec
+        self._company = Company(
+            self._label,
+            self._ranks,
+            self.group_rank,
+            self.src,
+            self.topology,
+            self._end,
+            options,
+            Notices(store, key, self._label),
+        )
+
     def _check_source(self, src: int) -> None:
         """Raise WrongRole unless `src` is the source of the broadcasts."""
         company = self._company
         if src != company.src:
             raise WrongRole(
-                f"{company.label}: this broadcaster's source is rank {company.src}, not src={src!r}: "
-                f"let all ranks of the group make another for that, ShmBroadcaster(group, "
-                f"src={src!r}), and all others receive from it. To answer a source, there are "
-                "gather_object, all_gather_object and isend_object"
+                f"{company.label}: this broadcaster's source is rank {company.src}, not "
+                f"src={src!r}: let all ranks of the group make another for that, "
+                f"ShmBroadcaster(group, src={src!r}), and all others receive from it. To answer a "
+                "source, there are gather_object, all_gather_object and isend_object"
             )
 
     def _patient(self, timeout: float | None) -> float | None:
@@ -288,10 +324,16 @@ class Communicator:
     def _make_codec(self) -> Codec:
         return ObjectCodec() if self._chosen_codec is None else self._chosen_codec
 
-    def _interrupt_talks(self) -> bool:
-        """End the calls of this part that wait in other threads; return whether there are any."""
+    def interrupt(self) -> None:
+        """End this rank's call that waits in another thread; see `Writer.interrupt`.
+
+        Not a collective: others notice nothing. A broadcast of device tensors, once begun, goes on.
+        If no other call waits, it is the broadcast's, or the next one.
+        """
         parts = (self._collectives, self._point_to_point)
-        return any([part is not None and part.interrupt() for part in parts])
+        waiting = [part for part in parts if part is not None and part.interrupt()]
+        if not waiting:
+            self._end.interrupt()
 
     def _close_talks(self, in_order: bool) -> None:
         """End this part; idempotent."""

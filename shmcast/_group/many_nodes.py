@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from shmcast._endpoints.frame_end import FrameEnd
 from shmcast._endpoints.handle import Handle
+from shmcast._group.one_node import ALL_MUST_RECEIVE
 from shmcast._group.options import Options
 from shmcast._group.rendezvous import Rendezvous
 from shmcast._nodes.addresses import Address
@@ -165,6 +166,8 @@ class _SetUp:
             reader_label=names.__getitem__,
             **options.for_writer(),
         )
+        if self._rank == self._src:
+            writer.advise(ALL_MUST_RECEIVE)
         return writer, page
 
     def _attach(self, offers: dict[int, _Offer]) -> None:

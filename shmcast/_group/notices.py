@@ -95,8 +95,8 @@ class Notices:
         if self._store is None:
             raise InvalidArgument(
                 f"{self._label}: gather, scatter, barrier, send and receive between ranks need the "
-                "store of the process group, which is not known here: a rank that has rejoined, or a group made by hand, has "
-                "none. Make it by init_process_group or new_group"
+                "store of the process group, which a rank that has rejoined does not know, nor one "
+                "of a group that was made by hand: make it by init_process_group or new_group"
             )
         return self._store
 

@@ -14,6 +14,12 @@ from shmcast._nodes.topology import Topology
 if TYPE_CHECKING:
     from shmcast._group.rendezvous import Rendezvous
 
+ALL_MUST_RECEIVE = (
+    "every rank must receive what the source broadcasts; for answers there are gather_object and "
+    "isend_object"
+)
+"""For who has made a broadcaster of another source as a way back, from one rank to one."""
+
 
 class OneNode:
     """This rank's end of a ring for all ranks of a group, if they all share the source's node.
@@ -51,6 +57,7 @@ class OneNode:
             reader_label=meeting.names.__getitem__,
             **self._options.for_writer(),
         )
+        self._end.advise(ALL_MUST_RECEIVE)
         return self._end.handle
 
     def attach(self, handle: Handle, topology: Topology) -> None:

@@ -84,7 +84,7 @@ class PointToPoint:
 
     def interrupt(self) -> bool:
         """End the calls that wait in other threads; return whether there were any."""
-        return any([end.interrupt() for end in self._ends()])
+        return bool([end for end in self._ends() if end.interrupt()])
 
     def close(self, in_order: bool) -> None:
         """End all ends; idempotent. What could not be sent yet never is."""
@@ -137,9 +137,7 @@ class _Outgoing:
             self._queue.append(sending)
             self._changed.notify_all()
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="shmcast-isend", daemon=True
-                )
+                self._thread = threading.Thread(target=self._run, name="shmcast-isend", daemon=True)
                 self._thread.start()
         return Work(lambda: self._wait(sending))
 

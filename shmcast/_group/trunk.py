@@ -1,4 +1,4 @@
-"""What the leaders of nodes tell the source beside its broadcasts, and it them: a stream for each."""
+"""What the nodes' leaders tell the source beside its broadcasts, and it them: streams."""
 
 from __future__ import annotations
 
@@ -66,7 +66,10 @@ class Trunk:
             time.sleep(_PAUSE)
         for leader in self.leaders:
             self._streams[leader] = Stream(
-                self._acceptor.connection(leader), company.label, company.name(leader), company.check
+                self._acceptor.connection(leader),
+                company.label,
+                company.name(leader),
+                company.check,
             )
         self._acceptor.close()
 

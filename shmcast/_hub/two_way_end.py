@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from shmcast import _core
-from shmcast._endpoints.frame_end import FrameEnd, warning_after
+from shmcast._endpoints.frame_end import FrameEnd
+from shmcast._endpoints.long_waits import warning_after
 from shmcast._hub.reply_watch import ReplyWatch
 from shmcast.errors import Closed, ShmcastError, Timeout
 

@@ -1,4 +1,4 @@
-"""How a stream between two ranks of different nodes comes about: one accepts, the other connects."""
+"""How a stream between ranks of two nodes comes about: one accepts, the other connects."""
 
 from __future__ import annotations
 

@@ -59,9 +59,7 @@ def around(rank: int, hosts: tuple[str, ...]) -> list[list[str]]:
 
 
 @on_hosts
-def test_everything_arrives_in_order_from_each_to_each(
-    world: Crew, hosts: tuple[str, ...]
-) -> None:
+def test_everything_arrives_in_order_from_each_to_each(world: Crew, hosts: tuple[str, ...]) -> None:
     expected = [fingerprint(obj) for obj in [*OBJECTS, b"z" * LARGE]]
     assert world.run(4, around, hosts) == [[expected] * 3] * 4
 
@@ -107,7 +105,9 @@ def tensor_dicts(rank: int, hosts: tuple[str, ...]) -> None:
         assert torch.equal(out["hidden"], torch.full((300, 200), 10.0 + before))
         work.wait()
         for call in (bc.send_tensor_dict, bc.isend_tensor_dict):
-            with pytest.raises(shmcast.InvalidArgument, match=r"is for a dict, not for a list; use"):
+            with pytest.raises(
+                shmcast.InvalidArgument, match=r"is for a dict, not for a list; use"
+            ):
                 call([1], nxt)  # type: ignore[arg-type]
         bc.send_tensor_dict({"hidden": torch.zeros(3)}, nxt, SECONDS)
         with pytest.raises(shmcast.InvalidArgument, match="hidden"):
@@ -185,7 +185,9 @@ def timed_out(rank: int, hosts: tuple[str, ...]) -> None:
         other = rank ^ 2
         for before in ("the first", "another"):
             work = bc.irecv_object(other, 0.02)
-            with pytest.raises(shmcast.Timeout, match=r"irecv_object timed out after 0.02 s: .*rank"):
+            with pytest.raises(
+                shmcast.Timeout, match=r"irecv_object timed out after 0.02 s: .*rank"
+            ):
                 work.wait()
             dist.barrier()
             bc.isend_object(before, other, SECONDS)
@@ -194,7 +196,9 @@ def timed_out(rank: int, hosts: tuple[str, ...]) -> None:
         if hosts == ONE:  # (a network takes what nobody receives)
             works = [bc.isend_object(b"x" * LARGE, other, 0.02) for _ in range(2)]
             for work in works:
-                with pytest.raises(shmcast.Timeout, match=rf"isend_object timed out after 0.02 s: rank {other}"):
+                with pytest.raises(
+                    shmcast.Timeout, match=rf"isend_object timed out after 0.02 s: rank {other}"
+                ):
                     work.wait()
             dist.barrier()
             bc.isend_object("goes on", other, SECONDS)
@@ -220,7 +224,9 @@ def interrupted(rank: int, hosts: tuple[str, ...]) -> None:
 
             thread = threading.Thread(target=receive)
             thread.start()
-            wait_until(lambda: bc._point_to_point is not None and bool(bc._point_to_point._incoming))
+            wait_until(
+                lambda: bc._point_to_point is not None and bool(bc._point_to_point._incoming)
+            )
             while not told:
                 bc.interrupt()
                 thread.join(0.05)
@@ -237,9 +243,7 @@ def interrupted(rank: int, hosts: tuple[str, ...]) -> None:
 
 
 @on_hosts
-def test_an_interrupt_ends_a_receive_and_loses_nothing(
-    world: Crew, hosts: tuple[str, ...]
-) -> None:
+def test_an_interrupt_ends_a_receive_and_loses_nothing(world: Crew, hosts: tuple[str, ...]) -> None:
     world.run(4, interrupted, hosts)
 
 

@@ -2,6 +2,8 @@
 // members, each in a thread of its own. To be run under ThreadSanitizer.
 //
 //     barrier_test [scale]
+#include "hub/barrier.hpp"
+
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
@@ -10,7 +12,6 @@
 #include <vector>
 
 #include "check.hpp"
-#include "hub/barrier.hpp"
 #include "hub/tail.hpp"
 #include "layout.hpp"
 #include "ring/reader.hpp"
@@ -45,8 +46,7 @@ Outcome pass(Barrier& barrier, Waiter& waiter, std::int64_t deadline_ns = kForev
   Outcome outcome = Outcome::ready;
   while (!barrier.all_have_come() && !barrier.is_void()) {
     outcome = barrier.wait(
-        waiter, deadline_ns, [&] { return barrier.all_have_come() || barrier.is_void(); },
-        kNoStop);
+        waiter, deadline_ns, [&] { return barrier.all_have_come() || barrier.is_void(); }, kNoStop);
     if (outcome == Outcome::timed_out) return outcome;
   }
   if (barrier.is_void()) return Outcome::closed;
