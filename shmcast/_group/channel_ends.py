@@ -27,9 +27,6 @@ class Sink(Protocol):
     def publish(self, frames: Sequence[Frame], timeout: float | None) -> None:
         """Send one message; as `FrameWriter.publish`."""
 
-    def interrupt(self) -> None:
-        """End a call that waits in another thread."""
-
     def close(self) -> None:
         """End it in order; idempotent."""
 
@@ -140,7 +137,7 @@ class _StreamSink:
     def _accept(self, deadline: Deadline) -> Stream:
         company = self._company
         while self._acceptor.missing([self._dst]):
-            company.check()
+            company.look([self._dst])
             if deadline.left() == 0:
                 raise Timeout(
                     f"{company.label}: send timed out after {deadline.timeout} s: "
@@ -149,10 +146,7 @@ class _StreamSink:
             time.sleep(_PAUSE)
         connection = self._acceptor.connection(self._dst)
         self._acceptor.close()
-        return Stream(connection, company.label, company.name(self._dst), company.check)
-
-    def interrupt(self) -> None:
-        self._company.is_interrupted = True
+        return Stream(connection, company.label, company.name(self._dst), company.look)
 
     def close(self) -> None:
         self._acceptor.close()

@@ -27,7 +27,6 @@ from shmcast.errors import (
     Interrupted,
     InvalidArgument,
     PeerDied,
-    ShmcastError,
     Timeout,
 )
 
@@ -129,34 +128,35 @@ class Collectives:
 
     def barrier(self, timeout: float | None) -> None:
         """See `ShmBroadcaster.barrier`."""
-
-        def begin() -> _Call:
-            call = _Call(BARRIER, lambda: None)
-            here = _Step(
-                lambda left: self._hub.barrier(left.left()),
-                lambda: self._company.names(self._hub.absent()),
-                True,
-            )
-            call.steps.append(here)
-            if self._has_nodes:
-                if self._is_leader:
-                    self._parts = {}
-                    self._add_trunk_up(call)
-                    self._add_trunk_down(call, lambda _ranks: {})
-                call.steps.append(here)
-            return call
-
         if self._has_nodes or self._call is not None or not self._hub.is_complete:
-            self._run(BARRIER, begin, timeout)
+            self._run(BARRIER, self._begin_barrier, timeout)
             return
         self._is_in_hub = True  # nothing but that: it is over in microseconds
         try:
             self._hub.barrier(timeout)
-        except ShmcastError as error:
+        except BaseException as error:
+            if isinstance(error, Timeout | Interrupted) or is_interruption(error):
+                self._call = self._begin_barrier()
             with self._company.telling_causes():
-                raise error
+                raise
         finally:
             self._is_in_hub = False
+
+    def _begin_barrier(self) -> _Call:
+        call = _Call(BARRIER, lambda: None)
+        here = _Step(
+            lambda left: self._hub.barrier(left.left()),
+            lambda: self._company.names(self._hub.absent()),
+            True,
+        )
+        call.steps.append(here)
+        if self._has_nodes:
+            if self._is_leader:
+                self._parts = {}
+                self._add_trunk_up(call)
+                self._add_trunk_down(call, lambda _ranks: {})
+            call.steps.append(here)
+        return call
 
     def interrupt(self) -> bool:
         """End the call that waits in another thread; return whether there is one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -337,6 +338,8 @@ class Communicator:
 
     def _close_talks(self, in_order: bool) -> None:
         """End this part; idempotent."""
+        if os.getpid() != self._company.pid:
+            return  # a fork's: all of it is its parent's
         self._company.is_closed = True
         for part in (self._collectives, self._point_to_point):
             if part is not None:

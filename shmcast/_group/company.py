@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shmcast._endpoints.frame_reader import FrameReader
@@ -13,7 +14,7 @@ from shmcast._group.notices import Notices
 from shmcast._group.options import Options
 from shmcast._group.single_rank import SingleRank
 from shmcast._nodes.topology import Node, Topology
-from shmcast.errors import Closed, Interrupted, NodeLost, PeerDied
+from shmcast.errors import Closed, Forked, Interrupted, NodeLost, PeerDied, SegmentError
 
 if TYPE_CHECKING:
     from shmcast._nodes.source import SourceRelay
@@ -38,6 +39,7 @@ class Company:
     """Of the broadcasts: who dies is told there."""
     options: Options
     notices: Notices
+    pid: int = field(default_factory=os.getpid)
     is_closed: bool = False
     has_failed: bool = False
     """This rank was told that another has died, and may end because of that."""
@@ -68,7 +70,23 @@ class Company:
         return " and ".join(map(self.name, ranks)) or "nobody"
 
     def check(self, awaited: Collection[int] = ()) -> None:
-        """Look whether this rank can go on waiting.
+        """Look whether a call of this rank can go on waiting: `look`, and whether it is to end.
+
+        Args:
+            awaited: see `look`.
+
+        Raises:
+            Interrupted: `is_interrupted` was set; it is used up.
+            ShmcastError: what `look` raises.
+        """
+        self.check_open()
+        if self.is_interrupted:
+            self.is_interrupted = False
+            raise Interrupted(f"{self.label}: the call was ended by interrupt(); call again")
+        self.look(awaited)
+
+    def look(self, awaited: Collection[int] = ()) -> None:
+        """Look whether others can still be waited for.
 
         Args:
             awaited: for whom it waits.
@@ -77,12 +95,8 @@ class Company:
             Closed: this broadcaster was closed, or one of them has closed theirs.
             PeerDied: some rank has died; or, where such ranks are dropped, one of these.
             NodeLost: a node can't be reached any more.
-            Interrupted: `is_interrupted` was set; it is used up.
         """
         self.check_open()
-        if self.is_interrupted:
-            self.is_interrupted = False
-            raise Interrupted(f"{self.label}: the call was ended by interrupt(); call again")
         self.end.check_peers()
         for rank, state in self.departed().items():
             if rank in awaited and state == "left":
@@ -100,14 +114,19 @@ class Company:
         """
         try:
             yield
-        except (PeerDied, NodeLost, Closed) as error:
+        except (PeerDied, NodeLost, Closed, SegmentError) as error:
             self.has_failed = self.has_failed or not isinstance(error, Closed)
             if not self.is_closed:
                 self.end.check_peers()
             raise
 
     def check_open(self) -> None:
-        """Raise Closed if this rank has closed its broadcaster."""
+        """Raise Closed if this rank has closed its broadcaster, and Forked in a fork."""
+        if os.getpid() != self.pid:
+            raise Forked(
+                f"{self.label}: used in a process forked from the one that made this broadcaster; "
+                "start processes with spawn"
+            )
         if self.is_closed:
             raise Closed(f"{self.label}: used after close(); make a new broadcaster")
 

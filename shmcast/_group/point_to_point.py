@@ -193,7 +193,7 @@ class _Outgoing:
         while True:
             left = deadline.left()
             try:
-                self._company.check([self._dst])
+                self._company.look([self._dst])
                 self._sink.publish(
                     sending.frames, _LOOK_SECONDS if left is None else min(left, _LOOK_SECONDS)
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -209,6 +210,13 @@ def test_a_call_that_timed_out_goes_on_when_it_is_called_again(
 
 def another_after_a_time_out(rank: int) -> list[Any]:
     with ShmBroadcaster() as bc:
+        bc.barrier(SECONDS)
+        if rank == 0:
+            with pytest.raises(shmcast.Timeout, match=r"barrier timed out .* rank \d"):
+                bc.barrier(0.02)
+            with pytest.raises(shmcast.InvalidArgument, match="barrier is not over"):
+                bc.all_gather_object(0)
+        dist.barrier()
         bc.barrier(SECONDS)
         if rank == 0:
             with pytest.raises(shmcast.Timeout, match=r"nothing came from rank \d"):
@@ -429,3 +437,26 @@ def test_a_broadcaster_as_a_way_back_says_what_to_use(world: Crew) -> None:
     assert "rank 2 is 64 fragments behind" in told[1]
     assert "every rank must receive" in told[1]
     assert "gather_object" in told[1]
+
+
+def forked(rank: int) -> int:
+    with ShmBroadcaster() as bc:
+        bc.barrier(SECONDS)
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            with contextlib.suppress(BaseException):
+                for call in (bc.barrier, bc.gather_object, lambda: bc.isend_object(1, rank ^ 1)):
+                    with pytest.raises(shmcast.Forked, match="forked"):
+                        call()
+                bc.close()
+                code = 0
+            os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert bc.all_gather_object(rank, SECONDS) == [0, 1, 2, 3]
+        return code
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_fork_is_told_and_harms_nobody(world: Crew) -> None:
+    assert world.run(4, forked) == [0] * 4
