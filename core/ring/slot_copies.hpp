@@ -59,7 +59,10 @@ class SlotStores {
     const std::int64_t began = monotonic_ns();
     copy(to, bytes, size, stores);
     times_[static_cast<std::size_t>(stores)].record(monotonic_ns() - began);
-    choice_.compare(until_read(Stores::ordinary), until_read(Stores::non_temporal));
+    // Where both are close, messages as a whole were faster with ordinary stores than trials say
+    // (docs/architecture/ring.md).
+    const std::uint64_t non_temporal = until_read(Stores::non_temporal);
+    choice_.compare(until_read(Stores::ordinary), non_temporal + non_temporal / 4);
   }
 
   // Return how long it takes to store a fragment so, and the slowest reader to read it; 0: not

@@ -253,8 +253,15 @@ void the_slowest_reader_counts() {
   Ring ring;
   ring.takes(1, 1, slow);
   CHECK(ring.settled_share() == few);
+  ring.takes(1, slow + slow / 2, slow);  // too little
+  CHECK(ring.settled_share() == few);
   ring.takes(1, slow, 1);
   CHECK(ring.settled_share() == most);
+  ring.takes(1, slow, slow - slow / 10);
+  CHECK(ring.settled_share() == most);
+  ring.takes(1, slow, slow + slow / 10);
+  CHECK(ring.settled_share() == few);
+  ring.takes(1, slow, 1);
   ring.takes(2, 1, 2 * slow);
   CHECK(ring.settled_share() == few);
   ring.leaves(2);
