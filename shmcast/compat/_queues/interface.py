@@ -1,0 +1,106 @@
+"""What an engine's own message queue has, found out from its sources as they are imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+Parameters = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """The shapes of an engine's queue that are known, over several of its releases.
+
+    Attributes:
+        methods: public methods and `__init__`, each with the lists of parameters that it has had.
+        handle: the lists of fields that its handle has had.
+    """
+
+    methods: Mapping[str, tuple[Parameters, ...]]
+    handle: tuple[Parameters, ...]
+
+    def unknown_in(self, queue: type[Any], handle: type[Any]) -> list[str]:
+        """Return what of a queue and its handle is not known, in words; empty: it is known."""
+        found = {
+            name: tuple(inspect.signature(getattr(queue, name)).parameters)
+            for name, what in vars(queue).items()
+            if (name == "__init__" or not name.startswith("_")) and _is_function(what)
+        }
+        unknown = [
+            f"{name}({', '.join(parameters)})"
+            for name, parameters in found.items()
+            if parameters not in self.methods.get(name, ())
+        ]
+        unknown += [f"no {name}()" for name in self.methods if name not in found]
+        fields = tuple(field.name for field in dataclasses.fields(handle))
+        if fields not in self.handle:
+            unknown.append(f"a handle of {', '.join(fields)}")
+        return unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An engine's own queue, as it is installed here.
+
+    Attributes:
+        name: of the engine.
+        queue: its class `MessageQueue`.
+        handle: its class `Handle`.
+        logger: where it tells of its queues.
+        long_wait: the text with which it tells of a long wait; it has the seconds in it.
+        warning_interval: seconds between two such texts.
+        long_wait_level: at which it logs them.
+        arena_bytes: shared memory for large tensors where the engine asks for such.
+    """
+
+    name: str
+    queue: type[Any]
+    handle: type[Any]
+    logger: logging.Logger
+    long_wait: str
+    warning_interval: float
+    long_wait_level: int
+    arena_bytes: int = 0
+
+    def arguments(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return what a queue is made with, by name, defaults included.
+
+        Raises:
+            TypeError: the engine's own class does not take these either.
+        """
+        bound = inspect.signature(self.queue).bind(*args, **kwargs)
+        bound.apply_defaults()
+        return dict(bound.arguments)
+
+
+def version_of(package: str) -> str:
+    """Return the version of an engine that is imported, whatever its distribution is called."""
+    return str(getattr(sys.modules.get(package), "__version__", "of an unknown version"))
+
+
+def replace_everywhere(package: str, old: object, new: object) -> list[str]:
+    """Put `new` wherever a module of a package that is imported has `old` under a global name.
+
+    Modules that are imported later take it from the one that defines it.
+
+    Returns:
+        The modules.
+    """
+    changed = []
+    for name, module in [*sys.modules.items()]:
+        if isinstance(module, ModuleType) and name.partition(".")[0] == package:
+            for attribute in [key for key, value in vars(module).items() if value is old]:
+                setattr(module, attribute, new)
+                changed.append(name)
+    return changed
+
+
+def _is_function(what: object) -> bool:
+    return inspect.isfunction(what) or isinstance(what, staticmethod | classmethod)

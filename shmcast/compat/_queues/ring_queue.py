@@ -1,0 +1,311 @@
+"""An engine's `MessageQueue` whose readers on this host read from a ring of shmcast's."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+from shmcast._endpoints.reader import Reader
+from shmcast._endpoints.writer import Writer
+from shmcast.compat._queues.diagnosis import Process, describe
+from shmcast.compat._queues.interface import Engine
+from shmcast.compat._queues.patience import wait_in_parts
+from shmcast.errors import Interrupted, ShmcastError, Timeout
+
+_WORTH_A_LOOK = 1.0
+"""Seconds of a time-out from which on it is told what the others were doing: not of a mere look."""
+
+_open: weakref.WeakSet[RingQueue] = weakref.WeakSet()
+
+
+class Block:
+    """What `acquire_write` has filled and `acquire_read` gets, as one message.
+
+    Args:
+        data: its bytes.
+    """
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        self.data = data
+
+
+class RingQueue:
+    """A message queue of one writer, whose readers on this host share a ring.
+
+    It stands before an engine's own class among the bases, from which come its other methods and
+    its constructors by process group. What it can't do, it leaves to that class: readers on other
+    hosts read from a queue of the engine's own; and where there is no shared memory, or no reader
+    on this host, the object becomes one.
+
+    It takes the arguments of the engine's own class.
+    """
+
+    engine: ClassVar[Engine]
+    handle_class: ClassVar[type[Any]]
+
+    _writer: Writer | None = None
+    _reader: Reader | None = None
+    _remote: Any = None  # the engine's own queue, to the readers on other hosts
+    _receive: Callable[[float | None], Any] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        given = self.engine.arguments(*args, **kwargs)
+        local = given["n_local_reader"]
+        remote = given["n_reader"] - local
+        ranks = given["local_reader_ranks"]
+        ranks = [*range(local)] if ranks is None else ranks
+        if len(ranks) != local:
+            raise ValueError(f"local_reader_ranks={ranks} are not {local}, n_local_reader")
+        writer = _writer_for(ranks, given, self.engine) if local else None
+        if writer is None:
+            _become(self, self.engine.queue).__init__(*args, **kwargs)
+            return
+        self._take_roles(writer=writer)
+        self.n_local_reader, self.n_remote_reader = local, remote
+        if remote:
+            beyond = {"n_reader": remote, "n_local_reader": 0, "local_reader_ranks": []}
+            self._remote = self.engine.queue(**given | beyond)
+        self._block_bytes = given["max_chunk_bytes"]
+        self.handle = self._new_handle(ranks, writer)
+
+    def _new_handle(self, ranks: list[int], writer: Writer) -> Any:
+        """Return what leads readers here: with the fields of the engine's own handle."""
+        theirs = None if self._remote is None else self._remote.export_handle()
+        kind: Any = self.handle_class
+        handle = kind.__new__(kind)
+        for field in dataclasses.fields(self.engine.handle):
+            default = None if field.default is dataclasses.MISSING else field.default
+            setattr(handle, field.name, getattr(theirs, field.name, default))
+        handle.local_reader_ranks = ranks
+        handle.ring = writer.handle
+        handle.writer = Process.this()
+        return handle
+
+    def _take_roles(self, writer: Writer | None = None, reader: Reader | None = None) -> None:
+        self._writer, self._reader = writer, reader
+        self._is_writer, self._is_local_reader = writer is not None, reader is not None
+        self._is_remote_reader = False
+        self.local_reader_rank = -1
+        self.shutting_down = False
+        self._interval = self.engine.warning_interval
+        end = writer or reader
+        assert end is not None  # noqa: S101
+        # In order, when nobody has the queue any more. At the end of the interpreter, the end of
+        # the process tells: it may not be in order.
+        weakref.finalize(self, end.close).atexit = False
+        _open.add(self)
+
+    def export_handle(self) -> Any:
+        """Return what readers make their ends of. Small and picklable."""
+        return self.handle
+
+    @classmethod
+    def create_from_handle(cls, handle: Any, rank: int) -> Any:
+        """Return a reader's end.
+
+        Args:
+            handle: of a writer of this class, or of the engine's own.
+            rank: the reader's; not one of those on the writer's host: it is on another.
+
+        Raises:
+            ShmcastError: what `Reader` raises.
+        """
+        ring = getattr(handle, "ring", None)
+        if ring is None or rank not in handle.local_reader_ranks:
+            # (Which looks for its own class under a name that may lead here by now.)
+            return _become(cls.engine.queue.create_from_handle(handle, rank), cls.engine.queue)
+        self = cls.__new__(cls)
+        self.handle = handle
+        index = handle.local_reader_ranks.index(rank)
+        names = [*(f"reader rank {each}" for each in handle.local_reader_ranks), handle.writer.name]
+        label = f"{Process.this().name}, reader rank {rank}"
+        reader = Reader(ring, index, warn_after=None, label=label, peer_label=names.__getitem__)
+        self._take_roles(reader=reader)
+        self.local_reader_rank = index
+        self._receive = reader.recv
+        if ring.arena is not None:  # the engine has asked for views
+            self._receive = functools.partial(reader.recv, copy=False)
+        return self
+
+    def wait_until_ready(self) -> None:
+        """Wait until every reader has its end; to be called by the writer and by every reader.
+
+        Raises:
+            ShmcastError: what `Writer.wait_ready` raises.
+        """
+        wait_in_parts(self._end.wait_ready, None, self._interval, self._tell_long_wait)
+        if self._remote is not None:
+            self._remote.wait_until_ready()
+
+    @property
+    def _end(self) -> Writer | Reader:
+        end = self._writer or self._reader
+        assert end is not None  # noqa: S101
+        return end
+
+    def shutdown(self) -> None:
+        """End the wait of a reader, which then raises RuntimeError; from any thread."""
+        self.shutting_down = True
+        if self._reader is not None:
+            self._reader.interrupt()
+
+    def enqueue(self, obj: Any, timeout: float | None = None) -> None:
+        """Send an object to all readers.
+
+        Args:
+            obj: anything that can be pickled.
+            timeout: seconds to wait for readers that are far behind, None for ever.
+
+        Raises:
+            TimeoutError: there was no room in time; nothing was sent.
+            RuntimeError: this is a reader's end.
+            ShmcastError: what else `Writer.send` raises.
+        """
+        writer = self._writer
+        if writer is None:
+            raise RuntimeError("Only writers can enqueue")
+        try:
+            wait_in_parts(
+                functools.partial(writer.send, obj), timeout, self._interval, self._tell_long_wait
+            )
+        except Timeout as error:
+            raise self._explained(error, "enqueue", timeout) from None
+        if self._remote is not None:
+            self._remote.enqueue(obj)
+
+    def dequeue(self, timeout: float | None = None, indefinite: bool = False) -> Any:
+        """Receive the next object.
+
+        Args:
+            timeout: seconds, None for ever.
+            indefinite: a long wait is nothing to be told of.
+
+        Raises:
+            TimeoutError: there was none in time; nothing is lost.
+            RuntimeError: `shutdown` was called and nothing is left; or this is a writer's end.
+            PeerDied: the writer has died, or another reader has.
+            ShmcastError: what else `Reader.recv` raises.
+        """
+        if self._receive is None:
+            raise RuntimeError("Only readers can dequeue")
+        part = math.inf if indefinite else self._interval
+        while True:
+            try:
+                timeout = 0.0 if self.shutting_down else timeout
+                return wait_in_parts(self._receive, timeout, part, self._tell_long_wait)
+            except Interrupted:
+                continue  # by `shutdown`
+            except Timeout as error:
+                if self.shutting_down:
+                    raise RuntimeError("cancelled") from None
+                raise self._explained(error, "dequeue", timeout) from None
+
+    @contextlib.contextmanager
+    def acquire_write(self, timeout: float | None = None) -> Iterator[memoryview]:
+        """Lend memory to be filled; it is sent when the block ends, to readers' `acquire_read`.
+
+        Args:
+            timeout: as for `enqueue`, when the block ends.
+
+        Yields:
+            `max_chunk_bytes` of zeros.
+        """
+        data = bytearray(self._block_bytes)
+        yield memoryview(data)
+        self.enqueue(Block(data), timeout)
+
+    @contextlib.contextmanager
+    def acquire_read(
+        self, timeout: float | None = None, indefinite: bool = False
+    ) -> Iterator[memoryview]:
+        """Receive what an `acquire_write` has filled.
+
+        Args:
+            timeout: as for `dequeue`.
+            indefinite: as for `dequeue`.
+
+        Yields:
+            It.
+
+        Raises:
+            RuntimeError: the next message was sent by `enqueue`. It is consumed.
+        """
+        block = self.dequeue(timeout, indefinite)
+        if not isinstance(block, Block):
+            raise RuntimeError(f"the next message is a {type(block).__qualname__}: call dequeue()")
+        yield memoryview(block.data)
+
+    def _tell_long_wait(self) -> None:
+        engine = self.engine
+        words = f"{engine.long_wait % engine.warning_interval}\n{self._who_is_waited_for()}"
+        engine.logger.log(engine.long_wait_level, "%s", words.rstrip("\n"))
+
+    def _explained(self, error: Timeout, action: str, timeout: float | None) -> Timeout:
+        """Return the error of a time-out, with what the others are doing; and log it."""
+        if timeout is None or timeout < _WORTH_A_LOOK:
+            return error
+        what = f"{Process.this().name}: {action} timed out after {timeout:g} s"
+        told = Timeout(f"{what}\n{self._who_is_waited_for()}".rstrip("\n"))
+        self.engine.logger.error("%s", told)
+        return told
+
+    def _who_is_waited_for(self) -> str:
+        """Tell of this queue's writer, then of all others from which this process reads.
+
+        For any of them may be why this one does not answer. And what of this process's own messages
+        was not taken yet.
+        """
+        queues = sorted(_open, key=lambda queue: queue is not self)
+        lags = [line for queue in queues for line in queue._lags()]  # noqa: SLF001
+        writers = [queue.handle.writer for queue in queues if queue._reader is not None]  # noqa: SLF001
+        return "\n".join([*lags, describe(writers)]).strip("\n")
+
+    def _lags(self) -> list[str]:
+        if self._writer is None or self._writer.closed:
+            return []
+        lags = zip(self.handle.local_reader_ranks, self._writer.statistics().lag, strict=True)
+        return [f"  reader rank {rank} is {lag} fragments behind" for rank, lag in lags if lag]
+
+
+def _writer_for(ranks: list[int], given: dict[str, Any], engine: Engine) -> Writer | None:
+    """Return the writer of a new ring; None: there can't be one, and the log says why."""
+    is_for_tensors = given.get("enable_shm_tensor_arena") and given["n_reader"] == len(ranks)
+    try:
+        return Writer(
+            len(ranks),
+            arena_bytes=engine.arena_bytes if is_for_tensors else 0,
+            warn_after=None,
+            label=f"{Process.this().name}, writer",
+            reader_label=[f"reader rank {rank}" for rank in ranks].__getitem__,
+        )
+    except ShmcastError as error:
+        engine.logger.warning("%s's own queue is used, not shmcast's: %s", engine.name, error)
+        return None
+
+
+def _become(queue: Any, kind: type[Any]) -> Any:
+    """Make an object one of another class."""
+    queue.__class__ = kind
+    return queue
+
+
+def queue_class(engine: Engine, module: str) -> tuple[type[Any], type[Any]]:
+    """Return a `MessageQueue` for an engine, and its `Handle`.
+
+    Args:
+        engine: whose they are.
+        module: the name of the module where they are found by pickle.
+    """
+    ring = ("ring", Any, dataclasses.field(default=None))
+    writer = ("writer", Any, dataclasses.field(default=None))
+    handle = dataclasses.make_dataclass("Handle", [ring, writer], bases=(engine.handle,))
+    names = {"engine": engine, "handle_class": handle, "__doc__": RingQueue.__doc__}
+    queue = type("MessageQueue", (RingQueue, engine.queue), names)
+    for made in (queue, handle):
+        made.__module__ = module
+    return queue, handle

@@ -1,0 +1,150 @@
+"""shmcast takes the place of an engine's queue where it knows it, and only if it was asked to."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from types import ModuleType
+
+import pytest
+
+from shmcast.compat import vllm
+from tests.support import engine_queue
+
+_NAME = "vllm.distributed.device_communicators.shm_broadcast"
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """Make an engine of vLLM's module names, in whose queue nothing has been replaced."""
+    module = engine_queue.module()
+    package = ModuleType("vllm")
+    package.__dict__["__version__"] = "0.99.0"
+    importer = ModuleType("vllm.v1.executor.multiproc_executor")
+    importer.__dict__.update(MessageQueue=module.MessageQueue, Own=module.MessageQueue, unrelated=1)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
+        monkeypatch.delitem(sys.modules, name)
+    for name, what in {"vllm": package, _NAME: module, importer.__name__: importer}.items():
+        monkeypatch.setitem(sys.modules, name, what)
+    for parent in ("vllm.distributed", "vllm.distributed.device_communicators"):
+        monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
+    _forget()
+    yield module
+    _forget()
+
+
+def _forget() -> None:
+    vllm._own_classes.cache_clear()
+    vllm._classes.cache_clear()
+
+
+def test_it_is_put_wherever_the_engine_has_its_own(own: ModuleType) -> None:
+    theirs = own.MessageQueue
+    assert vllm.install()
+    assert own.MessageQueue is vllm.MessageQueue is not theirs
+    importer = sys.modules["vllm.v1.executor.multiproc_executor"]
+    assert vars(importer)["MessageQueue"] is vars(importer)["Own"] is vllm.MessageQueue
+    assert vllm.install()  # again: nothing more
+    assert vllm.MessageQueue.__mro__[2] is theirs
+
+
+def test_a_handle_leads_there_by_pickle(own: ModuleType) -> None:
+    assert vllm.install()
+    queue = own.MessageQueue(1, 1)
+    handle = pickle.loads(pickle.dumps(queue.handle))  # noqa: S301 (our own bytes)
+    reader = own.MessageQueue.create_from_handle(handle, 0)
+    queue.enqueue([1])
+    assert reader.dequeue() == [1]
+
+
+def test_the_engines_own_constructors_make_ours(own: ModuleType) -> None:
+    assert vllm.install()
+    for make in (
+        own.MessageQueue.create_from_process_group,
+        own.MessageQueue.create_from_process_group_single_reader,
+    ):
+        # (They look for the class by its name in their module, which in this stub is another one.)
+        assert type(make(None, 1 << 20, 10)) is engine_queue.MessageQueue
+
+
+@pytest.mark.parametrize("change", ["parameter", "method", "none", "field"])
+def test_a_queue_that_is_not_known_is_refused_in_one_warning(
+    own: ModuleType, caplog: pytest.LogCaptureFixture, change: str
+) -> None:
+    class Changed(own.MessageQueue):  # type: ignore[misc, name-defined]
+        pass
+
+    for name, what in vars(own.MessageQueue).items():
+        if callable(what) or isinstance(what, staticmethod):
+            setattr(Changed, name, what)
+    told = change
+    if change == "parameter":
+        Changed.dequeue = lambda self, timeout=None, cancel=None, indefinite=False: None
+        told = "dequeue(self, timeout, cancel, indefinite)"
+    elif change == "method":
+        Changed.peek = lambda self: None
+        told = "peek(self)"
+    elif change == "none":
+        del Changed.shutdown
+        told = "no shutdown()"
+    else:
+        own.Handle = engine_queue.Handle  # type: ignore[attr-defined]
+        told = "a handle of local_reader_ranks, "
+    own.MessageQueue = Changed  # type: ignore[attr-defined]
+    assert not vllm.install()
+    assert own.MessageQueue is Changed
+    [record] = caplog.records
+    text = record.getMessage()
+    assert "vLLM 0.99.0 has a MessageQueue that this version of shmcast does not know" in text
+    assert told in text
+    assert text.endswith("vLLM's own is used")
+
+
+def test_the_plugin_does_nothing_unless_it_is_asked_to(
+    own: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = own.MessageQueue
+    for value in (None, "0", ""):
+        if value is None:
+            monkeypatch.delenv("SHMCAST_VLLM", raising=False)
+        else:
+            monkeypatch.setenv("SHMCAST_VLLM", value)
+        vllm.plugin()
+        assert own.MessageQueue is theirs
+    monkeypatch.setenv("SHMCAST_VLLM", "1")
+    vllm.plugin()
+    assert own.MessageQueue is not theirs
+
+
+def test_the_plugin_breaks_nothing(
+    own: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SHMCAST_VLLM", "1")
+    del own.MessageQueue
+    vllm.plugin()
+    [record] = caplog.records
+    assert record.getMessage() == "shmcast can't be put in place; vLLM's own queue is used"
+
+
+def test_the_plugin_is_registered_with_the_engine() -> None:
+    [plugin] = [p for p in entry_points(group="vllm.general_plugins") if p.name == "shmcast"]
+    assert plugin.load() is vllm.plugin
+
+
+def test_the_engine_is_not_imported_before_it_is_needed() -> None:
+    program = """
+import sys
+from shmcast.compat import vllm
+assert not {"vllm", "torch", "shmcast.compat._queues.ring_queue"} & {*sys.modules}
+try:
+    vllm.Missing
+except AttributeError as error:
+    print(error)
+"""
+    ran = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert ran.stdout == "module 'shmcast.compat.vllm' has no attribute 'Missing'\n", ran.stderr

@@ -1,0 +1,78 @@
+"""What other processes of an engine do with its message queue."""
+
+from __future__ import annotations
+
+import os
+import signal
+from multiprocessing.connection import Client
+from typing import Any
+
+import numpy as np
+
+from shmcast.compat._queues.stacks import offer_stacks
+from tests.support.engine_queue import MessageQueue
+
+SECONDS = 30.0
+
+
+def receive(rank: int, handle: Any, count: int) -> list[Any]:
+    """Return what a reader receives."""
+    queue = MessageQueue.create_from_handle(handle, rank)
+    queue.wait_until_ready()
+    return [queue.dequeue(SECONDS) for _ in range(count)]
+
+
+def receive_in_a_busy_loop(rank: int, handle: Any) -> Any:
+    """Return what a reader receives that never waits."""
+    queue = MessageQueue.create_from_handle(handle, rank)
+    while True:
+        try:
+            return queue.dequeue(timeout=0)
+        except TimeoutError:
+            continue
+
+
+def look_at_an_array(rank: int, handle: Any) -> tuple[bool, bool, float]:
+    """Return whether an array that arrives is writable, and owns its memory; and its sum."""
+    array = MessageQueue.create_from_handle(handle, rank).dequeue(SECONDS)
+    assert isinstance(array, np.ndarray)
+    return array.flags.writeable, array.flags.owndata, float(array.sum())
+
+
+def read_a_block(rank: int, handle: Any) -> Any:
+    """Return the first bytes of a block, and the message behind it."""
+    queue = MessageQueue.create_from_handle(handle, rank)
+    with queue.acquire_read(SECONDS) as block:
+        data = bytes(block[:5])
+    return data + queue.dequeue(SECONDS)
+
+
+def write_and_be_killed(_: int, address: Any, count: int) -> None:
+    """Make a queue, tell where, send so many messages, and be killed."""
+    queue = MessageQueue(1, 1)
+    with Client(address) as told:
+        told.send(queue.export_handle())
+        queue.wait_until_ready()
+        for number in range(count):
+            queue.enqueue(number)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write_nothing(_: int, address: Any, how: str) -> None:
+    """Make a queue, tell where, and never write to it: stopped, in C with the GIL, or asleep."""
+    offer_stacks()
+    queue = MessageQueue(1, 1)
+    with Client(address) as told:
+        told.send(queue.export_handle())
+        queue.wait_until_ready()
+        told.send("hangs now")
+        hang_here(how)
+
+
+def hang_here(how: str) -> None:
+    """Hang."""
+    if how == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif how == "in C":
+        sum(range(10**12))
+    signal.pause()
