@@ -66,11 +66,12 @@ def test_a_time_out_is_a_timeout_error_and_loses_nothing(pair: tuple[Any, Any]) 
 
 def test_a_writer_without_room_times_out_and_has_sent_nothing(pair: tuple[Any, Any]) -> None:
     writer, reader = pair
-    for sent in range(64):
-        writer.enqueue(sent, timeout=SECONDS)
-    with pytest.raises(TimeoutError, match="reader rank 0 is 64 fragments behind"):
-        writer.enqueue(64, timeout=0.01)
-    assert [reader.dequeue(SECONDS) for _ in range(64)] == [*range(64)]
+    slots = writer.handle.ring.slots
+    for number in range(slots):
+        writer.enqueue(number, timeout=SECONDS)
+    with pytest.raises(TimeoutError, match=f"reader rank 0 is {slots} fragments behind"):
+        writer.enqueue(slots, timeout=0.01)
+    assert [reader.dequeue(SECONDS) for _ in range(slots)] == [*range(slots)]
     with pytest.raises(TimeoutError):
         reader.dequeue(timeout=0)
 
@@ -210,12 +211,13 @@ def test_a_long_wait_is_told_in_the_engines_words_and_an_indefinite_one_is_not(
         reader.dequeue(timeout=0.2)
     assert {record.getMessage() for record in caplog.records} == {LONG_WAIT % 0}
     caplog.clear()
-    for number in range(64):
+    slots = writer.handle.ring.slots
+    for number in range(slots):
         writer.enqueue(number)
     with pytest.raises(TimeoutError):
-        writer.enqueue(64, timeout=0.2)
+        writer.enqueue(slots, timeout=0.2)
     words = {record.getMessage() for record in caplog.records}
-    assert words == {f"{LONG_WAIT % 0}\n  reader rank 0 is 64 fragments behind"}
+    assert words == {f"{LONG_WAIT % 0}\n  reader rank 0 is {slots} fragments behind"}
 
 
 def test_a_killed_writer_ends_the_wait_by_its_name(crew: Crew, told: Listener) -> None:
@@ -229,6 +231,32 @@ def test_a_killed_writer_ends_the_wait_by_its_name(crew: Crew, told: Listener) -
     assert died.value.peer == "worker 0"
     with pytest.raises(AssertionError, match="exit code -9"):
         job.result()
+
+
+def test_the_death_of_a_worker_ends_the_wait_for_another_one(
+    children: Crew, told: Listener
+) -> None:
+    children.start(3, roles.write_and_leave, told.address)
+    workers = [told.accept() for _ in range(3)]
+    readers = [MessageQueue.create_from_handle(worker.recv(), 0) for worker in workers]
+    for reader in readers:
+        reader.wait_until_ready()
+    leaving, dying, asked = (reader.handle.writer for reader in readers)
+    workers[0].send("leave")
+    with pytest.raises(shmcast.Closed):
+        readers[0].dequeue(indefinite=True)
+    _wait_for_end(leaving.pid)
+    with pytest.raises(TimeoutError):  # who ends in order is missed by nobody
+        readers[2].dequeue(timeout=0)
+    os.kill(dying.pid, signal.SIGKILL)
+    with pytest.raises(shmcast.PeerDied, match=r" \(pid \d+\) has died: killed by SIGKILL") as died:
+        readers[2].dequeue(indefinite=True)
+    assert (died.value.peer, died.value.pid) == (dying.name, dying.pid)
+    os.kill(asked.pid, signal.SIGKILL)
+    with pytest.raises(shmcast.PeerDied):
+        readers[2].dequeue()
+    for worker in workers:
+        worker.close()
 
 
 @pytest.mark.parametrize("how", ["stopped", "in C", "asleep"])
@@ -254,6 +282,10 @@ def test_a_time_out_says_who_hangs_and_where(
     assert "CPU time" in text
     assert [record.getMessage() for record in caplog.records] == [text]
     os.kill(pid, signal.SIGKILL)
+
+
+def _wait_for_end(pid: int) -> None:
+    wait_until(lambda: ring_queue._watch._pidfds.get(pid) is None)
 
 
 def _wait_for_state(pid: int, state: str) -> None:

@@ -58,6 +58,17 @@ def write_and_be_killed(_: int, address: Any, count: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def write_and_leave(_: int, address: Any) -> None:
+    """Make a queue, tell where, wait for an answer, and end in order."""
+    queue = MessageQueue(1, 1)
+    with Client(address) as told:
+        told.send(queue.export_handle())
+        queue.wait_until_ready()
+        told.recv()
+    del queue
+    os._exit(0)
+
+
 def write_nothing(_: int, address: Any, how: str) -> None:
     """Make a queue, tell where, and never write to it: stopped, in C with the GIL, or asleep."""
     offer_stacks()

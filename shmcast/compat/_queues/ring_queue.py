@@ -12,15 +12,25 @@ from typing import Any, ClassVar
 
 from shmcast._endpoints.reader import Reader
 from shmcast._endpoints.writer import Writer
+from shmcast.compat._queues.deaths import Watch
 from shmcast.compat._queues.diagnosis import Process, describe
 from shmcast.compat._queues.interface import Engine
 from shmcast.compat._queues.patience import wait_in_parts
-from shmcast.errors import Interrupted, ShmcastError, Timeout
+from shmcast.errors import Interrupted, PeerDied, ShmcastError, Timeout
 
 _WORTH_A_LOOK = 1.0
 """Seconds of a time-out from which on it is told what the others were doing: not of a mere look."""
 
 _open: weakref.WeakSet[RingQueue] = weakref.WeakSet()
+
+
+_watch = Watch()
+
+
+def _tell_all(death: PeerDied) -> None:
+    """End the waits of all readers here: what they wait for may depend on who has died."""
+    for queue in [*_open]:
+        queue.note_death(death)
 
 
 class Block:
@@ -52,6 +62,7 @@ class RingQueue:
     _reader: Reader | None = None
     _remote: Any = None  # the engine's own queue, to the readers on other hosts
     _receive: Callable[[float | None], Any] | None = None
+    _death: PeerDied | None = None  # of a process from which this one reads
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = self.engine.arguments(*args, **kwargs)
@@ -126,6 +137,7 @@ class RingQueue:
         label = f"{Process.this().name}, reader rank {rank}"
         reader = Reader(ring, index, warn_after=None, label=label, peer_label=names.__getitem__)
         self._take_roles(reader=reader)
+        _watch.add(handle.writer, _tell_all)
         self.local_reader_rank = index
         self._receive = reader.recv
         if ring.arena is not None:  # the engine has asked for views
@@ -152,6 +164,15 @@ class RingQueue:
         """End the wait of a reader, which then raises RuntimeError; from any thread."""
         self.shutting_down = True
         if self._reader is not None:
+            self._reader.interrupt()
+
+    def note_death(self, death: PeerDied) -> None:
+        """End the wait of a reader with what was heard of another queue's writer.
+
+        What has arrived is received first.
+        """
+        if self._reader is not None and self.handle.writer.pid != death.pid:
+            self._death = PeerDied(str(death), death.peer, death.pid, death.how)
             self._reader.interrupt()
 
     def enqueue(self, obj: Any, timeout: float | None = None) -> None:
@@ -188,19 +209,23 @@ class RingQueue:
         Raises:
             TimeoutError: there was none in time; nothing is lost.
             RuntimeError: `shutdown` was called and nothing is left; or this is a writer's end.
-            PeerDied: the writer has died, or another reader has.
+            PeerDied: the writer has died, or another reader has, or anybody else from whom this
+                process reads.
             ShmcastError: what else `Reader.recv` raises.
         """
         if self._receive is None:
             raise RuntimeError("Only readers can dequeue")
         part = math.inf if indefinite else self._interval
         while True:
+            is_over = self.shutting_down or self._death is not None
+            seconds = 0.0 if is_over else timeout
             try:
-                timeout = 0.0 if self.shutting_down else timeout
-                return wait_in_parts(self._receive, timeout, part, self._tell_long_wait)
+                return wait_in_parts(self._receive, seconds, part, self._tell_long_wait)
             except Interrupted:
-                continue  # by `shutdown`
+                continue  # by `shutdown`, or by a death
             except Timeout as error:
+                if self._death is not None:
+                    raise self._death from None
                 if self.shutting_down:
                     raise RuntimeError("cancelled") from None
                 raise self._explained(error, "dequeue", timeout) from None
