@@ -7,13 +7,12 @@ process and before there is an engine.
 
 from __future__ import annotations
 
-import functools
-import importlib
 import logging
-import os
+from types import ModuleType
 from typing import Any
 
-from shmcast.compat._queues.interface import Engine, Interface, replace_everywhere, version_of
+from shmcast.compat._queues.interface import Interface
+from shmcast.compat._queues.stand_in import StandIn
 
 ENVIRONMENT_VARIABLE = "SHMCAST_VLLM"
 """`1`: vLLM's plugin puts shmcast in place."""
@@ -62,7 +61,17 @@ KNOWN = Interface(
 
 _ARENA_BYTES = 8 * 256 * 1024 * 1024  # as much as vLLM's own; memory is taken when it is needed
 
-_log = logging.getLogger("vllm.shmcast")  # (vLLM's log has what is under its name)
+
+def _settings(own: ModuleType) -> dict[str, Any]:
+    return {
+        "long_wait": own.LONG_WAIT_TIME_LOG_MSG,
+        "long_wait_level": logging.INFO,  # as vLLM does
+        "warning_interval": own.VLLM_RINGBUFFER_WARNING_INTERVAL,
+        "arena_bytes": _ARENA_BYTES,
+    }
+
+
+_stand_in = StandIn("vLLM", __name__, ENVIRONMENT_VARIABLE, _MODULE, KNOWN, _settings)
 
 
 def install() -> bool:
@@ -77,67 +86,14 @@ def install() -> bool:
     Raises:
         ImportError: there is no vLLM.
     """
-    from shmcast.compat._queues.stacks import offer_stacks
-
-    own = importlib.import_module(_MODULE)
-    queue, handle = _own_classes()
-    if unknown := KNOWN.unknown_in(queue, handle):
-        _log.warning(
-            "shmcast: vLLM %s has a MessageQueue that this version of shmcast does not know (%s); "
-            "vLLM's own is used",
-            version_of("vllm"),
-            "; ".join(unknown),
-        )
-        return False
-    replace_everywhere("vllm", queue, _classes()["MessageQueue"])
-    assert own.MessageQueue is _classes()["MessageQueue"]  # noqa: S101
-    offer_stacks()
-    return True
+    return _stand_in.install()
 
 
 def plugin() -> None:
     """Install it if `SHMCAST_VLLM=1`; vLLM calls this in every process. Never raises."""
-    if os.environ.get(ENVIRONMENT_VARIABLE) != "1":
-        return
-    try:
-        is_installed = install()
-    except Exception:
-        _log.warning("shmcast can't be put in place; vLLM's own queue is used", exc_info=True)
-    else:
-        if is_installed:
-            _log.info("shmcast carries the messages between vLLM's processes")
-
-
-@functools.cache
-def _own_classes() -> tuple[type[Any], type[Any]]:
-    """Return vLLM's classes: once, as its name for the first may lead to ours afterwards."""
-    own = importlib.import_module(_MODULE)
-    return own.MessageQueue, own.Handle
-
-
-@functools.cache
-def _classes() -> dict[str, type[Any]]:
-    """Return our classes by name, which need vLLM's as bases."""
-    from shmcast.compat._queues.ring_queue import queue_class
-
-    own = importlib.import_module(_MODULE)
-    queue, handle = _own_classes()
-    engine = Engine(
-        name="vLLM",
-        queue=queue,
-        handle=handle,
-        logger=own.logger,
-        long_wait=own.LONG_WAIT_TIME_LOG_MSG,
-        long_wait_level=logging.INFO,
-        warning_interval=own.VLLM_RINGBUFFER_WARNING_INTERVAL,
-        arena_bytes=_ARENA_BYTES,
-    )
-    made = queue_class(engine, __name__)
-    return dict(zip(("MessageQueue", "Handle"), made, strict=True))
+    _stand_in.plugin()
 
 
 def __getattr__(name: str) -> Any:
     """Return `MessageQueue` or `Handle`; a process that unpickles a handle asks for it so."""
-    if name in ("MessageQueue", "Handle"):
-        return _classes()[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _stand_in.attribute(name)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import entry_points
 from types import ModuleType
 
@@ -18,7 +18,7 @@ _NAME = "vllm.distributed.device_communicators.shm_broadcast"
 
 
 @pytest.fixture
-def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def own(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Make an engine of vLLM's module names, in whose queue nothing has been replaced."""
     module = engine_queue.module()
     package = ModuleType("vllm")
@@ -31,14 +31,8 @@ def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         monkeypatch.setitem(sys.modules, name, what)
     for parent in ("vllm.distributed", "vllm.distributed.device_communicators"):
         monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
-    _forget()
-    yield module
-    _forget()
-
-
-def _forget() -> None:
-    vllm._own_classes.cache_clear()
-    vllm._classes.cache_clear()
+    monkeypatch.setattr(vllm, "_stand_in", dataclasses.replace(vllm._stand_in))
+    return module
 
 
 def test_it_is_put_wherever_the_engine_has_its_own(own: ModuleType) -> None:
@@ -98,7 +92,7 @@ def test_a_queue_that_is_not_known_is_refused_in_one_warning(
     assert own.MessageQueue is Changed
     [record] = caplog.records
     text = record.getMessage()
-    assert "vLLM 0.99.0 has a MessageQueue that this version of shmcast does not know" in text
+    assert "vLLM 0.99.0 has what this version of shmcast does not know" in text
     assert told in text
     assert text.endswith("vLLM's own is used")
 
@@ -126,7 +120,7 @@ def test_the_plugin_breaks_nothing(
     del own.MessageQueue
     vllm.plugin()
     [record] = caplog.records
-    assert record.getMessage() == "shmcast can't be put in place; vLLM's own queue is used"
+    assert record.getMessage() == "shmcast can't be put in place; vLLM's own is used"
 
 
 def test_the_plugin_is_registered_with_the_engine() -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 Parameters = tuple[str, ...]
@@ -78,28 +76,6 @@ class Engine:
         bound = inspect.signature(self.queue).bind(*args, **kwargs)
         bound.apply_defaults()
         return dict(bound.arguments)
-
-
-def version_of(package: str) -> str:
-    """Return the version of an engine that is imported, whatever its distribution is called."""
-    return str(getattr(sys.modules.get(package), "__version__", "of an unknown version"))
-
-
-def replace_everywhere(package: str, old: object, new: object) -> list[str]:
-    """Put `new` wherever a module of a package that is imported has `old` under a global name.
-
-    Modules that are imported later take it from the one that defines it.
-
-    Returns:
-        The modules.
-    """
-    changed = []
-    for name, module in [*sys.modules.items()]:
-        if isinstance(module, ModuleType) and name.partition(".")[0] == package:
-            for attribute in [key for key, value in vars(module).items() if value is old]:
-                setattr(module, attribute, new)
-                changed.append(name)
-    return changed
 
 
 def _is_function(what: object) -> bool:

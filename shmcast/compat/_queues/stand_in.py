@@ -1,0 +1,158 @@
+"""Puts queues and functions of shmcast in the place of an engine's own, where it knows those."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+from shmcast.compat._queues.interface import Engine, Interface, Parameters
+
+Functions = dict[str, Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """What stands in for an engine's own.
+
+    Its classes are made of the engine's, which is imported when they are first asked for.
+
+    Attributes:
+        engine: its name.
+        face: the module where pickle finds the classes.
+        variable: of the environment: `1` lets the plugin install them.
+        module: of the engine's queue.
+        known: that queue, as it may be.
+        settings: returns those of an `Engine` that its module tells: its words, for instance.
+        functions_module: of the engine's functions; "": none of them has a stand-in.
+        known_functions: their parameters, by name.
+        make_functions: returns ours, given the engine's.
+    """
+
+    engine: str
+    face: str
+    variable: str
+    module: str
+    known: Interface
+    settings: Callable[[ModuleType], dict[str, Any]]
+    functions_module: str = ""
+    known_functions: Mapping[str, Parameters] = field(default_factory=dict)
+    make_functions: Callable[[Functions], Functions] = dict
+
+    @property
+    def package(self) -> str:
+        """Of the engine."""
+        return self.module.partition(".")[0]
+
+    @property
+    def log(self) -> logging.Logger:
+        """The engine's log has what is under its name."""
+        return logging.getLogger(f"{self.package}.shmcast")
+
+    def install(self) -> bool:
+        """Put all in place, in this process; idempotent.
+
+        Returns:
+            Whether they are. If the engine's own are not what is known, they are not, and a warning
+            says what is different.
+
+        Raises:
+            ImportError: there is no such engine.
+        """
+        from shmcast.compat._queues.stacks import offer_stacks
+
+        if unknown := self._unknown():
+            self.log.warning(
+                "shmcast: %s %s has what this version of shmcast does not know (%s); %s's own is "
+                "used",
+                self.engine,
+                getattr(sys.modules.get(self.package), "__version__", "of an unknown version"),
+                "; ".join(unknown),
+                self.engine,
+            )
+            return False
+        _replace(self.package, self._own[0], self.classes["MessageQueue"])
+        for name, own in self._own_functions.items():
+            _replace(self.package, own, self.functions[name])
+        offer_stacks()
+        return True
+
+    def plugin(self) -> None:
+        """Install them if the environment asks for it. Never raises."""
+        if os.environ.get(self.variable) != "1":
+            return
+        try:
+            is_installed = self.install()
+        except Exception:
+            self.log.warning(
+                "shmcast can't be put in place; %s's own is used", self.engine, exc_info=True
+            )
+        else:
+            if is_installed:
+                self.log.info("shmcast carries the messages between %s's processes", self.engine)
+
+    def attribute(self, name: str) -> type[Any]:
+        """Return a class by its name, for the `__getattr__` of the face.
+
+        Raises:
+            AttributeError: there is none of that name.
+        """
+        if name not in ("MessageQueue", "Handle"):
+            raise AttributeError(f"module {self.face!r} has no attribute {name!r}")
+        return self.classes[name]
+
+    @functools.cached_property
+    def classes(self) -> dict[str, type[Any]]:
+        """`MessageQueue` and `Handle`."""
+        from shmcast.compat._queues.ring_queue import queue_class
+
+        queue, handle = self._own
+        own = importlib.import_module(self.module)
+        settings = self.settings(own)
+        engine = Engine(name=self.engine, queue=queue, handle=handle, logger=own.logger, **settings)
+        made = queue_class(engine, self.face)
+        return dict(zip(("MessageQueue", "Handle"), made, strict=True))
+
+    @functools.cached_property
+    def functions(self) -> Functions:
+        """Ours, by name."""
+        return self.make_functions(self._own_functions)
+
+    @functools.cached_property
+    def _own(self) -> tuple[type[Any], type[Any]]:
+        """The engine's classes: found once, as the first one's name may lead to ours afterwards."""
+        own = importlib.import_module(self.module)
+        return own.MessageQueue, own.Handle
+
+    @functools.cached_property
+    def _own_functions(self) -> Functions:
+        if not self.known_functions:
+            return {}
+        own = importlib.import_module(self.functions_module)
+        return {name: getattr(own, name) for name in self.known_functions}
+
+    def _unknown(self) -> list[str]:
+        unknown = self.known.unknown_in(*self._own)
+        for name, own in self._own_functions.items():
+            found = tuple(inspect.signature(own).parameters)
+            if found != self.known_functions[name]:
+                unknown.append(f"{name}({', '.join(found)})")
+        return unknown
+
+
+def _replace(package: str, old: object, new: object) -> None:
+    """Put `new` wherever a module of a package that is imported has `old` under a global name.
+
+    Modules that are imported later take it from the one that defines it.
+    """
+    for name, module in [*sys.modules.items()]:
+        if isinstance(module, ModuleType) and name.partition(".")[0] == package:
+            for attribute in [key for key, value in vars(module).items() if value is old]:
+                setattr(module, attribute, new)

@@ -1,0 +1,32 @@
+"""SGLang's collectives of Python objects over rings do what its own do."""
+
+from __future__ import annotations
+
+from tests.support import engine_functions as roles
+from tests.support.processes import Crew
+
+
+def test_every_rank_gets_every_sources_lists(world: Crew) -> None:
+    expected = [roles.what_is_sent(source, n) for n in range(20) for source in (0, 2)]
+    assert world.run(4, roles.broadcast, [0, 2], 20) == [(expected, 0)] * 4
+
+
+def test_groups_are_apart(world: Crew) -> None:
+    first, second = roles.what_is_sent(0, 1), roles.what_is_sent(2, 1)
+    assert world.run(4, roles.broadcast_in_halves) == [first, first, second, second]
+
+
+def test_where_there_is_no_shared_memory_the_engines_own_goes_on(world: Crew) -> None:
+    expected = [roles.what_is_sent(1, n) for n in range(3)]
+    assert world.run(4, roles.broadcast_without_shared_memory) == [(expected, 3)] * 4
+
+
+def test_stages_that_send_in_a_circle_pass_to_rings(world: Crew) -> None:
+    # (The engine's own: an offer and its successor out and in, at most one message in between.)
+    for is_right, calls in world.run(4, roles.send_around, 4, 40, True):
+        assert is_right
+        assert 4 <= calls <= 6
+
+
+def test_a_receiver_on_another_host_gets_all_by_the_engines_own(world: Crew) -> None:
+    assert world.run(4, roles.send_around, 4, 40, False) == [(True, 80)] * 4
