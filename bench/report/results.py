@@ -118,6 +118,43 @@ class DeathRow(TypedDict):
     max_ms: float
 
 
+class _EngineCase(TypedDict):
+    case: str
+    ranks: int
+    transport: str
+
+
+class EngineRow(_EngineCase, total=False):
+    """An engine with its own queues or with shmcast's, in one case, which has some of the figures.
+
+    `case`: "tokens" (generation), "waiting" (a worker's CPU between steps, and an idle engine's),
+    "killed" (until a worker's death is told), "requests" (SGLang's broadcast of lists).
+    """
+
+    batch: int
+    rounds: int
+    tokens_per_s: float
+    cpu_us_per_token: float
+    rpc_p50_us: float
+    rpc_p90_us: float
+    rpc_p99_us: float
+    enqueue_p50_us: float
+    enqueue_p90_us: float
+    enqueue_p99_us: float
+    reply_p50_us: float
+    reply_p90_us: float
+    reply_p99_us: float
+    gap_ms: float
+    worker_cpu: float
+    idle_cpu: float
+    core_s: float
+    user_s: float
+    told: str
+    what: str
+    p50_us: float
+    p99_us: float
+
+
 class CodecRow(TypedDict):
     """A codec and the messages of a workload: the time to encode and decode one.
 
@@ -160,6 +197,7 @@ class SuiteResults:
         job: the results of "job".
         codec: the results of "codec".
         deaths: the results of "deaths".
+        engines: the results of "engines".
     """
 
     name: str
@@ -170,6 +208,7 @@ class SuiteResults:
     job: list[JobRow]
     codec: list[CodecRow]
     deaths: list[DeathRow]
+    engines: list[EngineRow]
 
 
 @dataclass(frozen=True)
@@ -205,6 +244,7 @@ ORDER = (
     "job",
     "codec",
     "deaths",
+    "engines",
 )
 
 
@@ -227,10 +267,11 @@ def load(folder: Path) -> Results:
             machine=data["machine"],
             peers=data["peers"],
             skipped=data["skipped"],
-            rows=[] if name in ("job", "codec", "deaths") else data["rows"],
+            rows=[] if name in ("job", "codec", "deaths", "engines") else data["rows"],
             job=data["rows"] if name == "job" else [],
             codec=data["rows"] if name == "codec" else [],
             deaths=data["rows"] if name == "deaths" else [],
+            engines=data["rows"] if name == "engines" else [],
         )
     return Results(folder, {name: found[name] for name in ORDER if name in found})
 

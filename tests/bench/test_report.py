@@ -322,6 +322,8 @@ def test_every_block_can_be_generated(folder: Path) -> None:
     assert "| 2, shmcast |" in found["job"]
     for cadence in ("back to back", "20 ms apart", "none"):
         assert f"| {cadence}, the other reader | 4.0 | 8.0 | 16.0 | 100 |" in found["deaths"]
+    assert "| TP2, batch 8, shmcast | 800 (4.00) | 300 (0.25) | 50.0 / 90" in found["engines"]
+    assert "| 3 ranks, no request, shmcast | 25.0 (0.10) | 50.0 |" in found["engines"]
 
 
 def test_the_summary_shows_peers_and_says_which_variant_and_who_is_missing(folder: Path) -> None:

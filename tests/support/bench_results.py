@@ -172,6 +172,27 @@ def deaths() -> list[dict[str, Any]]:
     return [{**row, "gap_ms": gap_ms} for gap_ms in (0.0, 20.0, -1.0)]
 
 
+def engines() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for transport, times in (("vLLM", 4.0), ("shmcast", 1.0)):
+        case = {"ranks": 2, "transport": transport}
+        tokens = {"tokens_per_s": 800 / times, "cpu_us_per_token": 300 * times}
+        delays = {
+            f"{what}_p{percent}_us": times * percent
+            for what in ("rpc", "enqueue", "reply")
+            for percent in (50, 90, 99)
+        }
+        rows += [
+            {"case": "tokens", "batch": 8, "rounds": 3, **case, **tokens, **delays},
+            {"case": "waiting", "gap_ms": 10.0, "worker_cpu": 0.1, "idle_cpu": 0.001, **case},
+            {"case": "killed", "core_s": 0.05, "user_s": 0.2, "told": "PeerDied", **case},
+        ]
+    for transport, times in (("SGLang", 250.0), ("shmcast", 25.0)):
+        case = {"case": "requests", "ranks": 3, "what": "no request", "transport": transport}
+        rows.append({**case, "p50_us": times, "p99_us": 2 * times})
+    return rows
+
+
 ALL: dict[str, Callable[[], list[Any]]] = {
     "peers": peers,
     "steps": steps,
@@ -182,4 +203,5 @@ ALL: dict[str, Callable[[], list[Any]]] = {
     "job": job,
     "codec": codec,
     "deaths": deaths,
+    "engines": engines,
 }

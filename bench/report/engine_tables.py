@@ -1,0 +1,117 @@
+"""The suite "engines" as Markdown tables: a line for each engine in each case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bench.report.results import OURS, EngineRow
+from bench.report.tables import markdown, ratio, short
+
+_TOKENS = (
+    "tokens/s and CPU time per token; then p50 / p90 / p99 in µs: of a call from the engine's core "
+    "to its last worker, of the enqueueing itself, of the first worker's reply. Medians of the "
+    "rounds. In brackets: times the engine's own."
+)
+_WAITING = (
+    "A worker's CPU between steps that come so far apart, and the CPU of each process of an engine "
+    "that has nothing to do."
+)
+_KILLED = (
+    "From the kill of a worker while it generates to the error in the engine's core, and in who "
+    "has asked for the tokens."
+)
+_REQUESTS = "From the source's call of broadcast_pyobj to the last rank's return: p50 / p99 in µs."
+
+
+def all_tables(rows: Sequence[EngineRow]) -> Iterator[str]:
+    """Yield the tables of the cases that were measured, each with what it shows."""
+    for case, note, table in (
+        ("tokens", _TOKENS, tokens),
+        ("waiting", _WAITING, waiting),
+        ("killed", _KILLED, killed),
+        ("requests", _REQUESTS, requests),
+    ):
+        its = [row for row in rows if row["case"] == case]
+        if its:
+            yield note
+            yield table(its)
+
+
+def tokens(rows: Sequence[EngineRow]) -> str:
+    """Return what an engine makes, and how long its messages take."""
+    lines = []
+    for row in rows:
+        own = _own(rows, row, "batch")
+        times = [
+            " / ".join(short(_figure(row, f"{what}_p{percent}_us")) for percent in (50, 90, 99))
+            for what in ("rpc", "enqueue", "reply")
+        ]
+        lines.append(
+            [
+                f"TP{row['ranks']}, batch {row['batch']}, {row['transport']}",
+                _beside(row, own, "tokens_per_s"),
+                _beside(row, own, "cpu_us_per_token"),
+                *times,
+            ]
+        )
+    head = ["vLLM", "tokens/s", "CPU, µs per token", "call", "enqueue", "reply"]
+    return markdown(head, lines)
+
+
+def waiting(rows: Sequence[EngineRow]) -> str:
+    """Return what waiting costs."""
+    lines = [
+        [
+            f"TP{row['ranks']}, {row['transport']}",
+            f"{row['worker_cpu']:.1%}",
+            f"{row['idle_cpu']:.2%}",
+        ]
+        for row in rows
+    ]
+    gaps = ", ".join(sorted({f"{row['gap_ms']:g} ms" for row in rows}))
+    return markdown(["vLLM", f"a worker, steps {gaps} apart", "idle, a process"], lines)
+
+
+def killed(rows: Sequence[EngineRow]) -> str:
+    """Return how soon a worker's death is told, and what the engine's core is told."""
+    lines = [
+        [
+            f"TP{row['ranks']}, {row['transport']}",
+            f"{row['core_s']:.3f}",
+            f"{row['user_s']:.3f}",
+            row["told"].replace("|", "/"),
+        ]
+        for row in rows
+    ]
+    return markdown(["vLLM", "core, s", "user, s", "what the core is told"], lines)
+
+
+def requests(rows: Sequence[EngineRow]) -> str:
+    """Return how long lists of requests take."""
+    lines = [
+        [
+            f"{row['ranks']} ranks, {row['what']}, {row['transport']}",
+            _beside(row, _own(rows, row, "what"), "p50_us"),
+            short(row["p99_us"]),
+        ]
+        for row in rows
+    ]
+    return markdown(["SGLang", "p50, µs", "p99, µs"], lines)
+
+
+def _own(rows: Sequence[EngineRow], row: EngineRow, what: str) -> EngineRow | None:
+    """Return the row of the engine's own in the same case; None: this is it, or there is none."""
+    if row["transport"] != OURS:
+        return None
+    key = (row["ranks"], dict(row)[what])
+    others = (each for each in rows if each["transport"] != OURS)
+    return next((each for each in others if (each["ranks"], dict(each)[what]) == key), None)
+
+
+def _beside(row: EngineRow, own: EngineRow | None, name: str) -> str:
+    figure = short(_figure(row, name))
+    return figure if own is None else f"{figure} ({ratio(_figure(row, name) / _figure(own, name))})"
+
+
+def _figure(row: EngineRow, name: str) -> float:
+    return float(str(dict(row)[name]))
