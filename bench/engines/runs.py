@@ -34,9 +34,10 @@ ROUNDS = 5
 RANKS = (1, 2)
 BATCHES = (1, 8)
 TOKENS = 300
-GAP_S = 0.01
-STEPS = 200
+GAPS_S = (0.005, 0.01, 0.03)
+_PACED_S = 2.0
 _ROOT = Path(__file__).parents[2]
+IDLE = -1.0
 _IDLE_S = 1.5  # until vLLM's own readers have gone to sleep
 _UP_S = 300.0
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -246,18 +247,19 @@ def _idle(engines: dict[str, EngineProcess], ranks: int) -> list[Row]:
     """Measure what a worker uses between steps, and what the processes of an idle engine do."""
     rows = []
     for name, engine in engines.items():
-        time.sleep(_IDLE_S)
-        before = engine.cpu_seconds()
-        paced = engine.ask("pace", steps=STEPS, gap_s=GAP_S)["seconds"]
-        used = engine.cpu_seconds()
-        shares = [(used[pid] - before[pid]) / paced for pid in engine.workers]
-        row = {"case": "waiting", "ranks": ranks, "transport": name, "gap_ms": GAP_S * 1e3}
+        case = {"case": "waiting", "ranks": ranks, "transport": name}
+        for gap_s in GAPS_S:
+            before = engine.cpu_seconds()
+            paced = engine.ask("pace", steps=int(_PACED_S / gap_s), gap_s=gap_s)["seconds"]
+            used = engine.cpu_seconds()
+            shares = [(used[pid] - before[pid]) / paced for pid in engine.workers]
+            rows.append(case | {"gap_ms": gap_s * 1e3, "cpu": float(np.mean(shares))})
         time.sleep(_IDLE_S)
         before, begin = engine.cpu_seconds(), time.monotonic()
-        time.sleep(4)
+        time.sleep(2 * _PACED_S)
         idle = sum(engine.cpu_seconds().values()) - sum(before.values())
-        row["idle_cpu"] = idle / (time.monotonic() - begin) / len(before)
-        rows.append(row | {"worker_cpu": float(np.mean(shares))})
+        share = idle / (time.monotonic() - begin) / len(before)
+        rows.append(case | {"gap_ms": IDLE, "cpu": share})
     return rows
 
 

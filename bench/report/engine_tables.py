@@ -60,16 +60,17 @@ def tokens(rows: Sequence[EngineRow]) -> str:
 
 def waiting(rows: Sequence[EngineRow]) -> str:
     """Return what waiting costs."""
+    by_engine: dict[str, dict[float, float]] = {}
+    for row in rows:
+        shares = by_engine.setdefault(f"TP{row['ranks']}, {row['transport']}", {})
+        shares[row["gap_ms"]] = row["cpu"]
+    gaps = list(dict.fromkeys(row["gap_ms"] for row in rows))
+    head = ["vLLM", *("idle" if gap_ms < 0 else f"{gap_ms:g} ms" for gap_ms in gaps)]
     lines = [
-        [
-            f"TP{row['ranks']}, {row['transport']}",
-            f"{row['worker_cpu']:.1%}",
-            f"{row['idle_cpu']:.2%}",
-        ]
-        for row in rows
+        [engine, *(f"{shares[gap_ms]:.1%}" for gap_ms in gaps)]
+        for engine, shares in by_engine.items()
     ]
-    gaps = ", ".join(sorted({f"{row['gap_ms']:g} ms" for row in rows}))
-    return markdown(["vLLM", f"a worker, steps {gaps} apart", "idle, a process"], lines)
+    return markdown(head, lines)
 
 
 def killed(rows: Sequence[EngineRow]) -> str:

@@ -127,8 +127,9 @@ class _EngineCase(TypedDict):
 class EngineRow(_EngineCase, total=False):
     """An engine with its own queues or with shmcast's, in one case, which has some of the figures.
 
-    `case`: "tokens" (generation), "waiting" (a worker's CPU between steps, and an idle engine's),
-    "killed" (until a worker's death is told), "requests" (SGLang's broadcast of lists).
+    `case`: "tokens" (generation), "waiting" (a worker's CPU with steps `gap_ms` apart; below 0:
+    that of each process of an idle engine), "killed" (until a worker's death is told), "requests"
+    (SGLang's broadcast of lists).
     """
 
     batch: int
@@ -145,8 +146,7 @@ class EngineRow(_EngineCase, total=False):
     reply_p90_us: float
     reply_p99_us: float
     gap_ms: float
-    worker_cpu: float
-    idle_cpu: float
+    cpu: float
     core_s: float
     user_s: float
     told: str

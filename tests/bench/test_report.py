@@ -323,6 +323,8 @@ def test_every_block_can_be_generated(folder: Path) -> None:
     for cadence in ("back to back", "20 ms apart", "none"):
         assert f"| {cadence}, the other reader | 4.0 | 8.0 | 16.0 | 100 |" in found["deaths"]
     assert "| TP2, batch 8, shmcast | 800 (4.00) | 300 (0.25) | 50.0 / 90" in found["engines"]
+    assert "| vLLM | 10 ms | idle |" in found["engines"]
+    assert "| TP2, shmcast | 10.0% | 0.1% |" in found["engines"]
     assert "| 3 ranks, no request, shmcast | 25.0 (0.10) | 50.0 |" in found["engines"]
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import pickle
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from types import ModuleType
 
 import pytest
 
-from shmcast.compat import vllm
-from tests.support import engine_queue
+from shmcast.compat import sglang, vllm
+from shmcast.compat._pyobj import Broadcast, PointToPoint
+from tests.support import engine_functions, engine_queue
 
 _NAME = "vllm.distributed.device_communicators.shm_broadcast"
 
@@ -142,3 +145,102 @@ except AttributeError as error:
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert ran.stdout == "module 'shmcast.compat.vllm' has no attribute 'Missing'\n", ran.stderr
+
+
+@pytest.fixture
+def own_functions(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Make an engine of SGLang's module names and shapes."""
+    package = ModuleType("sglang")
+    package.__dict__["__version__"] = "0.99.0"
+    fields = [(name, object, None) for name in sglang.KNOWN.handle[0]]
+    handle = dataclasses.make_dataclass("Handle", fields)
+    queue = type("MessageQueue", (), {})
+    for name, [parameters] in sglang.KNOWN.methods.items():
+
+        def method(*_: object) -> None:
+            pass
+
+        kinds = [inspect.Parameter(each, inspect.Parameter.POSITIONAL_ONLY) for each in parameters]
+        vars(method)["__signature__"] = inspect.Signature(kinds)
+        setattr(queue, name, method)
+    queues, functions = ModuleType(sglang._MODULE), ModuleType(sglang._FUNCTIONS_MODULE)
+    queues.__dict__.update(
+        MessageQueue=queue,
+        Handle=handle,
+        logger=engine_queue.ENGINE.logger,
+        SGLANG_RINGBUFFER_WARNING_INTERVAL=60,
+    )
+    functions.__dict__.update(
+        broadcast_pyobj=engine_functions.own_broadcast,
+        point_to_point_pyobj=engine_functions.own_point_to_point,
+    )
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sglang"]:
+        monkeypatch.delitem(sys.modules, name)
+    for module in (package, queues, functions):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        for end in [at for at, letter in enumerate(module.__name__) if letter == "."]:
+            parent = module.__name__[:end]
+            if parent not in sys.modules:
+                monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
+    monkeypatch.setattr(sglang, "_stand_in", dataclasses.replace(sglang._stand_in))
+    return functions
+
+
+def test_functions_are_put_in_place_with_the_queue(own_functions: ModuleType) -> None:
+    assert sglang.install()
+    queues = sys.modules[sglang._MODULE]
+    assert vars(queues)["MessageQueue"] is sglang.MessageQueue
+    assert isinstance(own_functions.broadcast_pyobj, Broadcast)
+    assert isinstance(own_functions.point_to_point_pyobj, PointToPoint)
+    for name, parameters in sglang.KNOWN_FUNCTIONS.items():
+        face = inspect.signature(getattr(sglang, name))
+        assert tuple(face.parameters) == parameters
+        put = getattr(own_functions, name)
+        defaults = [each.default for each in inspect.signature(put).parameters.values()]
+        assert defaults == [each.default for each in face.parameters.values()]
+
+
+def test_a_function_that_is_not_known_leaves_all_as_it_is(
+    own_functions: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broadcast_pyobj(data: object, rank: int, device: object) -> None:
+        pass
+
+    own_functions.broadcast_pyobj = broadcast_pyobj  # type: ignore[attr-defined]
+    assert not sglang.install()
+    assert own_functions.broadcast_pyobj is broadcast_pyobj
+    assert own_functions.point_to_point_pyobj is engine_functions.own_point_to_point
+    [record] = caplog.records
+    assert "SGLang 0.99.0 has" in record.getMessage()
+    assert "(broadcast_pyobj(data, rank, device))" in record.getMessage()
+
+
+def test_sglangs_plugin_is_registered_and_asks_its_own_variable(
+    own_functions: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [plugin] = [p for p in entry_points(group="sglang.srt.plugins") if p.name == "shmcast"]
+    monkeypatch.setenv("SHMCAST_VLLM", "1")
+    plugin.load()()
+    assert own_functions.broadcast_pyobj is engine_functions.own_broadcast
+    monkeypatch.setenv("SHMCAST_SGLANG", "1")
+    plugin.load()()
+    assert own_functions.broadcast_pyobj is not engine_functions.own_broadcast
+
+
+@pytest.mark.skipif(find_spec("sglang") is None, reason="SGLang is not installed")
+def test_the_installed_sglang_is_known() -> None:
+    program = """
+import warnings
+warnings.simplefilter("ignore")
+from shmcast.compat import sglang
+assert sglang.install()
+from sglang.srt.distributed.device_communicators.shm_broadcast import MessageQueue
+queue = MessageQueue(1, 1)
+reader = MessageQueue.create_from_handle(queue.export_handle(), 0)
+queue.enqueue([1])
+print(reader.dequeue(), type(queue).__module__)
+"""
+    ran = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert ran.stdout.splitlines()[-1:] == ["[1] shmcast.compat.sglang"], ran.stderr

@@ -184,7 +184,8 @@ def engines() -> list[dict[str, Any]]:
         }
         rows += [
             {"case": "tokens", "batch": 8, "rounds": 3, **case, **tokens, **delays},
-            {"case": "waiting", "gap_ms": 10.0, "worker_cpu": 0.1, "idle_cpu": 0.001, **case},
+            {"case": "waiting", "gap_ms": 10.0, "cpu": 0.1, **case},
+            {"case": "waiting", "gap_ms": -1.0, "cpu": 0.001, **case},
             {"case": "killed", "core_s": 0.05, "user_s": 0.2, "told": "PeerDied", **case},
         ]
     for transport, times in (("SGLang", 250.0), ("shmcast", 25.0)):
