@@ -104,7 +104,7 @@ class Server:
 
 
 def main() -> None:
-    """Serve until the one who has started this hangs up."""
+    """Serve until the one who has started this, in a session of its own, hangs up."""
     address, model, ranks = sys.argv[1:]
     with Client(address) as control:
         server = Server(model, int(ranks))
@@ -113,9 +113,9 @@ def main() -> None:
             try:
                 what, arguments = control.recv()
             except EOFError:
-                break
+                # At once, with core and workers: one whose worker was killed takes long to end.
+                os.killpg(0, signal.SIGKILL)
             control.send(getattr(server, what)(**arguments))
-    os._exit(0)  # (an engine whose worker was killed takes long to end)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import threading
 from collections.abc import Callable
 
@@ -26,6 +27,10 @@ class Watch:
     """Watches processes, by pidfds in one thread."""
 
     def __init__(self) -> None:
+        self._begin()
+        os.register_at_fork(after_in_child=self._begin)  # whom the parent watches is its business
+
+    def _begin(self) -> None:
         self._pidfds: dict[int, Pidfd] = {}  # by pid
         self._lock = threading.Lock()
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -21,15 +22,19 @@ from shmcast.errors import Interrupted, PeerDied, ShmcastError, Timeout
 _WORTH_A_LOOK = 1.0
 """Seconds of a time-out from which on it is told what the others were doing: not of a mere look."""
 
-_open: weakref.WeakSet[RingQueue] = weakref.WeakSet()
-
-
 _watch = Watch()
+_open: weakref.WeakSet[RingQueue] = weakref.WeakSet()
+_lock = threading.Lock()  # of `_open`, which is looked at from the watch's thread, too
+
+
+def _queues() -> list[RingQueue]:
+    with _lock:
+        return [*_open]
 
 
 def _tell_all(death: PeerDied) -> None:
     """End the waits of all readers here: what they wait for may depend on who has died."""
-    for queue in [*_open]:
+    for queue in _queues():
         queue.note_death(death)
 
 
@@ -109,7 +114,8 @@ class RingQueue:
         # In order, when nobody has the queue any more. At the end of the interpreter, the end of
         # the process tells: it may not be in order.
         weakref.finalize(self, end.close).atexit = False
-        _open.add(self)
+        with _lock:
+            _open.add(self)
 
     def export_handle(self) -> Any:
         """Return what readers make their ends of. Small and picklable."""
@@ -274,7 +280,7 @@ class RingQueue:
         """Return the error of a time-out, with what the others are doing; and log it."""
         if timeout is None or timeout < _WORTH_A_LOOK:
             return error
-        what = f"{Process.this().name}: {action} timed out after {timeout:g} s"
+        what = f"{Process.this().name}: {action} timed out after {timeout:.3g} s"
         told = Timeout(f"{what}\n{self._who_is_waited_for()}".rstrip("\n"))
         self.engine.logger.error("%s", told)
         return told
@@ -285,7 +291,7 @@ class RingQueue:
         For any of them may be why this one does not answer. And what of this process's own messages
         was not taken yet.
         """
-        queues = sorted(_open, key=lambda queue: queue is not self)
+        queues = sorted(_queues(), key=lambda queue: queue is not self)
         lags = [line for queue in queues for line in queue._lags()]  # noqa: SLF001
         writers = [queue.handle.writer for queue in queues if queue._reader is not None]  # noqa: SLF001
         return "\n".join([*lags, describe(writers)]).strip("\n")
