@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("sglang.shmcast")
 _OFFERS = 16
 """Messages after which nobody waits any more for a receiver to attach: it is on another host."""
-_LOOK_S = 1e-4
-"""For a look whether it has; a wait of no time at all does not look."""
+_LOOK_S = 1e-3
+"""For a look whether it has; a wait whose time is over before it begins does not look."""
 
 
 class Broadcast:
