@@ -33,7 +33,7 @@ namespace shmcast {
 inline constexpr std::size_t kLine = 64;
 inline constexpr std::size_t kLinePair = 2 * kLine;
 inline constexpr std::uint64_t kMagic = 0x0074'7361'636d'6873;  // "shmcast\0"
-inline constexpr std::uint32_t kLayoutVersion = 11;
+inline constexpr std::uint32_t kLayoutVersion = 12;
 inline constexpr std::uint32_t kFirstVersionOfThisHeader = 7;
 inline constexpr std::size_t kNonceBytes = 16;
 inline constexpr std::size_t kHugePage = 2 * 1024 * 1024;
@@ -113,6 +113,18 @@ struct Seat {
   }
 };
 
+// How an event loop is told to look: by a byte in a pipe of its process, which whoever wakes it
+// opens. The loop's process writes all but what says otherwise.
+struct Doorbell {
+  std::uint64_t inode;          // of the pipe, written last; 0: there is none
+  std::uint64_t pid_namespace;  // in which `pid` has its meaning
+  std::uint32_t pid;
+  std::uint32_t fd;       // of the pipe, in that process
+  std::uint32_t armed;    // 1: a byte is wanted; whoever writes it has set this to 0
+  std::uint32_t opened;   // how many others have opened this pipe; written by them
+  std::uint32_t refused;  // and how many could not
+};
+
 struct alignas(kLinePair) Member {
   std::uint64_t consumed;     // fragments consumed so far; kNever: the writer does not wait for it
   std::uint64_t seat;         // a Seat
@@ -121,7 +133,9 @@ struct alignas(kLinePair) Member {
   std::uint64_t takeovers;    // times that the seat was taken over from a dead reader
   std::uint64_t predecessor;  // the Seat as the last of them found it
   std::uint64_t read_ns[2];   // to copy out a full slot, by the Stores that filled it; 0: not known
+  Doorbell doorbell;          // where the reader's loop awaits, if it does
 };
+static_assert(sizeof(Member) == kLinePair);
 
 // The CPUs that a member may run on, written by itself now and then. All zero: any CPU, as far as
 // is known. Machines with more CPUs fold theirs into these bits.
@@ -177,69 +191,14 @@ struct Slot {
   std::byte* payload() { return reinterpret_cast<std::byte*>(this + 1); }
 };
 
-// A summary of the message in its first fragment, packed into one word: bit 63 marks the start of a
-// message, 23 bits count its frames, 40 bits its bytes (frame table included). In fragments that
-// continue a message it is 0; or bit 62 says that the fragment is spilled, and 40 bits count its
-// bytes: the slot then has their SpillOffset only.
-struct Descriptor {
-  static constexpr unsigned kByteBits = 40;
-  static constexpr unsigned kFrameBits = 23;
-  static constexpr std::uint64_t kStart = std::uint64_t{1} << 63;
-  static constexpr std::uint64_t kSpilled = std::uint64_t{1} << 62;
-  static constexpr std::uint64_t kMaxBytes = (std::uint64_t{1} << kByteBits) - 1;
-  static constexpr std::uint64_t kMaxFrames = (std::uint64_t{1} << kFrameBits) - 1;
-
-  static constexpr std::uint64_t pack(std::uint64_t frames, std::uint64_t bytes) {
-    return kStart | frames << kByteBits | bytes;
-  }
-  static constexpr bool starts(std::uint64_t word) { return (word & kStart) != 0; }
-  static constexpr std::uint64_t spilled(std::uint64_t bytes) { return kSpilled | bytes; }
-  static constexpr bool is_spilled(std::uint64_t word) {
-    return (word & (kStart | kSpilled)) == kSpilled;
-  }
-  static constexpr std::uint64_t frames(std::uint64_t word) {
-    return (word >> kByteBits) & kMaxFrames;
-  }
-  static constexpr std::uint64_t bytes(std::uint64_t word) { return word & kMaxBytes; }
-};
-
-// Return the bytes of a message's frame table. A single frame needs none: its size is the
-// message's.
-constexpr std::uint64_t table_bytes(std::uint64_t frames) {
-  return frames > 1 ? frames * sizeof(std::uint64_t) : 0;
-}
-
-using ArenaOffset = std::uint64_t;
-using SpillOffset = std::uint64_t;
-
 // The number of a reader's views into one extent; the reader alone changes it. The consumed count
 // says that a message was received, this one says that its memory is no longer in use.
 using Held = std::uint32_t;
 
-// A frame's entry in the frame table: its size and, for a frame in the arena, its extent. Of such a
-// frame the message itself carries the ArenaOffset only.
-struct FrameEntry {
-  static constexpr unsigned kByteBits = Descriptor::kByteBits;
-  static constexpr unsigned kExtentBits = 16;
-  static constexpr std::uint64_t kInArena = std::uint64_t{1} << 63;
-
-  static constexpr std::uint64_t in_arena(std::uint32_t extent, std::uint64_t bytes) {
-    return kInArena | std::uint64_t{extent} << kByteBits | bytes;
-  }
-  static constexpr bool is_in_arena(std::uint64_t word) { return (word & kInArena) != 0; }
-  static constexpr std::uint32_t extent(std::uint64_t word) {
-    return (word >> kByteBits) & ((1u << kExtentBits) - 1);
-  }
-  static constexpr std::uint64_t bytes(std::uint64_t word) { return word & Descriptor::kMaxBytes; }
-  // Return the bytes that the message itself carries for the frame.
-  static constexpr std::uint64_t inline_bytes(std::uint64_t word) {
-    return is_in_arena(word) ? sizeof(ArenaOffset) : word;
-  }
-};
-
 // Where a hub parks, whatever it waits for: room for a message, or a reply of any member.
 struct alignas(kLinePair) Bell {
   std::uint64_t gate;  // a Gate, in place of the WriterSeat's; for rings of replies, of the Lobby's
+  Doorbell doorbell;   // where the hub's loop awaits replies; for these rings, in place of a Member's
 };
 
 struct Geometry {
@@ -344,10 +303,20 @@ class Segment {
   // The words of the Gates on which the readers park, and the writer.
   std::uint64_t& readers_gate() const { return *readers_gate_; }
   std::uint64_t& writer_gate() const { return *writer_gate_; }
-  // Return the same segment, whose readers park on another's gate: whoever takes part must know.
-  Segment with_readers_gate(std::uint64_t& word) const {
+  // Where the readers' loops await, which is where the reader `index` does or, at a Bell, all do.
+  std::uint32_t doorbells() const { return bell_ == nullptr ? geometry_.readers : 1; }
+  Doorbell& doorbell(std::uint32_t index) const {
+    return bell_ == nullptr ? member(index).doorbell : bell_->doorbell;
+  }
+  // Where the writer's loop awaits; nullptr: no writer but a hub awaits anything.
+  Doorbell* writer_doorbell() const {
+    return geometry_.tail == 0 ? nullptr : &at<Bell>(geometry_.tail_offset()).doorbell;
+  }
+  // Return the same segment, whose readers wait at a hub's Bell: whoever takes part must know.
+  Segment with_readers_at(Bell& bell) const {
     Segment segment = *this;
-    segment.readers_gate_ = &word;
+    segment.bell_ = &bell;
+    segment.readers_gate_ = &bell.gate;
     return segment;
   }
   std::span<std::byte> tail() const {
@@ -396,6 +365,7 @@ class Segment {
   std::uint64_t stride_;
   std::uint64_t* readers_gate_;
   std::uint64_t* writer_gate_;
+  Bell* bell_ = nullptr;
 };
 
 }  // namespace shmcast

@@ -535,7 +535,40 @@ class RingWriter(Endpoint):
     def reader_figures(self) -> list[dict[str, Any]]:
         """Return the readers' figures(), by index. From any thread."""
 
-class RingReader(Endpoint):
+class Awaitable(Endpoint):
+    """An endpoint that event loops can await: by looks, between which they wait for a pipe.
+
+    A look is a receiving call in brackets without a time-out. It never waits, and
+    returns Ellipsis where another call would wait. The pipe then becomes readable as soon as the
+    next look may find something; any look, in whatever task, asks for that anew.
+    """
+
+    def listen(self, pid_namespace: int) -> int:
+        """Return the readable end of the pipe, which the first call makes.
+
+        Raises: OSError, EndpointClosed, ConcurrentUse, Forked.
+        """
+    def drain(self) -> None:
+        """Take all bytes out of the pipe. To be called before the look, not after."""
+    def rearm(self) -> None:
+        """Drain the pipe, and ask for a byte as a look does; at once, if there may be something.
+
+        Raises: EndpointClosed, ConcurrentUse, Forked.
+        """
+    def disarm(self) -> None:
+        """No byte is wanted any more."""
+    def close_pipe(self) -> None:
+        """Close the pipe, once the endpoint is closed and no loop has it. From any thread."""
+    def opened(self) -> int:
+        """Return how many others have opened the pipe; some may count twice."""
+    def refused(self) -> int:
+        """Return how many others could not open it: they can't wake the loop."""
+    def expect_stand_in(self) -> None:
+        """Announce a thread that will call stand_in()."""
+    def stand_in(self) -> None:
+        """Write to the pipe in the place of others that can't, until the endpoint is closed."""
+
+class RingReader(Awaitable):
     """Takes seat `index` of the ring in `memory`, and reads from it.
 
     Args:
@@ -576,6 +609,7 @@ class RingReader(Endpoint):
         Raises: TimedOut, Interrupted, EndpointClosed (the writer has closed and all is consumed),
             SegmentCorrupted, MemoryError, ConcurrentUse, Forked.
         """
+    @overload
     def __getitem__(
         self, timeout_and_copy: tuple[float | None, bool], /
     ) -> list[bytearray | memoryview]:
@@ -583,6 +617,10 @@ class RingReader(Endpoint):
 
         (After a call it does, and the error of a handler takes the place of what was returned.)
         """
+    @overload
+    def __getitem__(
+        self, look_copy: bool, /
+    ) -> list[bytearray | memoryview] | EllipsisType: ...
     def keep(self, frames: list[bytearray | memoryview]) -> None:
         """Take back the frames of a message: the next consume() returns them again."""
     def discard(self) -> None:
@@ -645,7 +683,7 @@ class ReplyWriter(RingWriter):
     def absent(self) -> list[int]:
         """Return who has not come to the barrier: members, and the hub as their number."""
 
-class Hub(Endpoint):
+class Hub(Awaitable):
     """Formats the members' rings of replies in the tail, and reads from all of them.
 
     One thread may use this while another one uses the writer.
@@ -680,6 +718,18 @@ class Hub(Endpoint):
     def __getitem__(
         self, timeout_and_copy_and_whom: tuple[float | None, bool, None], /
     ) -> tuple[int, list[bytearray | memoryview] | None]: ...
+    @overload
+    def __getitem__(
+        self, look_copy_and_whom: tuple[bool, int], /
+    ) -> list[bytearray | memoryview] | None | EllipsisType: ...
+    @overload
+    def __getitem__(
+        self, look_copy_and_whom: tuple[bool, None], /
+    ) -> tuple[int, list[bytearray | memoryview] | None] | EllipsisType: ...
+    @overload
+    def __getitem__(
+        self, look_copy_and_whom: tuple[bool, EllipsisType], /
+    ) -> list[list[bytearray | memoryview] | None] | EllipsisType: ...
     @overload
     def __getitem__(
         self, timeout_and_copy_and_whom: tuple[float | None, bool, EllipsisType], /

@@ -19,6 +19,7 @@
 
 #include "arena/mapping.hpp"
 #include "layout.hpp"
+#include "ring/descriptor.hpp"
 
 namespace shmcast {
 

@@ -157,34 +157,30 @@ class Endpoint : public Alarm {
   }
 
   // The turn of a call that may wait: an interrupt_call() ends it or, if it comes too late for
-  // that, is used up. Throws Interrupted, and what Use throws.
+  // that, is used up; unless this is but a look of a longer wait. Throws Interrupted, and what Use
+  // throws.
   class Call {
    public:
-    explicit Call(Endpoint& endpoint) : endpoint_(endpoint), use_(endpoint) {
-      if (!is_interrupted()) return;
-      forget();
-      throw Interrupted("interrupted");
+    explicit Call(Endpoint& endpoint, bool is_look = false)
+        : endpoint_(endpoint), is_look_(is_look), use_(endpoint) {
+      endpoint.throw_if_stopped();
     }
     Call(const Call&) = delete;
     Call& operator=(const Call&) = delete;
     ~Call() {
-      if (is_interrupted()) forget();
+      if (!is_look_) endpoint_.take_interrupt();
     }
 
    private:
-    // relaxed, both: the flag orders nothing but itself.
-    bool is_interrupted() const { return endpoint_.interrupted_.load(std::memory_order_relaxed); }
-    void forget() { endpoint_.interrupted_.store(false, std::memory_order_relaxed); }
-
     Endpoint& endpoint_;
+    bool is_look_;
     Use use_;
   };
 
   // Throw what ends a call from within this process: EndpointClosed or Interrupted.
-  void throw_if_stopped() const {
+  void throw_if_stopped() {
     if (is_closing()) throw EndpointClosed("closed");
-    // relaxed: where it ends a wait, stop() has done the ordered load.
-    if (interrupted_.load(std::memory_order_relaxed)) throw Interrupted("interrupted");
+    if (take_interrupt()) throw Interrupted("interrupted");
   }
 
   // Run step(deadline_ns) without the GIL until it is done, at most until the call's deadline.
@@ -246,7 +242,7 @@ class Endpoint : public Alarm {
   }
   // To be called between two waits of a call that may go on without end. Throws what signal
   // handlers throw, EndpointClosed and Interrupted.
-  void check_between_waits() const {
+  void check_between_waits() {
     handle_signals();
     throw_if_stopped();
   }
@@ -363,6 +359,11 @@ class Endpoint : public Alarm {
   virtual void interrupt() = 0;     // end this endpoint's wait in another thread
   virtual void leave(End how) = 0;  // tell the peers, in shared memory
 
+  // relaxed, twice: where it ends a wait, stop() has done the ordered load.
+  bool take_interrupt() {
+    return interrupted_.load(std::memory_order_relaxed) &&
+           interrupted_.exchange(false, std::memory_order_relaxed);
+  }
   bool is_forked() const { return generation_ != fork_generation.load(std::memory_order_relaxed); }
   // seq_cst: see Use; and a waiter reads it between announce() and park(), see Gate.
   bool is_closing() const { return end_.load(std::memory_order_seq_cst) != End::none; }

@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/awaitable.hpp"
 #include "bindings/convert.hpp"
 #include "bindings/endpoint.hpp"
 #include "bindings/errors.hpp"
@@ -27,6 +28,7 @@
 #include "layout.hpp"
 #include "ring/members.hpp"
 #include "wait/gate.hpp"
+#include "wait/listener.hpp"
 #include "wait/waiter.hpp"
 #include "wait/yielding.hpp"
 
@@ -36,13 +38,13 @@ namespace nb = nanobind;
 
 // Reads a ring for each member, and waits for any number of them. Nothing tells which of them has
 // something: whoever is awaited is looked at, so that there is nothing that could be told wrongly.
-class PyHub final : public Endpoint, public Relief {
+class PyHub final : public Awaitable, public Relief {
  public:
   // `writer` is that of the messages, in the same memory.
   PyHub(nb::handle memory, nb::object writer, const Geometry& replies, const nb::bytes& nonce,
         const WaitPolicy& policy, nb::object cpu_quota, nb::object warmup, nb::object watch,
         const Identity& who)
-      : Endpoint(memory, std::move(cpu_quota), std::move(watch)),
+      : Awaitable(memory, std::move(cpu_quota), std::move(watch)),
         writer_object_(std::move(writer)),
         writer_(*nb::inst_ptr<PyHubWriter>(writer_object_)),
         warmup_(std::move(warmup)),
@@ -70,8 +72,8 @@ class PyHub final : public Endpoint, public Relief {
     MemberReplies& member = replies_of(index);
     nb::object reply;
     {
-      const Turn turn(*this);
-      Deadline end(timeout_ns(timeout));
+      const Turn turn(*this, is_look(timeout));
+      Deadline end = deadline_of(timeout);
       while (!member.has(copy)) {
         begin_look();
         const Found found = look_again(index, copy, false);
@@ -94,8 +96,8 @@ class PyHub final : public Endpoint, public Relief {
     std::uint32_t index = 0;
     nb::object reply;
     {
-      const Turn turn(*this);
-      Deadline end(timeout_ns(timeout));
+      const Turn turn(*this, is_look(timeout));
+      Deadline end = deadline_of(timeout);
       while (!find_reply(index, copy)) {
         if (awaited_.empty()) throw EndpointClosed("every member has closed or died");
         await(end);
@@ -118,8 +120,8 @@ class PyHub final : public Endpoint, public Relief {
   nb::object receive_all(nb::handle timeout, bool copy) {
     std::vector<nb::object> all;
     {
-      const Turn turn(*this);
-      Deadline end(timeout_ns(timeout));
+      const Turn turn(*this, is_look(timeout));
+      Deadline end = deadline_of(timeout);
       while (!have_all_replied(copy)) await(end);
       all.reserve(members_);
       for (const auto& member : replies_) all.push_back(member->pop());
@@ -153,6 +155,19 @@ class PyHub final : public Endpoint, public Relief {
   // Return who had not come to the last barrier when it was looked at.
   nb::list absent() const { return list_of(barrier_.absent()); }
 
+  // Return what such a call does that is a look, see kLook. It may find something of whomever.
+  template <class Receive>
+  nb::object look(Receive receive) {
+    for (bool is_armed = !is_anything_there();; is_armed = true) {
+      if (is_armed) listener_.arm();
+      try {
+        return receive();
+      } catch (const TimedOut&) {
+        if (is_armed) return nothing();
+      }
+    }
+  }
+
   // Take back a reply: the next one of the member is this one again.
   void keep(std::uint32_t index, nb::object reply) { replies_of(index).keep(std::move(reply)); }
 
@@ -181,7 +196,7 @@ class PyHub final : public Endpoint, public Relief {
   void interrupt_calls() {
     const bool is_sending = writer_.is_busy();
     if (is_sending) writer_.interrupt_call();
-    if (!is_sending || is_busy()) interrupt_call();
+    if (!is_sending || is_busy() || is_awaited()) interrupt_call();
   }
 
   // seq_cst, here and where it is read: a receiver reads it between announce() and park(). And it
@@ -208,10 +223,10 @@ class PyHub final : public Endpoint, public Relief {
   // A thread's turn to receive.
   class Turn {
    public:
-    explicit Turn(PyHub& hub) : hub_(hub) {
+    explicit Turn(PyHub& hub, bool is_look = false) : hub_(hub) {
       while (!call_) {
         try {
-          call_.emplace(hub);
+          call_.emplace(hub, is_look);
         } catch (const ConcurrentUse&) {
           if (!hub.is_relieved_by_another()) throw;
           const WithoutGil released;
@@ -367,8 +382,14 @@ class PyHub final : public Endpoint, public Relief {
   Outcome wait_attached(std::int64_t deadline_ns) override {
     return wait_all_attached(segment_, waiter_, Gate(tail_.bell().gate), deadline_ns, stop());
   }
-  void interrupt() override { Gate(tail_.bell().gate).wake(); }
+  void interrupt() override {
+    Gate(tail_.bell().gate).wake();
+    listener_.ring();
+  }
+  Listener& listener() override { return listener_; }
+  bool has_news() override { return is_ready(); }
   void leave(End how) override {
+    listener_.hush();
     for (const auto& member : replies_) {
       how == End::failed ? member->reader().give_up() : member->reader().close();
     }
@@ -383,6 +404,7 @@ class PyHub final : public Endpoint, public Relief {
   const Segment& segment_;
   Tail tail_;
   std::uint32_t members_;
+  Listener listener_{tail_.bell().gate, tail_.bell().doorbell};
   std::vector<std::unique_ptr<MemberReplies>> replies_;
   Barrier barrier_;
   Figures figures_{};

@@ -34,21 +34,24 @@ int set_reply(PyObject* self, PyObject* timeout, PyObject* frames) {
   });
 }
 
-// hub[timeout, copy, of whom]: a member's index; None: of any; ...: of all
+// hub[timeout, copy, of whom]: a member's index; None: of any; ...: of all. hub[copy, of whom] is a
+// look.
 PyObject* get_reply(PyObject* self, PyObject* call) {
   return in_slot<PyObject*>(nullptr, [&] {
-    if (!PyTuple_CheckExact(call) || PyTuple_GET_SIZE(call) != 3 ||
-        !PyBool_Check(PyTuple_GET_ITEM(call, 1))) {
+    const Py_ssize_t count = PyTuple_CheckExact(call) ? PyTuple_GET_SIZE(call) : 0;
+    if (count < 2 || count > 3 || !PyBool_Check(PyTuple_GET_ITEM(call, count - 2))) {
       throw nb::type_error("hub[timeout, copy, of whom]");
     }
     auto& hub = object_of<PyHub>(self);
-    PyObject* const timeout = PyTuple_GET_ITEM(call, 0);
-    const bool copy = PyTuple_GET_ITEM(call, 1) == Py_True;
-    PyObject* const whom = PyTuple_GET_ITEM(call, 2);
-    if (whom == Py_None) return hub.receive_any(timeout, copy).release().ptr();
-    if (whom == Py_Ellipsis) return hub.receive_all(timeout, copy).release().ptr();
-    const auto index = nb::cast<std::uint32_t>(nb::handle(whom));
-    return hub.receive_of(index, timeout, copy).release().ptr();
+    const nb::handle timeout = count == 2 ? kLook : nb::handle(PyTuple_GET_ITEM(call, 0));
+    const bool copy = PyTuple_GET_ITEM(call, count - 2) == Py_True;
+    PyObject* const whom = PyTuple_GET_ITEM(call, count - 1);
+    const auto receive = [&] {
+      if (whom == Py_None) return hub.receive_any(timeout, copy);
+      if (whom == Py_Ellipsis) return hub.receive_all(timeout, copy);
+      return hub.receive_of(nb::cast<std::uint32_t>(nb::handle(whom)), timeout, copy);
+    };
+    return (is_look(timeout) ? hub.look(receive) : receive()).release().ptr();
   });
 }
 
@@ -79,7 +82,7 @@ void bind_hub(nb::module_& m) {
       .def("barrier", &PyReplyWriter::pass_barrier, "timeout"_a = nb::none())
       .def("absent", &PyReplyWriter::absent)
       .def("publish", &PyReplyWriter::reply, "frames"_a, "timeout"_a = nb::none());
-  nb::class_<PyHub, Endpoint>(m, "Hub", nb::type_slots(hub_slots))
+  nb::class_<PyHub, Awaitable>(m, "Hub", nb::type_slots(hub_slots))
       .def(nb::init<nb::handle, nb::object, const Geometry&, const nb::bytes&, const WaitPolicy&,
                     nb::object, nb::object, nb::object, const Identity&>(),
            "memory"_a, "writer"_a, "replies"_a, "nonce"_a, "wait"_a, "cpu_quota"_a,

@@ -10,9 +10,8 @@
 #include <cstdint>
 #include <memory>
 #include <utility>
-#include <vector>
 
-#include "bindings/gil.hpp"
+#include "bindings/kept_frames.hpp"
 #include "bindings/reader.hpp"
 #include "hub/tail.hpp"
 #include "layout.hpp"
@@ -39,13 +38,6 @@ class alignas(kLine) MemberReplies {
   }
   MemberReplies(const MemberReplies&) = delete;
   MemberReplies& operator=(const MemberReplies&) = delete;
-  ~MemberReplies() {
-    while (!taken_.empty()) {
-      PyObject* const reply = pop().release().ptr();
-      stops_at_exit([reply] { Py_DECREF(reply); });
-    }
-  }
-
   PyRingReader& reader() { return *reader_; }
   const PyRingReader& reader() const { return *reader_; }
 
@@ -68,7 +60,7 @@ class alignas(kLine) MemberReplies {
   const std::uint64_t& watched() const { return *seq_.load(std::memory_order_relaxed); }
 
   // Return whether there is a reply for pop(), perhaps taken now.
-  bool has(bool copy) { return !taken_.empty() || take(copy); }
+  bool has(bool copy) { return !taken_.is_empty() || take(copy); }
 
   // Take a whole reply out of the ring, if there is one.
   bool take(bool copy) {
@@ -76,8 +68,8 @@ class alignas(kLine) MemberReplies {
     const LookingOn looking_on(*this);
     const nb::object reply = reader_->poll(copy);
     if (!reply.is_valid()) return false;
-    if (is_of_another()) push(nb::none());
-    push(reply);
+    if (is_of_another()) taken_.push(nb::none());
+    taken_.push(reply);
     return true;
   }
 
@@ -97,7 +89,7 @@ class alignas(kLine) MemberReplies {
     const bool is_dead = state == SeatState::dropped;
     if (ended > told_ || (is_dead && !is_told_once)) {
       told_ = std::max(told_, ended);
-      push(nb::none());
+      taken_.push(nb::none());
       return Found::reply;
     }
     if (is_dead || state == SeatState::left) return Found::nobody;
@@ -109,18 +101,10 @@ class alignas(kLine) MemberReplies {
   bool has_news() const { return ended_so_far() > told_; }
 
   // Return the next reply, which there must be.
-  nb::object pop() {
-    const nb::ft_lock_guard guard(mutex_);
-    PyObject* const reply = taken_.front();
-    taken_.erase(taken_.begin());
-    return nb::steal(reply);
-  }
+  nb::object pop() { return taken_.pop(); }
 
   // Take back a reply: the next one is this one again. For any thread.
-  void keep(nb::object reply) {
-    const nb::ft_lock_guard guard(mutex_);
-    taken_.insert(taken_.begin(), reply.release().ptr());
-  }
+  void keep(nb::object reply) { taken_.put_back(std::move(reply)); }
 
  private:
   // Looks at the next fragment when the reader has gone on, whatever it threw.
@@ -139,11 +123,6 @@ class alignas(kLine) MemberReplies {
     const Awaited next = reader_->ring().awaited();
     seq_.store(next.seq, std::memory_order_relaxed);
     number_.store(next.number, std::memory_order_relaxed);
-  }
-
-  void push(const nb::object& reply) {
-    const nb::ft_lock_guard guard(mutex_);
-    taken_.push_back(reply.inc_ref().ptr());
   }
 
   // Return whether the reply that was just taken is of who has come after one whose death is to be
@@ -169,7 +148,7 @@ class alignas(kLine) MemberReplies {
   }
 
   // First what each look for a reply of anybody takes: one line of the cache.
-  std::vector<PyObject*> taken_;  // whole replies, the next one first; rarely more than one
+  KeptFrames taken_;  // whole replies
   // Awaited.
   std::atomic<const std::uint64_t*> seq_;
   std::atomic<std::uint64_t> number_;
@@ -177,7 +156,6 @@ class alignas(kLine) MemberReplies {
   Member& member_;
   Lane& lane_;
   std::uint64_t told_ = 0;  // so many who had the place are told to have died
-  nb::ft_mutex mutex_;      // guards taken_
 };
 
 }  // namespace shmcast

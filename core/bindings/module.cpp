@@ -22,6 +22,7 @@
 #include "arena/arena.hpp"
 #include "arena/mapping.hpp"
 #include "bindings/arena_objects.hpp"
+#include "bindings/awaitable.hpp"
 #include "bindings/codec.hpp"
 #include "bindings/convert.hpp"
 #include "bindings/endpoint.hpp"
@@ -305,7 +306,18 @@ void bind_endpoints(nb::module_& m) {
       .def("lags", &PyRingWriter::lags)
       .def("reader_figures", &PyRingWriter::reader_figures);
 
-  nb::class_<PyRingReader, Endpoint>(m, "RingReader", nb::type_slots(reader_slots))
+  nb::class_<Awaitable, Endpoint>(m, "Awaitable")
+      .def("listen", &Awaitable::listen, "pid_namespace"_a)
+      .def("drain", &Awaitable::drain)
+      .def("rearm", &Awaitable::rearm)
+      .def("disarm", &Awaitable::disarm)
+      .def("close_pipe", &Awaitable::close_pipe)
+      .def("opened", &Awaitable::opened)
+      .def("refused", &Awaitable::refused)
+      .def("expect_stand_in", &Awaitable::expect_stand_in)
+      .def("stand_in", &Awaitable::stand_in);
+
+  nb::class_<PyRingReader, Awaitable>(m, "RingReader", nb::type_slots(reader_slots))
       .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, std::uint32_t, const WaitPolicy&,
                     nb::object, nb::object, nb::object, const Identity&, std::uint64_t, nb::object,
                     bool, nb::object>(),

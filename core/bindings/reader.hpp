@@ -16,28 +16,31 @@
 #include "arena/mapping.hpp"
 #include "bindings/ahead.hpp"
 #include "bindings/arena_objects.hpp"
+#include "bindings/awaitable.hpp"
 #include "bindings/convert.hpp"
 #include "bindings/endpoint.hpp"
 #include "bindings/errors.hpp"
 #include "bindings/frame_pool.hpp"
 #include "bindings/gil.hpp"
+#include "bindings/kept_frames.hpp"
 #include "layout.hpp"
 #include "ring/message.hpp"
 #include "ring/reader.hpp"
 #include "wait/gate.hpp"
+#include "wait/listener.hpp"
 #include "wait/waiter.hpp"
 
 namespace shmcast {
 
 namespace nb = nanobind;
 
-class PyRingReader final : public Endpoint {
+class PyRingReader final : public Awaitable {
  public:
   PyRingReader(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce,
                std::uint32_t index, const WaitPolicy& policy, nb::object cpu_quota,
                nb::object warmup, nb::object watch, const Identity& who, std::uint64_t found,
                nb::object arena, bool may_hold, nb::object spill)
-      : Endpoint(memory, std::move(cpu_quota), std::move(watch)),
+      : Awaitable(memory, std::move(cpu_quota), std::move(watch)),
         warmup_(std::move(warmup)),
         mapping_(std::move(arena)),
         spill_(std::move(spill)),
@@ -49,7 +52,7 @@ class PyRingReader final : public Endpoint {
   }
   // The only reader of a ring that lies somewhere in `memory`, for who waits for many of them.
   PyRingReader(nb::handle memory, const Segment& segment, const Identity& who, nb::object arena)
-      : Endpoint(memory, nb::none(), nb::none()),
+      : Awaitable(memory, nb::none(), nb::none()),
         warmup_(nb::none()),
         mapping_(std::move(arena)),
         spill_(nb::none()),
@@ -57,20 +60,19 @@ class PyRingReader final : public Endpoint {
         segment_(segment),
         ring_(seated(segment_, 0, who, RingReader::kVacant, false, false), 0,
               WaitPolicy{WaitPolicy::Mode::park, 0}) {}
-  ~PyRingReader() override {
-    destroy();
-    drop_kept();  // after close(), too, frames may have been taken back
-  }
+  ~PyRingReader() override { destroy(); }
 
   // Return the frames of the next message. A call that ends in TimedOut, Interrupted or a signal
-  // keeps its place: the next call resumes it, or returns what this one could not.
+  // keeps its place: the next call resumes it, or returns what this one could not. For kLook, see
+  // there.
   nb::object consume(nb::handle timeout, bool copy) {
     nb::object frames;
     {
-      const Call call(*this);
-      Deadline end_of_call(timeout_ns(timeout));
-      frames = take_kept();
-      if (!frames.is_valid()) frames = take(end_of_call, copy);
+      const Call call(*this, is_look(timeout));
+      Deadline end_of_call = deadline_of(timeout);
+      frames = kept_.pop();
+      if (!frames.is_valid()) frames = is_look(timeout) ? look(copy) : take(end_of_call, copy);
+      if (!frames.is_valid()) return nothing();
     }
     // A signal that came meanwhile would be handled on the way back, where its handler's error
     // would take the place of the frames.
@@ -113,14 +115,26 @@ class PyRingReader final : public Endpoint {
   bool is_within() const { return phase_ != Phase::idle; }
 
   // Take back frames that consume() returned: the next call returns them again.
-  void keep(nb::object frames) {
-    const nb::ft_lock_guard guard(kept_mutex_);
-    kept_.insert(kept_.begin(), frames.release().ptr());
-  }
+  void keep(nb::object frames) { kept_.put_back(std::move(frames)); }
   // Forget the frames that were taken back last.
-  void discard() { take_kept(); }
+  void discard() { kept_.pop(); }
 
  private:
+  // Return the frames of the next message; null: not all of it is there, and the listener is armed.
+  nb::object look(bool copy) {
+    nb::object frames;
+    if (ring_.has_message() || is_within()) frames = take_now(copy);
+    if (frames.is_valid()) return frames;
+    listener_.arm();
+    return take_now(copy);
+  }
+  nb::object take_now(bool copy) try {
+    Deadline now(0);
+    return take(now, copy);
+  } catch (const TimedOut&) {
+    return {};
+  }
+
   nb::object take(Deadline& end_of_call, bool copy) {
     for (;;) {
       switch (phase_) {
@@ -141,24 +155,6 @@ class PyRingReader final : public Endpoint {
           break;
       }
     }
-  }
-
-  // Return the frames that were taken back last; null: there are none.
-  nb::object take_kept() {
-    const nb::ft_lock_guard guard(kept_mutex_);
-    if (kept_.empty()) return {};
-    PyObject* const frames = kept_.front();
-    kept_.erase(kept_.begin());
-    return nb::steal(frames);
-  }
-
-  void drop_kept() {
-    std::vector<PyObject*> kept;
-    {
-      const nb::ft_lock_guard guard(kept_mutex_);
-      kept.swap(kept_);
-    }
-    for (PyObject* const frames : kept) stops_at_exit([frames] { Py_DECREF(frames); });
   }
 
   enum class Phase : std::uint8_t { idle, table, frames };
@@ -365,10 +361,16 @@ class PyRingReader final : public Endpoint {
   Outcome wait_attached(std::int64_t deadline_ns) override {
     return ring_.wait_ready(deadline_ns, stop());
   }
-  void interrupt() override { ring_.interrupt(); }
+  void interrupt() override {
+    ring_.interrupt();
+    listener_.ring();
+  }
+  Listener& listener() override { return listener_; }
+  bool has_news() override { return ring_.has_news(); }
   void leave(End how) override {
+    listener_.hush();
     reset();  // release what it holds of messages that nobody has got
-    drop_kept();
+    kept_.drop_all();
     pool_.clear();
     how == End::failed ? ring_.fail() : ring_.leave();
   }
@@ -386,8 +388,8 @@ class PyRingReader final : public Endpoint {
   std::vector<ArenaOffset> offsets_;  // of the frames that are in the arena, in order
   std::vector<Hold> holds_;           // one for each of these, until a lease takes it over
   std::vector<nb::object> frames_;    // while the message is received; null: in the arena
-  std::vector<PyObject*> kept_;       // lists that their caller has not got, the next one first
-  nb::ft_mutex kept_mutex_;
+  KeptFrames kept_;                   // what its caller has not got
+  Listener listener_{segment_.readers_gate(), segment_.doorbell(index_)};
   FramePool pool_;
   std::uint64_t payload_ = 0;
 };

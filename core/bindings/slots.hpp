@@ -54,9 +54,12 @@ inline int set_message(PyObject* self, PyObject* timeout, PyObject* frames) {
   });
 }
 
-// reader[timeout, copy]
+// reader[timeout, copy]; reader[copy] is a look
 inline PyObject* get_message(PyObject* self, PyObject* call) {
   return in_slot<PyObject*>(nullptr, [&] {
+    if (PyBool_Check(call)) {
+      return object_of<PyRingReader>(self).consume(kLook, call == Py_True).release().ptr();
+    }
     if (!PyTuple_CheckExact(call) || PyTuple_GET_SIZE(call) != 2 ||
         !PyBool_Check(PyTuple_GET_ITEM(call, 1))) {
       throw nb::type_error("reader[timeout, copy]");

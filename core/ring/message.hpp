@@ -25,6 +25,7 @@
 #include <string>
 
 #include "layout.hpp"
+#include "ring/descriptor.hpp"
 
 namespace shmcast {
 

@@ -16,6 +16,7 @@
 #include "ring/incoming.hpp"
 #include "ring/members.hpp"
 #include "ring/message.hpp"
+#include "ring/waking.hpp"
 #include "wait/cpus.hpp"
 #include "wait/gate.hpp"
 #include "wait/waiter.hpp"
@@ -69,8 +70,8 @@ class RingReader {
     }
     // relaxed: a hint that there is somebody to watch.
     std::atomic_ref(lobby.arrivals).fetch_add(1, std::memory_order_relaxed);
-    Gate(segment.writer_gate()).wake();
-    Gate(segment.readers_gate()).wake();
+    wake_writer(segment);
+    wake_readers(segment);
     return true;
   }
 
@@ -102,6 +103,12 @@ class RingReader {
   // Return whether the start of a message is there, so that begin() will not wait.
   bool has_message() const {
     return readable() && Descriptor::starts(peek(segment_.slot_of(next_).descriptor));
+  }
+
+  // Return whether there is anything that ends a wait: a fragment, this reader's admission, the end.
+  bool has_news() const {
+    const bool is_admitted = next_ != kNotAdmitted || Seat::state(seat()) == SeatState::attached;
+    return (next_ == kNotAdmitted ? is_admitted : readable()) || writer_closed();
   }
 
   // Of the next fragment; of the message that starts with it; and of the last one that was begun.
@@ -235,8 +242,8 @@ class RingReader {
     // release: who sees the count sees the seat. Pairs with nothing stronger than a hint: it is
     // looked at again.
     std::atomic_ref(segment_.lobby().arrivals).fetch_add(1, std::memory_order_release);
-    Gate(segment_.writer_gate()).wake();
-    Gate(segment_.readers_gate()).wake();
+    wake_writer(segment_);
+    wake_readers(segment_);
   }
 
   // Leave for good: the writer no longer waits for this reader.
@@ -260,7 +267,7 @@ class RingReader {
       // release: pairs with peers(); who finds this process dead sees that it had left.
       seat_word.store(left, std::memory_order_release);
     }
-    Gate(segment_.writer_gate()).wake();
+    wake_writer(segment_);
   }
 
   bool writer_closed() const {

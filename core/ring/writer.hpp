@@ -21,6 +21,7 @@
 #include "ring/outgoing.hpp"
 #include "ring/slot_copies.hpp"
 #include "ring/spill.hpp"
+#include "ring/waking.hpp"
 #include "wait/cpus.hpp"
 #include "wait/gate.hpp"
 #include "wait/waiter.hpp"
@@ -35,6 +36,7 @@ class RingWriter {
         figures_(segment.writer_figures()),
         cpu_(segment.writer_seat().cpu),
         credit_(segment),
+        ringer_(segment.doorbells()),
         next_(published),
         is_dropped_(segment.geometry().readers) {
     put(figures_.fragments, published);
@@ -361,7 +363,7 @@ class RingWriter {
 
   void wake_readers() {
     // A reader that preempts this writer when it is woken shall know on whose CPU it is.
-    if (!Gate(segment_.readers_gate()).wake([this] { cpu_.note(); })) return;
+    if (!shmcast::wake_readers(segment_, ringer_, [this] { cpu_.note(); })) return;
     add(figures_.wakes, 1);
     if (spilling_.is_open()) spilling_.woke_readers(monotonic_ns());
   }
@@ -371,6 +373,7 @@ class RingWriter {
   LastCpu cpu_;
   Credit credit_;
   SlotStores copies_{segment_};
+  Ringer ringer_;
   Spilling spilling_;
   std::uint64_t next_;                     // the fragment to publish next
   std::uint32_t rejoins_ = 0;              // Lobby::rejoins, as of the last admit()

@@ -26,14 +26,16 @@ inline std::int64_t monotonic_ns() {
 
 // An eventcount: several threads park, one system call wakes them all.
 //
-// The low half of its word counts threads that are parked or about to park. The high half counts
+// The low half of its word counts threads that are parked or about to park; its highest bit says
+// that event loops are armed, which await a byte in a pipe (see Doorbell). The high half counts
 // wake-ups; the kernel compares it. A wake-up clears the low half, so that it never counts threads
 // that were woken or killed. The protocol is the store-buffer pattern. Every access in it is
 // seq_cst, and that total order keeps the two sides from missing each other:
 //     waiter: announce(); look again; park()          waker: store the change; wake()
 // Either the waiter's second look sees the change, or wake() sees the waiter. In the second case
 // the high half has moved on from the ticket, so a park() that comes too late returns at once.
-// models/park_wake.pml proves this, and that it fails without these orders.
+// A loop does the same: arm(), look again, await the byte. models/park_wake.pml proves this, and
+// that it fails without these orders.
 class Gate {
  public:
   explicit Gate(std::uint64_t& word) : word_(word) {}
@@ -62,11 +64,17 @@ class Gate {
     return !(rc == -1 && errno == EINTR);
   }
 
-  // Wake all parked threads. Returns whether that took a system call, before which it calls
-  // before_call().
-  template <class BeforeCall>
-  bool wake(BeforeCall before_call) {
-    // seq_cst: pairs with announce(). The change to be seen was stored seq_cst as well.
+  // Say that a loop will look again, then await a byte. Returns the word before.
+  std::uint64_t arm() {
+    // seq_cst: as announce().
+    return std::atomic_ref(word_).fetch_or(kArmed, std::memory_order_seq_cst);
+  }
+
+  // Wake all parked threads, and call ring() if loops are armed, which are so no more. Returns
+  // whether that took a system call, before which it calls before_call().
+  template <class BeforeCall, class Ring>
+  bool wake(BeforeCall before_call, Ring ring) {
+    // seq_cst: pairs with announce() and arm(). The change to be seen was stored seq_cst as well.
     std::uint64_t word = std::atomic_ref(word_).load(std::memory_order_seq_cst);
     do {
       if (static_cast<std::uint32_t>(word) == 0) return false;
@@ -75,16 +83,34 @@ class Gate {
         word, std::uint64_t{wake_ups(word) + 1} << 32, std::memory_order_seq_cst,
         std::memory_order_relaxed));
     before_call();
-    syscall(SYS_futex, high_half(), FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+    if ((word & kParked) != 0) wake_parked();
+    if ((word & kArmed) != 0) ring();
     return true;
   }
+  // Wake all parked threads, for who has no news for loops: they stay armed. Returns as above.
   bool wake() {
-    return wake([] {});
+    // seq_cst: as above.
+    std::uint64_t word = std::atomic_ref(word_).load(std::memory_order_seq_cst);
+    do {
+      if ((word & kParked) == 0) return false;
+      // relaxed on failure: the loop looks at the count again.
+    } while (!std::atomic_ref(word_).compare_exchange_weak(
+        word, std::uint64_t{wake_ups(word) + 1} << 32 | (word & kArmed), std::memory_order_seq_cst,
+        std::memory_order_relaxed));
+    wake_parked();
+    return true;
+  }
+
+  static std::uint32_t wake_ups(std::uint64_t word) {
+    return static_cast<std::uint32_t>(word >> 32);
   }
 
  private:
-  static std::uint32_t wake_ups(std::uint64_t word) {
-    return static_cast<std::uint32_t>(word >> 32);
+  static constexpr std::uint64_t kArmed = std::uint64_t{1} << 31;
+  static constexpr std::uint64_t kParked = kArmed - 1;
+
+  void wake_parked() {
+    syscall(SYS_futex, high_half(), FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
   }
   // The kernel compares 32 bits.
   std::uint32_t* high_half() const {

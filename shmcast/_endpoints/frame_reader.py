@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from types import EllipsisType
+from typing import TYPE_CHECKING, NoReturn, Protocol, overload
 
 from shmcast import _core
 from shmcast._codecs.base import Received
 from shmcast._endpoints import members
 from shmcast._endpoints.arguments import check_int, check_shape
+from shmcast._endpoints.awaited_end import AwaitedEnd
 from shmcast._endpoints.ending import setting_up
-from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER, FrameEnd
+from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER
 from shmcast._endpoints.handle import ArenaHandle, Handle, geometry_of
 from shmcast._endpoints.peers import ENDED_WITHOUT_CLOSE, Watch
 from shmcast._endpoints.waiting import WaitPolicy, core_policy
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from shmcast._endpoints.statistics import Statistics
 
 
-class FrameReader(FrameEnd):
+class FrameReader(AwaitedEnd):
     """Takes a seat at a ring and consumes its messages of frames, all of them and in order.
 
     It takes the arguments of `Reader`, which stands on it, but for the codec, and raises the same.
@@ -250,11 +252,15 @@ class FrameReader(FrameEnd):
     def fail(self, error: Exception, timeout: float | None) -> NoReturn:
         """Raise what an error of `messages` means here; others pass unchanged."""
         try:
+            self._note_time_out(error)
             if isinstance(error, MemoryError):
                 raise self.undecodable("no memory for its frames", error) from error
             self._raise(error, "recv", timeout)
         finally:
             del error  # in a cycle, it would hold what its traceback knows until it is collected
+
+    def _awaited(self) -> tuple[_core.Awaitable, Callable[[], int]]:
+        return self._ring, _one
 
     def undecodable(self, what: str, error: Exception) -> DecodeError:
         """Make the error for a message that was consumed and can't be made an object."""
@@ -291,8 +297,15 @@ def _map_arena(arena: ArenaHandle, holder: int, rejoin: bool) -> _core.Mapping:
 class Messages(Protocol):
     """The messages of a ring, each to be had once."""
 
+    @overload
     def __getitem__(self, timeout_and_copy: tuple[float | None, bool], /) -> list[Received]:
         """Receive the frames of the next message; see `FrameReader.consume`."""
+
+    @overload
+    def __getitem__(
+        self, look_copy: bool, /
+    ) -> list[Received] | EllipsisType:
+        """The same, if it is there; see `_core.Awaitable`."""
 
 
 class _PinnedMessages:
@@ -302,9 +315,21 @@ class _PinnedMessages:
         self._pinned = pinned
         self._ring = ring
 
-    def __getitem__(self, timeout_and_copy: tuple[float | None, bool], /) -> list[Received]:
+    @overload
+    def __getitem__(self, timeout_and_copy: tuple[float | None, bool], /) -> list[Received]: ...
+    @overload
+    def __getitem__(
+        self, look_copy: bool, /
+    ) -> list[Received] | EllipsisType: ...
+    def __getitem__(
+        self, call: tuple[float | None, bool] | bool, /
+    ) -> list[Received] | EllipsisType:
         self._pinned.release_finished()
-        return self._ring[timeout_and_copy]
+        return self._ring[call]
+
+
+def _one() -> int:
+    return 1
 
 
 def _default_label(readers: int, index: int) -> str:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from shmcast._codecs.base import Codec
 from shmcast._endpoints import settings
+from shmcast._endpoints.awaited import AwaitedReceiver
 from shmcast._endpoints.base import Endpoint
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.handle import Handle
-from shmcast._endpoints.objects import ObjectReceiver, checked_codec
+from shmcast._endpoints.objects import checked_codec
 from shmcast._endpoints.waiting import WaitPolicy
 from shmcast._endpoints.warmup import Warmup
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from shmcast._endpoints.statistics import Statistics
 
 
-class Reader(ObjectReceiver, Endpoint):
+class Reader(AwaitedReceiver, Endpoint):
     """Receives the objects of one writer on this host, all of them and in order.
 
     Args:
@@ -83,7 +84,7 @@ class Reader(ObjectReceiver, Endpoint):
             warmup=None if warmup is None else warmup.receive,
         )
         Endpoint.__init__(self, frames)
-        ObjectReceiver.__init__(self, frames, codec, warmup)
+        AwaitedReceiver.__init__(self, frames, codec, warmup)
 
     def statistics(self) -> Statistics:
         """Return what this reader has done so far. From any thread."""

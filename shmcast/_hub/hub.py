@@ -253,6 +253,98 @@ class Hub(Writer):
             self._end.not_decoded(dict(enumerate(received)), len(replies), error)
         return replies
 
+    async def recv_async(self, index: int, timeout: float | None = None, copy: bool = True) -> Any:
+        """Receive the next reply of a member, in a task of an event loop.
+
+        See `Reader.recv_async`. Several tasks may wait, each for whom it likes.
+
+        Args:
+            index: the member's.
+            timeout: as for `recv`.
+            copy: as for `recv`.
+
+        Raises:
+            RuntimeError: no event loop runs that is known here.
+            ShmcastError: what `recv` raises.
+        """
+        try:
+            looking = await self._end.awaiting.begin(timeout)
+            while (frames := self._replies[copy, index]) is ...:
+                await looking.again()
+        except Exception as error:
+            self._end.not_received(error, index, timeout)
+        try:
+            return self._end.death_of(index) if frames is None else self._decode(frames)
+        except BaseException as error:
+            self._end.not_decoded({index: frames}, index, error)
+
+    async def recv_any_async(
+        self, timeout: float | None = None, copy: bool = True
+    ) -> tuple[int, Any]:
+        """Receive a reply of whatever member has one, in a task of an event loop.
+
+        See `recv_any` and `Reader.recv_async`.
+
+        Args:
+            timeout: as for `recv`.
+            copy: as for `recv`.
+
+        Raises:
+            RuntimeError: no event loop runs that is known here.
+            ShmcastError: what `recv_any` raises.
+        """
+        try:
+            looking = await self._end.awaiting.begin(timeout)
+            while (received := self._replies[copy, None]) is ...:
+                await looking.again()
+        except Exception as error:
+            self._end.not_received(error, None, timeout)
+        index, frames = received
+        try:
+            return index, self._end.death_of(index) if frames is None else self._decode(frames)
+        except BaseException as error:
+            self._end.not_decoded({index: frames}, index, error)
+
+    async def recv_all_async(self, timeout: float | None = None, copy: bool = True) -> list[Any]:
+        """Receive the next reply of each member, in a task of an event loop.
+
+        See `recv_all` and `Reader.recv_async`.
+
+        Args:
+            timeout: as for `recv`.
+            copy: as for `recv`.
+
+        Raises:
+            RuntimeError: no event loop runs that is known here.
+            ShmcastError: what `recv_all` raises.
+        """
+        try:
+            looking = await self._end.awaiting.begin(timeout)
+            while (received := self._replies[copy, ...]) is ...:
+                await looking.again()
+        except Exception as error:
+            self._end.not_received(error, ..., timeout)
+        replies: list[Any] = []
+        try:
+            for index, frames in enumerate(received):
+                replies.append(
+                    self._end.death_of(index) if frames is None else self._decode(frames)
+                )
+        except BaseException as error:
+            self._end.not_decoded(dict(enumerate(received)), len(replies), error)
+        return replies
+
+    def fileno(self) -> int:
+        """Return a descriptor for any event loop: readable when a reply may be there.
+
+        Then, and once before, call `recv_any(timeout=0)`, or another receiving call, until it
+        raises `Timeout`; see `Reader.fileno`.
+
+        Raises:
+            ShmcastError: what `Reader.fileno` raises.
+        """
+        return self._end.fileno()
+
     def interrupt(self) -> None:
         """End the calls that wait here in other threads, or that a signal's handler interrupts.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 from shmcast import _core
 from shmcast._codecs.base import Received
+from shmcast._endpoints.awaited_end import AwaitedEnd
 from shmcast._endpoints.arguments import MAX_READERS, check_int, check_slots
 from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._endpoints.handle import Handle
@@ -30,7 +31,7 @@ Whom = int | EllipsisType | None
 """Whose reply is to be received: a member's; None: any; ...: one of each."""
 
 
-class HubEnd(TwoWayEnd, FrameWriter):
+class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
     """Makes a segment, publishes messages in it and receives replies from it.
 
     It takes the arguments of `Hub`, which stands on it, but for the codec, and raises the same.
@@ -120,6 +121,9 @@ class HubEnd(TwoWayEnd, FrameWriter):
         with a time-out, `copy` and `Whom` in brackets. See `FrameReader.messages`."""
         self._watch.begin(self.replies, places)
 
+    def _awaited(self) -> tuple[_core.Awaitable, Callable[[], int]]:
+        return self.replies, self._ring.attached
+
     def death_of(self, index: int) -> PeerDied:
         """Return how a member has died, whose replies end with that."""
         if index not in self._watch.dropped:  # its place was taken before anybody looked
@@ -151,6 +155,7 @@ class HubEnd(TwoWayEnd, FrameWriter):
                 "consumed, the next recv gets the next reply"
             ) from error
         self._whom = whom
+        self._note_time_out(error)
         self._raise(error, _action(whom), timeout)
 
     def not_decoded(
