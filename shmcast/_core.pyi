@@ -559,6 +559,8 @@ class Awaitable(Endpoint):
         """No byte is wanted any more."""
     def close_pipe(self) -> None:
         """Close the pipe, once the endpoint is closed and no loop has it. From any thread."""
+    def is_armed(self) -> bool:
+        """Return whether a byte is wanted. From any thread."""
     def opened(self) -> int:
         """Return how many others have opened the pipe; some may count twice."""
     def refused(self) -> int:

@@ -52,6 +52,7 @@ class Awaitable : public Endpoint {
   // Close the pipe, after close() and when no loop looks at it.
   void close_pipe() { listener().close_pipe(); }
 
+  bool is_armed() { return listener().is_armed(); }
   std::uint32_t opened() { return listener().opened(); }
   std::uint32_t refused() { return listener().refused(); }
   void expect_stand_in() { listener().expect_stand_in(); }
@@ -59,9 +60,6 @@ class Awaitable : public Endpoint {
     const WithoutGil released;
     listener().stand_in();
   }
-
- protected:
-  bool is_awaited() { return listener().is_armed(); }
 
  private:
   virtual Listener& listener() = 0;

@@ -196,7 +196,7 @@ class PyHub final : public Awaitable, public Relief {
   void interrupt_calls() {
     const bool is_sending = writer_.is_busy();
     if (is_sending) writer_.interrupt_call();
-    if (!is_sending || is_busy() || is_awaited()) interrupt_call();
+    if (!is_sending || is_busy() || is_armed()) interrupt_call();
   }
 
   // seq_cst, here and where it is read: a receiver reads it between announce() and park(). And it

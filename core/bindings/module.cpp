@@ -312,6 +312,7 @@ void bind_endpoints(nb::module_& m) {
       .def("rearm", &Awaitable::rearm)
       .def("disarm", &Awaitable::disarm)
       .def("close_pipe", &Awaitable::close_pipe)
+      .def("is_armed", &Awaitable::is_armed)
       .def("opened", &Awaitable::opened)
       .def("refused", &Awaitable::refused)
       .def("expect_stand_in", &Awaitable::expect_stand_in)

@@ -152,6 +152,7 @@ class RingWriter {
     std::atomic_ref(segment_.lobby().closed)
         .store(static_cast<std::uint32_t>(how), std::memory_order_seq_cst);
     wake_readers();
+    ringer_.close_all();
   }
 
   // Continue without a reader that the caller knows to be dead or to have failed. `found` is its

@@ -64,7 +64,12 @@ class Ringer {
     if (known.pipe.get() >= 0) write_byte(known.pipe.get());
   }
 
-  // The same for who does so once, and keeps nothing.
+  // Let go of all pipes.
+  void close_all() {
+    for (Opened& known : opened_) known = {};
+  }
+
+  // The same as ring() for who does so once, and keeps nothing.
   static void ring_once(Doorbell& doorbell) {
     const std::uint64_t inode = take(doorbell);
     if (inode == 0) return;

@@ -153,9 +153,7 @@ def hold_raw(index: int, handle: Handle) -> None:
 
 def write_and_die(_index: int, path: Path) -> None:
     with Writer(1, arena_bytes=ARENA) as writer:
-        draft = path.with_suffix(".draft")
-        draft.write_bytes(pickle.dumps(writer.handle))
-        draft.rename(path)
+        hand_over(writer.handle, path)
         writer.wait_ready(SECONDS)
         writer.send([filled(MIB, 3), filled(MIB, 4)])
         writer.send(filled(MIB, 5))

@@ -70,14 +70,19 @@ def write(_index: int, path: Path, readers: int, messages: list[Any], drops: boo
     """Send some messages and stay."""
     death = "drop" if drops else "raise"
     with Writer(readers, slots=2, slot_bytes=128, on_reader_death=death) as writer:  # type: ignore[arg-type]
-        draft = path.with_suffix(".draft")
-        draft.write_bytes(pickle.dumps(writer.handle))
-        draft.rename(path)
+        hand_over(writer.handle, path)
         writer.wait_ready(SECONDS)
         for message in messages:
             writer.send(message, SECONDS)
         path.with_suffix(".sent").touch()
         wait_for_death()
+
+
+def hand_over(handle: Handle, path: Path) -> None:
+    """Write a handle where `handle_at` finds it whole."""
+    draft = path.with_suffix(".draft")
+    draft.write_bytes(pickle.dumps(handle))
+    draft.rename(path)
 
 
 def handle_at(path: Path) -> Handle:
@@ -108,3 +113,15 @@ def send_until_told(writer: Writer) -> PeerDied:
             return error
         time.sleep(0.001)
     raise AssertionError("nobody told the writer")
+
+
+def send_numbered(_index: int, path: Path, count: int, nbytes: int) -> None:
+    """Send numbers with some bytes, at an uneven pace, and close once the reader has them."""
+    with Writer(1, slots=8, slot_bytes=1024) as writer:
+        hand_over(writer.handle, path)
+        writer.wait_ready(SECONDS)
+        for k in range(count):
+            writer.send((k, bytes([k % 256]) * nbytes), SECONDS)
+            if k % 7 == 0:
+                time.sleep(0.0003)
+        wait_until(lambda: writer.statistics().lag == (0,))

@@ -96,9 +96,7 @@ def spill_in_small_memory(nbytes: int) -> tuple[list[int], int, int]:
 def spill_and_die(_index: int, path: Path) -> None:
     """Send what is spilled, to a reader that does not look, until killed."""
     with Writer(1) as writer:
-        draft = path.with_suffix(".draft")
-        draft.write_bytes(pickle.dumps(writer.handle))
-        draft.rename(path)
+        hand_over(writer.handle, path)
         writer.wait_ready(SECONDS)
         for k in range(3):
             writer.send(filled(4 * MIB, k))

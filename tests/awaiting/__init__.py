@@ -1,0 +1,1 @@
+"""Awaiting in event loops: what is received by tasks, and what they leave behind."""
