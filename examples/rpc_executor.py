@@ -77,15 +77,15 @@ class Executor:
     """Calls methods on all workers."""
 
     def __init__(self, workers: int) -> None:
-        self._hub = shmcast.Hub(workers)
+        self.hub = shmcast.Hub(workers)
         spawning = multiprocessing.get_context("spawn")
         self._processes = [
-            spawning.Process(target=run_worker, args=(self._hub.handle, rank))
+            spawning.Process(target=run_worker, args=(self.hub.handle, rank))
             for rank in range(workers)
         ]
         for process in self._processes:
             process.start()
-        self._hub.wait_ready(timeout=60)
+        self.hub.wait_ready(timeout=60)
 
     def collective_rpc(
         self,
@@ -102,11 +102,11 @@ class Executor:
             shmcast.PeerDied: a worker has died, whichever it is that answers.
             shmcast.Timeout: somebody has not answered in time; the error says who.
         """
-        self._hub.send(Call(method, args, kwargs, replies_of), timeout)
+        self.hub.send(Call(method, args, kwargs, replies_of), timeout)
         if replies_of is None:
-            results = self._hub.recv_all(timeout)
+            results = self.hub.recv_all(timeout)
         else:
-            results = [self._hub.recv(replies_of, timeout)]
+            results = [self.hub.recv(replies_of, timeout)]
         for result in results:
             if isinstance(result, Failure):
                 raise RuntimeError(f"{method} failed in a worker: {result.text}")
@@ -114,7 +114,7 @@ class Executor:
 
     def shutdown(self) -> None:
         """Let the workers end."""
-        self._hub.close()
+        self.hub.close()
         for process in self._processes:
             process.join()
 
