@@ -198,7 +198,8 @@ using Held = std::uint32_t;
 // Where a hub parks, whatever it waits for: room for a message, or a reply of any member.
 struct alignas(kLinePair) Bell {
   std::uint64_t gate;  // a Gate, in place of the WriterSeat's; for rings of replies, of the Lobby's
-  Doorbell doorbell;   // where the hub's loop awaits replies; for these rings, in place of a Member's
+  Doorbell
+      doorbell;  // where the hub's loop awaits replies; for these rings, in place of a Member's
 };
 
 struct Geometry {

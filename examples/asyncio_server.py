@@ -16,9 +16,8 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
-from rpc_executor import Call, Executor, Failure, show
-
 import shmcast
+from rpc_executor import Call, Executor, Failure, show
 
 MOST_CALLS = 16
 """In flight: as many replies of a worker find room in its ring, and as many calls in the hub's."""

@@ -620,9 +620,7 @@ class RingReader(Awaitable):
         (After a call it does, and the error of a handler takes the place of what was returned.)
         """
     @overload
-    def __getitem__(
-        self, look_copy: bool, /
-    ) -> list[bytearray | memoryview] | EllipsisType: ...
+    def __getitem__(self, look_copy: bool, /) -> list[bytearray | memoryview] | EllipsisType: ...
     def keep(self, frames: list[bytearray | memoryview]) -> None:
         """Take back the frames of a message: the next consume() returns them again."""
     def discard(self) -> None:
@@ -723,7 +721,7 @@ class Hub(Awaitable):
     @overload
     def __getitem__(
         self, look_copy_and_whom: tuple[bool, int], /
-    ) -> list[bytearray | memoryview] | None | EllipsisType: ...
+    ) -> list[bytearray | memoryview] | EllipsisType | None: ...
     @overload
     def __getitem__(
         self, look_copy_and_whom: tuple[bool, None], /

@@ -19,8 +19,8 @@ namespace shmcast {
 
 namespace nb = nanobind;
 
-// The time-out of a call that is but a look: it never waits, and returns nothing() where another one
-// would; the listener is then armed.
+// The time-out of a call that is but a look: it never waits, and returns nothing() where another
+// one would; the listener is then armed.
 inline constexpr nb::handle kLook{};
 inline bool is_look(nb::handle timeout) { return !timeout.is_valid(); }
 inline nb::object nothing() { return nb::borrow(nb::handle(Py_Ellipsis)); }

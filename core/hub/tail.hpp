@@ -66,8 +66,7 @@ class Tail {
   }
   // Format the ring of a member's replies, or attach to it. Its reader, the hub, parks on the bell.
   Segment format_ring(std::uint32_t index, Segment::Nonce nonce, const Identity& hub) const {
-    return Segment::format(ring(index), geometry_.replies, nonce, hub)
-        .with_readers_at(bell());
+    return Segment::format(ring(index), geometry_.replies, nonce, hub).with_readers_at(bell());
   }
   Segment attach_ring(std::uint32_t index, Segment::Nonce nonce) const {
     return Segment::attach(ring(index), geometry_.replies, nonce).with_readers_at(bell());

@@ -22,18 +22,23 @@ bool wake_readers(const Segment& segment, Ringer& ringer, BeforeCall before_call
 
 // The same for who does so once.
 inline void wake_readers(const Segment& segment) {
-  Gate(segment.readers_gate()).wake([] {}, [&] {
-    for (std::uint32_t i = 0; i < segment.doorbells(); ++i) {
-      Ringer::ring_once(segment.doorbell(i));
-    }
-  });
+  Gate(segment.readers_gate())
+      .wake([] {},
+            [&] {
+              for (std::uint32_t i = 0; i < segment.doorbells(); ++i) {
+                Ringer::ring_once(segment.doorbell(i));
+              }
+            });
 }
 
 // Wake the writer. A hub, whose loop awaits replies there, too.
 inline void wake_writer(const Segment& segment) {
-  Gate(segment.writer_gate()).wake([] {}, [&] {
-    if (Doorbell* const doorbell = segment.writer_doorbell()) Ringer::ring_once(*doorbell);
-  });
+  Gate(segment.writer_gate())
+      .wake([] {},
+            [&] {
+              if (Doorbell* const doorbell = segment.writer_doorbell())
+                Ringer::ring_once(*doorbell);
+            });
 }
 
 }  // namespace shmcast

@@ -109,9 +109,7 @@ class Gate {
   static constexpr std::uint64_t kArmed = std::uint64_t{1} << 31;
   static constexpr std::uint64_t kParked = kArmed - 1;
 
-  void wake_parked() {
-    syscall(SYS_futex, high_half(), FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
-  }
+  void wake_parked() { syscall(SYS_futex, high_half(), FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0); }
   // The kernel compares 32 bits.
   std::uint32_t* high_half() const {
     static_assert(std::endian::native == std::endian::little);

@@ -106,7 +106,8 @@ class Listener {
     if (writes_.get() >= 0) write_byte(writes_.get());
   }
 
-  // Take all bytes out of the pipe. To be called before arm(), or the byte that it asks for is lost.
+  // Take all bytes out of the pipe. To be called before arm(), or the byte that it asks for is
+  // lost.
   void drain() {
     std::array<char, 64> bytes;
     while (read(reads_.get(), bytes.data(), bytes.size()) == bytes.size()) {
@@ -150,8 +151,8 @@ class Listener {
       }
       gate.withdraw(ticket);
       std::uint64_t expected = armed;
-      if (is_rung && armed_at_.compare_exchange_strong(expected, kUnarmed,
-                                                       std::memory_order_seq_cst)) {
+      if (is_rung &&
+          armed_at_.compare_exchange_strong(expected, kUnarmed, std::memory_order_seq_cst)) {
         ring();
       }
     }

@@ -295,17 +295,16 @@ def _map_arena(arena: ArenaHandle, holder: int, rejoin: bool) -> _core.Mapping:
 
 
 class Messages(Protocol):
-    """The messages of a ring, each to be had once."""
+    """The messages of a ring, each to be had once.
+
+    With a time-out and `copy` in brackets: see `FrameReader.consume`. With `copy` alone this is a
+    look, which may return Ellipsis: see `_core.Awaitable`.
+    """
 
     @overload
-    def __getitem__(self, timeout_and_copy: tuple[float | None, bool], /) -> list[Received]:
-        """Receive the frames of the next message; see `FrameReader.consume`."""
-
+    def __getitem__(self, timeout_and_copy: tuple[float | None, bool], /) -> list[Received]: ...
     @overload
-    def __getitem__(
-        self, look_copy: bool, /
-    ) -> list[Received] | EllipsisType:
-        """The same, if it is there; see `_core.Awaitable`."""
+    def __getitem__(self, look_copy: bool, /) -> list[Received] | EllipsisType: ...
 
 
 class _PinnedMessages:
@@ -318,9 +317,7 @@ class _PinnedMessages:
     @overload
     def __getitem__(self, timeout_and_copy: tuple[float | None, bool], /) -> list[Received]: ...
     @overload
-    def __getitem__(
-        self, look_copy: bool, /
-    ) -> list[Received] | EllipsisType: ...
+    def __getitem__(self, look_copy: bool, /) -> list[Received] | EllipsisType: ...
     def __getitem__(
         self, call: tuple[float | None, bool] | bool, /
     ) -> list[Received] | EllipsisType:

@@ -44,7 +44,7 @@ class Loop(Protocol):
         """Wait until it is worth a look."""
 
     async def wait_until(self, ends: float) -> None:
-        """The same, at most until `ends`, by `time.monotonic`."""
+        """Wait as long as that, at most until `ends`, by `time.monotonic`."""
 
     def leave(self, then: Callable[[], object]) -> None:
         """Wake all, look at the descriptor no more, and call `then`. From any thread, once."""

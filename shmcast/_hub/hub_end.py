@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 from shmcast import _core
 from shmcast._codecs.base import Received
-from shmcast._endpoints.awaited_end import AwaitedEnd
 from shmcast._endpoints.arguments import MAX_READERS, check_int, check_slots
+from shmcast._endpoints.awaited_end import AwaitedEnd
 from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.members import identity

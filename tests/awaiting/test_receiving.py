@@ -33,7 +33,7 @@ STORM = 3000
 
 def is_armed(end: Reader | Hub) -> Callable[[], bool]:
     """Return what says whether a task waits for a byte."""
-    core = end._end.awaiting._core  # type: ignore[union-attr]
+    core = end._end.awaiting._core
     return core.is_armed
 
 
@@ -129,7 +129,8 @@ def test_a_time_out_of_its_own_says_so(run: Run) -> None:
 
         async def main() -> None:
             for seconds in (0, 0.01):
-                with pytest.raises(shmcast.Timeout, match=rf"reader 0: recv timed out after {seconds} s"):
+                text = rf"reader 0: recv timed out after {seconds} s"
+                with pytest.raises(shmcast.Timeout, match=text):
                     await reader.recv_async(seconds)
             with pytest.raises(shmcast.InvalidArgument, match="timeout=-1"):
                 await reader.recv_async(-1)
@@ -277,7 +278,7 @@ def test_a_task_for_each_member_and_cancelled_ones_lose_no_reply(run: Run, crew:
                 hub.send(k, SECONDS)
                 await anyio.sleep(0)
 
-        run(lambda: all_of(send, *(lambda i=i: receive(i) for i in range(3))))  # type: ignore[misc]
+        run(lambda: all_of(send, *(lambda i=i: receive(i) for i in range(3))))
         assert got == [[answer(k, i) for k in range(300)] for i in range(3)]
         hub.close()
         results(jobs)
@@ -347,9 +348,11 @@ def test_a_hub_that_sends_in_a_thread_and_awaits_in_a_loop_is_not_stuck(crew: Cr
         hub.wait_ready(SECONDS)
 
         async def main() -> None:
-            sending = asyncio.get_running_loop().run_in_executor(
-                None, lambda: [hub.send(k, SECONDS) for k in range(100)]
-            )
+            def send() -> None:
+                for k in range(100):
+                    hub.send(k, SECONDS)
+
+            sending = asyncio.get_running_loop().run_in_executor(None, send)
             for k in range(100):
                 assert await hub.recv_all_async() == [answer(k, i) for i in range(2)]
             await sending

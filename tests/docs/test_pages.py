@@ -70,6 +70,20 @@ def test_the_program_with_replies_runs(tmp_path: Path) -> None:
     assert sorted(others) == [f"{rank} check_health() on rank {rank}" for rank in range(4)]
 
 
+def test_the_program_that_awaits_runs(tmp_path: Path) -> None:
+    script = tmp_path / "server.py"
+    script.write_text(_program("server.py", "asyncio.md"))
+    lines = _run(script).stdout.splitlines()
+    assert sorted(lines[:2]) == ["0: hello to rank 0", "1: hello to rank 1"]
+    assert sorted(lines[2:]) == ["0: goodbye to rank 0", "1: goodbye to rank 1"]
+
+
+def test_the_server_in_front_of_the_executor_runs() -> None:
+    first, _, last = _run(ROOT / "examples" / "asyncio_server.py").stdout.splitlines()
+    assert first == "400 requests of 8 clients were answered"
+    assert last.startswith("an error travels back: TypeError")
+
+
 def test_the_executor_runs() -> None:
     lines = _run(ROOT / "examples" / "rpc_executor.py").stdout.splitlines()
     assert lines[1] == "last step: {'rank': 0, 'step': 1000, 'sum': 1000}"

@@ -3,6 +3,8 @@
 // their pipes, and threads stand in. To be run under ThreadSanitizer.
 //
 //     listener_test [scale]
+#include "wait/listener.hpp"
+
 #include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -23,7 +25,6 @@
 #include "ring_ends.hpp"
 #include "settings.hpp"
 #include "wait/gate.hpp"
-#include "wait/listener.hpp"
 
 namespace shmcast {
 namespace {

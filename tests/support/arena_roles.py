@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import random
 import signal
 import threading
@@ -19,6 +18,7 @@ import numpy.typing as npt
 import shmcast
 from shmcast import Handle, Reader, Writer
 from shmcast._codecs.base import Frame, Received
+from tests.support.ring_roles import hand_over
 from tests.support.shared_memory import make_private
 from tests.support.subprocess_programs import wait_until
 

@@ -9,7 +9,11 @@ their peers. In some members a signal's handler raises in every call.
 
 A round has one writer and 1 to 7 readers, each a process, with a small ring, a small spill and
 perhaps a small arena, wait policies and a policy for dead readers by lot. Readers keep views of
-large messages for a while.
+large messages for a while. Some receive in an event loop, by tasks of which many are cancelled.
+
+Every other round has a hub and its members, which answer each message: the hub checks each reply,
+of which none may be missing but those of the dead. Calls of both are ended by `interrupt`.
+
 Every message can be made again from its number: a reader compares each byte. What must hold at a
 round's end:
 
@@ -35,6 +39,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,7 +47,17 @@ from typing import Annotated, Any
 import typer
 
 from shmcast import WaitPolicy
-from tests.support.chaos_roles import ENDINGS, HANG_SECONDS, Report, Role, RoundFailed, serve
+from tests.support.chaos_hub_roles import answer, drive
+from tests.support.chaos_roles import (
+    ENDINGS,
+    HANG_SECONDS,
+    Report,
+    Role,
+    RoundFailed,
+    read,
+    serve,
+    write,
+)
 
 _context = multiprocessing.get_context("spawn")
 
@@ -56,8 +71,8 @@ class Member:
         self.process.start()
         theirs.close()
 
-    def play(self, name: str, *args: Any) -> None:
-        self.connection.send((name, args))
+    def play(self, role: Callable[..., Report], *args: Any) -> None:
+        self.connection.send((role, args))
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process.pid is not None
@@ -93,6 +108,10 @@ class Tally:
     """Messages between such a recv and its caller."""
     spilled: int = 0
     """Messages of which a busy reader had a part beside the ring."""
+    cancels: int = 0
+    """Tasks that were cancelled while they awaited a message or a reply."""
+    interrupts: int = 0
+    """Calls that `interrupt` has ended."""
     delays_ms: list[float] = field(default_factory=list)
     """From a death, or the begin of the wait that it ended, to that wait's end."""
 
@@ -121,13 +140,17 @@ class Chaos:
             RoundFailed: something that must hold did not.
         """
         try:
-            _Round(self, seed).play()
+            kind = _HubRound if seed % 2 else _Round
+            kind(self, seed).play()
         except RoundFailed as error:
             raise RoundFailed(f"round of seed {seed}: {error}") from error
         self.tally.rounds += 1
 
 
 class _Round:
+    _writes: Callable[..., Report] = staticmethod(write)
+    _reads: Callable[..., Report] = staticmethod(read)
+
     def __init__(self, chaos: Chaos, seed: int) -> None:
         self._chaos = chaos
         self._tally = chaos.tally
@@ -145,7 +168,8 @@ class _Round:
         policy = self._rng.choices(policies, (6, 3, 1))[0]
         slow = self._rng.choice((0.0, 0.001, 0.02))
         alarmed, arena = self._rng.random() < 0.2, self._rng.random() < 0.5
-        return Role(self._seed, policy, slow, self._pace, alarmed, arena)
+        awaits = not alarmed and self._rng.random() < 0.5
+        return Role(self._seed, policy, slow, self._pace, alarmed, arena, awaits)
 
     def play(self) -> None:
         take = self._chaos._member
@@ -154,10 +178,10 @@ class _Round:
         everybody = [self._writer, *self._readers]
         try:
             on_death = "drop" if self._drops else "raise"
-            self._writer.play("write", self._role(), self._count, on_death)
+            self._writer.play(self._writes, self._role(), self._count, on_death)
             self._handle = self._writer.answer("the writer's handle")
             for index, reader in enumerate(self._readers):
-                reader.play("read", self._role(), self._handle, index, False)
+                reader.play(self._reads, self._role(), self._handle, index, False)
             # Who dies before it attaches was never there: nobody can know that it should have been.
             for index, reader in enumerate(self._readers):
                 reader.answer(f"reader {index}'s attachment")
@@ -220,7 +244,7 @@ class _Round:
         self._death_ns = death_ns
         self._readers[index].end()
         self._readers[index] = self._chaos._member()
-        self._readers[index].play("read", self._role(), self._handle, index, True)
+        self._readers[index].play(self._reads, self._role(), self._handle, index, True)
         self._readers[index].answer(f"the attachment of a new reader {index}")
         self._replaced.add(index)
         self._tally.replacements += 1
@@ -262,10 +286,19 @@ class _Round:
         self._tally.alarms += report.alarms
         self._tally.lost += report.lost
         self._tally.spilled += report.spilled
+        self._tally.cancels += report.cancels
+        self._tally.interrupts += report.interrupts
         if self._death_ns and report.error == "PeerDied":
             since = max(self._death_ns, report.waited_from_ns)
             self._tally.delays_ms.append((report.ended_ns - since) / 1e6)
         return report
+
+
+class _HubRound(_Round):
+    """Both directions: a hub in the place of the writer, members in that of the readers."""
+
+    _writes = staticmethod(drive)
+    _reads = staticmethod(answer)
 
 
 def main(
@@ -289,7 +322,8 @@ def main(
         f"{tally.messages:,} messages received, {tally.spilled:,} spilled, {tally.deaths} deaths, "
         f"{tally.replacements} replacements, {tally.stops} stops; no hang, no message lost, "
         f"doubled or changed; a signal's handler has raised in {tally.alarms:,} calls, which lost "
-        f"{tally.lost} messages"
+        f"{tally.lost} messages; {tally.cancels:,} tasks were cancelled and {tally.interrupts:,} "
+        "calls interrupted, which lost none"
     )
     print(", ".join(f"{count} x {ending}" for ending, count in tally.endings.items()))  # noqa: T201
     if tally.delays_ms:

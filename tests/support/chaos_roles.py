@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import os
@@ -11,7 +12,7 @@ import resource
 import signal
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -100,6 +101,8 @@ class Report:
     spilled: int = 0  # messages
     waited_from_ns: int = 0  # the call that ended in the error
     ended_ns: int = 0
+    cancels: int = 0  # tasks that were cancelled while they awaited a message
+    interrupts: int = 0  # calls that interrupt() has ended
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class Role:
     pace: float  # seconds between two messages
     alarmed: bool  # a signal's handler raises in each call
     arena: bool  # there is one
+    awaits: bool = False  # it receives in an event loop, in tasks of which some are cancelled
 
     def calls(self) -> Calls:
         """Return how its calls are made."""
@@ -145,6 +149,35 @@ class Calls:
     def make(self, call: Callable[[], Any]) -> Any:
         """Make a call; whatever the handler raises passes."""
         return call() if self._alarms is None else self._alarms.during(call, ALARM_SECONDS)
+
+
+class Awaited:
+    """Receives in a loop of its own: by tasks that are cancelled, and by others that go on.
+
+    Args:
+        call: what is awaited.
+        rng: for how long.
+    """
+
+    def __init__(self, call: Callable[..., Awaitable[Any]], rng: random.Random) -> None:
+        self._call = call
+        self._rng = rng
+        self._loop = asyncio.new_event_loop()
+        self.cancels = 0
+
+    def close(self) -> None:
+        self._loop.close()
+
+    def receive(self, **options: Any) -> Any:
+        return self._loop.run_until_complete(self._receive(options))
+
+    async def _receive(self, options: dict[str, Any]) -> Any:
+        while True:
+            seconds = self._rng.choice((0.0, 0.0001, 0.001, 0.01))
+            try:
+                return await asyncio.wait_for(self._call(**options), seconds)
+            except asyncio.TimeoutError:
+                self.cancels += 1
 
 
 def write(connection: Connection, role: Role, readers: int, on_death: Any) -> Report:
@@ -206,7 +239,9 @@ def read(connection: Connection, role: Role, handle: Handle, index: int, rejoin:
     with (
         Reader(handle, index, wait=role.policy, rejoin=rejoin) as reader,
         role.calls() as calls,
+        contextlib.closing(Awaited(reader.recv_async, rng)) as awaited,
     ):
+        receive = awaited.receive if role.awaits else reader.recv
         connection.send("attached")
         excused = 0  # alarms since the last message
         try:
@@ -216,7 +251,7 @@ def read(connection: Connection, role: Role, handle: Handle, index: int, rejoin:
                 report.waited_from_ns = time.monotonic_ns()
                 copy = rng.random() < 0.3
                 try:
-                    number, data = calls.make(functools.partial(reader.recv, copy=copy))
+                    number, data = calls.make(functools.partial(receive, copy=copy))
                 except Alarmed:
                     excused += 1
                     kept.drop_all()  # the message that is lost may have been the one that says so
@@ -238,6 +273,7 @@ def read(connection: Connection, role: Role, handle: Handle, index: int, rejoin:
         except ShmcastError as error:
             report.error = type(error).__name__
         report.alarms = calls.count
+        report.cancels = awaited.cancels
     report.ended_ns = time.monotonic_ns()
     kept.drop_all()  # views outlive the reader
     return report
@@ -260,7 +296,7 @@ def _execute(_signal: int, _frame: object) -> None:
 
 
 def serve(connection: Connection, folder: str) -> None:
-    """Play one role after the other; cores are dumped in the folder."""
+    """Play one role after the other, each a function; cores are dumped in the folder."""
     os.chdir(folder)
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
     wanted = _CORE_BYTES if most == resource.RLIM_INFINITY else min(most, _CORE_BYTES)
@@ -268,11 +304,10 @@ def serve(connection: Connection, folder: str) -> None:
     signal.signal(ENDINGS["an exception"], _raise)
     signal.signal(ENDINGS["an exit code"], _exit)
     signal.signal(ENDINGS["another program"], _execute)
-    roles: dict[str, Callable[..., Report]] = {"write": write, "read": read}
     while True:
-        name, args = connection.recv()
+        role, args = connection.recv()
         try:
-            report = roles[name](connection, *args)
+            report = role(connection, *args)
         except Exception as error:
             report = Report(wrong=f"{type(error).__name__}: {error}")
         connection.send(report)

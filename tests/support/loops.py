@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ import anyio
 import trio
 import uvloop
 
-Main = Callable[[], Awaitable[Any]]
+Main = Callable[[], Coroutine[Any, Any, Any]]
 Run = Callable[[Main], Any]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import pickle
 import resource
 import signal
 import threading
@@ -15,6 +14,7 @@ import numpy as np
 import shmcast
 from shmcast import Handle, Reader, Writer
 from tests.support.arena_roles import MIB, SECONDS, filled
+from tests.support.ring_roles import hand_over
 from tests.support.shared_memory import make_private
 
 _MCL_FUTURE = 2
