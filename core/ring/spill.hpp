@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "layout.hpp"
+#include "ring/descriptor.hpp"
 
 namespace shmcast {
 

@@ -65,7 +65,8 @@ class Waiter {
     std::int64_t now = look_at_clock();
     if (now >= deadline_ns) {
       done();
-      return stop() ? stopped(ready) : Outcome::timed_out;
+      if (stop()) return stopped(ready);
+      return ready() ? Outcome::ready : Outcome::timed_out;  // without any time, one look
     }
     if (stage_ == Stage::none) begin(now, beat);
     if (was_late(now)) enter(Stage::park, kForever);  // since it was interrupted

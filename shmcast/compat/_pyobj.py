@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("sglang.shmcast")
 _OFFERS = 16
 """Messages after which nobody waits any more for a receiver to attach: it is on another host."""
-_LOOK_S = 1e-3
-"""For a look whether it has; a wait whose time is over before it begins does not look."""
 
 
 class Broadcast:
@@ -211,7 +209,7 @@ def _reader(handle: Handle) -> Reader | None:
 
 def _is_attached(writer: Writer) -> bool:
     try:
-        writer.wait_ready(_LOOK_S)
+        writer.wait_ready(0)
     except Timeout:
         return False
     return True

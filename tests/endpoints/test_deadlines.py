@@ -47,6 +47,15 @@ def test_the_waits_of_one_call_share_its_time() -> None:
         assert spent.parked_seconds + spent.spun_seconds < 3.2  # not 1.5 and again 2
 
 
+def test_who_waits_for_no_time_looks_once() -> None:
+    with Writer(1) as writer:
+        with pytest.raises(shmcast.Timeout):
+            writer.wait_ready(0)
+        with Reader(writer.handle, 0) as reader:
+            writer.wait_ready(0)
+            reader.wait_ready(0)
+
+
 def test_a_message_behind_abandoned_ones_is_received_by_who_looks_only() -> None:
     with Writer(1, slots=16, slot_bytes=128) as writer, Reader(writer.handle, 0) as reader:
         with pytest.raises(shmcast.Timeout):
