@@ -19,6 +19,7 @@ from shmcast import _core
 PACKAGE = Path(shmcast.__file__).parent
 CORE = PACKAGE.parent / "core"
 CORE_FLOORS = {
+    "descriptor.hpp": 0,
     "layout.hpp": 0,
     "copy": 0,
     "python": 0,

@@ -18,8 +18,8 @@
 #include <vector>
 
 #include "arena/mapping.hpp"
+#include "descriptor.hpp"
 #include "layout.hpp"
-#include "ring/descriptor.hpp"
 
 namespace shmcast {
 

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
-#include <pthread.h>
 #include <sched.h>
 
 #include <algorithm>
@@ -23,6 +22,7 @@
 #include "bindings/gil.hpp"
 #include "bindings/hub_writers.hpp"
 #include "bindings/member_replies.hpp"
+#include "bindings/reliever.hpp"
 #include "hub/barrier.hpp"
 #include "hub/tail.hpp"
 #include "layout.hpp"
@@ -209,7 +209,7 @@ class PyHub final : public Awaitable, public Relief {
   void relieve() override {
     if (!is_due()) return;
     try {
-      const Relieving relieving(*this);
+      const Reliever::Relieving relieving(reliever_);
       const Use use(*this);
       take_all();
     } catch (const ConcurrentUse&) {  // whoever is inside does the same
@@ -225,10 +225,11 @@ class PyHub final : public Awaitable, public Relief {
    public:
     explicit Turn(PyHub& hub, bool is_look = false) : hub_(hub) {
       while (!call_) {
+        const std::uint64_t steps = hub.reliever_.steps();
         try {
           call_.emplace(hub, is_look);
         } catch (const ConcurrentUse&) {
-          if (!hub.is_relieved_by_another()) throw;
+          if (!hub.reliever_.was_another(steps)) throw;
           const WithoutGil released;
           sched_yield();
         }
@@ -246,25 +247,6 @@ class PyHub final : public Awaitable, public Relief {
     PyHub& hub_;
     std::optional<Call> call_;
   };
-
-  // The turn of a thread that waits for room: too short for another one to be told of it.
-  class Relieving {
-   public:
-    explicit Relieving(PyHub& hub) : hub_(hub) {
-      // relaxed, here and below: it orders nothing. Set for longer than the turn is taken.
-      hub_.reliever_.store(pthread_self(), std::memory_order_relaxed);
-    }
-    Relieving(const Relieving&) = delete;
-    Relieving& operator=(const Relieving&) = delete;
-    ~Relieving() { hub_.reliever_.store(0, std::memory_order_relaxed); }
-
-   private:
-    PyHub& hub_;
-  };
-  bool is_relieved_by_another() const {
-    const pthread_t thread = reliever_.load(std::memory_order_relaxed);
-    return thread != 0 && pthread_equal(thread, pthread_self()) == 0;
-  }
 
   MemberReplies& replies_of(std::uint32_t index) {
     if (index >= members_) throw nb::index_error("no such member");
@@ -416,7 +398,7 @@ class PyHub final : public Awaitable, public Relief {
   std::uint32_t left_ = 0;  // members that had left when they were looked at
   std::uint32_t last_;      // the member that receive_any() returned last
   std::atomic<bool> is_room_needed_{false};
-  std::atomic<pthread_t> reliever_{};
+  Reliever reliever_;
 };
 
 }  // namespace shmcast

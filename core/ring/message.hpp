@@ -24,8 +24,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "descriptor.hpp"
 #include "layout.hpp"
-#include "ring/descriptor.hpp"
 
 namespace shmcast {
 

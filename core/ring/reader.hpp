@@ -105,8 +105,7 @@ class RingReader {
     return readable() && Descriptor::starts(peek(segment_.slot_of(next_).descriptor));
   }
 
-  // Return whether there is anything that ends a wait: a fragment, this reader's admission, the
-  // end.
+  // Return whether what ends a wait is there: a fragment, this reader's admission, the end.
   bool has_news() const {
     const bool is_admitted = next_ != kNotAdmitted || Seat::state(seat()) == SeatState::attached;
     return (next_ == kNotAdmitted ? is_admitted : readable()) || writer_closed();

@@ -15,8 +15,8 @@
 #include <optional>
 #include <utility>
 
+#include "descriptor.hpp"
 #include "layout.hpp"
-#include "ring/descriptor.hpp"
 
 namespace shmcast {
 

@@ -1,4 +1,4 @@
-// Room: ring. The words that describe a message in its slots, each packed into 64 bits.
+// Room: layout. The words that describe a message in its slots, each packed into 64 bits.
 // Knows: their bits.
 // Does not know: where a slot lies, or in which order they are written.
 #pragma once
