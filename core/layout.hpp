@@ -4,7 +4,8 @@
 // Does not know: how anybody waits, or in which order the words are written.
 //
 //   | Header | Lobby | WriterSeat | Member x readers | Figures x (readers + 1) |
-//   | CpuMask x (readers + 1) | Held x readers | Slot x slots | tail |
+//   | CpuMask x (readers + 1) | Latencies x readers | Name x (readers + 1) | Held x readers |
+//   | Slot x slots | tail |
 //
 // The tail, of a hub's segment only, begins with a Bell; hub/tail.hpp knows the rest.
 //
@@ -27,15 +28,17 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <string_view>
+
+#include "figures.hpp"
 
 namespace shmcast {
 
-inline constexpr std::size_t kLine = 64;
-inline constexpr std::size_t kLinePair = 2 * kLine;
 inline constexpr std::uint64_t kMagic = 0x0074'7361'636d'6873;  // "shmcast\0"
-inline constexpr std::uint32_t kLayoutVersion = 12;
+inline constexpr std::uint32_t kLayoutVersion = 13;
 inline constexpr std::uint32_t kFirstVersionOfThisHeader = 7;
 inline constexpr std::size_t kNonceBytes = 16;
+inline constexpr std::size_t kLabelBytes = 256;
 inline constexpr std::size_t kHugePage = 2 * 1024 * 1024;
 inline constexpr std::uint64_t kNever = UINT64_MAX;
 
@@ -51,12 +54,21 @@ struct Identity {
   std::uint64_t holds_lock = 0;  // 1: it holds the LifeLock of its place while it takes part
 };
 
+// What a segment says of itself to people who look at a host's segments.
+struct Description {
+  std::string_view label;         // UTF-8; of more than kLabelBytes the end is lost
+  std::uint32_t nodes = 1;        // over which its group is spread
+  std::uint64_t arena_bytes = 0;  // at most
+  std::int64_t made_ns = 0;       // CLOCK_REALTIME
+};
+
 // Written once by the writer, `magic` last, before any reader can know the segment's name.
 struct alignas(kLinePair) Header {
   std::uint64_t magic;
   std::uint32_t version;
   std::uint32_t readers;
   std::uint32_t slots;
+  std::uint32_t nodes;          // this and the last three are a Description's
   std::uint64_t slot_capacity;  // payload bytes of one slot
   std::uint64_t slot_stride;    // bytes from one slot to the next
   std::uint64_t segment_bytes;
@@ -64,6 +76,9 @@ struct alignas(kLinePair) Header {
   std::uint64_t spill_bytes;  // 0: there is no spill
   std::byte nonce[kNonceBytes];
   Identity writer;
+  std::int64_t made_ns;
+  std::uint64_t arena_bytes;
+  char label[kLabelBytes];
 };
 
 // What every member reads, and nobody writes while messages flow without parking.
@@ -144,45 +159,6 @@ struct alignas(kLinePair) CpuMask {
   std::uint64_t words[kBits / 64];
 };
 
-// What a member has done so far, for people to read. The member alone writes; any member may read.
-struct alignas(kLinePair) Figures {
-  std::uint64_t messages;
-  std::uint64_t bytes;        // of frames; tables and headers not counted
-  std::uint64_t fragments;    // slots used
-  std::uint64_t abandoned;    // messages given up half-way (time-out or signal in the writer)
-  std::uint64_t spins;        // waits that ended while spinning
-  std::uint64_t parks;        // times that the thread went to sleep
-  std::uint64_t wakeups;      // sleeps after which the awaited change was there
-  std::uint64_t wakes;        // system calls made to wake others
-  std::uint64_t preemptions;  // times that the core was taken away from a spinner
-  std::uint64_t spun_ns;
-  std::uint64_t parked_ns;
-  std::uint64_t gap_ns;        // the median gap learned so far; 0: none yet
-  std::uint64_t tensor_sets;   // sets of device tensors whose broadcast this member has begun
-  std::uint64_t arena_frames;  // frames sent or received in the arena
-  std::uint64_t arena_full;    // frames and loans that found no room in the arena
-  std::uint64_t spilled;       // messages of which a part was spilled
-  std::uint64_t spill_full;    // messages that found no room there, and waited
-  // Adaptive waits that parked until woken, by why: the members outnumber the CPUs; the core was
-  // lost a few messages ago; the member waited for was last seen on this CPU; the change can't be
-  // foreseen, or is too far away.
-  std::uint64_t parked_crowded;
-  std::uint64_t parked_preempted;
-  std::uint64_t parked_beside_peer;
-  std::uint64_t parked_unpaced;
-  std::uint64_t non_temporal_bytes;  // stored past the caches
-};
-
-// A figure has a single writer. relaxed: it orders nothing.
-inline std::uint64_t peek(const std::uint64_t& figure) {
-  // (atomic_ref of const needs C++26)
-  return std::atomic_ref(const_cast<std::uint64_t&>(figure)).load(std::memory_order_relaxed);
-}
-inline void put(std::uint64_t& figure, std::uint64_t value) {
-  std::atomic_ref(figure).store(value, std::memory_order_relaxed);
-}
-inline void add(std::uint64_t& figure, std::uint64_t n) { put(figure, peek(figure) + n); }
-
 // A message of at most kLine - sizeof(Slot) bytes shares one cache line with its `seq`.
 struct Slot {
   std::uint64_t seq;         // number of the fragment in this slot, plus 1; 0: nothing yet
@@ -219,8 +195,14 @@ struct Geometry {
   std::uint64_t held_stride() const {
     return (extents * sizeof(Held) + kLinePair - 1) / kLinePair * kLinePair;
   }
+  std::uint64_t latencies_offset(std::uint64_t index) const {
+    return cpus_offset(readers + 1) + index * sizeof(Latencies);
+  }
+  std::uint64_t names_offset(std::uint64_t index) const {
+    return latencies_offset(readers) + index * sizeof(Name);
+  }
   std::uint64_t held_offset(std::uint64_t index) const {
-    return cpus_offset(readers + 1) + index * held_stride();
+    return names_offset(readers + 1) + index * held_stride();
   }
   std::uint64_t slots_offset() const { return held_offset(readers); }
   std::uint64_t member_offset(std::uint64_t index) const {
@@ -255,7 +237,7 @@ class Segment {
 
   // Format fresh (zeroed) memory of at least geometry.segment_bytes() bytes.
   static Segment format(std::span<std::byte> memory, const Geometry& geometry, Nonce nonce,
-                        const Identity& writer) {
+                        const Identity& writer, const Description& description = {}) {
     Segment segment(memory.data(), geometry);
     Header& header = segment.header();
     header.version = kLayoutVersion;
@@ -268,6 +250,10 @@ class Segment {
     header.spill_bytes = geometry.spill_bytes;
     std::memcpy(header.nonce, nonce.data(), kNonceBytes);
     header.writer = writer;
+    header.nodes = description.nodes;
+    header.arena_bytes = description.arena_bytes;
+    header.made_ns = description.made_ns;
+    write_text(header.label, description.label);
     segment.writer_seat().wake_at = kNever;
     // release: pairs with the acquire in attach(); who sees the magic number sees the fields.
     std::atomic_ref(header.magic).store(kMagic, std::memory_order_release);
@@ -295,6 +281,12 @@ class Segment {
       throw LayoutMismatch("the segment's nonce is not the handle's: another segment of this name");
     }
     return segment;
+  }
+
+  // The beginning of a copy of a segment, without slots and tail: for people to look at.
+  static Segment of_copy(std::span<std::byte> copy, Geometry geometry) {
+    geometry.tail = 0;
+    return Segment(copy.data(), geometry);
   }
 
   const Geometry& geometry() const { return geometry_; }
@@ -330,6 +322,10 @@ class Segment {
   Figures& writer_figures() const { return reader_figures(geometry_.readers); }
   // Of a reader by index; the writer's is at the number of readers.
   CpuMask& cpus(std::uint32_t index) const { return at<CpuMask>(geometry_.cpus_offset(index)); }
+  Latencies& latencies(std::uint32_t index) const {
+    return at<Latencies>(geometry_.latencies_offset(index));
+  }
+  Name& name(std::uint32_t index) const { return at<Name>(geometry_.names_offset(index)); }
   Held& held(std::uint32_t index, std::uint32_t extent) const {
     return at<Held>(geometry_.held_offset(index) + extent * sizeof(Held));
   }

@@ -363,6 +363,39 @@ def peers(memory: Buffer, geometry: Geometry, nonce: bytes) -> list[Peer]:
     Raises: LayoutMismatch.
     """
 
+def observe(fd: int) -> dict[str, Any]:
+    """Look at the segment that is open as `fd`, for reading at least, and take no part in it.
+
+    Returns:
+        label: str, what its writer calls it.
+        made: float, when it was made, in seconds since the epoch.
+        nodes: int, over how many its group is spread.
+        slots, slot_bytes, arena_bytes, spill_bytes: int.
+        is_hub: bool.
+        sent: float, when the last message was sent, by the writer's CLOCK_MONOTONIC; 0: unknown.
+        waits_until: int | None, the fragments that all readers must have consumed before the writer
+            goes on, which waits for that; None: it does not wait.
+        peers: list[Peer], as peers() returns it.
+        names: list[str], how errors name each of them; "" for who has not come.
+        figures: list[dict], the figures() of each of them.
+        replies: list[tuple[int, int]], of a hub: for each member the replies that it has sent, and
+            the fragments of them that the hub has not taken out of the ring.
+
+    Raises:
+        LayoutMismatch: there is nothing to see; the text says why: it is being made, damaged, or of
+            another version.
+        OSError: it can't be read.
+    """
+
+def latency_bounds() -> list[float]:
+    """Return where the buckets of latencies end, in seconds, but for the last one's."""
+
+LATENCY_SAMPLING: int
+"""One message in so many is counted in a reader's latencies."""
+
+LABEL_BYTES: int
+"""The most bytes of a segment's label, in UTF-8."""
+
 class Watch(Protocol):
     """The object that an endpoint tells about its peers while it waits.
 
@@ -485,6 +518,9 @@ class RingWriter(Endpoint):
         who: Identity,
         arena: Mapping | None,
         spill: Mapping | None = None,
+        label: str = "",
+        nodes: int = 1,
+        name: str = "",
     ) -> None: ...
     def publish(self, frames: Sequence[Buffer], timeout: float | None = None) -> None:
         """Publish one message of contiguous buffers: to all readers or, if it raises, to none.
@@ -597,6 +633,7 @@ class RingReader(Awaitable):
         arena: Mapping | None,
         may_hold: bool = False,
         spill: Mapping | None = None,
+        name: str = "",
     ) -> None: ...
     def consume(
         self, timeout: float | None = None, copy: bool = True

@@ -20,6 +20,7 @@ PACKAGE = Path(shmcast.__file__).parent
 CORE = PACKAGE.parent / "core"
 CORE_FLOORS = {
     "descriptor.hpp": 0,
+    "figures.hpp": -1,
     "layout.hpp": 0,
     "copy": 0,
     "python": 0,
@@ -30,7 +31,8 @@ CORE_FLOORS = {
     "watch": 2,
     "ring": 2,
     "hub": 2,
-    "bindings": 3,
+    "observe": 3,
+    "bindings": 4,
 }
 
 

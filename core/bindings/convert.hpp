@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "bindings/errors.hpp"
 #include "bindings/gil.hpp"
@@ -56,8 +57,28 @@ inline nb::object read_small_file(const char* path) {
   return size < 0 ? nb::none() : nb::object(nb::bytes(text, static_cast<std::size_t>(size)));
 }
 
-// Return a member's figures by the names of the fields of `Statistics`.
-inline nb::dict as_dict(const Figures& now) {
+// Return the counts of latencies, by bucket.
+inline nb::tuple counts_of(const Latencies& latencies) {
+  constexpr auto kCount = static_cast<Py_ssize_t>(Latencies::kBuckets);
+  nb::object counts = owned(stops_at_exit([] { return PyTuple_New(kCount); }));
+  for (Py_ssize_t i = 0; i < kCount; ++i) {
+    PyTuple_SET_ITEM(counts.ptr(), i, nb::cast(peek(latencies.counts[i])).release().ptr());
+  }
+  return nb::steal<nb::tuple>(counts.release());
+}
+
+// Return where the buckets end, in seconds, but for the last, which has no end.
+inline nb::list latency_bounds() {
+  std::vector<double> bounds;
+  for (std::size_t bucket = 0; bucket + 1 < Latencies::kBuckets; ++bucket) {
+    bounds.push_back(static_cast<double>(Latencies::end_of(bucket)) / 1e9);
+  }
+  return list_of(bounds);
+}
+
+// Return a member's figures by the names of the fields of `Statistics`; only readers have
+// latencies.
+inline nb::dict as_dict(const Figures& now, const Latencies* latencies = nullptr) {
   nb::dict figures = new_dict();
   figures["messages"] = peek(now.messages);
   figures["payload_bytes"] = peek(now.bytes);
@@ -81,6 +102,10 @@ inline nb::dict as_dict(const Figures& now) {
   figures["spilled"] = peek(now.spilled);
   figures["spill_full"] = peek(now.spill_full);
   figures["non_temporal_bytes"] = peek(now.non_temporal_bytes);
+  if (latencies != nullptr) {
+    figures["latencies"] = counts_of(*latencies);
+    figures["latency_seconds"] = static_cast<double>(peek(latencies->sum_ns)) / 1e9;
+  }
   return figures;
 }
 

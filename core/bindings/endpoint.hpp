@@ -51,7 +51,7 @@ class Endpoint : public Alarm {
   // For observers: from any thread, at any time, also after close().
   std::uint32_t attached() const { return attached_readers(segment()); }
   nb::list tensor_sets() const { return list_of(shmcast::tensor_sets(segment())); }
-  nb::dict figures() const { return as_dict(own_figures()); }
+  nb::dict figures() const { return as_dict(own_figures(), own_latencies()); }
   nb::list look_at_peers() const { return list_of(peers(segment())); }
 
   // Tell the peers and release the endpoint. If another thread is inside, its call ends with
@@ -354,6 +354,7 @@ class Endpoint : public Alarm {
   virtual void rest(std::int64_t /*now*/) {}  // called again and again while there is no message
   virtual Waiter& waiter() = 0;
   virtual const Figures& own_figures() const = 0;
+  virtual const Latencies* own_latencies() const { return nullptr; }  // of a reader only
   virtual void count_tensor_set() = 0;
   virtual Outcome wait_attached(std::int64_t deadline_ns) = 0;
   virtual void interrupt() = 0;     // end this endpoint's wait in another thread

@@ -183,7 +183,7 @@ class PyHub final : public Awaitable, public Relief {
 
   nb::list member_figures() const {
     std::vector<nb::dict> figures;
-    for (const auto& one : replies_) figures.push_back(as_dict(one->reader().ring().figures()));
+    for (const auto& one : replies_) figures.push_back(one->reader().figures());
     return list_of(figures);
   }
 

@@ -8,8 +8,10 @@
 
 #include <Python.h>
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
 
 #include <cstdint>
+#include <string>
 
 #include "bindings/gil.hpp"
 #include "bindings/hub.hpp"
@@ -70,9 +72,10 @@ void bind_hub(nb::module_& m) {
       "members"_a, "replies"_a);
   nb::class_<PyHubWriter, PyRingWriter>(m, "HubWriter")
       .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, const WaitPolicy&, nb::object,
-                    nb::object, const Identity&, nb::object, nb::object>(),
+                    nb::object, const Identity&, nb::object, nb::object, const std::string&,
+                    std::uint32_t, const std::string&>(),
            "memory"_a, "geometry"_a, "nonce"_a, "wait"_a, "cpu_quota"_a, "watch"_a.none(), "who"_a,
-           "arena"_a.none(), "spill"_a = nb::none());
+           "arena"_a.none(), "spill"_a = nb::none(), "label"_a = "", "nodes"_a = 1, "name"_a = "");
   nb::class_<PyReplyWriter, PyRingWriter>(m, "ReplyWriter", nb::type_slots(reply_slots))
       .def(nb::init<nb::handle, const nb::object&, const Geometry&, const nb::bytes&,
                     const WaitPolicy&, nb::object, nb::object>(),

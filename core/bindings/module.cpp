@@ -4,6 +4,7 @@
 //
 // All of the core but the hub is this one translation unit, so that a message's path is inlined.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 #include <poll.h>
 #include <unistd.h>
@@ -15,6 +16,7 @@
 #include <memory>
 #include <mutex>
 #include <span>
+#include <string>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -30,6 +32,7 @@
 #include "bindings/fork.hpp"
 #include "bindings/gil.hpp"
 #include "bindings/hub_module.hpp"
+#include "bindings/observe.hpp"
 #include "bindings/reader.hpp"
 #include "bindings/slots.hpp"
 #include "bindings/writer.hpp"
@@ -230,6 +233,10 @@ void bind_members(nb::module_& m) {
       .def_prop_ro("predecessor_state",
                    [](const Peer& peer) { return name_of(Seat::state(peer.predecessor)); });
   m.def("peers", &peers_in, "memory"_a, "geometry"_a, "nonce"_a);
+  m.def("observe", &observe, "fd"_a);
+  m.def("latency_bounds", &latency_bounds);
+  m.attr("LATENCY_SAMPLING") = Latencies::kEvery;
+  m.attr("LABEL_BYTES") = kLabelBytes;
   m.attr("VACANT") = RingReader::kVacant;
   m.attr("NONCE_OFFSET") = offsetof(Header, nonce);
 }
@@ -292,9 +299,10 @@ void bind_endpoints(nb::module_& m) {
 
   nb::class_<PyRingWriter, Endpoint>(m, "RingWriter", nb::type_slots(writer_slots))
       .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, const WaitPolicy&, nb::object,
-                    nb::object, const Identity&, nb::object, nb::object>(),
+                    nb::object, const Identity&, nb::object, nb::object, const std::string&,
+                    std::uint32_t, const std::string&>(),
            "memory"_a, "geometry"_a, "nonce"_a, "wait"_a, "cpu_quota"_a, "watch"_a.none(), "who"_a,
-           "arena"_a.none(), "spill"_a = nb::none())
+           "arena"_a.none(), "spill"_a = nb::none(), "label"_a = "", "nodes"_a = 1, "name"_a = "")
       .def("loan", &PyRingWriter::loan, "nbytes"_a)
       .def("is_done", &PyRingWriter::is_done, "extent"_a, "look"_a)
       .def("sent", &PyRingWriter::sent)
@@ -321,10 +329,10 @@ void bind_endpoints(nb::module_& m) {
   nb::class_<PyRingReader, Awaitable>(m, "RingReader", nb::type_slots(reader_slots))
       .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, std::uint32_t, const WaitPolicy&,
                     nb::object, nb::object, nb::object, const Identity&, std::uint64_t, nb::object,
-                    bool, nb::object>(),
+                    bool, nb::object, const std::string&>(),
            "memory"_a, "geometry"_a, "nonce"_a, "index"_a, "wait"_a, "cpu_quota"_a,
            "warmup"_a.none(), "watch"_a.none(), "who"_a, "found"_a, "arena"_a.none(),
-           "may_hold"_a = false, "spill"_a = nb::none())
+           "may_hold"_a = false, "spill"_a = nb::none(), "name"_a = "")
       .def("consume", &PyRingReader::consume, "timeout"_a = nb::none(), "copy"_a = true)
       .def("keep", &PyRingReader::keep, "frames"_a)
       .def("discard", &PyRingReader::discard);

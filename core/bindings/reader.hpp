@@ -39,7 +39,7 @@ class PyRingReader final : public Awaitable {
   PyRingReader(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce,
                std::uint32_t index, const WaitPolicy& policy, nb::object cpu_quota,
                nb::object warmup, nb::object watch, const Identity& who, std::uint64_t found,
-               nb::object arena, bool may_hold, nb::object spill)
+               nb::object arena, bool may_hold, nb::object spill, const std::string& name)
       : Awaitable(memory, std::move(cpu_quota), std::move(watch)),
         warmup_(std::move(warmup)),
         mapping_(std::move(arena)),
@@ -48,6 +48,7 @@ class PyRingReader final : public Awaitable {
         segment_(Segment::attach(this->memory(), geometry, nonce_of(nonce))),
         ring_(seated(segment_, index, who, found, may_hold, !spill_.is_none()), index, policy,
               found) {
+    write_text(segment_.name(index).text, name);
     if (!spill_.is_none()) ring_.set_spill(nb::inst_ptr<ArenaMapping>(spill_)->bytes());
   }
   // The only reader of a ring that lies somewhere in `memory`, for who waits for many of them.
@@ -346,6 +347,7 @@ class PyRingReader final : public Awaitable {
 
   Waiter& waiter() override { return ring_.waiter; }
   const Figures& own_figures() const override { return ring_.figures(); }
+  const Latencies* own_latencies() const override { return &ring_.latencies(); }
   void count_tensor_set() override { ring_.begin_tensor_set(); }
   void warm_up() override {
     if (warmup_.is_none()) return;

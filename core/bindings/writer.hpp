@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -40,11 +41,14 @@ class PyRingWriter : public Endpoint {
  public:
   PyRingWriter(nb::handle memory, const Geometry& geometry, const nb::bytes& nonce,
                const WaitPolicy& policy, nb::object cpu_quota, nb::object watch,
-               const Identity& who, nb::object arena, nb::object spill)
+               const Identity& who, nb::object arena, nb::object spill, const std::string& label,
+               std::uint32_t nodes, const std::string& name)
       : Endpoint(memory, std::move(cpu_quota), std::move(watch)),
-        segment_(Segment::format(checked(geometry), geometry, nonce_of(nonce), who)),
+        segment_(Segment::format(checked(geometry), geometry, nonce_of(nonce), who,
+                                 {label, nodes, arena_bytes_of(arena), realtime_ns()})),
         ring_(segment_, policy),
         mapping_(std::move(arena)) {
+    write_text(segment_.name(geometry.readers).text, name);
     if (!spill.is_none()) {
       spill_ = std::make_unique<WriterSpill>(std::move(spill), segment_);
       ring_.set_spill(*spill_);
@@ -153,7 +157,7 @@ class PyRingWriter : public Endpoint {
   nb::list reader_figures() const {
     std::vector<nb::dict> readers;
     for (std::uint32_t i = 0; i < segment_.geometry().readers; ++i) {
-      readers.push_back(as_dict(segment_.reader_figures(i)));
+      readers.push_back(as_dict(segment_.reader_figures(i), &segment_.latencies(i)));
     }
     return list_of(readers);
   }
@@ -337,6 +341,9 @@ class PyRingWriter : public Endpoint {
     return true;
   }
 
+  static std::uint64_t arena_bytes_of(nb::handle arena) {
+    return arena.is_none() ? 0 : nb::inst_ptr<ArenaMapping>(arena)->bytes().size();
+  }
   std::span<std::byte> checked(const Geometry& geometry) const {
     if (geometry.segment_bytes() > memory().size()) {
       throw nb::value_error("the memory is smaller than the geometry asks for");

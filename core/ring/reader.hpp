@@ -131,7 +131,8 @@ class RingReader {
       __builtin_prefetch(reinterpret_cast<const std::byte*>(&slot) + kLine, 0);
       const std::uint64_t word = peek(slot.descriptor);  // read once: use the value that is checked
       if (Descriptor::starts(word)) {
-        waiter.arrived(slot.sent_ns);
+        sent_ns_ = slot.sent_ns;
+        waiter.arrived(sent_ns_);
         frames_ = Descriptor::frames(word);
         remaining_ = Descriptor::bytes(word);
         if (table_bytes(frames_) > remaining_) corrupted(word);
@@ -220,6 +221,7 @@ class RingReader {
   // Release the message's last slot, after all of it was fetched.
   void end(std::uint64_t payload) {
     release_slot();
+    if (Latencies::takes(peek(figures_.messages))) latencies().record(monotonic_ns() - sent_ns_);
     add(figures_.messages, 1);
     add(figures_.bytes, payload);
   }
@@ -286,6 +288,7 @@ class RingReader {
   }
 
   const Figures& figures() const { return figures_; }
+  Latencies& latencies() const { return segment_.latencies(index_); }
   void begin_tensor_set() { add(figures_.tensor_sets, 1); }
   void count_arena(std::uint64_t frames) { add(figures_.arena_frames, frames); }
 
@@ -387,6 +390,7 @@ class RingReader {
   Incoming bytes_;      // its bytes
 
   std::uint64_t first_ = 0;      // the message's first fragment
+  std::int64_t sent_ns_ = 0;     // when it was sent
   std::uint64_t frames_ = 0;     // and its frames
   std::uint64_t remaining_ = 0;  // its bytes still to fetch
   bool one_slot_ = false;

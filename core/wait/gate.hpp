@@ -24,6 +24,13 @@ inline std::int64_t monotonic_ns() {
   return now.tv_sec * std::int64_t{1'000'000'000} + now.tv_nsec;
 }
 
+// Return the time of day, for people: it may jump.
+inline std::int64_t realtime_ns() {
+  timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  return now.tv_sec * std::int64_t{1'000'000'000} + now.tv_nsec;
+}
+
 // An eventcount: several threads park, one system call wakes them all.
 //
 // The low half of its word counts threads that are parked or about to park; its highest bit says

@@ -13,6 +13,7 @@ from shmcast._codecs.base import Received
 from shmcast._endpoints import members
 from shmcast._endpoints.arguments import check_int, check_shape
 from shmcast._endpoints.awaited_end import AwaitedEnd
+from shmcast._endpoints.description import encodable
 from shmcast._endpoints.ending import setting_up
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER
 from shmcast._endpoints.handle import ArenaHandle, Handle, geometry_of
@@ -137,6 +138,7 @@ class FrameReader(AwaitedEnd):
                     mapping,
                     may_hold,
                     spill,
+                    encodable(self.label),
                 )
                 ring.hold(lock)
                 return ring

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 from shmcast import _core
 from shmcast._codecs.base import Frame
 from shmcast._endpoints.arguments import check_int, check_shape
+from shmcast._endpoints.description import Description
 from shmcast._endpoints.ending import setting_up
 from shmcast._endpoints.frame_end import CORE_ERRORS, DEFAULT_WARN_AFTER, FrameEnd
 from shmcast._endpoints.handle import ArenaHandle, Handle, geometry_of
@@ -66,6 +67,7 @@ class FrameWriter(FrameEnd):
         switch_interval: float | None = None,
         label: str = "writer",
         reader_label: Callable[[int], str] = "reader {}".format,
+        description: Description | None = None,
     ) -> None:
         if not (isinstance(linger, int | float) and 0 <= linger < math.inf):
             raise InvalidArgument(
@@ -91,6 +93,7 @@ class FrameWriter(FrameEnd):
         super().__init__(wait, label, warn_after, switch_interval)
         self._reader_label = reader_label
         self._linger = linger
+        self._description = description or Description(label)
         self._files: list[shared_memory.SegmentFile] = []
         drops = on_reader_death == "drop"
         with setting_up(label, self._ending):
@@ -165,6 +168,7 @@ class FrameWriter(FrameEnd):
                 identity(lock),
                 mapping,
                 spill,
+                *self._description.arguments(self.label),
             )
             self._ring.hold(lock)
         self._begin(memory.mapping, places)
@@ -290,9 +294,9 @@ class FrameWriter(FrameEnd):
         """Return what this writer and each of its readers have done so far. From any thread."""
         from shmcast._endpoints.statistics import Statistics  # (not to be imported at once)
 
+        figures: dict[str, Any] = {**self._ring.figures(), **self._ring.memory_figures()}
         return Statistics(
-            **self._ring.figures(),
-            **self._ring.memory_figures(),
+            **figures,
             lag=tuple(self._ring.lags()),
             readers=tuple(Statistics(**figures) for figures in self._ring.reader_figures()),
         )

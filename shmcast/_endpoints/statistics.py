@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shmcast._endpoints.latencies import merged, quantile
+
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
@@ -29,6 +31,10 @@ class Statistics:
         parked_seconds: time spent asleep.
         gap_seconds: the median of the last gaps between messages, 0 until some are known. Bursts
             count as one.
+        latency_seconds: readers only: the sum of the latencies counted.
+        latencies: readers only: how long messages took from `send` until all of their frames were
+            there, counted by size in buckets an eighth of an octave wide, for a quarter of the
+            messages, chosen by their numbers. See `latency`.
         tensor_sets: messages with device tensors whose broadcasts were begun (`ShmBroadcaster`
             only).
         arena_frames: buffers sent or received in the arena.
@@ -70,6 +76,8 @@ class Statistics:
     spun_seconds: float = 0.0
     parked_seconds: float = 0.0
     gap_seconds: float = 0.0
+    latency_seconds: float = 0.0
+    latencies: tuple[int, ...] = ()
     tensor_sets: int = 0
     arena_frames: int = 0
     arena_full: int = 0
@@ -86,3 +94,17 @@ class Statistics:
     relayed_bytes: int = 0
     estimate_hits: int = 0
     estimate_misses: int = 0
+
+    def latency(self, q: float) -> float:
+        """Return the one-way latency that a part of all messages did not exceed, in seconds.
+
+        It is that of the frames, without encoding and decoding; what a busy reader leaves in the
+        ring waits there, and that counts. On a writer it is that of all its readers together.
+
+        Args:
+            q: the part, 0.5 for the median.
+
+        Returns:
+            Seconds, exact to an eighth; 0 until one is known.
+        """
+        return quantile(self.latencies or merged(r.latencies for r in self.readers), q)

@@ -67,7 +67,7 @@ class Writer(ObjectSender, Endpoint):
         switch_interval: seconds (1e-6 to 1), or less where that is set already, after which a
             thread of this process that wants the GIL asks for it (`sys.setswitchinterval`). It
             counts for all threads, and stays when this endpoint is closed. None: nothing is set.
-        label: how errors name this endpoint.
+        label: how errors and `shmcast list` name this endpoint.
         reader_label: how errors name the reader of an index; "reader `index`" by default.
 
     Attributes:

@@ -69,6 +69,7 @@ class ShmBroadcaster(Communicator, Lender):
         spill_bytes: see `Writer`.
         switch_interval: see `Writer`; may differ from rank to rank.
         pin: see `Writer` and `Reader`; may differ from rank to rank.
+        label: what errors and `shmcast list` call the broadcaster; None: what the group is called.
         timeout: seconds for all ranks to come and to set up; may differ from rank to rank. The
             error names who has not come, and all may try again. None: the process group's own.
 
@@ -114,11 +115,12 @@ class ShmBroadcaster(Communicator, Lender):
         switch_interval: float | None = None,
         device_group: ProcessGroup | None = None,
         device_types: Collection[str] | None = None,
+        label: str | None = None,
         timeout: float | None = None,
     ) -> None:
         from shmcast._group.rendezvous import Rendezvous
 
-        meeting = Rendezvous(group, src, group_src, timeout)
+        meeting = Rendezvous(group, src, group_src, timeout, label)
         self._know(meeting.ranks, meeting.rank, meeting.group_src)
         self.topology: Topology
         self._label, self._group_name = meeting.label, meeting.group_name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shmcast._endpoints.handle import Handle
@@ -53,6 +54,18 @@ class GroupHandle(Handle):
     def peer_names(self) -> list[str]:
         """Return how errors name the ring's members: the readers by index, then the writer."""
         return [self.name_of(rank) for rank in [*self.reader_ranks, self.here.leader]]
+
+
+def title_of(ranks: Sequence[int], group_name: str) -> str:
+    """Return what a group's segments are called: its name and its global ranks."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    said = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+    return f"{group_name}, ranks {said}" if group_name else f"ranks {said}"
 
 
 def label_of(ranks: list[int] | tuple[int, ...], rank: int, group_name: str) -> str:

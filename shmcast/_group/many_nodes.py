@@ -11,8 +11,10 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shmcast._endpoints.description import Description
 from shmcast._endpoints.frame_end import FrameEnd
 from shmcast._endpoints.handle import Handle
+from shmcast._group.group_handle import title_of
 from shmcast._group.one_node import ALL_MUST_RECEIVE
 from shmcast._group.options import Options
 from shmcast._group.rendezvous import Rendezvous
@@ -159,11 +161,13 @@ class _SetUp:
         if self._rank != self._src:
             options = dataclasses.replace(options, pin=False, on_death=None)  # it only copies
         names = [*map(self._topology.name, self._readers), writer_name]
+        title = title_of(self._meeting.ranks, self._meeting.group_name)
         self._page = page = FailurePage()
         self._writer = writer = NodeWriter(
             len(self._readers),
             label=self._meeting.label,
             reader_label=names.__getitem__,
+            description=Description(title, len(self._topology.nodes)),
             **options.for_writer(),
         )
         if self._rank == self._src:

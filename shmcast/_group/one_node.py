@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from shmcast._endpoints.description import Description
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._endpoints.handle import Handle
+from shmcast._group.group_handle import title_of
 from shmcast._group.options import Options
 from shmcast._nodes.topology import Topology
 
@@ -55,6 +57,7 @@ class OneNode:
             len(meeting.readers),
             label=meeting.label,
             reader_label=meeting.names.__getitem__,
+            description=Description(title_of(meeting.ranks, meeting.group_name)),
             **self._options.for_writer(),
         )
         self._end.advise(ALL_MUST_RECEIVE)

@@ -51,6 +51,7 @@ class Rendezvous:
         group_src: the source as a rank in the group.
         timeout: seconds for the whole set-up; None: for each of its steps, the process group's own
             time-out.
+        label: what to call the group; None: what it is called.
 
     Raises:
         InvalidArgument: this process is not in the group.
@@ -62,6 +63,7 @@ class Rendezvous:
         src: int | None,
         group_src: int,
         timeout: float | None = None,
+        label: str | None = None,
     ) -> None:
         self.ranks: list[int]
         """The group's global ranks, in the order of the group."""
@@ -70,7 +72,7 @@ class Rendezvous:
         self.ranks, self.rank = members(group)
         self.group: ProcessGroup = resolved(group)
         """The process group."""
-        self.group_name: str = group_name(self.group)
+        self.group_name: str = str(label or group_name(self.group))
         """What somebody has called the group; "" for nothing."""
         self.label: str = label_of(self.ranks, self.rank, self.group_name)
         """How errors name this rank."""

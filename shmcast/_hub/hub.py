@@ -66,7 +66,7 @@ class Hub(Writer):
         on_death: with "drop": called with the `PeerDied` of each member that is dropped, in the
             call that finds it out; see `Writer`. It must not use this hub.
         warn_after: seconds; when a wait lasts longer, the log tells who is slow. None: never.
-        label: how errors name this endpoint.
+        label: how errors and `shmcast list` name this endpoint.
         member_label: how errors name the member of an index; "member `index`" by default.
 
     Attributes:

@@ -231,7 +231,7 @@ def test_a_slot_that_no_writer_wrote_is_found() -> None:
 
 
 # Where a word lies in a segment for two readers with 2 slots of 128 bytes, and what it is not.
-MEMBERS, SLOTS = 384, 1792
+MEMBERS, SLOTS = 640, 6272
 SEAT = MEMBERS + 128 + 8  # of reader 1
 WRONG_WORDS = {
     "a seat is in no state": (SEAT, 7 << 32 | 9, "a seat's state is 9"),

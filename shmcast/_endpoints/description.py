@@ -1,0 +1,52 @@
+"""What a segment says of itself to those who look at a host's segments."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from shmcast import _core
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What operators see of a segment, beside its figures.
+
+    Attributes:
+        title: what it is called, in front of the program's name.
+        nodes: over how many its group is spread.
+    """
+
+    title: str
+    nodes: int = 1
+
+    @property
+    def label(self) -> str:
+        """What the segment holds of it: the title and the program, in no more bytes than fit.
+
+        Not the arguments: labels are in logs and metrics, where an argument may not belong.
+        """
+        text = f"{encodable(self.title)}: {encodable(program())}".encode()
+        return text[: _core.LABEL_BYTES].decode(errors="ignore")
+
+    def arguments(self, name: str) -> tuple[str, int, str]:
+        """Return the last arguments of the core's writer.
+
+        Args:
+            name: how errors name the writer.
+        """
+        return self.label, self.nodes, encodable(name)
+
+
+def program() -> str:
+    """Return the name of the program that this process runs."""
+    path = Path(sys.argv[0] if sys.argv else "")
+    if path.name == "__main__.py":  # python -m package
+        path = path.parent
+    return path.name if path.name not in ("", "-c", "-m") else "python"
+
+
+def encodable(text: str) -> str:
+    """Return a text without what UTF-8 has nothing for: a file's name may have it."""
+    return text.encode(errors="replace").decode()
