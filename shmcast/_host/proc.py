@@ -53,6 +53,17 @@ def tells_status(pid: int) -> bool:
     return True
 
 
+def command_line(pid: int) -> str:
+    """Return the command line of process `pid`, words apart by spaces; "" where it is not told."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes() if is_own() else b""
+    except OSError as error:
+        if not _is_of_proc(error):
+            raise
+        return ""
+    return words.rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
+
+
 def is_own() -> bool:
     """Return whether /proc numbers processes as this process's pid namespace does."""
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 import warnings
 from pathlib import Path
@@ -15,6 +16,10 @@ from pathlib import Path
 from shmcast._host.descriptors import above_stdio
 from shmcast._host.system_errors import SHM_FOLDER, explained, explaining
 from shmcast.errors import SegmentMismatch, SegmentNotFound, ShmcastWarning
+
+# (None: what version 0.1 wrote where /proc did not tell the start time.)
+NAME = re.compile(r"shmcast-\d+-(\d+)-(\d+)-(\d+|None)-[0-9a-f]{16}(-arena)?", re.ASCII)
+"""A segment's name: pid namespace, pid and start time of its owner, and whether it is an arena."""
 
 MODE = 0o600
 """Of a segment's file: only its user may open it."""

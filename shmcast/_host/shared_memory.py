@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import errno
 import os
-import re
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from shmcast._host.housekeeping import Housekeeping
 from shmcast._host.memory_limit import MemoryLimit, Room
 from shmcast._host.places import Places
 from shmcast._host.process import UNKNOWN_START, is_alive, own_start_time, pid_namespace
-from shmcast._host.segment_file import MODE, open_name
+from shmcast._host.segment_file import MODE, NAME, open_name
 from shmcast._host.segment_file import SegmentFile as SegmentFile
 from shmcast._host.segment_file import find as find
 from shmcast._host.segment_file import unlink as unlink
@@ -33,8 +32,6 @@ DUMP_VARIABLE = "SHMCAST_CORE_DUMP"
 """Whether core dumps have shared memory in them: "1", or "0", the default."""
 
 _SHM_FOLDER = Path(SHM_FOLDER)
-# (None: what version 0.1 wrote where /proc did not tell the start time.)
-_NAME = re.compile(r"shmcast-\d+-(\d+)-(\d+)-(\d+|None)-[0-9a-f]{16}(-arena)?", re.ASCII)
 _ARENA = "-arena"  # of a file without a layout: its owner locks the first byte before it has a size
 
 _CLEAN_SECONDS = 60.0
@@ -327,7 +324,7 @@ def _remove(segment: Found) -> Found:
 
 def _judge(path: Path) -> Found | None:
     """Return what a path is; None: no segment of this user, whatever its name, or just gone."""
-    match = _NAME.fullmatch(path.name)
+    match = NAME.fullmatch(path.name)
     try:
         status = path.lstat()
     except FileNotFoundError:

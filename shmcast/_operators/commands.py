@@ -1,0 +1,145 @@
+"""The command line: which commands there are, what they print, and how they end.
+
+Exit codes: 0 done, and nothing is wrong; 1 the system refuses, as stderr tells; 2 no such command
+or option; 3 there is nothing of that pid or label; 4 somebody holds the others up (`diagnose`), or
+something does not work here (`doctor`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+from shmcast._host import shared_memory
+from shmcast._host.process import stack_of
+from shmcast._operators import diagnosis, doctor, listing
+from shmcast._operators.snapshot import ELSEWHERE, Member, all_snapshots, chosen
+from shmcast.errors import ShmcastError
+
+NOTHING_FOUND = 3
+SOMETHING_WRONG = 4
+
+_WHAT = "a pid of a member, or a part of a label; without it, all"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command that the command line names, and return the exit code.
+
+    Args:
+        argv: the arguments; None: those of this process.
+
+    Raises:
+        SystemExit: the arguments are wrong, or the system refuses.
+    """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if "run" not in arguments:
+        parser.print_help()
+        return 0
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except ShmcastError as error:
+        sys.exit(str(error))
+    except BrokenPipeError:  # | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="shmcast",
+        description="Look at this user's broadcasters and hubs on this host. Nothing is changed "
+        "but by clean.",
+        epilog="exit codes: 0 nothing is wrong, 1 the system refuses, 2 no such option, 3 nothing "
+        "found, 4 somebody is stuck (diagnose) or something does not work (doctor)",
+    )
+    parser.add_argument("--version", action="version", version=f"shmcast {version('shmcast')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], text: str, more: str = ""
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=more or text)
+        added.add_argument("--json", action="store_true", help="print JSON")
+        added.set_defaults(run=run)
+        return added
+
+    found = command("list", _list, "list all broadcasters and hubs")
+    found.add_argument("what", nargs="?", metavar="PID|LABEL", help=_WHAT)
+    stuck = command("diagnose", _diagnose, "tell who waits for whom, and who holds everybody up")
+    stuck.add_argument("what", nargs="?", metavar="PID|LABEL", help=_WHAT)
+    command("doctor", _doctor, "tell what this host or container lacks")
+    clean = command(
+        "clean",
+        _clean,
+        "remove what killed processes have left in shared memory",
+        "Removes the segments of this user whose owners are dead, and lists all of this user's. "
+        "No segment that is in use is touched.",
+    )
+    clean.add_argument("--dry-run", action="store_true", help="only list them")
+    return parser
+
+
+def _print(arguments: argparse.Namespace, rows: list[dict[str, Any]], text: str) -> None:
+    print(json.dumps(rows, indent=2) if arguments.json else text)  # noqa: T201 (its purpose)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    found = chosen(all_snapshots(), arguments.what)
+    _print(arguments, [listing.as_json(s) for s in found], listing.as_text(found))
+    return NOTHING_FOUND if arguments.what is not None and not found else 0
+
+
+def _diagnose(arguments: argparse.Namespace) -> int:
+    found = diagnosis.diagnose(arguments.what, _stack_of)
+    text = "\n".join(d.as_text() for d in found) or listing.as_text([])
+    _print(arguments, [d.as_json() for d in found], text)
+    if arguments.what is not None and not found:
+        return NOTHING_FOUND
+    return SOMETHING_WRONG if any(d.is_stuck for d in found) else 0
+
+
+def _stack_of(member: Member) -> str:
+    if member.pid is None or member.state == ELSEWHERE:
+        return ""
+    return stack_of(member.pid, diagnosis.STACK_SECONDS)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    findings = doctor.examine()
+    _print(arguments, [dataclasses.asdict(f) for f in findings], doctor.as_text(findings))
+    return SOMETHING_WRONG if any(f.status == "bad" for f in findings) else 0
+
+
+def _clean(arguments: argparse.Namespace) -> int:
+    segments = shared_memory.clean(dry_run=arguments.dry_run)
+    removed = "would be removed" if arguments.dry_run else "removed"
+    rows, lines = [], []
+    for found in segments:
+        is_removed = found.owner is shared_memory.OwnerState.DEAD
+        action = removed if is_removed else "kept"
+        lines.append(
+            f"{found.name}  {found.size} bytes  pid {found.pid}  {action}: {found.owner.value}"
+        )
+        rows.append(
+            {
+                "name": found.name,
+                "bytes": found.size,
+                "pid": found.pid,
+                "removed": is_removed and not arguments.dry_run,
+                "owner": found.owner.name.lower(),
+            }
+        )
+    if rows or arguments.json:
+        _print(arguments, rows, "\n".join(lines))
+    return 0

@@ -1,0 +1,122 @@
+"""Who waits for whom in a segment, followed to whoever moves last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shmcast._operators.snapshot import NOT_ATTACHED, Member, Snapshot
+
+
+@dataclass(frozen=True)
+class Link:
+    """One step of a chain: members that do the same.
+
+    Attributes:
+        members: who.
+        does: what, "waits for room" say.
+    """
+
+    members: tuple[Member, ...]
+    does: str
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Who waits for whom in a segment.
+
+    Attributes:
+        links: from those who wait longest to whoever moves last: the root.
+        is_stuck: nothing moves: somebody waits, and the root has not moved between two looks, or
+            does nothing at all.
+    """
+
+    links: tuple[Link, ...]
+    is_stuck: bool
+
+    @property
+    def root(self) -> Member:
+        """Who moves last; of several the one that is furthest behind."""
+        return self.links[-1].members[0]
+
+
+def follow(before: Snapshot, now: Snapshot) -> Chain:
+    """Find out who waits for whom, from two looks at a readable segment."""
+    assert now.writer is not None  # noqa: S101 (readable)
+    present = [r for r in now.readers if r.seat not in ("left", "dropped", "failed")]
+    full = _in_the_way(now, present)
+    stuck = [m for m in (now.writer, *present) if m.is_stuck]
+    vacant = [r for r in present if r.state == NOT_ATTACHED]
+    owing = _owing(now, present)
+    if full and not _moves(before, now):
+        blocked = _waiting_readers(present, full)
+        links = [Link(blocked, "wait for a message")] if blocked else []
+        links.append(Link((now.writer,), "waits for room"))
+        return Chain((*links, Link(tuple(full), _behind(full[0]))), True)
+    if stuck and stuck[0] is not now.writer:
+        return Chain((Link(tuple(stuck), _behind(stuck[0])),), True)
+    if stuck:
+        return Chain(_for_the_writer(now.writer, present), True)
+    if vacant:
+        link = Link((now.writer,), "waits for readers to attach")
+        return Chain((link, Link(tuple(vacant), "has not attached")), False)
+    if owing:
+        return Chain(
+            (Link((now.writer,), "waits for replies"), Link(owing, "has not replied")), False
+        )
+    busy = sorted((r for r in present if r.lag), key=lambda r: -r.lag)
+    if busy:
+        return Chain((Link(tuple(busy), _behind(busy[0])),), False)
+    return Chain(_for_the_writer(now.writer, present), False)
+
+
+def _in_the_way(now: Snapshot, present: Sequence[Member]) -> list[Member]:
+    """Return the readers that the writer waits for, the one that will move last first."""
+    assert now.writer is not None  # noqa: S101
+    if now.waits_until is None:
+        behind = [r for r in present if r.lag >= now.slots]  # (one that spins does not say)
+    else:
+        published = now.writer.figures["fragments"]
+        behind = [r for r in present if r.lag and published - r.lag < now.waits_until]
+    return sorted(behind, key=lambda r: (not r.is_stuck, -r.lag))
+
+
+def _moves(before: Snapshot, now: Snapshot) -> bool:
+    """Return whether the writer or its slowest reader has gone on between two looks."""
+    if before.writer is None or now.writer is None:
+        return True
+    published = (before.writer.figures["fragments"], now.writer.figures["fragments"])
+    return published[0] != published[1] or max((r.lag for r in before.readers), default=0) != max(
+        (r.lag for r in now.readers), default=0
+    )
+
+
+def _owing(now: Snapshot, present: Sequence[Member]) -> tuple[Member, ...]:
+    """Return the members of a hub that have received more than they have replied, if others have.
+
+    (That nobody has replied says nothing: a message need not be answered.)
+    """
+    if not now.replies:
+        return ()
+    owed = {
+        r.index: r.figures["messages"] - now.replies[r.index]
+        for r in present
+        if r.index < len(now.replies)
+    }
+    if not owed or min(owed.values()) == max(owed.values()):
+        return ()
+    return tuple(r for r in present if owed.get(r.index, 0) > min(owed.values()))
+
+
+def _waiting_readers(present: Sequence[Member], but: Sequence[Member]) -> tuple[Member, ...]:
+    return tuple(r for r in present if not r.lag and r not in but and r.pid is not None)
+
+
+def _for_the_writer(writer: Member, present: Sequence[Member]) -> tuple[Link, ...]:
+    waiting = _waiting_readers(present, ())
+    links = (Link(waiting, "wait for a message"),) if waiting else ()
+    return (*links, Link((writer,), "sends nothing"))
+
+
+def _behind(member: Member) -> str:
+    return f"is {member.lag} fragments behind" if member.lag else "has received everything"

@@ -1,0 +1,131 @@
+"""`shmcast diagnose`: who waits for whom, and who holds everybody up."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from shmcast import Reader, Timeout, Writer
+from shmcast._operators import diagnosis
+from shmcast._operators.snapshot import all_snapshots, chosen
+from shmcast._operators.wait_chain import Chain, follow
+from tests.support import operators
+from tests.support.operators import rows, run_shmcast
+from tests.support.processes import Crew
+from tests.support.ring_roles import attach_only
+from tests.support.subprocess_programs import wait_until
+
+
+def chain_of(label: str) -> Chain:
+    [found] = diagnosis.diagnose(label, lambda _member: "")
+    assert found.chain is not None
+    return found.chain
+
+
+@pytest.mark.parametrize("stopped", [3, 0], ids=["a reader", "the source"])
+def test_of_four_ranks_the_stopped_one_is_the_root(fresh: tuple[Crew, str], stopped: int) -> None:
+    crew, store = fresh
+    pids = crew.run(4, operators.join, 4, store, "decode")
+    crew.start(4, operators.broadcast_for_ever)
+    os.kill(pids[stopped], signal.SIGSTOP)
+    try:
+        [row] = rows("diagnose", "decode, ranks 0-3: ", code=4)
+    finally:
+        os.kill(pids[stopped], signal.SIGCONT)
+    assert (row["root_pid"], row["root_state"], row["is_stuck"]) == (pids[stopped], "stopped", True)
+    assert row["root_name"].startswith(f"rank {stopped} of 4 in group 'decode'")
+    assert [m["pid"] for m in row["chain"][-1]["members"]] == [pids[stopped]]
+
+
+def test_a_full_ring_leads_to_the_reader_that_is_in_the_way(crew: Crew) -> None:
+    with Writer(2, slots=2, slot_bytes=128, label="full") as writer:
+        pid = crew.workers[0].start(operators.keep_reader, 1, writer.handle).result()
+        try:
+            with Reader(writer.handle, 0) as quick:
+                for _ in range(2):
+                    writer.send("x", 10)
+                    quick.recv(10)
+                with pytest.raises(Timeout):
+                    writer.send("x", 0.0)
+                chain = chain_of("full:")
+                ran = run_shmcast("diagnose", "full:")
+        finally:
+            crew.workers[0].start(operators.close_all, 0).result()
+    assert [link.does for link in chain.links] == [
+        "wait for a message",
+        "waits for room",
+        "is 2 fragments behind",
+    ]
+    assert (chain.root.pid, chain.root.index, chain.is_stuck) == (pid, 1, True)
+    assert ran.returncode == 4
+    assert "STUCK" in ran.stdout
+    assert f"reader 1 (pid {pid}, " in ran.stdout
+
+
+def test_a_dead_reader_is_the_root(crew: Crew) -> None:
+    with Writer(1, label="deadly") as writer:
+        job = crew.workers[0].start(attach_only, 0, writer.handle)
+        writer.wait_ready(30)
+        job.kill()
+        wait_until(lambda: chain_of("deadly:").root.state == "dead")
+        assert chain_of("deadly:").is_stuck
+
+
+def test_who_has_not_attached_is_told() -> None:
+    with Writer(2, label="early") as writer, Reader(writer.handle, 1):
+        chain = chain_of("early:")
+        assert chain.links[0].does == "waits for readers to attach"
+        assert (chain.root.index, chain.root.pid, chain.is_stuck) == (0, None, False)
+        [row] = rows("diagnose", "early:")
+        assert (row["root_pid"], row["root_state"]) == (None, "not attached")
+
+
+def test_an_idle_broadcaster_is_not_stuck() -> None:
+    with Writer(1, label="idle") as writer, Reader(writer.handle, 0) as reader:
+        writer.send("x")
+        reader.recv(10)
+        chain = chain_of("idle:")
+    assert [link.does for link in chain.links] == ["wait for a message", "sends nothing"]
+    assert (chain.root.pid, chain.is_stuck) == (os.getpid(), False)
+
+
+def test_a_reader_that_is_behind_is_not_stuck_while_there_is_room() -> None:
+    with Writer(1, label="busy") as writer, Reader(writer.handle, 0):
+        writer.send("x")
+        chain = chain_of("busy:")
+    assert (chain.root.index, chain.root.lag, chain.is_stuck) == (0, 1, False)
+
+
+def test_a_ring_that_is_full_but_moves_is_not_stuck() -> None:
+    writer = Writer(1, slots=2, slot_bytes=128, label="moving")
+    with writer, Reader(writer.handle, 0) as reader:
+        writer.send(1)
+        writer.send(2)
+        [before] = chosen(all_snapshots(), "moving:")
+        assert follow(before, before).is_stuck
+        reader.recv(10)
+        writer.send(3)
+        [now] = chosen(all_snapshots(), "moving:")
+        assert not follow(before, now).is_stuck
+
+
+def test_a_hub_leads_to_the_member_that_has_not_replied() -> None:
+    from shmcast import Hub, Member
+
+    with Hub(2, label="asks") as hub:
+        members = [Member(hub.handle, index) for index in range(2)]
+        hub.send("question")
+        for member in members:
+            member.recv(10)
+        members[0].reply("answer")
+        chain = chain_of("asks:")
+        assert [link.does for link in chain.links] == ["waits for replies", "has not replied"]
+        assert chain.root.index == 1
+        for member in members:
+            member.close()
+
+
+def test_nothing_of_that_label_has_a_code_of_its_own() -> None:
+    assert rows("diagnose", "no such label", code=3) == []

@@ -1,0 +1,70 @@
+"""`shmcast doctor`: what this host lacks, and the way out."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import NoReturn
+
+import pytest
+
+from shmcast._host.memory_limit import MemoryLimit, Room
+from shmcast._host.places import Places
+from shmcast._operators import commands, doctor
+from tests.support.operators import rows
+
+
+def finding(name: str) -> doctor.Finding:
+    [found] = [f for f in doctor.examine() if f.name == name]
+    return found
+
+
+def test_a_host_that_has_all_is_told_so() -> None:
+    found = {row["name"]: row for row in rows("doctor")}
+    assert {"/dev/shm", "CPUs", "memory limit", "py-spy", "pidfds", "spin hint"} <= {*found}
+    assert found["/dev/shm"]["status"] in ("ok", "note")
+
+
+def statvfs_of(nbytes: int) -> object:
+    class Room:
+        f_frsize, f_blocks, f_bavail = 1, nbytes, nbytes
+
+    return lambda _path: Room
+
+
+def test_a_small_shared_memory_is_a_note_and_a_full_one_is_bad(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "statvfs", statvfs_of(64 << 20))
+    assert finding("/dev/shm").status == "note"
+    assert "--shm-size" in finding("/dev/shm").advice
+    monkeypatch.setattr(os, "statvfs", statvfs_of(1 << 20))
+    assert finding("/dev/shm").status == "bad"
+    assert commands.main(["doctor"]) == commands.SOMETHING_WRONG
+    assert " ! /dev/shm: 1 MiB free of 1 MiB" in capsys.readouterr().out
+
+
+def test_a_tight_memory_limit_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    tight = Room(nbytes=1 << 10, limit=1 << 20, cgroup="/a")
+    monkeypatch.setattr(MemoryLimit, "room", lambda _self: tight)
+    assert finding("memory limit").status == "bad"
+
+
+def test_what_the_kernel_refuses_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_pid: int) -> NoReturn:
+        raise OSError(errno.ENOSYS, "no")
+
+    monkeypatch.setattr("shmcast._host.proc.pidfd_open", refuse)
+    monkeypatch.setattr(Places, "hold", lambda _self, _place: None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0})
+    for name in ("pidfds", "file locks", "CPUs"):
+        assert finding(name).status == "note"
+
+
+def test_a_look_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: str) -> NoReturn:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/dev/shm")
+
+    monkeypatch.setattr(os, "statvfs", refuse)
+    assert finding("shared memory").status == "bad"
+    assert finding("CPUs").value

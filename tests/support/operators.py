@@ -1,0 +1,84 @@
+"""Broadcasters for operators' tools to look at, and these tools as programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+from shmcast import Hub, Reader, ShmBroadcaster, Writer
+from shmcast._endpoints.handle import Handle
+from tests.support import ranks
+
+_kept: list[Any] = []
+
+
+def run_shmcast(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, with warnings as errors."""
+    return subprocess.run(  # noqa: S603
+        [sys.executable, "-W", "error", "-m", "shmcast", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+
+def rows(*arguments: str, code: int = 0) -> list[dict[str, Any]]:
+    """Return what a command prints as JSON."""
+    ran = run_shmcast(*arguments, "--json")
+    assert (ran.returncode, ran.stderr) == (code, ""), ran
+    found = json.loads(ran.stdout)
+    assert isinstance(found, list)
+    return found
+
+
+# What processes of their own do.
+
+
+def open_pair(index: int, label: str, user: int | None = None) -> int:
+    """Keep a writer and its reader in this process; return its pid."""
+    if user is not None:
+        os.setuid(user)
+    writer = Writer(1, label=f"{label} {index}")
+    _kept.extend([writer, Reader(writer.handle, 0)])
+    return os.getpid()
+
+
+def close_all(_index: int) -> None:
+    """Close what this process keeps."""
+    while _kept:
+        _kept.pop().close()
+
+
+def keep_reader(index: int, handle: Handle) -> int:
+    """Keep a reader that receives nothing."""
+    _kept.append(Reader(handle, index))
+    return os.getpid()
+
+
+def keep_hub(_index: int, members: int, label: str) -> Any:
+    """Keep a hub; return its handle."""
+    _kept.append(Hub(members, label=label))
+    return _kept[-1].handle
+
+
+def join(rank: int, size: int, store: str, label: str) -> int:
+    """Be a rank of a broadcaster; return the pid."""
+    ranks.join(rank, size, store)
+    _kept.append(ShmBroadcaster(slots=4, label=label))
+    return os.getpid()
+
+
+def broadcast_for_ever(rank: int) -> None:
+    """Send or receive until somebody ends this process."""
+    while True:
+        _kept[0].broadcast_object("step" if rank == 0 else None)
+
+
+def wait_for_death() -> None:
+    """Do nothing."""
+    signal.pause()
