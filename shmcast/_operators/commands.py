@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -19,12 +21,14 @@ from typing import Any
 from shmcast._host import shared_memory
 from shmcast._host.process import stack_of
 from shmcast._operators import diagnosis, doctor, listing
+from shmcast._operators.rates import SORT_KEYS, rates
 from shmcast._operators.snapshot import ELSEWHERE, Member, all_snapshots, chosen
 from shmcast.errors import ShmcastError
 
 NOTHING_FOUND = 3
 SOMETHING_WRONG = 4
 
+_LEAST_SECONDS = 0.1
 _WHAT = "a pid of a member, or a part of a label; without it, all"
 
 
@@ -78,6 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("what", nargs="?", metavar="PID|LABEL", help=_WHAT)
     stuck = command("diagnose", _diagnose, "tell who waits for whom, and who holds everybody up")
     stuck.add_argument("what", nargs="?", metavar="PID|LABEL", help=_WHAT)
+    top = command("top", _top, "show rates, latencies, lag and CPU time, again and again")
+    top.add_argument("--once", action="store_true", help="print one picture and end")
+    top.add_argument(
+        "--sort", choices=[*SORT_KEYS], default="m", help="l label, m messages (default), b bytes, "
+        "p p99, g lag, c CPU; also keys while it runs, as is q to quit"
+    )  # fmt: skip
+    top.add_argument("--seconds", type=_seconds, default=1.0, help="between two looks (default: 1)")
     command("doctor", _doctor, "tell what this host or container lacks")
     clean = command(
         "clean",
@@ -107,6 +118,26 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     if arguments.what is not None and not found:
         return NOTHING_FOUND
     return SOMETHING_WRONG if any(d.is_stuck for d in found) else 0
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not _LEAST_SECONDS <= seconds < math.inf:
+        raise ValueError
+    return seconds
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        before = {s.name: s for s in all_snapshots()}
+        time.sleep(arguments.seconds)
+        found = [rates(before[s.name], s) for s in all_snapshots() if s.name in before]
+        found.sort(key=SORT_KEYS[arguments.sort])
+        _print(arguments, [dataclasses.asdict(row) for row in found], "")
+        return 0
+    from shmcast._operators import top  # (needs rich)
+
+    return top.run(arguments.once, arguments.sort, arguments.seconds)
 
 
 def _stack_of(member: Member) -> str:
