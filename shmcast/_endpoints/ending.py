@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 
+from shmcast._host import reports
 from shmcast._host.signals import is_interruption
 from shmcast._host.system_errors import explained
 from shmcast.errors import HostError, SegmentError, ShmcastError
@@ -52,6 +53,8 @@ class Ending:
 def setting_up(label: str, ending: Ending) -> Iterator[None]:
     """If the set-up of an endpoint fails, end what there is of it, and say whose it was.
 
+    From the first on, the process tells who asks what its threads do, if the operator wants it.
+
     Args:
         label: how errors name the endpoint.
         ending: gets its steps as there is something to end.
@@ -60,6 +63,7 @@ def setting_up(label: str, ending: Ending) -> Iterator[None]:
         ShmcastError: what the set-up has raised; in place of any OSError, too.
     """
     try:
+        reports.listen()
         yield
     except BaseException as error:
         # The error is what counts; what goes wrong with the ending is likely to come of it.

@@ -10,6 +10,8 @@ import select
 import threading
 from collections.abc import Callable
 
+from shmcast._host.descriptors import above_stdio
+
 _log = logging.getLogger("shmcast")
 
 
@@ -21,7 +23,7 @@ class EpollThread:
     """
 
     def __init__(self, name: str) -> None:
-        self._epoll = select.epoll()
+        self._epoll = _epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
@@ -56,6 +58,14 @@ class EpollThread:
                     handler(events)
                 except Exception:  # one handler's error must not end the others
                     _log.exception("in thread %s", threading.current_thread().name)
+
+
+def _epoll() -> select.epoll:
+    """Return one whose descriptor nobody takes for standard input, output or error."""
+    first = select.epoll()
+    fd = above_stdio(os.dup(first.fileno()))
+    first.close()
+    return select.epoll.fromfd(fd)
 
 
 @functools.cache

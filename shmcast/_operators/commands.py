@@ -18,11 +18,11 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from shmcast._host import shared_memory
+from shmcast._host import reports, shared_memory
 from shmcast._host.process import stack_of
 from shmcast._operators import diagnosis, doctor, listing
 from shmcast._operators.rates import SORT_KEYS, rates
-from shmcast._operators.snapshot import ELSEWHERE, Member, all_snapshots, chosen
+from shmcast._operators.snapshot import DEAD, ELSEWHERE, Member, all_snapshots, chosen
 from shmcast.errors import ShmcastError
 
 NOTHING_FOUND = 3
@@ -141,9 +141,11 @@ def _top(arguments: argparse.Namespace) -> int:
 
 
 def _stack_of(member: Member) -> str:
-    if member.pid is None or member.state == ELSEWHERE:
+    """Return what a member's threads do, as its process tells or py-spy sees; "": neither does."""
+    if member.pid is None or member.state in (ELSEWHERE, DEAD):
         return ""
-    return stack_of(member.pid, diagnosis.STACK_SECONDS)
+    told = None if member.is_stuck else reports.ask(member.pid, diagnosis.STACK_SECONDS)
+    return told or stack_of(member.pid, diagnosis.STACK_SECONDS)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

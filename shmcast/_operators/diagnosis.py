@@ -81,6 +81,8 @@ class Diagnosis:
             if len(link.members) > _MOST_NAMED:
                 who.append(f"{len(link.members) - _MOST_NAMED} more")
             yield f"  {', '.join(who)}: {link.does}"
+        if self.is_stuck and not self.stack:
+            yield "    its threads are not told: it does not answer, and there is no py-spy"
         for line in self.stack.splitlines():
             yield f"    {line}"
 

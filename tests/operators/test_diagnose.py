@@ -49,6 +49,7 @@ def test_a_full_ring_leads_to_the_reader_that_is_in_the_way(crew: Crew) -> None:
                     quick.recv(10)
                 with pytest.raises(Timeout):
                     writer.send("x", 0.0)
+                [unknown] = diagnosis.diagnose("full:", lambda _member: "")
                 chain = chain_of("full:")
                 ran = run_shmcast("diagnose", "full:")
         finally:
@@ -61,7 +62,22 @@ def test_a_full_ring_leads_to_the_reader_that_is_in_the_way(crew: Crew) -> None:
     assert (chain.root.pid, chain.root.index, chain.is_stuck) == (pid, 1, True)
     assert ran.returncode == 4
     assert "STUCK" in ran.stdout
+    assert "its threads are not told" in unknown.as_text()
     assert f"reader 1 (pid {pid}, " in ran.stdout
+
+
+def test_who_is_in_the_way_tells_its_stacks(fresh: tuple[Crew, str]) -> None:
+    worker = fresh[0].workers[0]
+    with Writer(1, slots=2, slot_bytes=128, label="asked") as writer:
+        worker.start(operators.keep_reader, 0, writer.handle, True).result()
+        for _ in range(2):
+            writer.send("x", 10)
+        with pytest.raises(Timeout):
+            writer.send("x", 0.0)
+        [row] = rows("diagnose", "asked:", code=4)
+        worker.start(operators.close_all, 0).result()
+    assert row["stack"].startswith('Thread "')
+    assert "    _serve (processes.py:" in row["stack"]  # where it waits for its next job
 
 
 def test_a_dead_reader_is_the_root(crew: Crew) -> None:

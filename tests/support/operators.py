@@ -11,6 +11,7 @@ from typing import Any
 
 from shmcast import Hub, Reader, ShmBroadcaster, Writer
 from shmcast._endpoints.handle import Handle
+from shmcast._host import reports
 from tests.support import ranks
 
 _kept: list[Any] = []
@@ -54,8 +55,10 @@ def close_all(_index: int) -> None:
         _kept.pop().close()
 
 
-def keep_reader(index: int, handle: Handle) -> int:
-    """Keep a reader that receives nothing."""
+def keep_reader(index: int, handle: Handle, answers: bool = False) -> int:
+    """Keep a reader that receives nothing, in a process that tells its stacks."""
+    if answers:
+        os.environ[reports.VARIABLE] = "1"
     _kept.append(Reader(handle, index))
     return os.getpid()
 
