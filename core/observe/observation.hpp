@@ -22,9 +22,9 @@
 #include <system_error>
 #include <vector>
 
+#include "descriptor.hpp"
 #include "hub/tail.hpp"
 #include "layout.hpp"
-#include "ring/descriptor.hpp"
 
 namespace shmcast {
 
