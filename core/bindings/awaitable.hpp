@@ -6,6 +6,7 @@
 #include <nanobind/nanobind.h>
 
 #include <cstdint>
+#include <optional>
 #include <utility>
 
 #include "bindings/convert.hpp"
@@ -36,13 +37,15 @@ class Awaitable : public Endpoint {
   // Return the end of a pipe that becomes readable when a look may find something. From then on
   // each look that finds nothing has asked for that.
   int listen(std::uint64_t pid_namespace) {
-    const Use use(*this);
+    std::optional<Use> turn;
+    take(turn);
     return listener().listen(pid_namespace);
   }
   // For who is woken by the pipe, and whose calls have found nothing: have it written when the next
   // may find something, if it may, at once.
   void rearm() {
-    const Use use(*this);
+    std::optional<Use> turn;
+    take(turn);
     listener().drain();
     listener().arm();
     if (has_news() || stop()()) listener().ring();
@@ -63,6 +66,8 @@ class Awaitable : public Endpoint {
 
  private:
   virtual Listener& listener() = 0;
+  // Take a turn, which another thread of this endpoint's own may have for a moment.
+  virtual void take(std::optional<Use>& turn) { turn.emplace(*this); }
   // Return whether a call that waits would look again.
   virtual bool has_news() = 0;
 };

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -224,16 +223,7 @@ class PyHub final : public Awaitable, public Relief {
   class Turn {
    public:
     explicit Turn(PyHub& hub, bool is_look = false) : hub_(hub) {
-      while (!call_) {
-        const std::uint64_t steps = hub.reliever_.steps();
-        try {
-          call_.emplace(hub, is_look);
-        } catch (const ConcurrentUse&) {
-          if (!hub.reliever_.was_another(steps)) throw;
-          const WithoutGil released;
-          sched_yield();
-        }
-      }
+      hub.reliever_.outlast([&] { call_.emplace(hub, is_look); });
     }
     Turn(const Turn&) = delete;
     Turn& operator=(const Turn&) = delete;
@@ -369,6 +359,9 @@ class PyHub final : public Awaitable, public Relief {
     listener_.ring();
   }
   Listener& listener() override { return listener_; }
+  void take(std::optional<Use>& turn) override {
+    reliever_.outlast([&] { turn.emplace(*this); });
+  }
   bool has_news() override { return is_ready(); }
   void leave(End how) override {
     listener_.hush();

@@ -4,9 +4,13 @@
 #pragma once
 
 #include <pthread.h>
+#include <sched.h>
 
 #include <atomic>
 #include <cstdint>
+
+#include "bindings/errors.hpp"
+#include "bindings/gil.hpp"
 
 namespace shmcast {
 
@@ -31,21 +35,33 @@ class Reliever {
     Reliever& place_;
   };
 
-  // Return the begins and ends of turns so far. seq_cst, here and above, as `busy` of an endpoint
-  // is: who has counted, and then found the endpoint busy with such a turn, finds that one counted
-  // as begun before or since, however soon it is over.
-  std::uint64_t steps() const { return steps_.load(std::memory_order_seq_cst); }
-
-  // Return whether there was a turn of another thread since `steps` were counted.
-  bool was_another(std::uint64_t steps) const {
-    const pthread_t thread = thread_.load(std::memory_order_relaxed);
-    const bool is_own = thread != 0 && pthread_equal(thread, pthread_self()) != 0;
-    return !is_own && (steps % 2 != 0 || steps != this->steps());
+  // Call `take_turn`, again if it throws ConcurrentUse because of such a turn of another thread.
+  template <class TakeTurn>
+  void outlast(TakeTurn take_turn) const {
+    for (;;) {
+      // seq_cst, as in Relieving and as `busy` of an endpoint: who counts, and then finds the
+      // endpoint busy with a turn, finds its begin counted before or since, however soon it is
+      // over.
+      const std::uint64_t steps = steps_.load(std::memory_order_seq_cst);
+      try {
+        return take_turn();
+      } catch (const ConcurrentUse&) {
+        if (!was_another(steps)) throw;
+      }
+      const WithoutGil released;
+      sched_yield();
+    }
   }
 
  private:
+  bool was_another(std::uint64_t steps) const {
+    const pthread_t thread = thread_.load(std::memory_order_relaxed);
+    const bool is_own = thread != 0 && pthread_equal(thread, pthread_self()) != 0;
+    return !is_own && (steps % 2 != 0 || steps != steps_.load(std::memory_order_seq_cst));
+  }
+
   std::atomic<pthread_t> thread_{};
-  std::atomic<std::uint64_t> steps_{0};
+  std::atomic<std::uint64_t> steps_{0};  // begins and ends of turns
 };
 
 }  // namespace shmcast

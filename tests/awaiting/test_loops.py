@@ -247,25 +247,36 @@ def refuse_pipes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_where_the_pipe_is_refused_a_thread_stands_in(
-    run: Run, sender: Sender, monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_pipes(monkeypatch)
     with nothing_is_left():
-        job, reader = sender(500)
+        with Writer(1) as writer, Reader(writer.handle, 0) as reader:
+            stands_in = reader._end.awaiting
 
-        async def main() -> None:
-            for k in range(500):
-                assert (await reader.recv_async(SECONDS))[0] == k
-                if k == 20:  # it stands in by now: time alone tells nothing any more
-                    assert reader._end.awaiting._stand_in is not None
-                    monkeypatch.setattr(awaiting, "USUAL_INTERVAL", 3600.0)
+            async def main() -> None:
+                async with anyio.create_task_group() as group:
+                    for k in range(200):
+                        arrived = anyio.Event()
+                        group.start_soon(receive, k, arrived)
+                        while not reader._end._ring.is_armed():
+                            await anyio.sleep(0)
+                        if k > 0:  # the first one was found by time, and told that nobody may ring
+                            while stands_in._stand_in is None:
+                                await anyio.sleep(0)
+                            # Time alone tells nothing any more.
+                            monkeypatch.setattr(awaiting, "USUAL_INTERVAL", 3600.0)
+                        writer.send(k)
+                        await arrived.wait()
 
-        with reader:
+            async def receive(k: int, arrived: anyio.Event) -> None:
+                assert await reader.recv_async(SECONDS) == k
+                arrived.set()
+
             run(main)
-            job.result()
             assert reader._end._ring.refused() == 1
             assert reader._end._ring.opened() == 0
-        stand_in = reader._end.awaiting._stand_in
+        stand_in = stands_in._stand_in
         assert stand_in is not None
         stand_in.join(SECONDS)
 
