@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from shmcast._codecs.base import Codec
-from shmcast._devices.work import Work
 from shmcast._endpoints import settings
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER, is_orderly
 from shmcast._endpoints.frame_reader import FrameReader
@@ -15,7 +14,7 @@ from shmcast._endpoints.frame_writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, D
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy
-from shmcast._group.communicator import Communicator
+from shmcast._group.broadcasts import Broadcasts
 from shmcast._group.connection import Connection, connect, reconnect
 from shmcast._group.device_setup import choose_lane
 from shmcast._group.group_handle import GroupHandle, checked_place, label_of
@@ -23,7 +22,7 @@ from shmcast._group.lender import Lender
 from shmcast._group.options import Options
 from shmcast._group.single_rank import SingleRank
 from shmcast._nodes.topology import Node, Topology, host_name
-from shmcast.errors import InvalidArgument, PeerDied, WrongRole
+from shmcast.errors import PeerDied
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from shmcast._nodes.leader import LeaderRelay
 
 
-class ShmBroadcaster(Communicator, Lender):
+class ShmBroadcaster(Broadcasts, Lender):
     """Broadcasts Python objects from one rank of a process group to all others, and back.
 
     Making one is a collective: every rank of the group makes it, at the same point of its program
@@ -90,10 +89,6 @@ class ShmBroadcaster(Communicator, Lender):
         SegmentError: another rank could not set up; the message says which one and why.
     """
 
-    # Bound once: in a decode loop every look-up on the way is a cache miss.
-    _send: Callable[[Any, float | None], Work | None]  # on the source
-    _recv: Callable[[float | None, bool], Any]  # elsewhere
-    _begin_recv: Callable[[float | None, bool, Any], Work]
     _relay: LeaderRelay | None = None
 
     def __init__(
@@ -163,134 +158,6 @@ class ShmBroadcaster(Communicator, Lender):
         if connection.is_relayed:
             # (A relay serves other nodes, too: nobody but its owner can end it.)
             weakref.finalize(self, connection.end.give_up).atexit = False
-
-    def broadcast_object(
-        self,
-        obj: Any = None,
-        timeout: float | None = None,
-        copy: bool = True,
-        *,
-        src: int | None = None,
-    ) -> Any:
-        """Send `obj` on the source and receive it on every other rank; return it on all.
-
-        On the source it returns when the object is in shared memory, and returns `obj` itself.
-
-        Device tensors are ready in stream order when it returns, as after a collective of
-        `torch.distributed`: with NCCL the host does not wait for them, unless a `timeout` is given;
-        then it waits until every rank has enqueued its part.
-
-        Args:
-            obj: on the source, anything that the codec can encode; ignored elsewhere.
-            timeout: seconds, None for ever: for room in the ring on the source, for the object
-                elsewhere. What is left of it is for device tensors, at least one second; None:
-                what the process group grants.
-            copy: see `Reader.recv`; ignored on the source.
-            src: the source's global rank, for programs that say it in each call; None: do not.
-
-        Raises:
-            WrongRole: `src` is not the source of this broadcaster, for which its rings were made.
-            DeviceTimeout: a rank has not taken part in the broadcast of the device tensors.
-            DeviceError: they could not be broadcast, or an earlier broadcast of some had failed.
-            NodeLost: another node can't be reached any more; on its side, the source's node.
-            ShmcastError: what `Writer.send` raises on the source, and `Reader.recv` elsewhere.
-        """
-        if src is not None:
-            self._check_source(src)
-        if self.is_src:
-            work = self._send(obj, timeout)
-            if work is not None:
-                work.wait()
-            return obj
-        return self._recv(timeout, copy)
-
-    def broadcast_tensor_dict(
-        self,
-        d: dict[Any, Any] | None = None,
-        timeout: float | None = None,
-        out: Any = None,
-        async_op: bool = False,
-        copy: bool = True,
-        *,
-        src: int | None = None,
-    ) -> Any:
-        """Broadcast a dict: `broadcast_object` that can receive into tensors and need not wait.
-
-        Args:
-            d: on the source, a dict of anything; ignored elsewhere.
-            out: on the other ranks, an object with tensors in the same places, of the same shapes
-                and dtypes, in dicts, lists, tuples, NamedTuples and dataclasses at any depth.
-                They are received into, device or not, and keep their addresses, as CUDA graphs
-                need it. Anything else need not match. Device tensors of 256 KiB and more whose
-                strides match arrive in place, others are copied there.
-            timeout: as for `broadcast_object`.
-            async_op: return as soon as the work on device tensors is enqueued.
-            copy: see `Reader.recv`; ignored on the source.
-            src: as for `broadcast_object`.
-
-        Returns:
-            The dict, on every rank; it has the tensors of `out` where that was given. With
-            `async_op` a `Work`, whose `wait()` returns it.
-
-        Raises:
-            InvalidArgument: `d` is no dict (on the source, before anything is sent); or the message
-                does not match `out`: the error names the path, such as `d["a"][0]`. This rank has
-                then taken part for the others' sake, and `out` is unchanged.
-            ShmcastError: what `broadcast_object` raises.
-        """
-        if src is not None:
-            self._check_source(src)
-        if self.is_src:
-            if d.__class__ is not dict and not isinstance(d, dict):  # (without a call, mostly)
-                raise InvalidArgument(
-                    f"{self._label}: broadcast_tensor_dict() is for a dict, not for a "
-                    f"{type(d).__qualname__}; use broadcast_object()"
-                )
-            work = self._send(d, timeout)
-            if work is not None:
-                return work if async_op else work.wait()
-            return Work.done(d) if async_op else d
-        if out is None and not async_op:
-            return self._recv(timeout, copy)
-        work = self._begin_recv(timeout, copy, out)
-        return work if async_op else work.wait()
-
-    def send(self, obj: Any, timeout: float | None = None) -> None:
-        """Send `obj`: `broadcast_object` for code that runs on the source only.
-
-        Raises:
-            WrongRole: this is another rank.
-            ShmcastError: what `broadcast_object` raises.
-        """
-        if not self.is_src:
-            raise WrongRole(
-                f"{self._label}: send() is for the source, rank {self.src}; call recv() here"
-            )
-        work = self._send(obj, timeout)
-        if work is not None:
-            work.wait()
-
-    def recv(self, timeout: float | None = None, copy: bool = True) -> Any:
-        """Receive an object: `broadcast_object` for code that runs on the other ranks only.
-
-        Raises:
-            WrongRole: this is the source.
-            ShmcastError: what `broadcast_object` raises.
-        """
-        if self.is_src:
-            raise WrongRole(
-                f"{self._label}: recv() is for the other ranks, this is the source; call send()"
-            )
-        return self._recv(timeout, copy)
-
-    def warm(self) -> None:
-        """Make the next `send` faster; see `Writer.warm`. Does nothing on the other ranks.
-
-        Raises:
-            ShmcastError: what `Writer.warm` raises.
-        """
-        if self.is_src:
-            self._warm()
 
     @property
     def handle(self) -> Handle | None:
