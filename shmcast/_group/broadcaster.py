@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from shmcast._codecs.base import Codec
@@ -17,9 +17,11 @@ from shmcast._endpoints.waiting import WaitPolicy
 from shmcast._group.broadcasts import Broadcasts
 from shmcast._group.connection import Connection, connect, reconnect
 from shmcast._group.device_setup import choose_lane
+from shmcast._group.exchange import parties_by
 from shmcast._group.group_handle import GroupHandle, checked_place, label_of
 from shmcast._group.lender import Lender
 from shmcast._group.options import Options
+from shmcast._group.rendezvous import Rendezvous
 from shmcast._group.single_rank import SingleRank
 from shmcast._nodes.topology import Node, Topology, host_name
 from shmcast.errors import PeerDied
@@ -113,18 +115,96 @@ class ShmBroadcaster(Broadcasts, Lender):
         label: str | None = None,
         timeout: float | None = None,
     ) -> None:
-        from shmcast._group.rendezvous import Rendezvous
+        from shmcast._group.gathering import parties_of
 
-        meeting = Rendezvous(group, src, group_src, timeout, label)
+        options = Options(
+            wait, on_reader_death, warn_after, slots, slot_bytes, arena_bytes, pin, on_death,
+            spill_bytes, switch_interval,
+        )  # fmt: skip
+        meeting = Rendezvous(parties_of(group), src, group_src, timeout, label)
+        self._set_up(meeting, options, codec, device_group, device_types)
+
+    @classmethod
+    def over(
+        cls,
+        rank: int,
+        size: int,
+        exchange: Callable[[bytes], Sequence[bytes]],
+        src: int = 0,
+        *,
+        wait: WaitPolicy | None = None,
+        codec: Codec | None = None,
+        on_reader_death: Literal["raise", "drop"] = "raise",
+        on_death: Callable[[PeerDied], object] | None = None,
+        warn_after: float | None = DEFAULT_WARN_AFTER,
+        slots: int = DEFAULT_SLOTS,
+        slot_bytes: int = DEFAULT_SLOT_BYTES,
+        arena_bytes: int = 0,
+        spill_bytes: int = DEFAULT_SPILL_BYTES,
+        pin: bool = False,
+        switch_interval: float | None = None,
+        device_group: ProcessGroup | None = None,
+        device_types: Collection[str] | None = None,
+        label: str | None = None,
+    ) -> ShmBroadcaster:
+        """Make one without a process group, over ranks that the caller can connect: a collective.
+
+        On one node it does not import torch, unless a `device_group` is given. Tensors on a device
+        then travel by host memory, as torch pickles them.
+
+        Args:
+            rank: this process's.
+            size: the number of ranks.
+            exchange: an all-gather of the caller's own: is given bytes, some KB, and returns a list
+                of what each rank has given it in the same call, in the order of ranks. It is called
+                up to 7 times here, and not kept. It should have a time-out, for ranks that never
+                come. After an error on this rank it is called once more, to tell the others.
+            src: the source's rank, the same on all ranks.
+            wait: see `ShmBroadcaster`; so for the others.
+            codec: of the same kind on every rank.
+            on_reader_death: "raise" or "drop".
+            on_death: called in the source's node.
+            warn_after: seconds.
+            slots: of the rings.
+            slot_bytes: of a slot.
+            arena_bytes: of the arena.
+            spill_bytes: of the spill.
+            pin: whether to register the arena with CUDA.
+            switch_interval: seconds.
+            device_group: a process group that carries device tensors, with the same ranks.
+            device_types: of devices whose tensors it carries; needs a `device_group`.
+            label: what errors and `shmcast list` call the broadcaster.
+
+        Raises:
+            InvalidArgument: there is no such rank or source, or `exchange` returns anything else;
+                or the ranks name other sizes or sources, or the same rank, or other codecs.
+            SegmentError: `exchange` has raised an error, which is this one's cause; or another rank
+                could not set up, and the message says which one and why.
+            SharedMemoryFull: on the source; the other ranks then raise SegmentError.
+        """
+        options = Options(
+            wait, on_reader_death, warn_after, slots, slot_bytes, arena_bytes, pin, on_death,
+            spill_bytes, switch_interval,
+        )  # fmt: skip
+        self = cls.__new__(cls)
+        meeting = Rendezvous(parties_by(exchange, rank, size), src, 0, None, label)
+        self._set_up(meeting, options, codec, device_group, device_types)
+        return self
+
+    def _set_up(
+        self,
+        meeting: Rendezvous,
+        options: Options,
+        codec: Codec | None,
+        device_group: ProcessGroup | None,
+        device_types: Collection[str] | None,
+    ) -> None:
+        """Meet the others."""
         self._know(meeting.ranks, meeting.rank, meeting.group_src)
         self.topology: Topology
         self._label, self._group_name = meeting.label, meeting.group_name
         self._lane: DeviceLane | None = None
         error: Exception | None = None
-        options = Options(
-            wait, on_reader_death, warn_after, slots, slot_bytes, arena_bytes, pin, on_death,
-            spill_bytes, switch_interval,
-        )  # fmt: skip
         try:
             options = options.with_settings()
             codec = settings.codec(codec)
@@ -133,9 +213,10 @@ class ShmBroadcaster(Broadcasts, Lender):
             error = caught
         if self.group_size > 1:
             self._use(connect(meeting, options, codec, self._lane, error))
-        elif (error := meeting.error or error) is not None:
-            raise error
         else:
+            meeting.conclude()
+            if (error := meeting.error or error) is not None:
+                raise error
             self.topology = Topology((Node(0, host_name(), self.src, (self.src,)),))
             self._end = SingleRank(self._label)
             self._send, self._warm = self._end.send, self._end.warm

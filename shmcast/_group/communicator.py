@@ -13,15 +13,13 @@ from shmcast._devices.work import Work
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._group.company import Company
-from shmcast._group.notices import Notices
+from shmcast._group.notices import Notices, NoticeStore
 from shmcast._group.options import Options
 from shmcast._group.single_rank import SingleRank
 from shmcast._nodes.topology import Topology
 from shmcast.errors import InvalidArgument, WrongRole
 
 if TYPE_CHECKING:
-    from torch.distributed.distributed_c10d import Store
-
     from shmcast._group.collectives import Collectives
     from shmcast._group.point_to_point import PointToPoint
     from shmcast._nodes.source import SourceRelay
@@ -275,7 +273,7 @@ class Communicator:
         self.is_src: bool = rank == group_src
 
     def _talk_by(
-        self, options: Options, codec: Codec | None, store: Store | None, key: str
+        self, options: Options, codec: Codec | None, store: NoticeStore | None, key: str
     ) -> None:
         """Know what this part needs, once the broadcaster is set up; see `Notices`."""
         self._chosen_codec = codec

@@ -139,6 +139,7 @@ def connect(
         handle = meeting.agree(terms, kind, error, near.make_writer, near.populate)
         topology = meeting.explore(handle, near.attach, near.populate)
         if len(topology.nodes) == 1:
+            meeting.conclude()
             near.begin()
             assert connection is not None  # noqa: S101 (equip() was called)
             return connection

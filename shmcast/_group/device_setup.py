@@ -23,7 +23,9 @@ def choose_lane(
     meeting: Rendezvous,
     codec: Codec | None,
 ) -> DeviceLane | None:
-    """Return what carries device tensors; None: nothing, because the codec is the user's own.
+    """Return what carries device tensors; None: nothing.
+
+    So it is if the codec is the user's own, or there is no process group.
 
     Args:
         device_group: see `ShmBroadcaster`; may be None, so for the next one.
@@ -49,6 +51,14 @@ def choose_lane(
         raise InvalidArgument(
             f"{label}: device_types={device_types!r} is no set of names such as {{'cuda'}}"
         )
+    carrier = meeting.group if device_group is None else device_group
+    if carrier is None:
+        if device_types is not None:
+            raise InvalidArgument(
+                f"{label}: device_types={device_types!r} needs a device_group to carry their "
+                "tensors: without a process group, they travel by host memory"
+            )
+        return None
     from shmcast._devices.lane import DeviceLane
     from shmcast._group.process_group import members
 
@@ -60,5 +70,4 @@ def choose_lane(
                 f"(ranks {device_ranks}) and rank {meeting.rank} of {len(meeting.ranks)} in group "
                 f"(ranks {meeting.ranks}); they must have the same ranks in the same order"
             )
-    carrier = meeting.group if device_group is None else device_group
     return DeviceLane(carrier, device_group is not None, device_types, label, known)

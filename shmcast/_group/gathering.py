@@ -6,6 +6,7 @@ Imported once torch is in use.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import pickle
 import struct
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from shmcast._group.arrivals import Arrivals
-from shmcast._group.process_group import device_of, store_of
+from shmcast._group.parties import Parties
+from shmcast._group.process_group import device_of, group_name, members, resolved, store_of
 from shmcast.errors import SegmentError, Timeout
 
 if TYPE_CHECKING:
@@ -28,6 +30,18 @@ _LONGEST_PAUSE = 0.01
 _LOOK_SECONDS = 0.5
 _ROOM = 4096  # bytes; what every rank sends at once, which is enough but for large groups
 _LENGTH = struct.Struct("<Q")
+
+
+def parties_of(group: ProcessGroup | None) -> Parties:
+    """Return the ranks of a process group; None is the default group.
+
+    Raises:
+        InvalidArgument: this process is not in the group.
+    """
+    ranks, rank = members(group)
+    group = resolved(group)
+    gatherer = functools.partial(Gathering, group) if len(ranks) > 1 else None
+    return Parties(ranks, rank, gatherer, group, group_name(group), store_of(group))
 
 
 class Gathering:
@@ -82,6 +96,9 @@ class Gathering:
             pickle.loads(part[_LENGTH.size : _LENGTH.size + length])  # noqa: S301 (as torch's)
             for part, length in zip(parts, lengths, strict=True)
         ]
+
+    def conclude(self) -> None:
+        """Do nothing: what fails on a rank ends a step for all."""
 
     def _gather_bytes(
         self, mine: bytes, room: int, meanwhile: Callable[[], object] | None

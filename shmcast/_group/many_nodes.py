@@ -108,6 +108,7 @@ class _SetUp:
         offers = dict(zip(meeting.ranks, meeting.share(self._make_offer, error), strict=True))
         meeting.confirm(lambda: self._attach(offers))
         meeting.confirm(lambda: self._join(offers))
+        meeting.conclude()
         if self._writer is not None:
             self._writer.watch_peers()
         if isinstance(self._end, NodeReader):

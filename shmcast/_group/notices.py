@@ -1,7 +1,8 @@
 """What ranks tell one another after the set-up: where what one of them has made on first use is.
 
-By the store through which the group's members have found each other, so that no collective of the
-group is needed: whoever needs something looks for it, and whoever has made it need not wait.
+By the store through which the group's members have found each other, or the source's own, so that
+no collective of the group is needed: whoever needs something looks for it, and whoever has made it
+need not wait.
 """
 
 from __future__ import annotations
@@ -9,16 +10,26 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from shmcast._nodes.deadline import Deadline
 from shmcast.errors import InvalidArgument, SegmentError, Timeout
 
-if TYPE_CHECKING:
-    from torch.distributed.distributed_c10d import Store
-
 _SHORTEST_PAUSE = 0.0005
 _LONGEST_PAUSE = 0.02
+
+
+class NoticeStore(Protocol):
+    """What notices are posted in: a part of torch's `Store`. Its methods raise RuntimeError."""
+
+    def set(self, key: str, value: str, /) -> None:
+        """Keep a value."""
+
+    def check(self, keys: list[str], /) -> bool:
+        """Return whether there are values for all of these."""
+
+    def get(self, key: str, /) -> bytes:
+        """Return a value that is there."""
 
 
 class Notices:
@@ -30,7 +41,7 @@ class Notices:
         label: how errors name this rank.
     """
 
-    def __init__(self, store: Store | None, key: str, label: str) -> None:
+    def __init__(self, store: NoticeStore | None, key: str, label: str) -> None:
         self._store = store
         self._key = key
         self._label = label
@@ -91,7 +102,7 @@ class Notices:
     def _name(self, subject: str) -> str:
         return f"shmcast/{self._key}/{subject}"
 
-    def _reachable(self) -> Store:
+    def _reachable(self) -> NoticeStore:
         if self._store is None:
             raise InvalidArgument(
                 f"{self._label}: gather, scatter, barrier, send and receive between ranks need the "
@@ -102,6 +113,6 @@ class Notices:
 
     def _failed(self, error: RuntimeError) -> SegmentError:
         return SegmentError(
-            f"{self._label}: the process group's store can't be reached, by which the ranks' first "
-            f"gather, barrier or send finds the others; has its rank ended? {error}"
+            f"{self._label}: the store can't be reached by which the ranks' first gather, barrier "
+            f"or send finds the others; has its rank ended? {error}"
         )

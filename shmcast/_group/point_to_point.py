@@ -16,7 +16,7 @@ from shmcast._group.channel_ends import Sink, Source, open_sink, open_source
 from shmcast._group.company import Company
 from shmcast._host.signals import is_interruption
 from shmcast._nodes.deadline import Deadline
-from shmcast._nodes.envelope import flat_views
+from shmcast._nodes.views import flat_views
 from shmcast.errors import (
     Closed,
     DecodeError,

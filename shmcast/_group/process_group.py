@@ -1,4 +1,4 @@
-"""What a process group is to a broadcaster: its ranks, this process's rank, the source, its name.
+"""What a process group is to a broadcaster: its ranks, this process's rank, its name.
 
 Imported once torch is in use.
 """
@@ -92,34 +92,6 @@ def device_of(group: ProcessGroup) -> torch.device:
         return torch.device("cpu")
     kind = sorted(types)[0]
     return torch.device(kind, torch.get_device_module(kind).current_device())
-
-
-def source_rank(ranks: list[int], src: int | None, group_src: int) -> int:
-    """Return the source as a rank in the group.
-
-    Args:
-        ranks: the group's global ranks.
-        src: the source as a global rank; None: `group_src` says it.
-        group_src: the source as a rank in the group.
-
-    Raises:
-        InvalidArgument: there is no such rank, or the two name different ones.
-    """
-    if src is not None:
-        if src not in ranks:
-            raise InvalidArgument(f"src={src!r} is not one of the group's global ranks {ranks}")
-        if group_src not in (0, ranks.index(src)):
-            raise InvalidArgument(
-                f"src={src} is rank {ranks.index(src)} of the group but group_src={group_src}; "
-                "give one of them"
-            )
-        return ranks.index(src)
-    if not isinstance(group_src, int) or not 0 <= group_src < len(ranks):
-        raise InvalidArgument(
-            f"group_src={group_src!r} is not a rank of the group: it has ranks 0 to "
-            f"{len(ranks) - 1} (global ranks {ranks}); a global rank is given as src"
-        )
-    return group_src
 
 
 def group_name(group: ProcessGroup) -> str:

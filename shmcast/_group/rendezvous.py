@@ -1,7 +1,7 @@
-"""How the ranks of a process group come together: it knows groups and ranks, not bytes.
+"""How the ranks of a broadcaster come together: it knows ranks, not bytes.
 
 Set-up is a collective. What goes wrong on one rank is carried to the others, so that none of them
-is left waiting. Imported once torch is in use.
+is left waiting.
 """
 
 from __future__ import annotations
@@ -16,24 +16,19 @@ from shmcast._endpoints import settings
 from shmcast._endpoints.arguments import check_timeout
 from shmcast._endpoints.handle import Handle, geometry_of
 from shmcast._group.codec_kind import CodecKind
-from shmcast._group.gathering import Gathering
 from shmcast._group.group_handle import label_of
-from shmcast._group.process_group import (
-    group_name,
-    members,
-    resolved,
-    source_rank,
-    store_of,
-)
+from shmcast._group.notice_board import NoticeBoard, notices_of
+from shmcast._group.parties import Parties, source_rank
 from shmcast._nodes import topology
+from shmcast._nodes.addresses import Address
 from shmcast._nodes.topology import Topology
 from shmcast.errors import InvalidArgument, SegmentError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-    from torch.distributed.distributed_c10d import Store
 
     from shmcast._devices.lane import Terms
+    from shmcast._group.notices import NoticeStore
 
 _T = TypeVar("_T")
 
@@ -43,36 +38,31 @@ def _do_nothing() -> None:
 
 
 class Rendezvous:
-    """The ranks of a process group that set up a broadcaster, as one of them sees it.
+    """The ranks that set up a broadcaster, as one of them sees it.
 
     Args:
-        group: the process group; None is the default group.
+        parties: the ranks.
         src: the source as a global rank; None to give it by `group_src`.
         group_src: the source as a rank in the group.
-        timeout: seconds for the whole set-up; None: for each of its steps, the process group's own
-            time-out.
+        timeout: seconds for the whole set-up; None: what gathers has its own time-out.
         label: what to call the group; None: what it is called.
-
-    Raises:
-        InvalidArgument: this process is not in the group.
     """
 
     def __init__(
         self,
-        group: ProcessGroup | None,
+        parties: Parties,
         src: int | None,
         group_src: int,
         timeout: float | None = None,
         label: str | None = None,
     ) -> None:
-        self.ranks: list[int]
+        self.ranks: list[int] = parties.ranks
         """The group's global ranks, in the order of the group."""
-        self.rank: int
+        self.rank: int = parties.rank
         """This process's rank in the group."""
-        self.ranks, self.rank = members(group)
-        self.group: ProcessGroup = resolved(group)
-        """The process group."""
-        self.group_name: str = str(label or group_name(self.group))
+        self.group: ProcessGroup | None = parties.group
+        """The process group; None: there is none."""
+        self.group_name: str = str(label or parties.name)
         """What somebody has called the group; "" for nothing."""
         self.label: str = label_of(self.ranks, self.rank, self.group_name)
         """How errors name this rank."""
@@ -88,8 +78,8 @@ class Rendezvous:
             self.error, timeout = error, None
         self.readers: list[int] = [r for r in range(len(self.ranks)) if r != self.group_src]
         """The other ranks in the group: a reader's index is its place here."""
-        self.store: Store | None = store_of(self.group)
-        """By which the group's members found one another; None: it is not known."""
+        self.store: NoticeStore | None = parties.store
+        """By which the ranks find what others have made; None: it is not known."""
         self.key: str = ""
         """The broadcaster's, the same on all ranks and no other's: known when all agree."""
         self._rank_names = [f"rank {rank}" for rank in self.ranks]
@@ -101,10 +91,8 @@ class Rendezvous:
         self._ring_error: Exception | None = None
         # (What gathers must not refer to `self`: in a circle, the process group would outlive its
         # destruction, and a thread of gloo's that outlives Python ends the process by abort().)
-        self._all_gather = (
-            Gathering(self.group, self.label, self._rank_names, timeout).gather
-            if len(self.ranks) > 1
-            else lambda mine, _meanwhile: [mine]
+        self._gatherer = parties.gatherer and parties.gatherer(
+            self.label, self._rank_names, timeout
         )
 
     def agree(
@@ -134,11 +122,18 @@ class Rendezvous:
         """
         error = self.error or error
         handle: Handle | None = None
+        key = secrets.token_hex(16)
+        board: NoticeBoard | None = None
         if error is None and self.rank == self.group_src:
             try:
                 handle = make_ring()
             except Exception as caught:
                 self._ring_error = caught
+            if self.group is None:
+                try:
+                    self.store = board = NoticeBoard(key)
+                except OSError as caught:
+                    error = caught
         offer = _Offer(
             self.rank,
             tuple(self.ranks),
@@ -150,12 +145,16 @@ class Rendezvous:
             topology.machine_id(),
             handle,
             str(self._ring_error or ""),
-            secrets.token_hex(16),
+            key,
+            () if board is None else (*board.addresses,),
         )
         self._offers = self._all_gather(offer, meanwhile)
         self._check(self._offers, error)
-        self.key = self._offers[self.group_src].key
-        return self._offers[self.group_src].handle
+        source = self._offers[self.group_src]
+        self.key = source.key
+        if source.board and board is None:
+            self.store = notices_of(source.board, self.key, self.rank)
+        return source.handle
 
     def explore(
         self,
@@ -312,6 +311,18 @@ class Rendezvous:
             )
             raise SegmentError(f"{self.label}: {said}")
 
+    def conclude(self) -> None:
+        """Come to the end of the set-up, as the others.
+
+        Raises:
+            SegmentError: another rank has not come so far.
+        """
+        if self._gatherer is not None:
+            self._gatherer.conclude()
+
+    def _all_gather(self, mine: Any, meanwhile: Callable[[], object]) -> list[Any]:
+        return [mine] if self._gatherer is None else self._gatherer.gather(mine, meanwhile)
+
     def confirm(self, step: Callable[[], object]) -> None:
         """Take a step of the set-up; raise on every rank if it failed on any.
 
@@ -363,6 +374,8 @@ class _Offer:
     """Why not."""
     key: str
     """What is to be the broadcaster's key, if this is the source."""
+    board: tuple[Address, ...]
+    """Where the source's `NoticeBoard` is; (): it has none."""
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pickle import PickleBuffer
 
 import numpy as np
 import torch
-
-from shmcast._codecs.base import Frame
 
 MESSAGE, CLOSE, HEARTBEAT = 1, 2, 3
 """Kinds of envelopes: frames, the source's end, and nothing, to keep the way open."""
@@ -38,18 +35,8 @@ class Envelope:
     """uint8, `nbytes` of them."""
 
 
-def flat_views(frames: Sequence[Frame]) -> list[memoryview]:
-    """Return the memory of contiguous buffers as views of bytes.
-
-    Raises:
-        TypeError, BufferError: `frames` is no sequence of contiguous buffers.
-    """
-    # (Unlike memoryview.cast(), it takes a zero in the shape, and any format.)
-    return [PickleBuffer(frame).raw() for frame in frames]
-
-
 def pack(frames: Sequence[memoryview], seq: int, estimate: int, kind: int = MESSAGE) -> Envelope:
-    """Copy `frames`, as `flat_views` returns them, and pad them to `estimate` bytes."""
+    """Copy `frames`, as `views.flat_views` returns them, and pad them to `estimate` bytes."""
     lengths = [frame.nbytes for frame in frames]
     table = struct.pack(f"<{len(lengths)}Q", *lengths)
     total = _HEADER.size + len(table) + sum(lengths)

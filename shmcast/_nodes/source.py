@@ -20,12 +20,12 @@ from shmcast._endpoints.peers import ENDED_WITHOUT_CLOSE
 from shmcast._endpoints.statistics import Statistics
 from shmcast._host.log import tell
 from shmcast._nodes.addresses import Address
-from shmcast._nodes.envelope import flat_views
 from shmcast._nodes.failure import CLOSED, Failure, FailurePage
 from shmcast._nodes.gloo_group import leak_at_exit
 from shmcast._nodes.node_ring import NodeWriter, NoRing
 from shmcast._nodes.remote_nodes import CLOSE_SECONDS, RemoteNodes
 from shmcast._nodes.topology import Topology
+from shmcast._nodes.views import flat_views
 from shmcast.errors import Closed, ConcurrentUse, Interrupted, PeerDied, ShmcastError
 
 if TYPE_CHECKING:

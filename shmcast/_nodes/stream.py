@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from shmcast._codecs.base import Frame
 from shmcast._nodes.deadline import Deadline
-from shmcast._nodes.envelope import flat_views
+from shmcast._nodes.views import flat_views
 from shmcast.errors import Closed, PeerDied, ShmcastError, Timeout
 
 _HEADER = struct.Struct("<Q")  # the number of frames; then follow their lengths, and they
