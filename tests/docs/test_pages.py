@@ -62,6 +62,14 @@ def test_the_program_without_torch_distributed_runs(tmp_path: Path) -> None:
     assert {line.split()[1] for line in lines} == {"0", "1"}
 
 
+def test_the_program_without_process_groups_runs(tmp_path: Path) -> None:
+    script = tmp_path / "over.py"
+    script.write_text(_program("over.py"))
+    lines = _run(script).stdout.splitlines()
+    steps = [f"rank {rank} got {{'step': 0}}" for rank in range(3)]
+    assert sorted(lines) == ["[(0, 'done'), (1, 'done'), (2, 'done')]", *steps]
+
+
 def test_the_program_with_replies_runs(tmp_path: Path) -> None:
     script = tmp_path / "hub.py"
     script.write_text(_program("hub.py", "replies.md"))

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import shmcast
 from shmcast import ObjectCodec, PickleCodec, ShmBroadcaster
 from shmcast._nodes import gloo_group
-from tests.support.exchanges import StoreExchange, over_store
+from tests.support.exchanges import StoreExchange, file_store, over_store
 from tests.support.fake_nodes import SPREADS, on_host
 from tests.support.processes import Crew
 from tests.support.subprocess_programs import run_to_its_end
@@ -94,6 +94,7 @@ def fails(
     rank: int, path: str, faulty: tuple[int, ...], fault: str, hosts: tuple[str, ...]
 ) -> tuple[str, str, int]:
     """Make a broadcaster, with a fault on some ranks; return the error, and how many calls."""
+    gathered_of_call_1: list[bytes] = []
 
     def spoil(call: int, gathered: list[bytes]) -> Any:
         nonlocal gathered_of_call_1
@@ -121,7 +122,6 @@ def fails(
                 raise ConnectionResetError("the caller's network is down")
         return gathered
 
-    gathered_of_call_1: list[bytes] = []
     place, size, src, codec = rank, 3, 0, ObjectCodec()
     options: dict[str, Any] = {}
     if rank in faulty:
@@ -149,7 +149,7 @@ def fails(
     options.setdefault("codec", codec)
     if fault == f"raises@{BEFORE_GLOO}" and len({*hosts}) > 1:
         gloo_group.CONNECT_SECONDS = 3.0  # for which the source waits for the leader that fails
-    exchange = StoreExchange(path, rank, 3, spoil)
+    exchange = StoreExchange(file_store(path), rank, 3, spoil)
 
     def make_and_receive() -> None:
         # (Where the last step has failed elsewhere, this rank has a broadcaster.)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, cast
 
-from torch._C._distributed_c10d import FileStore
+from torch._C._distributed_c10d import FileStore, Store
 
 from shmcast import ShmBroadcaster
 from tests.support.fake_nodes import on_host
@@ -14,11 +14,18 @@ from tests.support.fake_nodes import on_host
 SECONDS = timedelta(seconds=30)
 
 
+def file_store(path: str) -> FileStore:
+    """Return the store of a file, the same for all ranks."""
+    store = FileStore(path, -1)
+    store.set_timeout(SECONDS)
+    return store
+
+
 class StoreExchange:
     """An all-gather by a store of torch's, with a fault.
 
     Args:
-        path: of the store's file, the same on all ranks.
+        store: through which the ranks reach one another.
         rank: this process's.
         size: the number of ranks.
         spoil: is given the number of the call, from 1, and what was gathered, and returns what the
@@ -27,13 +34,12 @@ class StoreExchange:
 
     def __init__(
         self,
-        path: str,
+        store: Store,
         rank: int,
         size: int,
         spoil: Callable[[int, list[bytes]], Any] | None = None,
     ) -> None:
-        self._store = FileStore(path, -1)
-        self._store.set_timeout(SECONDS)
+        self._store = store
         self._rank = rank
         self._size = size
         self._spoil = spoil
@@ -52,5 +58,5 @@ class StoreExchange:
 def over_store(rank: int, hosts: tuple[str, ...], path: str, **options: Any) -> ShmBroadcaster:
     """Make a broadcaster of ranks that are on these hosts."""
     with on_host(hosts[rank]):
-        exchange = StoreExchange(path, rank, len(hosts))
+        exchange = StoreExchange(file_store(path), rank, len(hosts))
         return ShmBroadcaster.over(rank, len(hosts), exchange, **options)
