@@ -31,12 +31,13 @@ def parties_by(exchange: AllGather, rank: int, size: int) -> Parties:
             f"exchange={exchange!r} is no function that takes this rank's bytes and returns a list "
             "of every rank's"
         )
-    gatherer = Exchange(exchange, rank, size)
     error = _misfit(rank, size)
     if error is not None:
-        gatherer.refuse(error)
+        Exchange(exchange, rank, size, "").refuse(error)
         raise error
-    return Parties([*range(size)], rank, lambda _label, _names, _timeout: gatherer)
+    return Parties(
+        [*range(size)], rank, lambda label, _names, _timeout: Exchange(exchange, rank, size, label)
+    )
 
 
 def _misfit(rank: object, size: object) -> InvalidArgument | None:
@@ -68,14 +69,15 @@ class Exchange:
         exchange: the caller's function.
         rank: this process's.
         size: the number of ranks.
+        label: how errors name this rank.
     """
 
-    def __init__(self, exchange: AllGather, rank: int, size: int) -> None:
+    def __init__(self, exchange: AllGather, rank: int, size: int, label: str) -> None:
         self._exchange = exchange
         self._rank = rank
         self._size = size
         self._step = 0
-        self._label = f"rank {rank} of {size}"
+        self._label = label
 
     def gather(self, mine: Any, meanwhile: Callable[[], object]) -> list[Any]:
         """Return every rank's object, by rank.

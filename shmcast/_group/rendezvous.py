@@ -7,7 +7,7 @@ is left waiting.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,9 +18,9 @@ from shmcast._endpoints.handle import Handle, geometry_of
 from shmcast._group.codec_kind import CodecKind
 from shmcast._group.group_handle import label_of
 from shmcast._group.notice_board import NoticeBoard, notices_of
+from shmcast._group.offers import Offer, check
 from shmcast._group.parties import Parties, source_rank
 from shmcast._nodes import topology
-from shmcast._nodes.addresses import Address
 from shmcast._nodes.topology import Topology
 from shmcast.errors import InvalidArgument, SegmentError
 
@@ -87,7 +87,7 @@ class Rendezvous:
         """How errors name the ring's members: the readers by index, then the source."""
         self.isolation: str = ""
         """Why ranks of one machine don't share memory; "": they do."""
-        self._offers: list[_Offer] = []
+        self._offers: list[Offer] = []
         self._ring_error: Exception | None = None
         # (What gathers must not refer to `self`: in a circle, the process group would outlive its
         # destruction, and a thread of gloo's that outlives Python ends the process by abort().)
@@ -134,7 +134,7 @@ class Rendezvous:
                     self.store = board = NoticeBoard(key)
                 except OSError as caught:
                     error = caught
-        offer = _Offer(
+        offer = Offer(
             self.rank,
             tuple(self.ranks),
             None if self.error else self.group_src,
@@ -149,7 +149,7 @@ class Rendezvous:
             () if board is None else (*board.addresses,),
         )
         self._offers = self._all_gather(offer, meanwhile)
-        self._check(self._offers, error)
+        check(self._offers, self.ranks, self.label, error)
         source = self._offers[self.group_src]
         self.key = source.key
         if source.board and board is None:
@@ -229,49 +229,6 @@ class Rendezvous:
             return topology.View(view.first, (self.group_src, mine.obstacle))
         return view
 
-    def _check(self, offers: list[_Offer], error: Exception | None) -> None:
-        places = [offer.rank for offer in offers]
-        if places != [*range(len(offers))]:
-            raise InvalidArgument(
-                f"{self.label}: the ranks' numbers in the group are not their places in its "
-                f"collectives: in this order they say {places}; make the group anew, with each "
-                "rank once"
-            )
-        if len({offer.ranks for offer in offers}) > 1:
-            said = "; ".join(f"rank {offer.rank} of the group: {offer.ranks}" for offer in offers)
-            raise InvalidArgument(
-                f"{self.label}: the ranks number the group's members differently: {said}; register "
-                "the group with torch.distributed alike on every rank, or on none"
-            )
-        by_rank = [*zip(self.ranks, offers, strict=True)]
-        if len({offer.group_src for offer in offers} - {None}) > 1:
-            said = ", ".join(f"rank {r} says {offer.group_src}" for r, offer in by_rank)
-            raise InvalidArgument(
-                f"{self.label}: the ranks name different sources by rank in the group: {said}; "
-                "pass the same src or group_src on every rank"
-            )
-        if error is not None:
-            raise error
-        failed = [f"rank {r}: {offer.error}" for r, offer in by_rank if offer.error]
-        if failed:
-            raise InvalidArgument(f"{self.label}: could not set up: {'; '.join(failed)}")
-        if len({offer.terms for offer in offers} - {None}) > 1:
-            said = "; ".join(f"rank {r}: {offer.terms}" for r, offer in by_rank)
-            raise InvalidArgument(
-                f"{self.label}: the ranks differ in what carries device tensors: {said}; pass "
-                "device_group and device_types alike on every rank"
-            )
-        self._check_codecs([(r, offer.codec) for r, offer in by_rank])
-
-    def _check_codecs(self, by_rank: Sequence[tuple[int, CodecKind | None]]) -> None:
-        kinds = [kind for _, kind in by_rank if kind is not None]
-        if kinds and not all(kind.fits(kinds[0]) for kind in kinds):
-            said = ", ".join(f"rank {r} has {kind or 'none'}" for r, kind in by_rank)
-            raise InvalidArgument(
-                f"{self.label}: the ranks have different codecs: {said}; pass the same kind of "
-                "codec on every rank"
-            )
-
     def share(
         self,
         make: Callable[[], _T],
@@ -350,32 +307,6 @@ class Rendezvous:
         raise SegmentError(
             f"{self.label}: {len(failed)} of {len(self.ranks)} ranks could not take part: {said}"
         )
-
-
-@dataclass(frozen=True)
-class _Offer:
-    """What each rank brings to the set-up."""
-
-    rank: int
-    """In the group, as the rank itself knows it."""
-    ranks: tuple[int, ...]
-    """The group's global ranks, as the rank knows them."""
-    group_src: int | None
-    """None: what it was given names no rank."""
-    error: str
-    terms: Terms | None
-    codec: CodecKind | None
-    host: str
-    machine: str
-    """See `Card`."""
-    handle: Handle | None
-    """Of a ring for all ranks, from the source; None: it could not make one."""
-    ring_error: str
-    """Why not."""
-    key: str
-    """What is to be the broadcaster's key, if this is the source."""
-    board: tuple[Address, ...]
-    """Where the source's `NoticeBoard` is; (): it has none."""
 
 
 @dataclass(frozen=True)

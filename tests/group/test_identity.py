@@ -71,10 +71,10 @@ def test_ranks_whose_torch_numbers_the_group_differently_are_told(fresh: tuple[C
 
 
 def out_of_place(rank: int) -> str:
-    from shmcast._group import rendezvous
+    from shmcast._group import gathering
 
     with (
-        mock.patch.object(rendezvous, "members", return_value=([0, 1, 2, 3], 0)),
+        mock.patch.object(gathering, "members", return_value=([0, 1, 2, 3], 0)),
         pytest.raises(shmcast.InvalidArgument) as caught,
     ):
         ShmBroadcaster()

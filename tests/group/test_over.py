@@ -226,6 +226,28 @@ def test_a_rank_whose_exchange_fails_leaves_nobody_waiting(
             assert (kind, rank) in (("PeerDied", 2), ("WrongRole", 0)), told
 
 
+def carries_devices(rank: int, path: str) -> str:
+    """Have device tensors carried by a group, which only some ranks say."""
+    dist.init_process_group("gloo", f"file://{path}-world", rank=rank, world_size=2)
+    exchange = StoreExchange(file_store(path), rank, 2)
+    world = dist.group.WORLD
+    with ShmBroadcaster.over(rank, 2, exchange, device_group=world, device_types={"cpu"}) as bc:
+        got = bc.broadcast_tensor_dict({"t": torch.ones(4)} if bc.is_src else None, SECONDS)
+        assert got["t"].tolist() == [1.0] * 4
+        bc.barrier(SECONDS)
+    with pytest.raises(shmcast.InvalidArgument) as caught:
+        ShmBroadcaster.over(rank, 2, exchange, device_group=None if rank else world)
+    return str(caught.value)
+
+
+def test_a_device_group_carries_device_tensors_if_all_ranks_give_it(
+    fresh: tuple[Crew, str],
+) -> None:
+    crew, path = fresh
+    for error in crew.run(2, carries_devices, path):
+        assert "the ranks differ in what carries device tensors" in error
+
+
 @pytest.mark.parametrize("exchange", [None, 7])
 def test_an_exchange_that_can_not_be_called_is_refused(exchange: Any) -> None:
     with pytest.raises(shmcast.InvalidArgument, match="is no function that takes"):

@@ -18,6 +18,8 @@ from tests.support.processes import results
 
 SECONDS = 30.0
 
+_stores: list[TCPStore] = []  # kept: rank 0 serves it, and may be through before the others
+
 
 @pytest.fixture
 def network() -> Iterator[Network]:
@@ -33,6 +35,7 @@ def network() -> Iterator[Network]:
 def opened(rank: int, size: int, src: int) -> ShmBroadcaster:
     _control.KEEPALIVE = _control.Keepalive(1, 1, 2)  # the tests can't wait for as long
     store = TCPStore(os.environ["MASTER_ADDR"], PORT, size, is_master=rank == 0)
+    _stores.append(store)
     return ShmBroadcaster.over(rank, size, StoreExchange(store, rank, size), src)
 
 
