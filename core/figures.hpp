@@ -100,9 +100,13 @@ struct alignas(kLinePair) Latencies {
     const std::uint64_t step = kSteps + bucket % kSteps;  // (bucket 0 ends where the octaves begin)
     return step << (kFirstOctave - kStepBits + bucket / kSteps);
   }
-  // Count one. Clocks of different containers may differ: nothing takes less than no time.
-  void record(std::int64_t ns) {
-    const auto latency = static_cast<std::uint64_t>(std::max<std::int64_t>(ns, 0));
+  // Count a message that was sent and received then. Clocks of different containers may differ:
+  // nothing takes less than no time. (Unsigned, since `sent_ns` may be anything in a damaged
+  // segment.)
+  void record(std::int64_t sent_ns, std::int64_t received_ns) {
+    const std::uint64_t latency = sent_ns < received_ns ? static_cast<std::uint64_t>(received_ns) -
+                                                              static_cast<std::uint64_t>(sent_ns)
+                                                        : 0;
     add(counts[bucket_of(latency)], 1);
     add(sum_ns, latency);
   }

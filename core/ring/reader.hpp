@@ -221,7 +221,7 @@ class RingReader {
   // Release the message's last slot, after all of it was fetched.
   void end(std::uint64_t payload) {
     release_slot();
-    if (Latencies::takes(peek(figures_.messages))) latencies().record(monotonic_ns() - sent_ns_);
+    if (Latencies::takes(peek(figures_.messages))) latencies().record(sent_ns_, monotonic_ns());
     add(figures_.messages, 1);
     add(figures_.bytes, payload);
   }

@@ -17,6 +17,7 @@
 
 #include "descriptor.hpp"
 #include "layout.hpp"
+#include "wait/gate.hpp"
 
 namespace shmcast {
 
@@ -94,7 +95,8 @@ class Spilling {
   // with this message.
   std::int64_t patience_ends(std::int64_t sent_ns, bool is_crowded) const {
     const std::int64_t patience = is_crowded ? kCrowdedNs : kPatienceNs;
-    return std::max(std::max(moved_ns_, sent_ns) + patience, woken_ns_ + kWakeUpNs);
+    const std::int64_t began = std::max(moved_ns_, std::min(sent_ns, kForever - patience));
+    return std::max(began + patience, woken_ns_ + kWakeUpNs);
   }
 
   // Send the rest of the message, `bytes` bytes, through the slots.
