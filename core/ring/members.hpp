@@ -158,12 +158,13 @@ struct Awaited {
   }
 };
 
-// Wait until all readers have attached. Parks on the endpoint's own gate.
+// Wait until all readers have attached; without any time, look. Parks on the endpoint's own gate.
 template <class Stop>
 Outcome wait_all_attached(const Segment& segment, Waiter& waiter, Gate gate,
                           std::int64_t deadline_ns, Stop stop) {
   const auto ready = [&] { return attached_readers(segment) == segment.geometry().readers; };
   const std::uint64_t& nearby = segment.lobby().gate;  // `arrivals` lies in the same line
+  if (ready()) return Outcome::ready;
   return waiter.wait(gate, deadline_ns, nearby, Beat::no, ready, stop);
 }
 

@@ -65,8 +65,7 @@ class Waiter {
     std::int64_t now = look_at_clock();
     if (now >= deadline_ns) {
       done();
-      if (stop()) return stopped(ready);
-      return ready() ? Outcome::ready : Outcome::timed_out;  // without any time, one look
+      return stop() ? stopped(ready) : Outcome::timed_out;
     }
     if (stage_ == Stage::none) begin(now, beat);
     if (was_late(now)) enter(Stage::park, kForever);  // since it was interrupted

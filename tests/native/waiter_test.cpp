@@ -135,7 +135,6 @@ void a_wait_ends(const WaitPolicy& policy) {
   CHECK(wait(deadline, never) == Outcome::timed_out);
   CHECK(monotonic_ns() >= deadline);
   CHECK(wait(0, never) == Outcome::timed_out);
-  CHECK(waiter.wait(Gate(gate), 0, word, Beat::yes, always, never) == Outcome::ready);
   CHECK(wait(kForever, always) == Outcome::closed);
   CHECK(!Gate(gate).wake());
 }
