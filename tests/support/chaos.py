@@ -168,7 +168,7 @@ class _Round:
         policy = self._rng.choices(policies, (6, 3, 1))[0]
         slow = self._rng.choice((0.0, 0.001, 0.02))
         alarmed, arena = self._rng.random() < 0.2, self._rng.random() < 0.5
-        awaits = not alarmed and self._rng.random() < 0.5
+        awaits = not alarmed and self._rng.random() < self._awaiting
         return Role(self._seed, policy, slow, self._pace, alarmed, arena, awaits)
 
     def play(self) -> None:
