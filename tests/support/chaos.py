@@ -151,8 +151,8 @@ class _Round:
     _writes: Callable[..., Report] = staticmethod(write)
     _reads: Callable[..., Report] = staticmethod(read)
 
-    # How many members receive in event loops. In some rounds one of them gives no answer in 20 s, and why
-    # is not known: 0.5 has them again.
+    # How many members receive in event loops. In some rounds one of them gives no answer in 20 s,
+    # and why is not known: 0.5 has them again.
     _awaiting = 0.0
 
     def __init__(self, chaos: Chaos, seed: int) -> None:
@@ -301,8 +301,6 @@ class _Round:
 class _HubRound(_Round):
     """Both directions: a hub in the place of the writer, members in that of the readers."""
 
-    # One of them gave no answer in 20 s in some rounds, and why is not known: 0.5 has them again.
-    _awaiting = 0.0
     _writes = staticmethod(drive)
     _reads = staticmethod(answer)
 
