@@ -24,7 +24,7 @@ def test_chaos_loses_nothing_and_hangs_nobody() -> None:
     seen = chaos.tally
     assert len(seen.endings) > 1
     happened = (seen.deaths, seen.replacements, seen.stops, seen.alarms, seen.spilled)
-    assert seen.interrupts > 0
+    assert min(seen.cancels, seen.interrupts) > 0
     assert min(seen.messages, *happened) > 0
     assert seen.lost < seen.alarms / 10
 

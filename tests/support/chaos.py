@@ -151,10 +151,6 @@ class _Round:
     _writes: Callable[..., Report] = staticmethod(write)
     _reads: Callable[..., Report] = staticmethod(read)
 
-    # How many members receive in event loops. In some rounds one of them gives no answer in 20 s,
-    # and why is not known: 0.5 has them again.
-    _awaiting = 0.0
-
     def __init__(self, chaos: Chaos, seed: int) -> None:
         self._chaos = chaos
         self._tally = chaos.tally
@@ -172,7 +168,7 @@ class _Round:
         policy = self._rng.choices(policies, (6, 3, 1))[0]
         slow = self._rng.choice((0.0, 0.001, 0.02))
         alarmed, arena = self._rng.random() < 0.2, self._rng.random() < 0.5
-        awaits = not alarmed and self._rng.random() < self._awaiting
+        awaits = not alarmed and self._rng.random() < 0.5
         return Role(self._seed, policy, slow, self._pace, alarmed, arena, awaits)
 
     def play(self) -> None:

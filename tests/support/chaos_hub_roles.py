@@ -19,13 +19,19 @@ AHEAD = 3
 
 @contextlib.contextmanager
 def interrupting(end: Hub | Member, rng: random.Random) -> Iterator[None]:
-    """Interrupt calls of an end from another thread, at random, or never."""
+    """Interrupt calls of an end from another thread, at random, or never.
+
+    More and more seldom: an interrupted send begins anew, and one that takes longer than from one
+    interrupt to the next would never end.
+    """
     over = threading.Event()
     longest = rng.choice((0.0, 0.003, 0.03))
 
     def interrupt() -> None:
-        while not over.wait(rng.random() * longest):
+        pause = longest
+        while not over.wait(rng.random() * pause):
             end.interrupt()
+            pause *= 1.02
 
     thread = threading.Thread(target=interrupt)
     if longest:
