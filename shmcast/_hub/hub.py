@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
-from shmcast._codecs.base import Codec
+from shmcast._codecs.base import Codec, Received
 from shmcast._codecs.object_codec import ObjectCodec
 from shmcast._endpoints import settings
 from shmcast._endpoints.base import Endpoint
@@ -17,7 +17,7 @@ from shmcast._endpoints.waiting import WaitPolicy
 from shmcast._endpoints.warmup import Warmup
 from shmcast._endpoints.writer import Writer
 from shmcast._hub.handle import HubHandle
-from shmcast._hub.hub_end import HubEnd
+from shmcast._hub.hub_end import HubEnd, Whom
 from shmcast.errors import PeerDied
 
 DEFAULT_REPLY_SLOTS = 16
@@ -242,16 +242,7 @@ class Hub(Writer):
             received = self._replies[timeout, copy, ...]
         except Exception as error:
             self._end.not_received(error, ..., timeout)
-        replies: list[Any] = []
-        try:
-            for frames in received:
-                if frames is None:
-                    replies.append(self._end.death_of(len(replies)))
-                else:
-                    replies.append(self._decode(frames))
-        except BaseException as error:
-            self._end.not_decoded(dict(enumerate(received)), len(replies), error)
-        return replies
+        return self._decode_all(received)
 
     async def recv_async(self, index: int, timeout: float | None = None, copy: bool = True) -> Any:
         """Receive the next reply of a member, in a task of an event loop.
@@ -267,16 +258,10 @@ class Hub(Writer):
             RuntimeError: no event loop runs that is known here.
             ShmcastError: what `recv` raises.
         """
-        try:
-            looking = await self._end.awaiting.begin(timeout)
-            while (frames := self._replies[copy, index]) is ...:
-                await looking.again()
-        except Exception as error:
-            self._end.not_received(error, index, timeout)
-        try:
-            return self._end.death_of(index) if frames is None else self._decode(frames)
-        except BaseException as error:
-            self._end.not_decoded({index: frames}, index, error)
+        frames = await self._received(index, timeout, copy)
+        if frames is None:
+            raise self._end.death_of(index)
+        return self._decode_of(index, frames)
 
     async def recv_any_async(
         self, timeout: float | None = None, copy: bool = True
@@ -293,17 +278,10 @@ class Hub(Writer):
             RuntimeError: no event loop runs that is known here.
             ShmcastError: what `recv_any` raises.
         """
-        try:
-            looking = await self._end.awaiting.begin(timeout)
-            while (received := self._replies[copy, None]) is ...:
-                await looking.again()
-        except Exception as error:
-            self._end.not_received(error, None, timeout)
-        index, frames = received
-        try:
-            return index, self._end.death_of(index) if frames is None else self._decode(frames)
-        except BaseException as error:
-            self._end.not_decoded({index: frames}, index, error)
+        index, frames = await self._received(None, timeout, copy)
+        if frames is None:
+            return index, self._end.death_of(index)
+        return index, self._decode_of(index, frames)
 
     async def recv_all_async(self, timeout: float | None = None, copy: bool = True) -> list[Any]:
         """Receive the next reply of each member, in a task of an event loop.
@@ -318,18 +296,34 @@ class Hub(Writer):
             RuntimeError: no event loop runs that is known here.
             ShmcastError: what `recv_all` raises.
         """
+        return self._decode_all(await self._received(..., timeout, copy))
+
+    async def _received(self, whom: Whom, timeout: float | None, copy: bool) -> Any:
+        """Await what a look of `whom` finds."""
+        replies: Any = self._replies  # (its stub tells what is found of each kind of `whom`)
         try:
             looking = await self._end.awaiting.begin(timeout)
-            while (received := self._replies[copy, ...]) is ...:
+            while (received := replies[copy, whom]) is ...:
                 await looking.again()
         except Exception as error:
-            self._end.not_received(error, ..., timeout)
+            self._end.not_received(error, whom, timeout)
+        return received
+
+    # (Those that don't await decode in place: in a decode loop each frame is a cache miss.)
+    def _decode_of(self, index: int, frames: list[Received]) -> Any:
+        try:
+            return self._decode(frames)
+        except BaseException as error:
+            self._end.not_decoded({index: frames}, index, error)
+
+    def _decode_all(self, received: list[list[Received] | None]) -> list[Any]:
         replies: list[Any] = []
         try:
-            for index, frames in enumerate(received):
-                replies.append(
-                    self._end.death_of(index) if frames is None else self._decode(frames)
-                )
+            for frames in received:
+                if frames is None:
+                    replies.append(self._end.death_of(len(replies)))
+                else:
+                    replies.append(self._decode(frames))
         except BaseException as error:
             self._end.not_decoded(dict(enumerate(received)), len(replies), error)
         return replies

@@ -300,6 +300,23 @@ def test_a_members_death_ends_an_awaited_wait_for_another(run: Run, children: Cr
 
 
 @pytest.mark.usefixtures("only_bytes")
+def test_the_death_of_a_member_that_is_dropped_is_raised_to_who_awaits_it(
+    run: Run, children: Crew
+) -> None:
+    with Hub(2, on_member_death="drop") as hub:
+        dying = children.workers[0].start(receive_and_wait, 0, hub.handle)
+        children.workers[1].start(receive_and_wait, 1, hub.handle)
+        hub.wait_ready(SECONDS)
+        hub.send(1)
+
+        async def main() -> None:
+            with once(is_armed(hub), dying.kill), pytest.raises(PeerDied, match="member 0"):
+                await hub.recv_async(0, SECONDS)
+
+        run(main)
+
+
+@pytest.mark.usefixtures("only_bytes")
 def test_a_member_that_closes_ends_an_awaited_wait(run: Run) -> None:
     with Hub(1) as hub:
         member = Member(hub.handle, 0)
