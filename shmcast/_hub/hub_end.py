@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import weakref
 from collections.abc import Callable, Sequence
 from types import EllipsisType
 from typing import TYPE_CHECKING, Literal, NoReturn
@@ -19,8 +18,7 @@ from shmcast._endpoints.waiting import WaitPolicy, core_policy
 from shmcast._host.places import Places
 from shmcast._host.signals import is_interruption
 from shmcast._hub.handle import HubHandle, replies_of
-from shmcast._hub.reply_watch import ReplyWatch
-from shmcast._hub.two_way_end import TwoWayEnd
+from shmcast._hub.two_way_end import TwoWayEnd, has_or_have
 from shmcast.errors import Closed, DecodeError, InvalidArgument, PeerDied, ShmcastError, Timeout
 
 if TYPE_CHECKING:
@@ -97,15 +95,7 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
         return HubHandle(**fields, reply_slots=slots, reply_slot_bytes=slot_bytes)
 
     def _begin(self, memory: _core.Mapping, places: Places) -> None:
-        me = weakref.ref(self)
-
-        def wait_of(peers: Sequence[_core.Peer]) -> Wait:
-            end = me()
-            if end is not None and (wait := end._wait_at_barrier(peers)) is not None:  # noqa: SLF001
-                return wait
-            return _wait_for(peers, () if end is None else end.replies.awaited())
-
-        self._reply_watch = ReplyWatch(self._watch, self.label, self.warn_after, wait_of)
+        self._reply_watch = self._watch_replies()
         self.replies = _core.Hub(
             memory,
             self._ring,
@@ -120,6 +110,17 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
         """The core's end of the replies, for a hot path that gives its errors to `not_received`:
         with a time-out, `copy` and `Whom` in brackets. See `FrameReader.messages`."""
         self._watch.begin(self.replies, places)
+
+    def _wait_of_replies(self, peers: Sequence[_core.Peer]) -> Wait:
+        from shmcast._endpoints.slow_peers import Wait  # rarely needed
+
+        awaited = self.replies.awaited()
+        who = [
+            (peer, "not attached" if peer.state == "vacant" else "")
+            for peer in peers
+            if peer.index in awaited
+        ]
+        return Wait("recv", "a reply" if len(awaited) == 1 else "replies", who)
 
     def _awaited(self) -> tuple[_core.Awaitable, Callable[[], int]]:
         return self.replies, self._ring.attached
@@ -209,8 +210,9 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
         if whom is None:
             return Closed(f"{what}: every member has closed, and all replies were received")
         left = [p.index for p in peers if p.state == "left" and whom in (..., p.index)]
-        has = "has" if len(left) == 1 else "have"
-        return Closed(f"{what}: {self._named(left)} {has} closed, and will reply no more")
+        return Closed(
+            f"{what}: {self._named(left)} {has_or_have(left)} closed, and will reply no more"
+        )
 
     def reply_statistics(self) -> Statistics:
         """Return what was received of replies so far; see `Hub.reply_statistics`."""
@@ -227,10 +229,3 @@ def _action(whom: Whom) -> str:
     if isinstance(whom, int):
         return f"recv({whom})"
     return "recv_any" if whom is None else "recv_all"
-
-
-def _wait_for(peers: Sequence[_core.Peer], awaited: Sequence[int]) -> Wait:
-    from shmcast._endpoints.slow_peers import Wait  # rarely needed
-
-    who = [(p, "not attached" if p.state == "vacant" else "") for p in peers if p.index in awaited]
-    return Wait("recv", "a reply" if len(awaited) == 1 else "replies", who)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
@@ -15,7 +14,6 @@ from shmcast._endpoints.waiting import core_policy
 from shmcast._host.places import Places
 from shmcast._host.signals import add_note, is_interruption
 from shmcast._hub.handle import HubHandle, replies_of
-from shmcast._hub.reply_watch import ReplyWatch
 from shmcast._hub.two_way_end import TwoWayEnd
 from shmcast.errors import Closed, NoMessage, ShmcastError
 
@@ -37,15 +35,7 @@ class MemberEnd(TwoWayEnd, FrameReader):
     replies: _core.ReplyWriter
 
     def _begin(self, memory: _core.Mapping, places: Places) -> None:
-        me = weakref.ref(self)
-
-        def wait_of(peers: Sequence[_core.Peer]) -> Wait:
-            end = me()
-            if end is not None and (wait := end._wait_at_barrier(peers)) is not None:  # noqa: SLF001
-                return wait
-            return _wait_for_room(peers, 0 if end is None else end.replies.lags()[0])
-
-        self._reply_watch = ReplyWatch(self._watch, self.label, self.warn_after, wait_of)
+        self._reply_watch = self._watch_replies()
         self.replies = _core.ReplyWriter(
             memory,
             self._ring,
@@ -58,6 +48,12 @@ class MemberEnd(TwoWayEnd, FrameReader):
         self.outbox: Outbox = self.replies
         """Where replies are put; see `FrameWriter.outbox`."""
         self._watch.begin(self.replies, places)
+
+    def _wait_of_replies(self, peers: Sequence[_core.Peer]) -> Wait:
+        from shmcast._endpoints.slow_peers import Wait  # rarely needed
+
+        lag = self.replies.lags()[0]
+        return Wait("reply", "room", [(peers[-1], f"{lag} fragments behind")])
 
     def publish(self, frames: Sequence[Frame], timeout: float | None = None) -> None:
         """Publish a reply that answers no message; not for an end whose `outbox` is used.
@@ -125,9 +121,3 @@ class MemberEnd(TwoWayEnd, FrameReader):
         from shmcast._endpoints.statistics import Statistics  # (not to be imported at once)
 
         return Statistics(**self.replies.figures(), lag=tuple(self.replies.lags()))
-
-
-def _wait_for_room(peers: Sequence[_core.Peer], lag: int) -> Wait:
-    from shmcast._endpoints.slow_peers import Wait  # rarely needed
-
-    return Wait("reply", "room", [(peers[-1], f"{lag} fragments behind")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -75,12 +76,12 @@ class TwoWayEnd(FrameEnd):
             if isinstance(error, _core.TimedOut):
                 return Timeout(
                     f"{self.label}: barrier timed out after {timeout} s: {self._named(absent)} "
-                    f"{_has(absent)} not come; call it again to go on waiting"
+                    f"{has_or_have(absent)} not come; call it again to go on waiting"
                 )
             states = [peer.state for peer in self._ring.peers()]
             left = [index for index in absent if states[index] == "left"]
             if left and not self._closed and not self._is_told_of_the_exit():
-                who = f"{self._named(left)} {_has(left)}"
+                who = f"{self._named(left)} {has_or_have(left)}"
                 return Closed(f"{self.label}: barrier: {who} closed, and will not come")
         return super()._meaning(error, action, timeout)
 
@@ -91,6 +92,24 @@ class TwoWayEnd(FrameEnd):
     def _named(self, members: Sequence[int]) -> str:
         """Name members by index, the hub by their number."""
         return " and ".join(map(self._names, members)) or "any member"
+
+    def _wait_of_replies(self, peers: Sequence[_core.Peer]) -> Wait:
+        """Say what this end waits for among the replies, outside of a barrier."""
+        raise NotImplementedError
+
+    def _watch_replies(self) -> ReplyWatch:
+        """Make the watch of the replies' waits. It does not keep this end."""
+        from shmcast._endpoints.slow_peers import Wait
+
+        me = weakref.ref(self)
+
+        def wait_of(peers: Sequence[_core.Peer]) -> Wait:
+            end = me()
+            if end is None:  # it is being collected, and waits for nobody
+                return Wait("close", "nobody", [])
+            return end._wait_at_barrier(peers) or end._wait_of_replies(peers)  # noqa: SLF001
+
+        return ReplyWatch(self._watch, self.label, self.warn_after, wait_of)
 
     def _wait_at_barrier(self, peers: Sequence[_core.Peer]) -> Wait | None:
         """Say what this end waits for in a barrier; None: it is in none."""
@@ -118,5 +137,6 @@ class TwoWayEnd(FrameEnd):
             yield
 
 
-def _has(members: Sequence[int]) -> str:
+def has_or_have(members: Sequence[int]) -> str:
+    """Return the word that follows the names of so many."""
     return "has" if len(members) == 1 else "have"
