@@ -13,6 +13,7 @@
 
 #include "check.hpp"
 #include "hub/tail.hpp"
+#include "hub_ends.hpp"
 #include "layout.hpp"
 #include "ring/members.hpp"
 #include "ring/reader.hpp"
@@ -25,16 +26,6 @@
 
 namespace shmcast {
 namespace {
-
-constexpr std::uint32_t kMembers = 3;
-constexpr Geometry kReplies{1, 4, 128};
-constexpr WaitPolicy kAdaptive{WaitPolicy::Mode::adaptive, 20'000};
-
-Geometry messages_of_a_hub() {
-  Geometry geometry{kMembers, 4, 128};
-  geometry.tail = TailGeometry{kMembers, kReplies}.bytes();
-  return geometry;
-}
 
 struct Run {
   const char* name;
