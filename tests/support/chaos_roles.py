@@ -280,7 +280,14 @@ def read(connection: Connection, role: Role, handle: Handle, index: int, rejoin:
 
 
 def _raise(_signal: int, _frame: object) -> None:
-    signal.signal(signal.SIGALRM, signal.SIG_IGN)  # its handler's error would take this one's place
+    # Instead of what the alarms raise, which would take this one's place. And again, until this
+    # process ends: what a handler raises inside of a __del__, a Pidfd's for instance, is lost.
+    signal.signal(signal.SIGALRM, _raise_again)
+    signal.setitimer(signal.ITIMER_REAL, 5.0, 5.0)
+    _raise_again()
+
+
+def _raise_again(*_signal_and_frame: object) -> None:
     raise SystemExit(1)  # passes through everything, and so out of the endpoint's with block
 
 
