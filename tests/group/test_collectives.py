@@ -17,12 +17,11 @@ from torch.distributed import distributed_c10d
 import shmcast
 from shmcast import ShmBroadcaster, WaitPolicy
 from tests.support import ranks
-from tests.support.fake_nodes import TWO, opened
-from tests.support.objects import OBJECTS, fingerprint
+from tests.support.fake_nodes import ONE, TWO, opened
+from tests.support.objects import OBJECTS, Undecodable, Unsendable, fingerprint
 from tests.support.processes import Crew, WorkerFailed, results
 from tests.support.subprocess_programs import wait_until
 
-ONE = ("a", "a", "a", "a")
 HOSTS = {
     "one node": ONE,
     "two nodes": TWO,
@@ -31,16 +30,6 @@ HOSTS = {
 }
 SECONDS = 30.0
 on_hosts = pytest.mark.parametrize("hosts", HOSTS.values(), ids=HOSTS)
-
-
-class Unsendable:
-    def __reduce__(self) -> Any:
-        raise TypeError("it can't be sent")
-
-
-class Undecodable:
-    def __reduce__(self) -> Any:
-        return int, ("no number",)
 
 
 def everything(rank: int, hosts: tuple[str, ...], src: int) -> list[Any]:

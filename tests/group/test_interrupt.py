@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 import shmcast
-from tests.support.fake_nodes import TWO, opened
+from tests.support.fake_nodes import ONE, TWO, opened
 from tests.support.processes import Crew
 
-ONE = ("a", "a", "a", "a")
 HOSTS = {"one node": ONE, "two nodes": TWO, "a node each": ("a", "b", "c", "d")}
 SECONDS = 30.0
 

@@ -14,26 +14,15 @@ import torch.distributed as dist
 import shmcast
 from shmcast import ShmBroadcaster
 from tests.support import ranks
-from tests.support.fake_nodes import TWO, opened
-from tests.support.objects import OBJECTS, fingerprint
+from tests.support.fake_nodes import ONE, TWO, opened
+from tests.support.objects import OBJECTS, Undecodable, Unsendable, fingerprint
 from tests.support.processes import Crew, WorkerFailed, results
 from tests.support.subprocess_programs import wait_until
 
-ONE = ("a", "a", "a", "a")
 HOSTS = {"one node": ONE, "two nodes": TWO, "one each": tuple("abcd")}
 SECONDS = 30.0
 LARGE = 3_000_000
 on_hosts = pytest.mark.parametrize("hosts", HOSTS.values(), ids=HOSTS)
-
-
-class Unsendable:
-    def __reduce__(self) -> Any:
-        raise TypeError("it can't be sent")
-
-
-class Undecodable:
-    def __reduce__(self) -> Any:
-        return int, ("no number",)
 
 
 def around(rank: int, hosts: tuple[str, ...]) -> list[list[str]]:

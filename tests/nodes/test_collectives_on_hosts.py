@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from typing import Any
-
-import pytest
-import torch.distributed as dist
 
 import shmcast
 from shmcast import ShmBroadcaster
-from shmcast._nodes import control as _control
-from tests.support.hosts import PORT, Network, NotPermitted
+from tests.support.hosts import Network, join
 from tests.support.processes import results
 
 SECONDS = 30.0
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    """Two hosts of two ranks each."""
-    try:
-        made = Network(["here", "there"], (2, 2))
-    except NotPermitted as why:
-        pytest.skip(f"no hosts to test on: {why}")
-    yield made
-    made.close()
-
-
-def join(rank: int, size: int) -> None:
-    master = f"tcp://{os.environ['MASTER_ADDR']}:{PORT}"
-    dist.init_process_group("gloo", master, rank=rank, world_size=size)
-    _control.KEEPALIVE = _control.Keepalive(1, 1, 2)  # the tests can't wait for as long
 
 
 def everything(rank: int, size: int) -> list[Any]:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,9 +13,8 @@ import torch.distributed as dist
 
 import shmcast
 from shmcast import ShmBroadcaster
-from shmcast._nodes import control as _control
 from tests.support.device_objects import CPU, MAKERS
-from tests.support.hosts import PORT, Network, NotPermitted
+from tests.support.hosts import PORT, Network, NotPermitted, join
 from tests.support.objects import OBJECTS, describe, fingerprint
 from tests.support.processes import results
 from tests.support.subprocess_programs import ROOT
@@ -27,28 +25,10 @@ EXAMPLE = ROOT / "examples" / "tp_generate.py"
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf")
 
 
-@pytest.fixture
-def network(request: pytest.FixtureRequest) -> Iterator[Network]:
-    """Make hosts and ranks as the test's parameter says, or skip with the reason why not."""
-    names, counts = request.param
-    try:
-        made = Network(names, counts)
-    except NotPermitted as why:
-        pytest.skip(f"no hosts to test on: {why}")
-    yield made
-    made.close()
-
-
 def on_hosts(names: str, *counts: int) -> pytest.MarkDecorator:
     """Parametrize with the hosts' names and how many ranks each has."""
     what = (names.split(), counts)
     return pytest.mark.parametrize("network", [what], indirect=True, ids=[names.replace(" ", "-")])
-
-
-def join(rank: int, size: int) -> None:
-    master = f"tcp://{os.environ['MASTER_ADDR']}:{PORT}"
-    dist.init_process_group("gloo", master, rank=rank, world_size=size)
-    _control.KEEPALIVE = _control.Keepalive(1, 1, 2)  # the tests can't wait for as long
 
 
 def everything(rank: int, size: int) -> tuple[Any, Any, list[tuple[int, ...]], list[str]]:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
-import pytest
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 import shmcast
 from shmcast import ShmBroadcaster
-from shmcast._nodes import control as _control
 from tests.support.exchanges import StoreExchange
-from tests.support.hosts import PORT, Network, NotPermitted
+from tests.support.hosts import PORT, Network, hurry
 from tests.support.processes import results
 
 SECONDS = 30.0
@@ -21,19 +18,8 @@ SECONDS = 30.0
 _stores: list[TCPStore] = []  # kept: rank 0 serves it, and may be through before the others
 
 
-@pytest.fixture
-def network() -> Iterator[Network]:
-    """Two hosts of two ranks each."""
-    try:
-        made = Network(["here", "there"], (2, 2))
-    except NotPermitted as why:
-        pytest.skip(f"no hosts to test on: {why}")
-    yield made
-    made.close()
-
-
 def opened(rank: int, size: int, src: int) -> ShmBroadcaster:
-    _control.KEEPALIVE = _control.Keepalive(1, 1, 2)  # the tests can't wait for as long
+    hurry()
     store = TCPStore(os.environ["MASTER_ADDR"], PORT, size, is_master=rank == 0)
     _stores.append(store)
     return ShmBroadcaster.over(rank, size, StoreExchange(store, rank, size), src)

@@ -28,6 +28,7 @@ def on_host(name: str) -> Iterator[None]:
         topology.obstacle_to, topology.host_name, topology.machine_id = originals
 
 
+ONE = ("a", "a", "a", "a")
 TWO = ("a", "a", "b", "b")
 SPREADS = [TWO, ("a", "b", "c", "d"), ("a", "b", "b", "b"), ("a", "b", "a", "c")]
 

@@ -99,3 +99,17 @@ def fingerprint(obj: Any) -> str:
     if isinstance(obj, list):
         return " ".join(map(fingerprint, obj))
     return repr(obj)
+
+
+class Unsendable:
+    """What no codec encodes."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("it can't be sent")
+
+
+class Undecodable:
+    """What is encoded, and can't be decoded."""
+
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
