@@ -178,9 +178,11 @@ class Oversleep {
 //
 // A spinner that loses its core for longer than an interrupt takes shares the core with another
 // thread or, in a virtual machine, with another guest. It then parks, for as many messages as make
-// up for what it has lost, and for twice as many if it soon loses its core again. Not for a time:
-// in a slow loop, a time is over by the next message. A spinner has also used up its share of the
-// CPU, so that the scheduler lets it come back a slice late, whereas a woken thread preempts.
+// up for what it has lost, and for four times as many if it soon loses its core again: a loss makes
+// each message late that comes while it lasts, so there must be many on time between two of them.
+// Not for a time: in a slow loop, a time is over by the next message. A spinner has also used up
+// its share of the CPU, so that the scheduler lets it come back a slice late, whereas a woken
+// thread preempts.
 class Contention {
  public:
   static constexpr std::int64_t kPreemptedNs = 500 * kMicrosecond;
@@ -189,10 +191,11 @@ class Contention {
   // core was taken away meanwhile.
   bool looked(std::int64_t took_ns, std::int64_t now) {
     if (took_ns < kPreemptedNs) return false;
-    pause_ = since_pause_ < 4 * pause_ ? std::min(2 * pause_, kMost)
+    pause_ = since_pause_ < 4 * pause_ ? std::min(kGrowth * pause_, kMost)
                                        : std::clamp(took_ns / kGainNs, kLeast, kMostAtFirst);
     left_ = pause_;
     until_ns_ = now + kLongestNs;
+    forgotten_ns_ = now + kRememberedNs;
     since_pause_ = 0;
     return true;
   }
@@ -213,6 +216,9 @@ class Contention {
     return left_ > 0;
   }
 
+  // Return whether the core was lost in the last seconds: there may be more threads than cores.
+  bool is_remembered(std::int64_t now) const { return now < forgotten_ns_; }
+
  private:
   // Spinning saves a message about a wake-up.
   static constexpr std::int64_t kGainNs = 30 * kMicrosecond;
@@ -220,11 +226,14 @@ class Contention {
   static constexpr std::int64_t kLeast = 8;
   static constexpr std::int64_t kMostAtFirst = 64;
   static constexpr std::int64_t kMost = 4096;
+  static constexpr std::int64_t kGrowth = 4;  // from one pause to the next
   // And no longer than this, if that is at least a few messages.
   static constexpr std::int64_t kLongestNs = 2'000 * kMillisecond;
+  static constexpr std::int64_t kRememberedNs = 10'000 * kMillisecond;
   std::int64_t pause_ = 0;
   std::int64_t left_ = 0;
   std::int64_t until_ns_ = 0;
+  std::int64_t forgotten_ns_ = 0;
   std::int64_t since_pause_ = 0;
 };
 

@@ -168,7 +168,9 @@ class Waiter {
   bool must_park(std::int64_t now) {
     if (crowded_) return park(figures_.parked_crowded), true;
     if (contention_.is_on(now)) return park(figures_.parked_preempted), true;
-    if (peer_cpu_ != nullptr && LastCpu::is_shared_with(*peer_cpu_)) {
+    // As long as a core is free, the scheduler wakes the peer there.
+    if (contention_.is_remembered(now) && peer_cpu_ != nullptr &&
+        LastCpu::is_shared_with(*peer_cpu_)) {
       return park(figures_.parked_beside_peer), true;
     }
     if (spin_left_ns_ <= 0) return park(figures_.parked_unpaced), true;

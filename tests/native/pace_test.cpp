@@ -197,12 +197,12 @@ void a_core_that_is_lost_again_ends_spinning_for_longer() {
   Contention contention;
   CHECK(contention.looked(4 * kMillisecond, 0));
   CHECK(pause_of(contention) == 64);
-  // Within four pauses it is twice as long, up to a limit.
+  // Within four pauses it is four times as long, up to a limit.
   std::int64_t pause = 64;
   for (int k = 0; k < 10; ++k) {
     for (std::int64_t message = 0; message < 4 * pause - 1; ++message) contention.arrived();
     CHECK(contention.looked(kMillisecond, 0));
-    pause = std::min<std::int64_t>(2 * pause, 4096);
+    pause = std::min<std::int64_t>(4 * pause, 4096);
     CHECK(pause_of(contention) == pause);
   }
   CHECK(pause == 4096);
@@ -229,6 +229,18 @@ void a_pause_ends_in_time_even_if_few_messages_come() {
   CHECK(pause_of(contention) == 4096);
 }
 
+void a_loss_is_remembered_longer_than_its_pause() {
+  Contention contention;
+  const std::int64_t now = 7'000 * kMillisecond;
+  CHECK(!contention.is_remembered(now));
+  CHECK(!contention.looked(499 * kMicrosecond, now));
+  CHECK(!contention.is_remembered(now));
+  CHECK(contention.looked(500 * kMicrosecond, now));
+  while (contention.is_on(now)) contention.arrived();
+  CHECK(contention.is_remembered(now + 9'999 * kMillisecond));
+  CHECK(!contention.is_remembered(now + 10'000 * kMillisecond));
+}
+
 }  // namespace
 }  // namespace shmcast
 
@@ -249,5 +261,6 @@ int main() {
   a_pause_makes_up_for_what_was_lost();
   a_core_that_is_lost_again_ends_spinning_for_longer();
   a_pause_ends_in_time_even_if_few_messages_come();
+  a_loss_is_remembered_longer_than_its_pause();
   std::printf("ok  oversleep, contention\n");
 }
