@@ -1,7 +1,7 @@
 """An engine's load: the driver broadcasts a step, the workers compute, the first of them replies.
 
 A step goes by one transport, the reply by another of the same kind in which the first worker is the
-source. While workers compute, with as many threads as there are CPUs, the driver waits.
+source. While workers compute, with as many threads in all as there are CPUs, the driver waits.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class Engine:
         import torch
 
         threads = torch.get_num_threads()
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        # (More than CPUs in all, and their barriers, which spin, are what would be measured.)
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // (self._seat.size - 1)))
         matrix = torch.ones(256, 256)
         clock = time.monotonic_ns
         arrivals, replies, returns = [], [], []
