@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -56,7 +57,9 @@ def tensor(
     noise = (torch.arange(count) * 31 % 120).to(torch.uint8)
     if dtype is torch.bool:
         noise %= 2
-    return LAYOUTS[layout](noise.view(dtype).view(shape)).to(device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "ComplexHalf support is experimental")  # on a GPU
+        return LAYOUTS[layout](noise.view(dtype).view(shape)).to(device)
 
 
 def describe(obj: Any) -> Any:
