@@ -100,10 +100,16 @@ class Harness:
 
     def _run(self, case: Case) -> list[Row]:
         running = []
+        settled = [*self._crews.values()]
         for name in case.of([*self._peers]):
             if name not in self.skipped:
                 with self._skipping(name, f"{name}: {case}"):
                     running.append(self._begin(name, case))
+        for each in running:
+            if each.crew not in settled:
+                settled.append(each.crew)
+                with self._skipping(each.name, f"{each.name}: {case}"):
+                    self._settle(each)
         order = random.Random(str(case))  # noqa: S311 (the same in each run, no more)
         for number in range(self._turns):
             for each in order.sample(running, len(running)):
@@ -165,6 +171,11 @@ class Harness:
         total = fitting if case.is_rate else min(fitting, case.messages + case.warm_up)
         warm_up = min(case.warm_up, max(1, total // 5))
         return Turn(case, 0, _whole(case, max(1, total - warm_up)), warm_up)
+
+    def _settle(self, each: _Running) -> None:
+        """Take a turn that does not count: new processes make messages late for some 100 ms."""
+        self._report_progress(f"{each.turn.case}: {each.name}, settling")
+        each.crew.ask("turn", each.name, each.turn)
 
     def _turn(self, each: _Running, number: int) -> None:
         turn = dataclasses.replace(each.turn, number=number)

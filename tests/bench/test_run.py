@@ -240,6 +240,25 @@ def test_every_transport_of_a_case_has_a_row_of_all_its_turns() -> None:
         assert row["memory_mib"] >= 0
 
 
+def test_the_first_turn_of_new_processes_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    ask = Crew.ask
+
+    def noted(self: Crew, what: str, *args: Any) -> Any:
+        if what == "turn":
+            asked.append(args[0])
+        return ask(self, what, *args)
+
+    monkeypatch.setattr(Crew, "ask", noted)
+    monkeypatch.setattr(line, "look", lambda: None)  # or a case is repeated
+    with Harness(peers("pipe", "queue"), turns=2) as runs:
+        for _, rows in runs.run([QUICK, dataclasses.replace(QUICK, gap_ms=0.3)]):
+            assert [row["turns"] for row in rows] == [2, 2]
+    probes, turns = 2, 2 * 2
+    assert asked[:3] == ["pipe", "queue", "pipe"]  # the third: both share the crew
+    assert len(asked) == (probes + 1 + turns) + (probes + turns)
+
+
 def test_what_a_message_carries_is_what_readers_sum() -> None:
     case = Case("64 KiB array", 1, 0.2, messages=4, seconds=0.5, lockstep=True, reads=True)
     with Harness(peers("memcpy", "streamed", "loan, just filled"), turns=1) as runs:
