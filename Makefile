@@ -31,7 +31,8 @@ demo: $(VENV)/ready ## generate text with a tensor-parallel model, driven throug
 test: $(VENV)/ready ## run the tests
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/ready ## check style, formatting, types, and that imports run down
+# (basedpyright is pyright in a wheel that has what it needs; pyright's own would fetch it.)
+lint: $(VENV)/ready ## check style, formatting, types (all public ones complete), and that imports run down
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-logo
@@ -41,6 +42,7 @@ lint: $(VENV)/ready ## check style, formatting, types, and that imports run down
 	  $(CXX) $(CXXFLAGS_TEST) -I$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))') \
 	    -fsyntax-only -include $$header -x c++ /dev/null || exit 1; done
 	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/basedpyright --verifytypes shmcast --ignoreexternal
 
 docs: $(VENV)/docs ## build the documentation into build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

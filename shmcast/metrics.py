@@ -27,10 +27,10 @@ try:
         Metric,
     )
     from prometheus_client.registry import Collector
-except ImportError as error:
+except ImportError as _error:
     raise MissingDependency(
         "shmcast.metrics needs prometheus-client: pip install 'shmcast[metrics]'"
-    ) from error
+    ) from _error
 
 if TYPE_CHECKING:
     from shmcast._endpoints.statistics import Statistics

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 from shmcast._devices.work import Work
 from shmcast._group.communicator import Communicator
@@ -58,6 +58,42 @@ class Broadcasts(Communicator):
                 work.wait()
             return obj
         return self._recv(timeout, copy)
+
+    @overload
+    def broadcast_tensor_dict(
+        self,
+        d: dict[Any, Any] | None = None,
+        timeout: float | None = None,
+        out: Any = None,
+        async_op: Literal[False] = False,
+        copy: bool = True,
+        *,
+        src: int | None = None,
+    ) -> dict[Any, Any]: ...
+
+    @overload
+    def broadcast_tensor_dict(
+        self,
+        d: dict[Any, Any] | None = None,
+        timeout: float | None = None,
+        out: Any = None,
+        *,
+        async_op: Literal[True],
+        copy: bool = True,
+        src: int | None = None,
+    ) -> Work: ...
+
+    @overload
+    def broadcast_tensor_dict(
+        self,
+        d: dict[Any, Any] | None = None,
+        timeout: float | None = None,
+        out: Any = None,
+        async_op: bool = False,
+        copy: bool = True,
+        *,
+        src: int | None = None,
+    ) -> Any: ...
 
     def broadcast_tensor_dict(
         self,

@@ -230,13 +230,16 @@ class Communicator:
         """
         return self._irecv_tensor_dict(src, timeout, out, "irecv_tensor_dict")
 
-    def recv_tensor_dict(self, src: int, timeout: float | None = None, out: Any = None) -> Any:
+    def recv_tensor_dict(
+        self, src: int, timeout: float | None = None, out: Any = None
+    ) -> dict[Any, Any]:
         """Receive a dict from another rank: `irecv_tensor_dict`, and wait for it.
 
         Raises:
             ShmcastError: what `irecv_tensor_dict` and its work raise.
         """
-        return self._irecv_tensor_dict(src, timeout, out, "recv_tensor_dict").wait()
+        d: dict[Any, Any] = self._irecv_tensor_dict(src, timeout, out, "recv_tensor_dict").wait()
+        return d
 
     def _irecv_tensor_dict(self, src: int, timeout: float | None, out: Any, action: str) -> Work:
         label = self._company.label

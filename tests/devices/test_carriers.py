@@ -41,7 +41,7 @@ def unsendable(rank: int) -> list[str]:
                     bc.broadcast_object([tensor(), obj])
                 errors.append(str(caught.value))
             with pytest.raises(shmcast.InvalidArgument, match="is for a dict, not for a list"):
-                bc.broadcast_tensor_dict([tensor()])  # type: ignore[arg-type]
+                bc.broadcast_tensor_dict([tensor()])  # type: ignore[call-overload]
         got = bc.broadcast_object([tensor()] if bc.is_src else None, SECONDS)
         assert describe(got) == describe([tensor()])
         assert bc.statistics().messages == 1
