@@ -40,8 +40,10 @@ def test_the_version_is_the_installed_one() -> None:
     assert shmcast.__version__ == version("shmcast")
 
 
-def test_users_own_torch_satisfies_the_requirement() -> None:
-    assert "torch>=2.4" in (requires("shmcast") or [])
+def test_it_requires_numpy_only_and_takes_users_own_torch() -> None:
+    told = requires("shmcast") or []
+    assert [requirement for requirement in told if "extra ==" not in requirement] == ["numpy>=1.24"]
+    assert any(re.fullmatch(r"torch>=2\.4; extra == .torch.", each) for each in told)
 
 
 def test_the_stub_documents_the_core_as_it_is() -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from shmcast import _core
 from shmcast._endpoints.arguments import check_seconds, check_switch_interval
+from shmcast._endpoints.dependencies import needing_torch
 from shmcast._endpoints.ending import Ending
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.loans import address_of
@@ -142,7 +143,8 @@ class FrameEnd:
 
     def _pin(self, pin: bool, mapping: _core.Mapping, nbytes: int, is_writer: bool) -> None:
         if pin:
-            from shmcast._endpoints.pinned import PinnedArena
+            with needing_torch(f"{self.label}: pin=True"):
+                from shmcast._endpoints.pinned import PinnedArena
 
             self._pinned = PinnedArena(mapping, nbytes, is_writer, self.label)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from shmcast import _core
+from shmcast._endpoints.dependencies import needing_torch
 from shmcast.errors import InvalidArgument, ShmcastWarning
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ class Lender:
 
     def empty_tensor(self, shape: Shape, dtype: torch.dtype | None) -> torch.Tensor:
         """Lend a tensor on the CPU; otherwise like `empty`."""
-        import torch
+        with needing_torch(f"{self._label}: empty_tensor()"):
+            import torch
 
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if not isinstance(dtype, torch.dtype):
@@ -224,7 +226,8 @@ class OrdinaryMemory:
 
     def empty_tensor(self, shape: Shape, dtype: torch.dtype | None) -> torch.Tensor:
         """Return a tensor in ordinary memory."""
-        import torch
+        with needing_torch(f"{self.label}: empty_tensor()"):
+            import torch
 
         return torch.empty(shape, dtype=dtype, device="cpu")  # type: ignore[arg-type]
 

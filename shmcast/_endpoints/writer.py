@@ -169,6 +169,7 @@ class Writer(ObjectSender, Endpoint):
             dtype: any; torch's default dtype if None.
 
         Raises:
+            MissingDependency: there is no torch.
             ShmcastError: what `empty` raises.
         """
         return self._end.empty_tensor(shape, dtype)

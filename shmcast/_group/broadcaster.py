@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from shmcast._codecs.base import Codec
 from shmcast._endpoints import settings
+from shmcast._endpoints.dependencies import needing_torch
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER, is_orderly
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, DEFAULT_SPILL_BYTES
@@ -83,6 +84,7 @@ class ShmBroadcaster(Broadcasts, Lender):
         topology: which ranks share a node, and who leads it; the same on every rank.
 
     Raises:
+        MissingDependency: there is no torch; `over` makes broadcasters without it.
         InvalidArgument: no such rank in the group, this process is not in the group, or the ranks
             name different sources or device groups, or have different codecs. Of the device group:
             it has other ranks, or no backend for one of the `device_types`.
@@ -115,7 +117,8 @@ class ShmBroadcaster(Broadcasts, Lender):
         label: str | None = None,
         timeout: float | None = None,
     ) -> None:
-        from shmcast._group.gathering import parties_of
+        with needing_torch("ShmBroadcaster() for a process group"):
+            from shmcast._group.gathering import parties_of
 
         options = Options(
             wait, on_reader_death, warn_after, slots, slot_bytes, arena_bytes, pin, on_death,
@@ -149,7 +152,7 @@ class ShmBroadcaster(Broadcasts, Lender):
     ) -> ShmBroadcaster:
         """Make one without a process group, over ranks that the caller can connect: a collective.
 
-        On one node it does not import torch, unless a `device_group` is given. Tensors on a device
+        On one node it needs no torch, unless a `device_group` is given. Tensors on a device
         then travel by host memory, as torch pickles them.
 
         Args:
@@ -178,6 +181,7 @@ class ShmBroadcaster(Broadcasts, Lender):
         Raises:
             InvalidArgument: there is no such rank or source, or `exchange` returns anything else;
                 or the ranks name other sizes or sources, or the same rank, or other codecs.
+            MissingDependency: there is no torch, and the ranks are on several nodes.
             SegmentError: `exchange` has raised an error, which is this one's cause; or another rank
                 could not set up, and the message says which one and why.
             SharedMemoryFull: on the source; the other ranks then raise SegmentError.

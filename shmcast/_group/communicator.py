@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from shmcast._codecs.base import Codec
 from shmcast._codecs.object_codec import ObjectCodec
 from shmcast._devices.work import Work
+from shmcast._endpoints.dependencies import needing_torch
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._group.company import Company
@@ -242,19 +243,18 @@ class Communicator:
         return d
 
     def _irecv_tensor_dict(self, src: int, timeout: float | None, out: Any, action: str) -> Work:
-        label = self._company.label
+        from shmcast._group.staging import unstaged
+
+        label, timeout = self._company.label, self._patient(timeout)
+        if out is None:
+            return self._sends().irecv(src, timeout, action, unstaged)
+        with needing_torch(f"{label}: {action}(out=)"):
+            from shmcast._devices.receive import receive_into
 
         def finish(obj: Any) -> Any:
-            from shmcast._group.staging import unstaged
+            return receive_into(label, unstaged(obj), out).wait()
 
-            d = unstaged(obj)
-            if out is None:
-                return d
-            from shmcast._devices.receive import receive_into  # (imports torch)
-
-            return receive_into(label, d, out).wait()
-
-        return self._sends().irecv(src, self._patient(timeout), action, finish)
+        return self._sends().irecv(src, timeout, action, finish)
 
     def _staged(self, d: dict[Any, Any], action: str) -> dict[Any, Any]:
         if not isinstance(d, dict):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shmcast._codecs.base import Codec
 from shmcast._devices.work import Work
+from shmcast._endpoints.dependencies import needing_torch
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._endpoints.objects import ObjectReceiver, ObjectSender, checked_codec
@@ -147,8 +148,12 @@ def connect(
         near.undo()
         raise
     near.undo()
-    from shmcast._group.many_nodes import connect_many_nodes
-
+    try:
+        with needing_torch(f"{meeting.label}: a group that spans nodes"):
+            from shmcast._group.many_nodes import connect_many_nodes
+    except Exception as caught:
+        meeting.share(lambda: None, late_error or caught)  # which raises it, here and elsewhere
+        raise
     relay = connect_many_nodes(meeting, topology, options, warm_receive, equip, late_error)
     assert connection is not None  # noqa: S101 (as above)
     connection.relay, connection.is_relayed = relay, True
@@ -200,9 +205,9 @@ def _begin_plain(
     out: Any,
 ) -> Work:
     """Receive an object into `out`, with a codec that knows no device tensors."""
-    obj = recv(timeout, copy)
     if out is None:
-        return Work.done(obj)
-    from shmcast._devices.receive import receive_into  # (imports torch)
+        return Work.done(recv(timeout, copy))
+    with needing_torch(f"{label}: broadcast_tensor_dict(out=)"):
+        from shmcast._devices.receive import receive_into
 
-    return receive_into(label, obj, out)
+    return receive_into(label, recv(timeout, copy), out)

@@ -9,16 +9,14 @@ import dataclasses
 import os
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from shmcast._endpoints.description import Description
 from shmcast._endpoints.frame_end import FrameEnd
-from shmcast._endpoints.handle import Handle
 from shmcast._group.group_handle import title_of
+from shmcast._group.offers import NodesOffer
 from shmcast._group.one_node import ALL_MUST_RECEIVE
 from shmcast._group.options import Options
 from shmcast._group.rendezvous import Rendezvous
-from shmcast._nodes.addresses import Address
 from shmcast._nodes.failure import FailurePage
 from shmcast._nodes.leader import LeaderRelay
 from shmcast._nodes.node_ring import NodeReader, NodeWriter
@@ -56,23 +54,6 @@ def connect_many_nodes(
     except BaseException:
         set_up.undo()
         raise
-
-
-@dataclass(frozen=True)
-class _Offer:
-    """What the other ranks need to know of a rank; of most, nothing but the process."""
-
-    pid: int
-    handle: Handle | None = None
-    """Of its node's ring, from the leader."""
-    failure_page: str = ""
-    """The name of its node's page, from the leader."""
-    key: str = ""
-    """Of the relay's groups, from the source."""
-    addresses: tuple[Address, ...] = ()
-    """Where the leaders find the source, from the source."""
-    store_port: int = 0
-    """Where they find its store, from the source."""
 
 
 class _SetUp:
@@ -130,15 +111,15 @@ class _SetUp:
         if self._page is not None:
             self._page.unlink()
 
-    def _make_offer(self) -> _Offer:
+    def _make_offer(self) -> NodesOffer:
         if self._rank == self._src:
             return self._make_source()
         if self._rank != self._node.leader:
-            return _Offer(os.getpid())
+            return NodesOffer(os.getpid())
         writer, page = self._make_ring(f"rank {self._rank}, which relays to it, on {self._node}")
-        return _Offer(os.getpid(), writer.handle, page.name)
+        return NodesOffer(os.getpid(), writer.handle, page.name)
 
-    def _make_source(self) -> _Offer:
+    def _make_source(self) -> NodesOffer:
         if self._readers:
             self._make_ring(f"rank {self._rank} on {self._node}")
         key = secrets.token_hex(16)
@@ -153,7 +134,7 @@ class _SetUp:
             warn_after=self._options.warn_after,
         )
         page = "" if self._page is None else self._page.name
-        return _Offer(
+        return NodesOffer(
             os.getpid(), source.handle, page, key, tuple(source.addresses), source.store_port
         )
 
@@ -175,7 +156,7 @@ class _SetUp:
             writer.advise(ALL_MUST_RECEIVE)
         return writer, page
 
-    def _attach(self, offers: dict[int, _Offer]) -> None:
+    def _attach(self, offers: dict[int, NodesOffer]) -> None:
         if self._rank == self._src:
             return
         node, topology = self._node, self._topology
@@ -201,7 +182,7 @@ class _SetUp:
         if self._rank == node.leader:
             self._connect_relay(offers[self._src])
 
-    def _connect_relay(self, source: _Offer) -> None:
+    def _connect_relay(self, source: NodesOffer) -> None:
         assert self._page is not None and self._writer is not None  # noqa: S101, PT018
         self._relay = LeaderRelay(
             self._writer,
@@ -217,7 +198,7 @@ class _SetUp:
         self._end.on_death = self._relay.report
         self._relay.connect([*source.addresses], source.key, self._rank, source.store_port)
 
-    def _join(self, offers: dict[int, _Offer]) -> None:
+    def _join(self, offers: dict[int, NodesOffer]) -> None:
         """Make the relay's first gloo group, and what this rank sends or receives with."""
         if isinstance(self._end, SourceRelay):
             self._end.join({leader: offers[leader].pid for leader in self._leaders})

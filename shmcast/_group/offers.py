@@ -41,6 +41,26 @@ class Offer:
     """Where the source's `NoticeBoard` is; (): it has none."""
 
 
+@dataclass(frozen=True)
+class NodesOffer:
+    """What others need to know of a rank if there are several nodes; of most, the process only.
+
+    (Not beside what makes it, which needs torch: a rank without any must be able to read it.)
+    """
+
+    pid: int
+    handle: Handle | None = None
+    """Of its node's ring, from the leader."""
+    failure_page: str = ""
+    """The name of its node's page, from the leader."""
+    key: str = ""
+    """Of the relay's groups, from the source."""
+    addresses: tuple[Address, ...] = ()
+    """Where the leaders find the source, from the source."""
+    store_port: int = 0
+    """Where they find its store, from the source."""
+
+
 def check(offers: list[Offer], ranks: list[int], label: str, error: Exception | None) -> None:
     """Find out whether the ranks fit together.
 
