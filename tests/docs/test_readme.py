@@ -6,12 +6,13 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 from readme_renderer import markdown
 
-ROOT = Path(__file__).parents[2]
+from tests.support import quick_start
+from tests.support.pages import ROOT, anchors
+
 README = ROOT / "README.md"
 HOME = "https://github.com/shmcast/shmcast/blob/main/"
 PICTURES = "https://raw.githubusercontent.com/shmcast/shmcast/main/"
@@ -37,12 +38,6 @@ def _links(html: str) -> _Links:
     found = _Links()
     found.feed(html)
     return found
-
-
-def _anchors(page: Path) -> set[str]:
-    """Return the anchors of a page's headings, as the forge makes them."""
-    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +71,7 @@ def test_on_the_forge_every_link_and_picture_is_there() -> None:
         if not target.startswith(("https://", "#")):
             path, _, anchor = target.partition("#")
             assert (ROOT / path).exists(), target
-            assert not anchor or anchor in _anchors(ROOT / path), target
+            assert not anchor or anchor in anchors(ROOT / path), target
 
 
 def test_on_a_package_index_every_link_is_absolute_and_leads_to_the_repository(
@@ -98,14 +93,5 @@ def test_on_a_package_index_the_picture_is_shown(rendered: str) -> None:
         assert (ROOT / picture.removeprefix(PICTURES)).exists(), picture
 
 
-def test_its_program_runs(tmp_path: Path) -> None:
-    [program] = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    script = tmp_path / "program.py"
-    script.write_text(program)
-    ran = subprocess.run(  # noqa: S603
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=55, check=False
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.splitlines() == [
-        f"worker got {{'step': {n}, 'tokens': [{n}, {n}, {n}, {n}]}}" for n in range(3)
-    ]
+def test_its_program_runs() -> None:
+    quick_start.run(sys.executable)
