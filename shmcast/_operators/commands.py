@@ -2,7 +2,7 @@
 
 Exit codes: 0 done, and nothing is wrong; 1 the system refuses, as stderr tells; 2 no such command
 or option; 3 there is nothing of that pid or label; 4 somebody holds the others up (`diagnose`), or
-something does not work here (`doctor`).
+something does not work here (`doctor`, `bench`); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
+from shmcast._endpoints.arguments import MAX_READERS
 from shmcast._host import reports, shared_memory
 from shmcast._host.process import stack_of
 from shmcast._operators import diagnosis, doctor, listing
@@ -65,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Look at this user's broadcasters and hubs on this host. Nothing is changed "
         "but by clean.",
         epilog="exit codes: 0 nothing is wrong, 1 the system refuses, 2 no such option, 3 nothing "
-        "found, 4 somebody is stuck (diagnose) or something does not work (doctor)",
+        "found, 4 somebody is stuck (diagnose) or something does not work (doctor, bench), "
+        "130 interrupted",
     )
     parser.add_argument("--version", action="version", version=f"shmcast {version('shmcast')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -89,6 +91,18 @@ def _parser() -> argparse.ArgumentParser:
         "p p99, g lag, c CPU; also keys while it runs, as is q to quit"
     )  # fmt: skip
     top.add_argument("--seconds", type=_seconds, default=1.0, help="between two looks (default: 1)")
+    bench = command(
+        "bench",
+        _bench,
+        "measure shmcast beside gloo and a Pipe, on this machine",
+        "Measures how long messages take by shmcast, by torch's broadcast_object_list over gloo "
+        "and by a multiprocessing.Pipe for each reader, in turns. It takes about a minute.",
+    )
+    bench.add_argument("--seconds", type=_seconds, default=0.4, help="of a turn (default: 0.4)")
+    bench.add_argument(
+        "--readers", type=_readers, action="append", metavar="N",
+        help="how many receive (default: 1, and one for each CPU but one, up to 4)",
+    )  # fmt: skip
     command("doctor", _doctor, "tell what this host or container lacks")
     clean = command(
         "clean",
@@ -127,6 +141,13 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _readers(text: str) -> int:
+    readers = int(text)
+    if not 0 < readers <= MAX_READERS:
+        raise ValueError
+    return readers
+
+
 def _top(arguments: argparse.Namespace) -> int:
     if arguments.json:
         before = {s.name: s for s in all_snapshots()}
@@ -152,6 +173,21 @@ def _doctor(arguments: argparse.Namespace) -> int:
     findings = doctor.examine()
     _print(arguments, [dataclasses.asdict(f) for f in findings], doctor.as_text(findings))
     return SOMETHING_WRONG if any(f.status == "bad" for f in findings) else 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from shmcast._operators.bench import cases, figures, transports  # (rarely needed)
+
+    rows = figures.measure(arguments.readers or cases.reader_counts(), arguments.seconds, _tell)
+    _print(arguments, [dataclasses.asdict(row) for row in rows], figures.as_text(rows))
+    failed = any(row.error for row in rows if row.transport == transports.OURS)
+    return SOMETHING_WRONG if failed else 0
+
+
+def _tell(text: str) -> None:
+    """Tell somebody who waits what is under way."""
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 (its purpose)
 
 
 def _clean(arguments: argparse.Namespace) -> int:
