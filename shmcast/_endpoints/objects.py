@@ -9,6 +9,7 @@ from shmcast._codecs.base import Codec
 from shmcast._codecs.object_codec import ObjectCodec
 from shmcast._codecs.pickle_codec import PickleCodec
 from shmcast._core import MemoryChanged
+from shmcast._endpoints import tracing
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import Outbox
 from shmcast._endpoints.warmup import Warmup
@@ -93,8 +94,9 @@ class ObjectSender:
         self._codec = codec
         self._warmup = warmup
         # Bound once: in a decode loop every look-up on the way is a cache miss.
-        self._encode = codec.encode
-        self._outbox = sink.outbox
+        tracer = tracing.chosen()
+        self._encode = tracing.call(tracer, tracing.ENCODE, codec.encode)
+        self._outbox = tracing.outbox(tracer, sink.outbox)
         if warmup is not None:
             warmup.send_as(self, ObjectSender.send)
 
@@ -169,8 +171,9 @@ class ObjectReceiver:
     def __init__(self, source: FrameReader, codec: Codec, warmup: Warmup | None) -> None:
         self._source = source
         # Bound once: in a decode loop every look-up and every frame is a cache miss.
-        self._messages = source.messages
-        self._decode = codec.decode
+        tracer = tracing.chosen()
+        self._messages = tracing.messages(tracer, source.messages, source.keep)
+        self._decode = tracing.call(tracer, tracing.DECODE, codec.decode)
         self._keep = source.keep
         if warmup is not None:
             warmup.receive_as(self, ObjectReceiver.recv)

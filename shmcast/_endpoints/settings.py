@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from shmcast._codecs.base import Codec
@@ -23,6 +23,7 @@ CODEC = "SHMCAST_CODEC"
 TIMEOUT = "SHMCAST_TIMEOUT"
 SET_UP_TIMEOUT = "SHMCAST_SETUP_TIMEOUT"
 SWITCH_INTERVAL = "SHMCAST_SWITCH_INTERVAL"
+TRACE = "SHMCAST_TRACE"
 
 _T = TypeVar("_T")
 
@@ -63,6 +64,21 @@ def codec(chosen: Codec | None) -> Codec | None:
     """
     what = '"object", "pickle", or module:attribute of a codec or of what makes one'
     return _setting(CODEC, chosen, _codec, what)
+
+
+def choice(variable: str, noun: str, makers: Mapping[str, Callable[[], _T]]) -> _T | None:
+    """Return what the operator has chosen by its name; None: nothing.
+
+    Args:
+        variable: in the environment.
+        noun: what it is, as the error names it.
+        makers: what makes it, by name.
+
+    Raises:
+        InvalidArgument: there is none of that name, or it can't be made here.
+    """
+    what = f"{noun} that there is here, of {', '.join(makers)}"
+    return _setting(variable, None, lambda text: makers[text](), what)
 
 
 def _setting(variable: str, chosen: _T, parse: Callable[[str], _T], what: str) -> _T:

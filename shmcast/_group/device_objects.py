@@ -5,17 +5,20 @@ Imported once torch is in use.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from shmcast._devices.codec import with_tensors
 from shmcast._devices.lane import DeviceLane
 from shmcast._devices.manifest import has_manifest
 from shmcast._devices.receive import receive_into
 from shmcast._devices.work import Work
+from shmcast._endpoints import tracing
 from shmcast._endpoints.arguments import check_seconds
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.objects import FrameSink, ObjectReceiver, refused, unsendable
+from shmcast._endpoints.tracing import Tracer
 from shmcast._endpoints.warmup import Warmup
 from shmcast._host.signals import is_interruption
 from shmcast.errors import DeviceError
@@ -36,8 +39,10 @@ class DeviceSender:
         self._codec = lane.codec
         self._warmup = warmup
         # Bound once: in a decode loop every look-up on the way is a cache miss.
-        self._encode = lane.codec.encode
-        self._outbox = sink.outbox
+        tracer = tracing.chosen()
+        self._encode = tracing.call(tracer, tracing.ENCODE, lane.codec.encode)
+        self._outbox = tracing.outbox(tracer, sink.outbox)
+        self._broadcast = _traced(tracer, lane.send)
         if warmup is not None:
             warmup.send_as(self, DeviceSender.begin, _lane=None)
 
@@ -82,7 +87,7 @@ class DeviceSender:
             raise told from error
         if outgoing is None:
             return None
-        return self._lane.send(outgoing, obj, _left(timeout, began))
+        return self._broadcast(outgoing, obj, _left(timeout, began))
 
     def warm(self) -> None:
         """Warm up the next `begin`; see `ObjectSender.warm`."""
@@ -100,7 +105,7 @@ class DeviceReceiver(ObjectReceiver):
 
     def __init__(self, source: FrameReader, lane: DeviceLane, warmup: Warmup | None) -> None:
         super().__init__(source, lane.codec, warmup)
-        self._lane = lane
+        self._receive = _traced(tracing.chosen(), lane.receive)
         if warmup is not None:
             warmup.receive_as(self, DeviceReceiver.recv)
 
@@ -112,7 +117,7 @@ class DeviceReceiver(ObjectReceiver):
         except Exception as error:
             self._source.fail(error, timeout)
         if len(frames) > 1 and has_manifest(frames):
-            return self._lane.receive(frames, None, _left(timeout, began)).wait()
+            return self._receive(frames, None, _left(timeout, began)).wait()
         try:
             return self._decode(frames)
         except BaseException as error:
@@ -142,13 +147,28 @@ class DeviceReceiver(ObjectReceiver):
         except Exception as error:
             self._source.fail(error, timeout)
         if has_manifest(frames):
-            return self._lane.receive(frames, out, _left(timeout, began))
+            return self._receive(frames, out, _left(timeout, began))
         try:
             obj = self._decode(frames)
         except BaseException as error:
             self._keep(frames)
             self._source.not_decoded(frames, error)
         return receive_into(self._source.label, obj, out)
+
+
+_Begin = TypeVar("_Begin", bound=Callable[..., Work])
+
+
+def _traced(tracer: Tracer | None, begin: _Begin) -> _Begin:
+    """Return what begins a broadcast of tensors, with ranges around that and around its end."""
+    if tracer is None:
+        return begin
+    begun = tracing.call(tracer, "shmcast.device", begin)
+
+    def traced(*args: Any) -> Work:
+        return Work(tracing.call(tracer, "shmcast.device_wait", begun(*args).wait))
+
+    return traced  # type: ignore[return-value]
 
 
 def _left(timeout: float | None, began: float) -> float | None:

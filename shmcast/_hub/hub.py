@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from shmcast._codecs.base import Codec, Received
 from shmcast._codecs.object_codec import ObjectCodec
-from shmcast._endpoints import settings
+from shmcast._endpoints import settings, tracing
 from shmcast._endpoints.base import Endpoint
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER
 from shmcast._endpoints.frame_writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, DEFAULT_SPILL_BYTES
@@ -123,8 +123,9 @@ class Hub(Writer):
         Endpoint.__init__(self, end)
         ObjectSender.__init__(self, end, codecs[0], sending)
         # Bound once: in a decode loop every look-up on the way is a cache miss.
-        self._replies = end.replies
-        self._decode = codecs[1].decode
+        tracer = tracing.chosen()
+        self._replies = end.replies if tracer is None else end.traced_replies(tracer)
+        self._decode = tracing.call(tracer, tracing.DECODE, codecs[1].decode)
 
     def recv(
         self,

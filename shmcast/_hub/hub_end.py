@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from types import EllipsisType
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from shmcast import _core
 from shmcast._codecs.base import Received
@@ -14,6 +14,7 @@ from shmcast._endpoints.awaited_end import AwaitedEnd
 from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.members import identity
+from shmcast._endpoints.tracing import TracedWaits, Tracer
 from shmcast._endpoints.waiting import WaitPolicy, core_policy
 from shmcast._host.places import Places
 from shmcast._host.signals import is_interruption
@@ -110,6 +111,21 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
         """The core's end of the replies, for a hot path that gives its errors to `not_received`:
         with a time-out, `copy` and `Whom` in brackets. See `FrameReader.messages`."""
         self._watch.begin(self.replies, places)
+
+    def traced_replies(self, tracer: Tracer) -> Any:
+        """Return the replies with a range around each wait for some."""
+        return TracedWaits(tracer, self.replies, lambda asked: len(asked) == 3, self._take_back)
+
+    def _take_back(self, asked: tuple[float | None, bool, Whom], received: Any) -> None:
+        whom = asked[-1]
+        if whom is None:
+            received = [received]
+        elif whom is ...:
+            received = enumerate(received)
+        else:
+            received = [(whom, received)]
+        for index, frames in received:
+            self.replies.keep(index, frames)
 
     def _wait_of_replies(self, peers: Sequence[_core.Peer]) -> Wait:
         from shmcast._endpoints.slow_peers import Wait  # rarely needed

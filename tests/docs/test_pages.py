@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import shmcast
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +54,16 @@ def test_the_first_program_runs_under_torchrun(tmp_path: Path) -> None:
     ran = _run(script, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3")
     done = re.findall(r"rank \d of 3 done", ran.stdout)
     assert sorted(done) == [f"rank {rank} of 3 done" for rank in range(3)]
+
+
+def test_the_program_that_is_traced_has_a_row_for_each_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHMCAST_TRACE", "torch")
+    script = tmp_path / "traced.py"
+    script.write_text(_program("traced.py", "tracing.md"))
+    ran = _run(script, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    assert sorted(re.findall(r"shmcast\.\w+", ran.stdout)) == ["shmcast.decode", "shmcast.wait"]
 
 
 def test_the_program_without_torch_distributed_runs(tmp_path: Path) -> None:

@@ -1,0 +1,238 @@
+"""`SHMCAST_TRACE`: a profiler's ranges around the steps of a message, and nothing without it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch.cuda.nvtx
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile
+
+import shmcast
+from shmcast import Hub, Member, ObjectCodec, Reader, ShmBroadcaster, Writer
+from shmcast._endpoints import tracing
+from tests.support.device_objects import CPU, LARGE
+from tests.support.objects import tensor
+from tests.support.processes import Crew
+
+SECONDS = 30.0
+
+
+@pytest.fixture
+def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHMCAST_TRACE", "torch")
+
+
+@pytest.fixture
+def by_nvtx(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stand in for NVTX; return what it is told."""
+    told: list[str] = []
+    monkeypatch.setenv("SHMCAST_TRACE", "nvtx")
+    monkeypatch.setattr(torch.cuda.nvtx, "mark", lambda _name: None)
+    monkeypatch.setattr(torch.cuda.nvtx, "range_push", told.append)
+    monkeypatch.setattr(torch.cuda.nvtx, "range_pop", lambda: told.append("end"))
+    return told
+
+
+def profiled(action: Callable[[], object]) -> list[FunctionEvent]:
+    """Return the ranges of ours that torch.profiler has seen."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        action()
+    return [event for event in profiler.events() if event.name.startswith("shmcast.")]
+
+
+def names(events: list[FunctionEvent]) -> list[str]:
+    return [event.name for event in sorted(events, key=lambda event: event.time_range.start)]
+
+
+def answer(hub: Hub, member: Member, reply: object) -> None:
+    hub.send("x")
+    member.recv(SECONDS)
+    member.reply(reply)
+
+
+def test_without_it_nothing_is_on_a_messages_way() -> None:
+    codec = ObjectCodec()
+    with Writer(1, codec=codec) as writer, Reader(writer.handle, 0, codec=codec) as reader:
+        assert writer._encode == codec.encode
+        assert writer._outbox is writer._end.outbox
+        assert reader._messages is reader._end.messages
+        assert reader._decode == codec.decode
+    with Hub(1) as hub:
+        assert hub._replies is hub._end.replies
+
+
+@pytest.mark.usefixtures("by_torch")
+def test_each_step_of_a_message_is_a_range() -> None:
+    with Writer(1) as writer, Reader(writer.handle, 0) as reader:
+
+        def one() -> None:
+            writer.send("x")
+            assert reader.recv(SECONDS) == "x"
+
+        steps = [tracing.ENCODE, tracing.PUBLISH, tracing.WAIT, tracing.DECODE]
+        found = profiled(one)
+    assert names(found) == steps
+    assert {event.cpu_parent for event in found} == {None}
+
+
+def test_each_range_ends_however_its_step_ends(by_nvtx: list[str]) -> None:
+    with Writer(1, slots=2) as writer, Reader(writer.handle, 0) as reader:
+        with pytest.raises(shmcast.Timeout):
+            reader.recv(0)
+        with pytest.raises(shmcast.EncodeError):
+            writer.send(lambda: None)
+        writer.send(1)
+        writer.send(2)
+        with pytest.raises(shmcast.Timeout):
+            writer.send(3, 0)
+    send = [tracing.ENCODE, "end", tracing.PUBLISH, "end"]
+    assert by_nvtx == [tracing.WAIT, "end", tracing.ENCODE, "end", *send * 3]
+
+
+def test_a_hubs_replies_have_ranges(by_nvtx: list[str]) -> None:
+    with Hub(1) as hub, Member(hub.handle, 0) as member:
+        calls: list[Callable[[], Any]] = [lambda: hub.recv(0), hub.recv_any, hub.recv_all]
+        for recv in calls:
+            answer(hub, member, "y")
+            by_nvtx.clear()
+            recv()
+            assert by_nvtx == [tracing.WAIT, "end", tracing.DECODE, "end"]
+        with pytest.raises(shmcast.NoMessage):
+            member.reply("y")
+
+
+def test_who_awaits_has_no_range_that_others_would_be_in(by_nvtx: list[str]) -> None:
+    async def wait_and_send() -> Any:
+        receiving = asyncio.ensure_future(reader.recv_async(SECONDS))
+        await asyncio.sleep(0)
+        writer.send("x")
+        return await receiving
+
+    with Writer(1) as writer, Reader(writer.handle, 0) as reader:
+        assert asyncio.run(wait_and_send()) == "x"
+    assert [told for told in by_nvtx if told != "end"] == [
+        tracing.ENCODE, tracing.PUBLISH, tracing.DECODE
+    ]  # fmt: skip
+
+
+class Handled(BaseException):
+    """What the handler raises."""
+
+
+@contextlib.contextmanager
+def interrupted_at(number: int) -> Iterator[list[int]]:
+    """Raise at so many lines of tracing; yield a list of the lines that came before."""
+    lines: list[int] = []
+
+    def in_step(frame: FrameType, event: str, _argument: Any) -> Any:
+        if event == "line":
+            lines.append(frame.f_lineno)
+            if len(lines) == number:
+                raise Handled
+        return in_step
+
+    def trace(frame: FrameType, _event: str, _argument: Any) -> Any:
+        return in_step if frame.f_code.co_filename == tracing.__file__ else None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield lines
+    finally:
+        sys.settrace(before)
+
+
+def interruptions(step: Callable[[], Any]) -> Iterator[None]:
+    """Take a step again and again, interrupted at its first line of tracing, the second and so on.
+
+    Yields after each that was interrupted, until one was not.
+    """
+    number = 0
+    while True:
+        number += 1
+        with interrupted_at(number) as lines, contextlib.suppress(Handled):
+            step()
+        if len(lines) < number:
+            return
+        yield
+
+
+@pytest.mark.usefixtures("by_nvtx")
+def test_an_interrupt_in_between_loses_no_message() -> None:
+    with Writer(1) as writer, Reader(writer.handle, 0) as reader:
+        writer.send(0)
+        due = 0
+        for _ in interruptions(lambda: reader.recv(SECONDS)):
+            assert reader.recv(SECONDS) == due
+            due += 1
+            writer.send(due)
+        assert due > 3
+
+
+@pytest.mark.usefixtures("by_nvtx")
+def test_an_interrupt_in_between_loses_no_reply() -> None:
+    with Hub(1) as hub, Member(hub.handle, 0) as member:
+        calls: list[Callable[[], Any]] = [
+            lambda: [hub.recv(0, SECONDS)],
+            lambda: [hub.recv_any(SECONDS)[1]],
+            lambda: hub.recv_all(SECONDS),
+        ]
+        for recv in calls:
+            due = 0
+            answer(hub, member, due)
+            for _ in interruptions(recv):
+                assert recv() == [due]
+                due += 1
+                answer(hub, member, due)
+            assert due > 3
+
+
+@pytest.mark.usefixtures("by_nvtx")
+def test_who_is_interrupted_in_between_knows_whether_it_was_sent() -> None:
+    with Writer(1) as writer, Reader(writer.handle, 0) as reader:
+        told = set()
+        for _ in interruptions(lambda: writer.send("x")):
+            told.add(writer.was_sent)
+            assert writer.was_sent == (writer.statistics().lag[0] == 1)
+            if writer.was_sent:
+                reader.recv(SECONDS)
+    assert told == {True, False}
+
+
+def broadcast_traced(rank: int) -> list[str]:
+    os.environ["SHMCAST_TRACE"] = "torch"
+    try:
+        with ShmBroadcaster(device_types=CPU) as bc:
+            events = profiled(
+                lambda: bc.broadcast_object(tensor(shape=LARGE) if bc.is_src else None, SECONDS)
+            )
+            if bc.is_src:
+                bc.send("last")
+            else:
+                bc.recv(SECONDS)
+    finally:
+        del os.environ["SHMCAST_TRACE"]
+    return names(events)
+
+
+def test_device_tensors_have_ranges(world: Crew) -> None:
+    source, *readers = world.run(4, broadcast_traced)
+    lane = ["shmcast.device", "shmcast.device_wait"]
+    assert source == [tracing.ENCODE, tracing.PUBLISH, *lane]
+    assert readers == [[tracing.WAIT, *lane]] * 3
+
+
+@pytest.mark.parametrize("value", ["perf", "nvtx"])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="NVTX is there")
+def test_a_profiler_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("SHMCAST_TRACE", value)
+    with pytest.raises(shmcast.InvalidArgument, match=f"SHMCAST_TRACE='{value}' is not a profiler"):
+        Writer(1)
