@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import shmcast
 from shmcast import Hub, Reader, Statistics, Writer, metrics
+from shmcast._operators import metered
 
 DASHBOARD = Path(__file__).parents[2] / "docs" / "operations" / "grafana.json"
 
@@ -95,7 +96,7 @@ def test_a_reader_is_scraped_as_itself(
 def test_every_field_of_the_statistics_is_a_metric() -> None:
     fields = {field.name for field in dataclasses.fields(Statistics)}
     others = {"lag", "readers", "latencies", "latency_seconds"}
-    assert {*metrics.COUNTERS} | {*metrics.GAUGES} | others == fields
+    assert {*metered.COUNTERS} | {*metered.GAUGES} | others == fields
 
 
 def test_what_is_closed_or_gone_has_no_metrics(
