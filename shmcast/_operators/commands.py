@@ -152,7 +152,8 @@ def _top(arguments: argparse.Namespace) -> int:
     if arguments.json:
         before = {s.name: s for s in all_snapshots()}
         time.sleep(arguments.seconds)
-        found = [rates(before[s.name], s) for s in all_snapshots() if s.name in before]
+        now = [s for s in all_snapshots() if s.name in before and not s.is_over]
+        found = [rates(before[s.name], s) for s in now]
         found.sort(key=SORT_KEYS[arguments.sort])
         _print(arguments, [dataclasses.asdict(row) for row in found], "")
         return 0

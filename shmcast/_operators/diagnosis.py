@@ -81,7 +81,7 @@ class Diagnosis:
             if len(link.members) > _MOST_NAMED:
                 who.append(f"{len(link.members) - _MOST_NAMED} more")
             yield f"  {', '.join(who)}: {link.does}"
-        if self.is_stuck and not self.stack:
+        if self.is_stuck and not self.stack and self.chain.root.pid is not None:
             yield "    its threads are not told: it does not answer, and there is no py-spy"
         for line in self.stack.splitlines():
             yield f"    {line}"
@@ -94,7 +94,7 @@ def diagnose(what: str | None, stack_of: Callable[[Member], str]) -> list[Diagno
     """Find out who holds whom up in this user's segments.
 
     Args:
-        what: a pid, or a part of a label; None: all segments.
+        what: a pid, or a part of a label; None: all segments that are not over.
         stack_of: returns what the threads of a member's process do.
     """
     before = {snapshot.name: snapshot for snapshot in chosen(all_snapshots(), what)}
@@ -103,7 +103,7 @@ def diagnose(what: str | None, stack_of: Callable[[Member], str]) -> list[Diagno
     time.sleep(LOOK_SECONDS)
     found = []
     for now in all_snapshots():
-        if now.name not in before:
+        if now.name not in before or (now.is_over and what is None):
             continue
         if now.error:
             found.append(Diagnosis(now, None))

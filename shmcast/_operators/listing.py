@@ -66,7 +66,7 @@ def _row(snapshot: Snapshot) -> tuple[str, ...]:
         snapshot.label,
         _kind(snapshot),
         _process(snapshot.writer),
-        f"{len(there)} of {len(snapshot.readers)}" + _troubled(there),
+        "closed" if snapshot.is_over else f"{len(there)} of {len(snapshot.readers)}{_mark(there)}",
         str(snapshot.nodes),
         f"{snapshot.slots}x{size(snapshot.slot_bytes)}",
         size(snapshot.arena_bytes) if snapshot.arena_bytes else "none",
@@ -82,5 +82,5 @@ def _process(member: Member) -> str:
     return f"{member.pid}{'!' if member.is_stuck else ''}"
 
 
-def _troubled(readers: Sequence[Member]) -> str:
+def _mark(readers: Sequence[Member]) -> str:
     return "!" if any(r.is_stuck for r in readers) else ""

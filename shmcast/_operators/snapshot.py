@@ -97,6 +97,11 @@ class Snapshot:
         """All members, the writer last."""
         return self.readers if self.writer is None else (*self.readers, self.writer)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all have left, and only objects that are not collected hold it."""
+        return self.writer is not None and all(m.seat not in LIVING for m in self.members)
+
 
 def all_snapshots() -> list[Snapshot]:
     """Look at every segment of this user that a process has open.

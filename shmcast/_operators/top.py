@@ -55,7 +55,11 @@ class Observer:
         if any(snapshot.error for snapshot in now.values()):
             self._discover_at = 0.0  # somebody has gone
         before, self._before = self._before, now
-        return [rates(before[name], now[name]) for name in now if name in before]
+        return [
+            rates(before[name], seen)
+            for name, seen in now.items()
+            if name in before and not seen.is_over
+        ]
 
 
 def picture(found: Sequence[Rates], width: int, seconds: float) -> Group:

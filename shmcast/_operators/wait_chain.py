@@ -119,4 +119,6 @@ def _for_the_writer(writer: Member, present: Sequence[Member]) -> tuple[Link, ..
 
 
 def _behind(member: Member) -> str:
-    return f"is {member.lag} fragments behind" if member.lag else "has received everything"
+    if not member.lag:
+        return "has received everything"
+    return f"is {member.lag} fragment{'' if member.lag == 1 else 's'} behind"

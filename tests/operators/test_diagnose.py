@@ -98,6 +98,17 @@ def test_who_has_not_attached_is_told() -> None:
         assert (row["root_pid"], row["root_state"]) == (None, "not attached")
 
 
+def test_who_has_not_attached_has_no_threads_to_tell_of() -> None:
+    with Writer(1, slots=2, slot_bytes=128, label="nobody") as writer:
+        for _ in range(2):
+            writer.send("x")
+        with pytest.raises(Timeout):
+            writer.send("x", 0.0)
+        ran = run_shmcast("diagnose", "nobody:")
+    assert "STUCK" in ran.stdout
+    assert ran.stdout.endswith("reader 0 (not attached): is 2 fragments behind\n")
+
+
 def test_an_idle_broadcaster_is_not_stuck() -> None:
     with Writer(1, label="idle") as writer, Reader(writer.handle, 0) as reader:
         writer.send("x")

@@ -107,6 +107,19 @@ def test_a_segment_is_found_when_its_name_is_gone() -> None:
         assert snapshot_of(writer.handle).holders == (os.getpid(),)
 
 
+def test_what_all_have_left_is_closed_and_only_listed() -> None:
+    writer = Writer(1, label="over")
+    with writer, Reader(writer.handle, 0) as reader:
+        assert not snapshot_of(writer.handle).is_over
+    seen = snapshot_of(writer.handle)
+    assert seen.is_over
+    assert " closed " in listing.as_text([seen])
+    assert [row["label"] for row in rows("list", "over:")]
+    for command in ("diagnose", "top"):
+        assert writer.handle.name[1:] not in {row["name"] for row in rows(command, code=None)}
+    del reader
+
+
 def test_a_hub_is_listed_with_its_replies(crew: Crew) -> None:
     handle = crew.workers[0].start(operators.keep_hub, 0, 2, "a hub").result()
     try:

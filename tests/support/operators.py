@@ -28,10 +28,10 @@ def run_shmcast(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def rows(*arguments: str, code: int = 0) -> list[dict[str, Any]]:
-    """Return what a command prints as JSON."""
+def rows(*arguments: str, code: int | None = 0) -> list[dict[str, Any]]:
+    """Return what a command prints as JSON. Its exit code is this one; None: whatever it is."""
     ran = run_shmcast(*arguments, "--json")
-    assert (ran.returncode, ran.stderr) == (code, ""), ran
+    assert (ran.returncode, ran.stderr) == (ran.returncode if code is None else code, ""), ran
     found = json.loads(ran.stdout)
     assert isinstance(found, list)
     return found
