@@ -1,8 +1,9 @@
-"""SGLang's message queue, `broadcast_pyobj` and `point_to_point_pyobj` over shmcast.
+"""SGLang's message queue, `broadcast_pyobj`, `point_to_point_pyobj` and groups over shmcast.
 
 With `SHMCAST_SGLANG=1` in the environment, every process of SGLang uses them: the requests that a
-scheduler hands to its ranks in each iteration, those between pipeline stages, and what groups of
-ranks broadcast. Or call `install()` yourself, in every process and before there is a scheduler.
+scheduler hands to its ranks in each iteration, those between pipeline stages, what groups of ranks
+broadcast and gather, and their barriers. Or call `install()` yourself, in every process and before
+there is a scheduler.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ ENVIRONMENT_VARIABLE = "SHMCAST_SGLANG"
 """`1`: SGLang's plugin puts shmcast in place."""
 
 _MODULE = "sglang.srt.distributed.device_communicators.shm_broadcast"
-_FUNCTIONS_MODULE = "sglang.srt.utils.common"
+_BROADCAST = "sglang.srt.utils.common:broadcast_pyobj"
+_POINT_TO_POINT = "sglang.srt.utils.common:point_to_point_pyobj"
+_BARRIER = "sglang.srt.distributed.parallel_state:GroupCoordinator.barrier"
+_ALL_GATHER = "sglang.srt.distributed.parallel_state:GroupCoordinator.all_gather_object"
 
 _GROUP = ("pg", "max_chunk_bytes", "max_chunks", "writer_rank")
 _MADE = ("n_reader", "n_local_reader", "local_reader_ranks", "max_chunk_bytes", "max_chunks")
@@ -46,10 +50,12 @@ KNOWN = Interface(
 """The queue that this version of shmcast can stand in for."""
 
 KNOWN_FUNCTIONS = {
-    "broadcast_pyobj": ("data", "rank", "dist_group", "src", "force_cpu_device"),
-    "point_to_point_pyobj": ("data", "rank", "group", "src", "dst", "async_send"),
+    _BROADCAST: ("data", "rank", "dist_group", "src", "force_cpu_device"),
+    _POINT_TO_POINT: ("data", "rank", "group", "src", "dst", "async_send"),
+    _BARRIER: ("self",),
+    _ALL_GATHER: ("self", "obj"),
 }
-"""The functions, with their parameters."""
+"""The functions and methods, with their parameters."""
 
 
 def _settings(own: ModuleType) -> dict[str, Any]:
@@ -61,11 +67,16 @@ def _settings(own: ModuleType) -> dict[str, Any]:
 
 
 def _make_functions(own: Functions) -> Functions:
-    from shmcast.compat._pyobj import Broadcast, PointToPoint
+    from shmcast.compat._groups.broadcasters import Broadcasters
+    from shmcast.compat._groups.coordinator import all_gather_object_over, barrier_over
+    from shmcast.compat._groups.pyobj import Broadcast, PointToPoint
 
+    broadcasters = Broadcasters()
     return {
-        "broadcast_pyobj": Broadcast(own["broadcast_pyobj"]),
-        "point_to_point_pyobj": PointToPoint(own["point_to_point_pyobj"]),
+        _BROADCAST: Broadcast(own[_BROADCAST], broadcasters),
+        _POINT_TO_POINT: PointToPoint(own[_POINT_TO_POINT]),
+        _BARRIER: barrier_over(broadcasters, own[_BARRIER]),
+        _ALL_GATHER: all_gather_object_over(broadcasters, own[_ALL_GATHER]),
     }
 
 
@@ -76,7 +87,6 @@ _stand_in = StandIn(
     _MODULE,
     KNOWN,
     _settings,
-    _FUNCTIONS_MODULE,
     KNOWN_FUNCTIONS,
     _make_functions,
 )
@@ -114,7 +124,7 @@ def broadcast_pyobj(
     Raises:
         ShmcastError: what `ShmBroadcaster.broadcast_object` raises.
     """
-    function = _stand_in.functions["broadcast_pyobj"]
+    function = _stand_in.functions[_BROADCAST]
     received: list[Any] = function(data, rank, dist_group, src, force_cpu_device)
     return received
 
@@ -134,7 +144,7 @@ def point_to_point_pyobj(
     Raises:
         ShmcastError: what `Writer.send` and `Reader.recv` raise.
     """
-    received: list[Any] = _stand_in.functions["point_to_point_pyobj"](
+    received: list[Any] = _stand_in.functions[_POINT_TO_POINT](
         data, rank, group, src, dst, async_send
     )
     return received

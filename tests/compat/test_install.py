@@ -14,10 +14,13 @@ from types import ModuleType
 import pytest
 
 from shmcast.compat import sglang, vllm
-from shmcast.compat._pyobj import Broadcast, PointToPoint
+from shmcast.compat._groups.pyobj import Broadcast, PointToPoint
 from tests.support import engine_functions, engine_queue
 
 _NAME = "vllm.distributed.device_communicators.shm_broadcast"
+_FUNCTIONS = "sglang.srt.utils.common"
+_GROUPS = "sglang.srt.distributed.parallel_state"
+_METHODS = ("barrier", "all_gather_object")
 
 
 @pytest.fixture
@@ -163,7 +166,7 @@ def own_functions(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         kinds = [inspect.Parameter(each, inspect.Parameter.POSITIONAL_ONLY) for each in parameters]
         vars(method)["__signature__"] = inspect.Signature(kinds)
         setattr(queue, name, method)
-    queues, functions = ModuleType(sglang._MODULE), ModuleType(sglang._FUNCTIONS_MODULE)
+    queues, functions, groups = map(ModuleType, (sglang._MODULE, _FUNCTIONS, _GROUPS))
     queues.__dict__.update(
         MessageQueue=queue,
         Handle=handle,
@@ -174,9 +177,12 @@ def own_functions(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         broadcast_pyobj=engine_functions.own_broadcast,
         point_to_point_pyobj=engine_functions.own_point_to_point,
     )
+    methods = vars(engine_functions.OwnCoordinator)
+    coordinator = type("GroupCoordinator", (), {name: methods[name] for name in _METHODS})
+    groups.__dict__.update(GroupCoordinator=coordinator)
     for name in [name for name in sys.modules if name.partition(".")[0] == "sglang"]:
         monkeypatch.delitem(sys.modules, name)
-    for module in (package, queues, functions):
+    for module in (package, queues, functions, groups):
         monkeypatch.setitem(sys.modules, module.__name__, module)
         for end in [at for at, letter in enumerate(module.__name__) if letter == "."]:
             parent = module.__name__[:end]
@@ -192,12 +198,44 @@ def test_functions_are_put_in_place_with_the_queue(own_functions: ModuleType) ->
     assert vars(queues)["MessageQueue"] is sglang.MessageQueue
     assert isinstance(own_functions.broadcast_pyobj, Broadcast)
     assert isinstance(own_functions.point_to_point_pyobj, PointToPoint)
-    for name, parameters in sglang.KNOWN_FUNCTIONS.items():
+    for name in ("broadcast_pyobj", "point_to_point_pyobj"):
         face = inspect.signature(getattr(sglang, name))
-        assert tuple(face.parameters) == parameters
+        assert tuple(face.parameters) == sglang.KNOWN_FUNCTIONS[f"{_FUNCTIONS}:{name}"]
         put = getattr(own_functions, name)
         defaults = [each.default for each in inspect.signature(put).parameters.values()]
         assert defaults == [each.default for each in face.parameters.values()]
+
+
+def test_methods_are_put_in_place_with_the_queue(own_functions: ModuleType) -> None:
+    coordinator = vars(sys.modules[_GROUPS])["GroupCoordinator"]
+    theirs = [inspect.signature(getattr(coordinator, name)).parameters for name in _METHODS]
+    assert sglang.install()
+    for name, parameters in zip(_METHODS, theirs, strict=True):
+        put = getattr(coordinator, name)
+        assert put.__module__ == "shmcast.compat._groups.coordinator"
+        assert [*inspect.signature(put).parameters] == [*parameters]
+
+
+@pytest.mark.parametrize("change", ["parameter", "none"])
+def test_a_method_that_is_not_known_leaves_all_as_it_is(
+    own_functions: ModuleType, caplog: pytest.LogCaptureFixture, change: str
+) -> None:
+    coordinator = vars(sys.modules[_GROUPS])["GroupCoordinator"]
+
+    def barrier(self: object, timeout: float) -> None:
+        pass
+
+    if change == "parameter":
+        coordinator.barrier = barrier
+    else:
+        del coordinator.barrier
+    assert not sglang.install()
+    assert own_functions.broadcast_pyobj is engine_functions.own_broadcast
+    [record] = caplog.records
+    told = "GroupCoordinator.barrier(self, timeout)"
+    assert (
+        told if change == "parameter" else "no GroupCoordinator.barrier()"
+    ) in record.getMessage()
 
 
 def test_a_function_that_is_not_known_leaves_all_as_it_is(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
+import signal
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -11,7 +14,9 @@ import torch
 import torch.distributed as dist
 
 import shmcast
-from shmcast.compat._pyobj import Broadcast, PointToPoint
+from shmcast.compat._groups.broadcasters import Broadcasters
+from shmcast.compat._groups.coordinator import all_gather_object_over, barrier_over
+from shmcast.compat._groups.pyobj import Broadcast, PointToPoint
 
 calls: list[str] = []
 """Which of the engine's own were called in this process."""
@@ -51,6 +56,33 @@ def own_point_to_point(
     return received
 
 
+class OwnCoordinator:
+    """A group, with the names that SGLang's has."""
+
+    def __init__(self, cpu_group: Any, ranks: list[int]) -> None:
+        self.cpu_group = cpu_group
+        self.ranks = ranks
+
+    def barrier(self) -> None:
+        calls.append("barrier")
+        dist.barrier(self.cpu_group)
+
+    def all_gather_object(self, obj: Any) -> list[Any]:
+        calls.append("all_gather_object")
+        gathered: list[Any] = [None] * len(self.ranks)
+        dist.all_gather_object(gathered, obj, self.cpu_group)
+        return gathered
+
+
+def coordinator_class(broadcasters: Broadcasters) -> type[OwnCoordinator]:
+    """Return one of ours."""
+    methods = {
+        "barrier": barrier_over(broadcasters, OwnCoordinator.barrier),
+        "all_gather_object": all_gather_object_over(broadcasters, OwnCoordinator.all_gather_object),
+    }
+    return type("Coordinator", (OwnCoordinator,), methods)
+
+
 def what_is_sent(source: int, number: int) -> list[Any]:
     """Return a list; every other one is empty, as most are."""
     return [{"source": source, "number": number}] * (number % 2)
@@ -59,7 +91,7 @@ def what_is_sent(source: int, number: int) -> list[Any]:
 def broadcast(rank: int, sources: list[int], count: int) -> tuple[list[Any], int]:
     """Return what arrives of several sources in turns, and how many calls the engine's own had."""
     calls.clear()
-    function = Broadcast(own_broadcast)
+    function = Broadcast(own_broadcast, Broadcasters())
     got = []
     for number in range(count):
         for source in sources:
@@ -73,20 +105,81 @@ def broadcast(rank: int, sources: list[int], count: int) -> tuple[list[Any], int
 def broadcast_in_halves(rank: int) -> list[Any]:
     """Return what the ranks of each half get of its first one."""
     halves = [dist.new_group([0, 1]), dist.new_group([2, 3])]
-    function = Broadcast(own_broadcast)
+    function = Broadcast(own_broadcast, Broadcasters())
     source = rank // 2 * 2
     data = what_is_sent(rank, 1)
     return function(data, rank, halves[rank // 2], src=source)
 
 
-def broadcast_without_shared_memory(rank: int) -> tuple[list[Any], int]:
-    """Do as `broadcast` where no broadcaster can be made."""
+def _without_shared_memory() -> Any:
+    """Return a context in which no broadcaster can be made."""
 
     def refuse(*_: Any) -> None:
         raise shmcast.SharedMemoryFull("no room")
 
-    with mock.patch("shmcast.compat._pyobj.ShmBroadcaster", refuse):
+    return mock.patch("shmcast.compat._groups.broadcasters.ShmBroadcaster", refuse)
+
+
+def broadcast_without_shared_memory(rank: int) -> tuple[list[Any], int]:
+    """Do as `broadcast` where no broadcaster can be made."""
+    with _without_shared_memory():
         return broadcast(rank, [1], 3)
+
+
+def meet(rank: int, size: int, folder: str) -> tuple[list[list[int]], list[str]]:
+    """Gather in the whole group and in each half, in turns with broadcasts and barriers.
+
+    Returns:
+        What was gathered; which of the engine's own were called; and from then on, of each barrier,
+        how many ranks had come to it when this one was past it.
+    """
+    calls.clear()
+    broadcasters = Broadcasters()
+    kind = coordinator_class(broadcasters)
+    halves = [dist.new_group(ranks) for ranks in _halves(size)]
+    whole = kind(dist.group.WORLD, [*range(size)])
+    half = kind(halves[2 * rank // size], _halves(size)[2 * rank // size])
+    function = Broadcast(own_broadcast, broadcasters)
+    gathered = []
+    for number in range(10):
+        come = Path(folder, f"{number}.{rank}")
+        come.touch()
+        whole.barrier()
+        assert len([*Path(folder).glob(f"{number}.*")]) == size
+        gathered.append(whole.all_gather_object(10 * number + rank))
+        assert function([number], rank, dist.group.WORLD, 0) == [number]
+        gathered.append(half.all_gather_object(rank))
+        half.barrier()
+    return gathered, calls
+
+
+def meet_without_shared_memory(rank: int, size: int, folder: str) -> Any:
+    """Do as `meet` where no broadcaster can be made."""
+    with _without_shared_memory():
+        return meet(rank, size, folder)
+
+
+def meet_where_ranks_may_be_lost(rank: int, size: int, folder: str) -> Any:
+    """Do as `meet` in groups of a backend that goes on without ranks."""
+    with mock.patch("torch.distributed.get_backend", return_value="mooncake-cpu"):
+        return meet(rank, size, folder)
+
+
+def wait_for_one_that_dies(rank: int) -> str:
+    """Return who has died, while a barrier waited for it."""
+    whole = coordinator_class(Broadcasters())(dist.group.WORLD, [*range(4)])
+    whole.barrier()
+    if rank == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        whole.barrier()
+    except shmcast.PeerDied as death:
+        return f"{death.peer} {death.how}"
+    return "nobody"
+
+
+def _halves(size: int) -> list[list[int]]:
+    return [[*range(size // 2)], [*range(size // 2, size)]]
 
 
 def send_around(rank: int, size: int, count: int, attaches: bool) -> tuple[bool, int]:
@@ -98,7 +191,7 @@ def send_around(rank: int, size: int, count: int, attaches: bool) -> tuple[bool,
     calls.clear()
     no_reader: Any = contextlib.nullcontext()
     if not attaches:
-        no_reader = mock.patch("shmcast.compat._pyobj._reader", return_value=None)
+        no_reader = mock.patch("shmcast.compat._groups.pyobj._reader", return_value=None)
     function = PointToPoint(own_point_to_point)
     following, before = (rank + 1) % size, (rank - 1) % size
     is_right = True

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import logging
 import os
+import pkgutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -31,8 +32,8 @@ class StandIn:
         module: of the engine's queue.
         known: that queue, as it may be.
         settings: returns those of an `Engine` that its module tells: its words, for instance.
-        functions_module: of the engine's functions; "": none of them has a stand-in.
-        known_functions: their parameters, by name.
+        known_functions: those of the engine's functions and methods that have a stand-in, by where
+            they are, `module:function` or `module:class.method`: with their parameters.
         make_functions: returns ours, given the engine's.
     """
 
@@ -42,7 +43,6 @@ class StandIn:
     module: str
     known: Interface
     settings: Callable[[ModuleType], dict[str, Any]]
-    functions_module: str = ""
     known_functions: Mapping[str, Parameters] = field(default_factory=dict)
     make_functions: Callable[[Functions], Functions] = dict
 
@@ -79,8 +79,12 @@ class StandIn:
             )
             return False
         _replace(self.package, self._own[0], self.classes["MessageQueue"])
-        for name, own in self._own_functions.items():
-            _replace(self.package, own, self.functions[name])
+        for where, own in self._own_functions.items():
+            owner, name = _owner_and_name(where)
+            if isinstance(owner, type):
+                setattr(owner, name, self.functions[where])
+            else:
+                _replace(self.package, own, self.functions[where])
         offer_stacks()
         return True
 
@@ -122,7 +126,7 @@ class StandIn:
 
     @functools.cached_property
     def functions(self) -> Functions:
-        """Ours, by name."""
+        """Ours, by where they take the place of the engine's."""
         return self.make_functions(self._own_functions)
 
     @functools.cached_property
@@ -133,18 +137,27 @@ class StandIn:
 
     @functools.cached_property
     def _own_functions(self) -> Functions:
-        if not self.known_functions:
-            return {}
-        own = importlib.import_module(self.functions_module)
-        return {name: getattr(own, name) for name in self.known_functions}
+        found = {where: getattr(*_owner_and_name(where), None) for where in self.known_functions}
+        return {where: own for where, own in found.items() if own is not None}
 
     def _unknown(self) -> list[str]:
         unknown = self.known.unknown_in(*self._own)
-        for name, own in self._own_functions.items():
-            found = tuple(inspect.signature(own).parameters)
-            if found != self.known_functions[name]:
+        for where, parameters in self.known_functions.items():
+            name = where.partition(":")[2]
+            own = self._own_functions.get(where)
+            found = None if own is None else tuple(inspect.signature(own).parameters)
+            if found is None:
+                unknown.append(f"no {name}()")
+            elif found != parameters:
                 unknown.append(f"{name}({', '.join(found)})")
         return unknown
+
+
+def _owner_and_name(where: str) -> tuple[Any, str]:
+    """Return the module or class that has a function, and under which name."""
+    module, _, path = where.partition(":")
+    of_class, _, name = path.rpartition(".")
+    return pkgutil.resolve_name(f"{module}:{of_class}"), name
 
 
 def _replace(package: str, old: object, new: object) -> None:

@@ -7,14 +7,13 @@ they can't share memory.
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.reader import Reader
 from shmcast._endpoints.writer import Writer
-from shmcast._group.broadcaster import ShmBroadcaster
+from shmcast.compat._groups.broadcasters import Broadcasters
 from shmcast.errors import SegmentError, ShmcastError, Timeout
 
 if TYPE_CHECKING:
@@ -30,13 +29,12 @@ class Broadcast:
 
     Args:
         own: SGLang's function.
+        broadcasters: of this process's groups.
     """
 
-    def __init__(self, own: Callable[..., list[Any]]) -> None:
+    def __init__(self, own: Callable[..., list[Any]], broadcasters: Broadcasters) -> None:
         self._own = own
-        self._made: weakref.WeakKeyDictionary[Any, dict[int, ShmBroadcaster | None]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._broadcasters = broadcasters
 
     def __call__(
         self,
@@ -58,25 +56,11 @@ class Broadcast:
         Raises:
             ShmcastError: what `ShmBroadcaster.broadcast_object` raises.
         """
-        broadcaster = self._broadcaster(dist_group, src)
+        broadcaster = self._broadcasters.of(dist_group, src)
         if broadcaster is None:
             return self._own(data, rank, dist_group, src, force_cpu_device)
         received: list[Any] = broadcaster.broadcast_object(data)
         return received
-
-    def _broadcaster(self, group: ProcessGroup | None, src: int) -> ShmBroadcaster | None:
-        if group is None:
-            from torch.distributed import GroupMember
-
-            group = GroupMember.WORLD
-        by_source = self._made.setdefault(group, {})
-        if src not in by_source:
-            try:
-                by_source[src] = ShmBroadcaster(group, src)
-            except ShmcastError as error:  # on every rank, or it would wait for the others
-                _log.warning("SGLang's own broadcast_pyobj is used, not shmcast's: %s", error)
-                by_source[src] = None
-        return by_source[src]
 
 
 class Offer:

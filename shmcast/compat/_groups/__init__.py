@@ -1,0 +1,1 @@
+"""An engine's collectives of objects over `ShmBroadcaster`: one file for each kind."""
