@@ -62,7 +62,7 @@ def _settings(own: ModuleType) -> dict[str, Any]:
     return {
         "long_wait": "No available block found in %s second. ",  # in SGLang's words
         "long_wait_level": logging.WARNING,
-        "warning_interval": own.SGLANG_RINGBUFFER_WARNING_INTERVAL,
+        "warning_interval": lambda: own.SGLANG_RINGBUFFER_WARNING_INTERVAL,
     }
 
 

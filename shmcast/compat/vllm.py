@@ -66,7 +66,7 @@ def _settings(own: ModuleType) -> dict[str, Any]:
     return {
         "long_wait": own.LONG_WAIT_TIME_LOG_MSG,
         "long_wait_level": logging.INFO,  # as vLLM does
-        "warning_interval": own.VLLM_RINGBUFFER_WARNING_INTERVAL,
+        "warning_interval": lambda: own.VLLM_RINGBUFFER_WARNING_INTERVAL,
         "arena_bytes": _ARENA_BYTES,
     }
 

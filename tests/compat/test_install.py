@@ -18,6 +18,7 @@ from shmcast.compat._groups.pyobj import Broadcast, PointToPoint
 from tests.support import engine_functions, engine_queue
 
 _NAME = "vllm.distributed.device_communicators.shm_broadcast"
+_IMPORTERS = ("vllm.v1.executor.multiproc_executor", "vllm.v1.executor.ray_executor_v2")
 _FUNCTIONS = "sglang.srt.utils.common"
 _GROUPS = "sglang.srt.distributed.parallel_state"
 _METHODS = ("barrier", "all_gather_object")
@@ -29,12 +30,15 @@ def own(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = engine_queue.module()
     package = ModuleType("vllm")
     package.__dict__["__version__"] = "0.99.0"
-    importer = ModuleType("vllm.v1.executor.multiproc_executor")
-    importer.__dict__.update(MessageQueue=module.MessageQueue, Own=module.MessageQueue, unrelated=1)
+    importers = [ModuleType(name) for name in _IMPORTERS]
+    for importer in importers:
+        names = {"MessageQueue": module.MessageQueue, "Own": module.MessageQueue, "unrelated": 1}
+        vars(importer).update(names)
     for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
         monkeypatch.delitem(sys.modules, name)
-    for name, what in {"vllm": package, _NAME: module, importer.__name__: importer}.items():
-        monkeypatch.setitem(sys.modules, name, what)
+    monkeypatch.setitem(sys.modules, _NAME, module)
+    for each in (package, *importers):
+        monkeypatch.setitem(sys.modules, each.__name__, each)
     for parent in ("vllm.distributed", "vllm.distributed.device_communicators"):
         monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
     monkeypatch.setattr(vllm, "_stand_in", dataclasses.replace(vllm._stand_in))
@@ -45,8 +49,8 @@ def test_it_is_put_wherever_the_engine_has_its_own(own: ModuleType) -> None:
     theirs = own.MessageQueue
     assert vllm.install()
     assert own.MessageQueue is vllm.MessageQueue is not theirs
-    importer = sys.modules["vllm.v1.executor.multiproc_executor"]
-    assert vars(importer)["MessageQueue"] is vars(importer)["Own"] is vllm.MessageQueue
+    for importer in map(sys.modules.__getitem__, _IMPORTERS):
+        assert vars(importer)["MessageQueue"] is vars(importer)["Own"] is vllm.MessageQueue
     assert vllm.install()  # again: nothing more
     assert vllm.MessageQueue.__mro__[2] is theirs
 
@@ -56,6 +60,20 @@ def test_a_handle_leads_there_by_pickle(own: ModuleType) -> None:
     queue = own.MessageQueue(1, 1)
     handle = pickle.loads(pickle.dumps(queue.handle))  # noqa: S301 (our own bytes)
     reader = own.MessageQueue.create_from_handle(handle, 0)
+    queue.enqueue([1])
+    assert reader.dequeue() == [1]
+
+
+def test_a_handle_puts_all_in_place_where_nobody_asked_for_it(own: ModuleType) -> None:
+    theirs = own.MessageQueue
+    assert vllm.install()
+    queue = own.MessageQueue(1, 1)
+    pickled = pickle.dumps(queue.handle)
+    importer = vars(sys.modules[_IMPORTERS[0]])
+    vars(own)["MessageQueue"] = importer["MessageQueue"] = theirs  # as in a new process
+    handle = pickle.loads(pickled)  # noqa: S301 (our own bytes)
+    assert own.MessageQueue is importer["MessageQueue"] is vllm.MessageQueue
+    reader = importer["MessageQueue"].create_from_handle(handle, 0)
     queue.enqueue([1])
     assert reader.dequeue() == [1]
 

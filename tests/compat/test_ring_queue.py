@@ -202,7 +202,7 @@ def test_a_long_wait_is_told_in_the_engines_words_and_an_indefinite_one_is_not(
     caplog: pytest.LogCaptureFixture, crew: Crew
 ) -> None:
     caplog.set_level(logging.INFO, LOGGER)
-    kind, _ = queue_class(dataclasses.replace(ENGINE, warning_interval=0.02), __name__)
+    kind, _ = queue_class(dataclasses.replace(ENGINE, warning_interval=lambda: 0.02), __name__)
     writer, reader = _pair(kind)
     with pytest.raises(TimeoutError):
         reader.dequeue(timeout=0.2, indefinite=True)

@@ -132,7 +132,7 @@ ENGINE = Engine(
     logger=logging.getLogger(LOGGER),
     long_wait=LONG_WAIT,
     long_wait_level=logging.INFO,
-    warning_interval=60,
+    warning_interval=lambda: 60,
     arena_bytes=64 << 20,
 )
 MessageQueue, Handle = queue_class(ENGINE, __name__)

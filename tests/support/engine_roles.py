@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+from logging import LogRecord
+from logging.handlers import QueueHandler
 from multiprocessing.connection import Client
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
 from shmcast.compat._queues.stacks import offer_stacks
-from tests.support.engine_queue import MessageQueue
+from tests.support import confined
+from tests.support.engine_queue import LOGGER, MessageQueue
 
 SECONDS = 30.0
 
@@ -78,6 +83,41 @@ def write_nothing(_: int, address: Any, how: str) -> None:
         queue.wait_until_ready()
         told.send("hangs now")
         hang_here(how)
+
+
+def send_without_shared_memory(how: str) -> tuple[list[Any], list[str]]:
+    """Return what a queue carries where there is no shared memory, and the log's lines."""
+    lines: SimpleQueue[LogRecord] = SimpleQueue()
+    logging.getLogger(LOGGER).addHandler(QueueHandler(lines))
+    if how == "gone":
+        confined.hide("/dev/shm")
+    else:
+        confined.mount_over("/dev/shm", "size=64k" * (how == "small"), how == "read-only")
+    queue = MessageQueue(1, 1)
+    reader = MessageQueue.create_from_handle(queue.export_handle(), 0)
+    queue.wait_until_ready()
+    queue.enqueue("carried")
+    received = [reader.dequeue(SECONDS)]
+    return received, [lines.get().getMessage() for _ in range(lines.qsize())]
+
+
+def answer_from_another_pid_namespace(handle: Any, address: Any) -> str:
+    """Let a worker there answer each message by itself; tell how it ended, when it was told to."""
+    confined.make_pid_namespace()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            answers = MessageQueue(1, 1)
+            with Client(address) as told:
+                told.send(answers.export_handle())
+            calls = MessageQueue.create_from_handle(handle, 0)
+            calls.wait_until_ready()
+            answers.wait_until_ready()
+            while (call := calls.dequeue(SECONDS)) != "end":
+                answers.enqueue(call)
+        finally:
+            os._exit(9)
+    return f"exit code {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}"
 
 
 def hang_here(how: str) -> None:

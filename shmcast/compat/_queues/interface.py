@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ class Engine:
         handle: its class `Handle`.
         logger: where it tells of its queues.
         long_wait: the text with which it tells of a long wait; it has the seconds in it.
-        warning_interval: seconds between two such texts.
+        warning_interval: returns the seconds between two such texts, as they are now.
         long_wait_level: at which it logs them.
         arena_bytes: shared memory for large tensors where the engine asks for such.
     """
@@ -63,7 +63,7 @@ class Engine:
     handle: type[Any]
     logger: logging.Logger
     long_wait: str
-    warning_interval: float
+    warning_interval: Callable[[], float]
     long_wait_level: int
     arena_bytes: int = 0
 

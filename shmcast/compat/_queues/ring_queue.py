@@ -108,7 +108,7 @@ class RingQueue:
         self._is_remote_reader = False
         self.local_reader_rank = -1
         self.shutting_down = False
-        self._interval = self.engine.warning_interval
+        self._interval = self.engine.warning_interval()
         end = writer or reader
         assert end is not None  # noqa: S101
         # In order, when nobody has the queue any more. At the end of the interpreter, the end of
@@ -273,7 +273,7 @@ class RingQueue:
 
     def _tell_long_wait(self) -> None:
         engine = self.engine
-        words = f"{engine.long_wait % engine.warning_interval}\n{self._who_is_waited_for()}"
+        words = f"{engine.long_wait % self._interval}\n{self._who_is_waited_for()}"
         engine.logger.log(engine.long_wait_level, "%s", words.rstrip("\n"))
 
     def _explained(self, error: Timeout, action: str, timeout: float | None) -> Timeout:

@@ -105,11 +105,17 @@ class StandIn:
     def attribute(self, name: str) -> type[Any]:
         """Return a class by its name, for the `__getattr__` of the face.
 
+        Who asks for the handle's class unpickles a handle, and the engine's own queue can't read
+        from where that leads. So all are put in place, whatever the environment says: a worker may
+        have been started with another one than its core.
+
         Raises:
             AttributeError: there is none of that name.
         """
         if name not in ("MessageQueue", "Handle"):
             raise AttributeError(f"module {self.face!r} has no attribute {name!r}")
+        if name == "Handle":
+            self.install()
         return self.classes[name]
 
     @functools.cached_property
