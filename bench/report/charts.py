@@ -5,8 +5,8 @@ Knows: points and themes. Does not know: where the points come from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -50,6 +50,8 @@ class Panel:
         places: the name of the x axis.
         values: the name of the values, with their unit.
         is_log: whether the values are on a logarithmic axis.
+        say: returns a value as one says it.
+        are_pairs: whether the labels are compared place by place, each place by itself.
     """
 
     title: str
@@ -57,13 +59,29 @@ class Panel:
     places: str = ""
     values: str = ""
     is_log: bool = True
+    say: Callable[[float], str] = field(default=lambda value: duration(value), repr=False)
+    are_pairs: bool = False
 
     def figures(self) -> str:
-        """Return the values in a sentence, if each label has only one; otherwise nothing."""
+        """Return the values in a sentence, if they are few: one of each label, or pairs."""
+        if self.are_pairs:
+            said = [
+                f"{place}: {' and '.join(self.say(value) for value in values.values())}"
+                for place, values in self.by_place().items()
+            ]
+            return f"{self.title}, {' and '.join(self.series)}: {'; '.join(said)}"
         if any(len(points) != 1 for points in self.series.values()):
             return ""
-        values = [f"{label} {duration(points[0].value)}" for label, points in self.series.items()]
+        values = [f"{label} {self.say(points[0].value)}" for label, points in self.series.items()]
         return f"{self.title}: {', '.join(values)}"
+
+    def by_place(self) -> dict[str, dict[str, float]]:
+        """Return the value of each label at each place."""
+        found: dict[str, dict[str, float]] = {}
+        for label, points in self.series.items():
+            for point in points:
+                found.setdefault(str(point.place), {})[label] = point.value
+        return found
 
     def __str__(self) -> str:
         lines = [f"{self.title}: {self.values} by {self.places or 'transport'}"]
@@ -118,6 +136,40 @@ def _bars(axes: Axes, panel: Panel, theme: Theme) -> None:
     axes.yaxis.set_ticks(range(len(labels)), labels, fontsize=9.5)
     for tick in axes.get_yticklabels():
         tick.set_fontweight(_weight(tick.get_text()))
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_visible(False)
+    axes.grid(visible=False)
+    axes.spines[["bottom", "left"]].set_visible(False)
+
+
+def pairs(panels: Sequence[Panel], note: str, theme: Theme) -> Figure:
+    """Draw a panel beside another; at each place a bar for each label, relative to the longest."""
+    figure, all_axes = _figure(3.1, 1, len(panels))
+    figure.get_layout_engine().set(wspace=0.05)  # type: ignore[union-attr, call-arg]
+    for axes, panel in zip(all_axes, panels, strict=True):
+        _pairs(axes, panel, theme)
+    figure.supxlabel(note, fontsize=8.5, color=theme.muted, x=0.012, ha="left")
+    return figure
+
+
+def _pairs(axes: Axes, panel: Panel, theme: Theme) -> None:
+    height = _ROW_SHARE / len(panel.series)
+    by_place = panel.by_place()
+    for row, values in enumerate(by_place.values()):
+        for number, (label, value) in enumerate(values.items()):
+            place = row + (number - (len(values) - 1) / 2) * height
+            length = value / max(values.values())
+            axes.barh(place, length, height=0.9 * height, color=color(label, theme))
+            axes.annotate(
+                f" {panel.say(value)}",
+                (length, place),
+                va="center",
+                fontsize=8.5,
+                fontweight=_weight(label),
+            )
+    axes.set_title(panel.title)
+    axes.set(xlim=(0, 1 / _BARS_SHARE), ylim=(len(by_place) - 0.5, -0.5))
+    axes.yaxis.set_ticks(range(len(by_place)), list(by_place))
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_visible(False)
     axes.grid(visible=False)

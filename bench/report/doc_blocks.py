@@ -229,6 +229,16 @@ def engines(results: Results) -> str:
     return "\n\n".join([*blocks, _wrapped(f"{tables.where(suite.machine)}.")])
 
 
+def engines_summary(results: Results) -> str:
+    """Show what matters most of vLLM with its own queue and with shmcast's."""
+    suite = results["engines"]
+    note = (
+        "The same tokens, by one variable: [`SHMCAST_VLLM=1`](docs/vllm.md), "
+        f"[`SHMCAST_SGLANG=1`](docs/sglang.md). {tables.where(suite.machine)}."
+    )
+    return _noted(engine_tables.summary(suite.engines), note)
+
+
 def codec(results: Results) -> str:
     """Show what engines send, by all codecs, and by shmcast's and pickle with colder caches."""
     suite = results["codec"]
@@ -282,6 +292,7 @@ _TABLES: dict[str, Callable[[Results], str]] = {
     "job": job,
     "deaths": deaths,
     "engines": engines,
+    "engines-summary": engines_summary,
     "codec": codec,
     "codec-users": codec_users,
 }

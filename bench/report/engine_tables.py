@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from bench.report.results import OURS, EngineRow
 from bench.report.tables import markdown, ratio, short
@@ -35,6 +35,39 @@ def all_tables(rows: Sequence[EngineRow]) -> Iterator[str]:
         if its:
             yield note
             yield table(its)
+
+
+def summary(rows: Sequence[EngineRow]) -> str:
+    """Return what matters most of vLLM, a column for each of its engines."""
+    engines: dict[str, dict[str, list[EngineRow]]] = {}
+    for row in rows:
+        if row["case"] != "requests":
+            cases = engines.setdefault(f"TP{row['ranks']}, {row['transport']}", {})
+            cases.setdefault(row["case"], []).append(row)
+    made = next(iter(engines.values()))
+    batches = _joined(f"{row['batch']}" for row in made["tokens"])
+    gaps = _joined(f"{row['gap_ms']:g}" for row in made["waiting"] if row["gap_ms"] >= 0)
+    lines = {
+        f"tokens/s, batch {batches}": _figures("tokens", "tokens_per_s"),
+        f"core to its last worker, p50, µs, batch {batches}": _figures("tokens", "rpc_p50_us"),
+        f"first worker's reply, p50, µs, batch {batches}": _figures("tokens", "reply_p50_us"),
+        f"a worker's CPU, {gaps} ms between steps": lambda cases: _joined(
+            f"{row['cpu']:.0%}" for row in cases["waiting"] if row["gap_ms"] >= 0
+        ),
+        "a killed worker is told to the core": lambda cases: _joined(
+            f"{row['core_s']:.2f} s" for row in cases["killed"]
+        ),
+    }
+    cells = [[what, *map(figures, engines.values())] for what, figures in lines.items()]
+    return markdown(["vLLM", *engines], cells)
+
+
+def _figures(case: str, name: str) -> Callable[[dict[str, list[EngineRow]]], str]:
+    return lambda cases: _joined(short(_figure(row, name)) for row in cases[case])
+
+
+def _joined(figures: Iterable[str]) -> str:
+    return " / ".join(figures)
 
 
 def tokens(rows: Sequence[EngineRow]) -> str:

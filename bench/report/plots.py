@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from bench.report import charts, codec_tables
 from bench.report.charts import Panel, Point
 from bench.report.plot_style import DARK, LIGHT, Theme, applied
-from bench.report.results import OURS, Results, Row, by_case, case_of, representative
+from bench.report.results import OURS, EngineRow, Results, Row, by_case, case_of, representative
 from bench.run.case import Case
 
 MOST_LABELS = 6
@@ -241,6 +241,31 @@ def _codec(results: Results) -> list[Panel]:
     return [Panel(title, series, "message", "median of both")] if series else _none("codec")
 
 
+def _engines(results: Results) -> list[Panel]:
+    rows = results["engines"].engines
+
+    def pairs(case: str, name: str, place: Callable[[EngineRow], str]) -> dict[str, list[Point]]:
+        series: dict[str, list[Point]] = {}
+        for row in rows:
+            if row["case"] == case and row.get("gap_ms", 0) >= 0:
+                point = Point(place(row), float(str(dict(row)[name])))
+                series.setdefault(row["transport"], []).append(point)
+        return series
+
+    def batch(row: EngineRow) -> str:
+        return f"TP{row['ranks']}, batch {row['batch']}"
+
+    def gap(row: EngineRow) -> str:
+        return f"TP{row['ranks']}, {row['gap_ms']:g} ms"
+
+    panels = [
+        Panel("Tokens per second", pairs("tokens", "tokens_per_s", batch), say="{:,.0f}".format),
+        Panel("Core to last worker", pairs("tokens", "rpc_p50_us", batch)),
+        Panel("CPU of a worker, by pause", pairs("waiting", "cpu", gap), say="{:.0%}".format),
+    ]
+    return [replace(panel, are_pairs=True) for panel in panels] if rows else _none("engines")
+
+
 def _none(suite: str) -> list[Panel]:
     raise LookupError(f"suite {suite!r} has nothing for a picture")
 
@@ -248,6 +273,11 @@ def _none(suite: str) -> list[Panel]:
 NOTE = (
     "Bars: median time from the source's call to the only reader's return; shorter is better.\n"
     "Grey: CPU time of that reader. Of SGLang and vLLM, the faster variant is shown."
+)
+
+ENGINES_NOTE = (
+    "Blue: vLLM's own queue. Orange: shmcast. Each pair to a scale of its own.\n"
+    "CPU: a worker's CPU time over wall time, with so long a pause after each step."
 )
 
 PICTURES = (
@@ -292,6 +322,12 @@ PICTURES = (
         "Time to encode and decode what inference engines send, by codec",
         _codec,
         lambda panels, theme: charts.dots(panels[0], theme, 4.7),
+    ),
+    Picture(
+        "engines",
+        "vLLM with its own queue and with shmcast",
+        _engines,
+        lambda panels, theme: charts.pairs(panels, ENGINES_NOTE, theme),
     ),
 )
 

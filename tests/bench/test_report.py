@@ -214,7 +214,7 @@ def test_each_picture_is_drawn_for_light_and_dark_and_says_what_it_shows(
 
 def test_a_picture_is_the_same_each_time(folder: Path, tmp_path: Path) -> None:
     (folder / "peers.json").unlink()  # drawing takes time: one suite is enough
-    for name in ("large", "waiting", "codec"):
+    for name in ("large", "waiting", "codec", "engines"):
         (folder / f"{name}.json").unlink()
     first, second = (
         plots.write(results.load(folder), tmp_path / name) for name in ("first", "second")
@@ -226,7 +226,7 @@ def test_a_picture_is_the_same_each_time(folder: Path, tmp_path: Path) -> None:
 def test_a_picture_that_is_missing_or_shows_other_results_is_stale(
     folder: Path, tmp_path: Path
 ) -> None:
-    for name in ("peers", "large", "waiting", "codec"):
+    for name in ("peers", "large", "waiting", "codec", "engines"):
         (folder / f"{name}.json").unlink()
     pictures = tmp_path / "pictures"
     steps = [picture for picture in PICTURES if picture.name == "steps"]
@@ -326,6 +326,13 @@ def test_every_block_can_be_generated(folder: Path) -> None:
     assert "| vLLM | 10 ms | idle |" in found["engines"]
     assert "| TP2, shmcast | 10.0% | 0.1% |" in found["engines"]
     assert "| 3 ranks, no request, shmcast | 25.0 (0.10) | 50.0 |" in found["engines"]
+    assert found["engines-summary"].splitlines()[0] == "| vLLM | TP2, vLLM | TP2, shmcast |"
+    assert "| tokens/s, batch 8 | 200 | 800 |" in found["engines-summary"]
+    assert "| a worker's CPU, 10 ms between steps | 10% | 10% |" in found["engines-summary"]
+    assert (
+        "Tokens per second, vLLM and shmcast: TP2, batch 8: 200 and 800. Core to last worker"
+        in found["plot-engines"]
+    )
 
 
 def test_the_summary_shows_peers_and_says_which_variant_and_who_is_missing(folder: Path) -> None:
