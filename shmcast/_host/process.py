@@ -226,6 +226,23 @@ def is_alive(pid: int, started: int = UNKNOWN_START) -> bool:
     return not is_zombie and started in (UNKNOWN_START, _started(fields))
 
 
+def how_it_ends(pid: int) -> str:
+    """Return how process `pid` is about to end, as `Pidfd.how`; "" if it is not, or not told.
+
+    From when the end begins: before it is a zombie, and its memory given back.
+    """
+    try:
+        fields = proc.stat(pid)
+    except OSError as error:  # hidden
+        if is_interruption(error):
+            raise
+        fields = None
+    if not fields or not int(fields[_FLAGS]) & _PF_EXITING:
+        return ""
+    status = int(fields[_WAIT_STATUS])
+    return _in_words(status) if status or proc.tells_status(pid) else ""
+
+
 def is_exiting(pid: int) -> bool:
     """Return whether process `pid` has ended or is about to: what it held may be gone."""
     try:

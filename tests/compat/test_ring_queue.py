@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 import shmcast
-from shmcast.compat._queues import ring_queue, stacks
+from shmcast.compat._queues import deaths, ring_queue, stacks
 from shmcast.compat._queues.ring_queue import queue_class
 from tests.support import engine_roles as roles
 from tests.support.engine_queue import ENGINE, LOGGER, LONG_WAIT, MessageQueue, OwnQueue
@@ -233,9 +234,14 @@ def test_a_killed_writer_ends_the_wait_by_its_name(crew: Crew, told: Listener) -
         job.result()
 
 
+@pytest.mark.parametrize("by", ["its first word", "its pidfd"])
 def test_the_death_of_a_worker_ends_the_wait_for_another_one(
-    children: Crew, told: Listener
+    children: Crew, told: Listener, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
+    if by == "its pidfd":
+        monkeypatch.setattr(deaths, "FirstWord", _refuse)
+    else:
+        monkeypatch.setattr(deaths, "epoll_thread", lambda _: mock.Mock())
     children.start(3, roles.write_and_leave, told.address)
     workers = [told.accept() for _ in range(3)]
     readers = [MessageQueue.create_from_handle(worker.recv(), 0) for worker in workers]
@@ -282,6 +288,10 @@ def test_a_time_out_says_who_hangs_and_where(
     assert "CPU time" in text
     assert [record.getMessage() for record in caplog.records] == [text]
     os.kill(pid, signal.SIGKILL)
+
+
+def _refuse(*_: object) -> None:
+    raise PermissionError("may not be asked")
 
 
 def _wait_for_end(pid: int) -> None:

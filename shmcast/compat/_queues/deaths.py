@@ -2,6 +2,9 @@
 
 An engine's driver reads the replies of its workers one after another. Each comes over a ring of its
 own, and that of the one that is waited for does not tell that another has died.
+
+A worker has gigabytes, and the kernel gives them back before a pidfd tells of its end. So a thread
+for each of them waits for the first word of that; what it can't tell, the pidfd does.
 """
 
 from __future__ import annotations
@@ -10,21 +13,25 @@ import contextlib
 import functools
 import os
 import threading
+import time
 from collections.abc import Callable
 
 from shmcast._host.epoll_thread import epoll_thread
-from shmcast._host.process import UNKNOWN_START, Pidfd, pid_namespace
+from shmcast._host.first_word import FirstWord
+from shmcast._host.process import UNKNOWN_START, Pidfd, how_it_ends, pid_namespace
 from shmcast.compat._queues.diagnosis import Process
 from shmcast.errors import PeerDied
 
 _THREAD = "shmcast-engine"
 _IN_ORDER = "exit code 0"
+_SECONDS = 0.2  # from the first word until the process itself is about to end
+_STEP = 0.001
 
 Told = Callable[[PeerDied], None]
 
 
 class Watch:
-    """Watches processes, by pidfds in one thread."""
+    """Watches processes."""
 
     def __init__(self) -> None:
         self._begin()
@@ -47,12 +54,29 @@ class Watch:
                 pidfd = self._pidfds[process.pid] = Pidfd(process.pid, UNKNOWN_START)
                 ended = functools.partial(self._ended, process, pidfd, tell)
                 epoll_thread(_THREAD).add(pidfd.fileno(), ended, once=True)
+                args = (process, pidfd, tell, FirstWord(process.pid, process.first_word))
+                threading.Thread(target=self._listen, args=args, name=_THREAD, daemon=True).start()
+
+    def _listen(self, process: Process, pidfd: Pidfd, tell: Told, word: FirstWord) -> None:
+        """Tell when a process begins to end."""
+        word.wait()
+        give_up = time.monotonic() + _SECONDS
+        while not (how := how_it_ends(process.pid)) and time.monotonic() < give_up:
+            time.sleep(_STEP)  # its threads end one after another
+        if how:
+            self._end(process, pidfd, tell, lambda: how)
 
     def _ended(self, process: Process, pidfd: Pidfd, tell: Told, _events: int) -> None:
-        how = pidfd.how()
+        self._end(process, pidfd, tell, pidfd.how)
+
+    def _end(self, process: Process, pidfd: Pidfd, tell: Told, ask: Callable[[], str]) -> None:
+        """Tell how a process has ended, once."""
         with self._lock:
+            if self._pidfds.get(process.pid) is not pidfd:
+                return
+            how = ask()
             epoll_thread(_THREAD).remove(pidfd.fileno())
-            self._pidfds.pop(process.pid, None)
+            del self._pidfds[process.pid]
             pidfd.close()
         if how != _IN_ORDER:
             text = f"{process.name} (pid {process.pid}) has died: {how or 'unknown how'}"

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from shmcast._host import first_word
 from shmcast._host.process import pid_namespace, state_of
 from shmcast.compat._queues.stacks import python_stack
 
@@ -22,11 +23,18 @@ class Process(NamedTuple):
     pid: int
     namespace: int
     """The inode number of its pid namespace."""
+    first_word: int
+    """The number there of the descriptor by which its end is waited for; -1: it has none."""
 
     @classmethod
     def this(cls) -> Process:
         """Return this process, by the name that `multiprocessing` has for it."""
-        return cls(multiprocessing.current_process().name, os.getpid(), pid_namespace())
+        name = multiprocessing.current_process().name
+        try:
+            word = first_word.offer()
+        except OSError:  # out of descriptors, say: its pidfd tells, only later
+            word = -1
+        return cls(name, os.getpid(), pid_namespace(), word)
 
 
 def describe(processes: Iterable[Process]) -> str:

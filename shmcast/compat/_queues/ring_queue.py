@@ -173,11 +173,11 @@ class RingQueue:
             self._reader.interrupt()
 
     def note_death(self, death: PeerDied) -> None:
-        """End the wait of a reader with what was heard of another queue's writer.
+        """End the wait of a reader with what was heard of a writer, this queue's or another's.
 
         What has arrived is received first.
         """
-        if self._reader is not None and self.handle.writer.pid != death.pid:
+        if self._reader is not None:
             self._death = PeerDied(str(death), death.peer, death.pid, death.how)
             self._reader.interrupt()
 
