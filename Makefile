@@ -13,7 +13,7 @@ CXXFLAGS_TEST := -std=c++20 -Wall -Wextra -Wpedantic -Werror -Icore -pthread
 CROSS := aarch64-linux-gnu-g++
 EMULATOR := qemu-aarch64
 
-.PHONY: help demo test lint docs sanitize cross prove fuzz chaos soak bench bench-smoke engines clean
+.PHONY: help demo test lint docs sanitize cross prove fuzz chaos soak bench bench-smoke engines engines-tests clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -102,6 +102,15 @@ $(ENGINES)/ready: pyproject.toml constraints.txt CMakeLists.txt $(CORE)
 
 engines: $(VENV)/ready $(ENGINES)/ready ## let vLLM and SGLang work with their own queues and with shmcast's (15 minutes)
 	$(BIN)/python -m bench engines
+
+# Its tests want more than vLLM does, and pip its build's tools, before it gives out a source distribution.
+$(ENGINES)/tests: $(ENGINES)/ready
+	$(ENGINES)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  multiprocess pytest pytest-asyncio pytest-timeout setuptools-rust setuptools-scm tblib
+	touch $@
+
+engines-tests: $(ENGINES)/tests ## run vLLM's own tests of its queue and executor with shmcast in its place (10 minutes)
+	$(ENGINES)/bin/python -m bench.engines.vllm_tests
 
 bench-smoke: $(VENV)/ready ## fail if shmcast got slower against the peers of the same run
 	$(BIN)/python -m bench smoke
