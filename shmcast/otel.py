@@ -34,10 +34,10 @@ try:
         Observation,
         get_meter_provider,
     )
-except ImportError as error:
+except ImportError as _error:
     raise MissingDependency(
         "shmcast.otel needs opentelemetry-api: pip install 'shmcast[otel]'"
-    ) from error
+    ) from _error
 
 __all__ = ["register"]
 
