@@ -102,7 +102,7 @@ def test_an_interrupted_run_keeps_what_it_has_and_prints_no_traceback(tmp_path: 
         assert process.stdout is not None
         shown = b""
         try:
-            while b"1 of 1000" not in shown:  # (the bar: a turn is under way)
+            while b", settling" not in shown:  # (the bar: a turn is under way, and a long one)
                 read = os.read(process.stdout.fileno(), 65536)
                 assert read, shown
                 shown += read
