@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch.cuda.nvtx
@@ -30,15 +31,26 @@ def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHMCAST_TRACE", "torch")
 
 
-@pytest.fixture
-def by_nvtx(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Stand in for NVTX; return what it is told."""
+@contextlib.contextmanager
+def standing_in_for_nvtx() -> Iterator[list[str]]:
+    """Yield what NVTX is told."""
     told: list[str] = []
-    monkeypatch.setenv("SHMCAST_TRACE", "nvtx")
-    monkeypatch.setattr(torch.cuda.nvtx, "mark", lambda _name: None)
-    monkeypatch.setattr(torch.cuda.nvtx, "range_push", told.append)
-    monkeypatch.setattr(torch.cuda.nvtx, "range_pop", lambda: told.append("end"))
-    return told
+    with (
+        mock.patch.dict(os.environ, {"SHMCAST_TRACE": "nvtx"}),
+        mock.patch.multiple(
+            torch.cuda.nvtx,
+            mark=lambda _name: None,
+            range_push=told.append,
+            range_pop=lambda: told.append("end"),
+        ),
+    ):
+        yield told
+
+
+@pytest.fixture
+def by_nvtx() -> Iterator[list[str]]:
+    with standing_in_for_nvtx() as told:
+        yield told
 
 
 def profiled(action: Callable[[], object]) -> list[FunctionEvent]:
@@ -208,26 +220,16 @@ def test_who_is_interrupted_in_between_knows_whether_it_was_sent() -> None:
 
 
 def broadcast_traced(rank: int) -> list[str]:
-    os.environ["SHMCAST_TRACE"] = "torch"
-    try:
-        with ShmBroadcaster(device_types=CPU) as bc:
-            events = profiled(
-                lambda: bc.broadcast_object(tensor(shape=LARGE) if bc.is_src else None, SECONDS)
-            )
-            if bc.is_src:
-                bc.send("last")
-            else:
-                bc.recv(SECONDS)
-    finally:
-        del os.environ["SHMCAST_TRACE"]
-    return names(events)
+    with standing_in_for_nvtx() as told, ShmBroadcaster(device_types=CPU) as bc:
+        bc.broadcast_object(tensor(shape=LARGE) if bc.is_src else None, SECONDS)
+    return told
 
 
 def test_device_tensors_have_ranges(world: Crew) -> None:
     source, *readers = world.run(4, broadcast_traced)
-    lane = ["shmcast.device", "shmcast.device_wait"]
-    assert source == [tracing.ENCODE, tracing.PUBLISH, *lane]
-    assert readers == [[tracing.WAIT, *lane]] * 3
+    lane = ["shmcast.device", "end", "shmcast.device_wait", "end"]
+    assert source == [tracing.ENCODE, "end", tracing.PUBLISH, "end", *lane]
+    assert readers == [[tracing.WAIT, "end", *lane]] * 3
 
 
 @pytest.mark.parametrize("value", ["perf", "nvtx"])
