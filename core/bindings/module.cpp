@@ -35,6 +35,7 @@
 #include "bindings/observe.hpp"
 #include "bindings/reader.hpp"
 #include "bindings/slots.hpp"
+#include "bindings/translation.hpp"
 #include "bindings/writer.hpp"
 #include "layout.hpp"
 #include "pickle/pieces.hpp"
@@ -345,7 +346,7 @@ void bind_endpoints(nb::module_& m) {
 #define PyInit__core init_for_main_interpreter
 NB_MODULE(_core, m) {
   using namespace shmcast;
-  set_up_slots();
+  set_up_translation();
   count_forks();
   Watcher::guard_forks();
   // A program may still hold arrays over the arena when the interpreter exits: no leak.

@@ -1,6 +1,6 @@
 // Room: bindings. A reader of a ring, for Python.
-// Knows: the list of frames to return, and the memory that each of them needs.
-// Does not know: what is in them, or how waiting and closing work.
+// Knows: the frame table, and which messages its caller has not got.
+// Does not know: what is in frames or what memory they need, or how waiting and closing work.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -20,9 +20,9 @@
 #include "bindings/convert.hpp"
 #include "bindings/endpoint.hpp"
 #include "bindings/errors.hpp"
-#include "bindings/frame_pool.hpp"
 #include "bindings/gil.hpp"
 #include "bindings/kept_frames.hpp"
+#include "bindings/received_frames.hpp"
 #include "layout.hpp"
 #include "ring/message.hpp"
 #include "ring/reader.hpp"
@@ -160,7 +160,6 @@ class PyRingReader final : public Awaitable {
 
   enum class Phase : std::uint8_t { idle, table, frames };
   static constexpr std::size_t kTablePart = 4096;  // sizes
-  static constexpr std::size_t kPooledFrame = 64 * 1024;
 
   static const Segment& seated(const Segment& segment, std::uint32_t index, const Identity& who,
                                std::uint64_t found, bool may_hold, bool has_spill) {
@@ -228,46 +227,12 @@ class PyRingReader final : public Awaitable {
 
   void make_frames() {
     ring_.check_entries(entries_);
-    pool_.tick();
-    payload_ = payload_bytes(entries_);
-    frames_.clear();
-    frames_.resize(entries_.size());
-    pieces_.clear();
-    const auto in_arena = static_cast<std::size_t>(
-        std::count_if(entries_.begin(), entries_.end(), FrameEntry::is_in_arena));
-    offsets_.resize(in_arena);
-    holds_.reserve(in_arena);
-    for (std::size_t i = 0; i < entries_.size(); ++i) {
-      if (FrameEntry::is_in_arena(entries_[i])) {
-        // Count it as held before the message's last fragment is released.
-        pieces_.push_back(
-            {reinterpret_cast<std::byte*>(&offsets_[holds_.size()]), sizeof(ArenaOffset)});
-        holds_.emplace_back(memory_owner(),
-                            segment_.held(index_, extent_of(FrameEntry::extent(entries_[i]))));
-      } else {
-        nb::object frame = own_frame(entries_[i]);
-        pieces_.push_back({bytes_of(frame), entries_[i]});
-        frames_[i] = std::move(frame);
-      }
-    }
-    ring_.into(pieces_);
+    // Count an extent as held before the message's last fragment is released.
+    const auto hold = [this](std::uint32_t extent) {
+      return Hold(memory_owner(), segment_.held(index_, extent_of(extent)));
+    };
+    ring_.into(frames_.make(entries_, hold));
     phase_ = Phase::frames;
-  }
-
-  // Return memory for a frame, uninitialised.
-  nb::object own_frame(std::size_t size) {
-    return size < kPooledFrame ? fresh_frame(size) : pool_.take(size);
-  }
-
-  // Return the frames as a list. Only here does it exist: the garbage collector shows the lists
-  // that it knows to whoever asks, and one that is being filled has places without an object.
-  nb::object list_of_frames() {
-    const auto count = static_cast<Py_ssize_t>(frames_.size());
-    nb::object list = owned(stops_at_exit([count] { return PyList_New(count); }));
-    for (Py_ssize_t i = 0; i < count; ++i) {
-      PyList_SET_ITEM(list.ptr(), i, frames_[static_cast<std::size_t>(i)].release().ptr());
-    }
-    return list;
   }
 
   std::uint32_t extent_of(std::uint32_t extent) const {
@@ -276,35 +241,6 @@ class PyRingReader final : public Awaitable {
       throw_corrupted("a frame's extent", extent, "the arena's count", extents);
     }
     return extent;
-  }
-
-  // After the fetch, put the frames that are in the arena into their places in the list.
-  void make_views(bool copy) {
-    const Mapping& mapping = nb::cast<ArenaMapping&>(mapping_);
-    const std::uint64_t bound = mapping.bytes().size();
-    std::size_t next = 0;
-    for (std::size_t i = 0; i < entries_.size(); ++i) {
-      if (!FrameEntry::is_in_arena(entries_[i])) continue;
-      const ArenaOffset offset = offsets_[next];
-      const std::uint64_t size = FrameEntry::bytes(entries_[i]);
-      if (offset > bound || size > bound - offset) {
-        throw_corrupted("a frame's end in the arena", offset + size, "the arena's size", bound);
-      }
-      if (copy) {
-        nb::object frame = own_frame(size);
-        {
-          const WithoutGil released;
-          std::memcpy(bytes_of(frame), mapping.bytes().data() + offset, size);
-        }
-        frames_[i] = std::move(frame);
-      } else {
-        const nb::object lease =
-            nb::cast(Lease(std::move(holds_[next]), mapping_, offset, size), nb::rv_policy::move);
-        frames_[i] = owned(stops_at_exit([&] { return PyMemoryView_FromObject(lease.ptr()); }));
-      }
-      ++next;
-    }
-    ring_.count_arena(next);
   }
 
   // Run the step, and drop the message if it throws: a message that there is no memory for is lost
@@ -323,9 +259,11 @@ class PyRingReader final : public Awaitable {
   nb::object end(bool copy) {
     // What is consumed and then can't be returned is lost to this reader, as in or_drop().
     const Resetting resetting(*this);
-    ring_.end(payload_);
-    if (!holds_.empty()) make_views(copy);
-    return list_of_frames();
+    ring_.end(frames_.payload());
+    if (frames_.are_in_arena()) {
+      ring_.count_arena(frames_.view(entries_, mapping_, copy));
+    }
+    return frames_.take();
   }
 
   class Resetting {
@@ -341,7 +279,6 @@ class PyRingReader final : public Awaitable {
 
   void reset() {
     frames_.clear();
-    holds_.clear();
     phase_ = Phase::idle;
   }
 
@@ -355,8 +292,7 @@ class PyRingReader final : public Awaitable {
     // What practice does not touch: it has another ring.
     shmcast::fetch_ahead(this, sizeof *this);
     fetch_ahead(entries_.data(), kLine);
-    fetch_ahead(frames_.data(), kLine);
-    fetch_ahead(pieces_.data(), kLine);
+    frames_.fetch_ahead();
     ring_.fetch_ahead();
     fetch_callers_ahead();
   }
@@ -373,10 +309,10 @@ class PyRingReader final : public Awaitable {
     listener_.hush();
     reset();  // release what it holds of messages that nobody has got
     kept_.drop_all();
-    pool_.clear();
+    frames_.drop_pool();
     how == End::failed ? ring_.fail() : ring_.leave();
   }
-  void rest(std::int64_t now) override { pool_.rest(now); }
+  void rest(std::int64_t now) override { frames_.rest(now); }
 
   Reference warmup_;
   Reference mapping_;
@@ -386,14 +322,9 @@ class PyRingReader final : public Awaitable {
   RingReader ring_;
   Phase phase_ = Phase::idle;
   std::vector<std::uint64_t> entries_;  // the frame table
-  std::vector<MutablePiece> pieces_;
-  std::vector<ArenaOffset> offsets_;  // of the frames that are in the arena, in order
-  std::vector<Hold> holds_;           // one for each of these, until a lease takes it over
-  std::vector<nb::object> frames_;    // while the message is received; null: in the arena
-  KeptFrames kept_;                   // what its caller has not got
+  ReceivedFrames frames_;
+  KeptFrames kept_;  // what its caller has not got
   Listener listener_{segment_.readers_gate(), segment_.doorbell(index_)};
-  FramePool pool_;
-  std::uint64_t payload_ = 0;
 };
 
 }  // namespace shmcast

@@ -1,5 +1,5 @@
 // Room: bindings. What Python calls for each message, in type slots and plain C methods.
-// Knows: how a C++ exception becomes Python's error where nanobind is not on the way.
+// Knows: what their arguments look like.
 // Does not know: what the calls do.
 //
 // nanobind's own way (a look-up of the method by name, arguments in an array, a search for the
@@ -12,20 +12,12 @@
 #include "bindings/codec.hpp"
 #include "bindings/gil.hpp"
 #include "bindings/reader.hpp"
+#include "bindings/translation.hpp"
 #include "bindings/writer.hpp"
 
 namespace shmcast {
 
 namespace nb = nanobind;
-
-// A function that throws the exception which is being handled, for nanobind to translate. Lives as
-// long as the process.
-inline PyObject* thrower = nullptr;
-
-// Call once, when the module is loaded.
-inline void set_up_slots() {
-  thrower = nb::cpp_function([] { throw; }).release().ptr();
-}
 
 // Run a slot's work. An exception becomes Python's error, and `failed` is returned.
 template <class Result, class Work>
@@ -33,7 +25,7 @@ Result in_slot(Result failed, Work work) {
   try {
     return work();
   } catch (...) {
-    Py_XDECREF(PyObject_CallNoArgs(thrower));
+    set_error();
     return failed;
   }
 }
