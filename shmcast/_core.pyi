@@ -9,7 +9,7 @@ lets signal handlers run. `shmcast` turns the exceptions below into its own.
 
 import pickle
 from collections.abc import Callable, Sequence
-from types import EllipsisType, ModuleType
+from types import EllipsisType, FrameType, ModuleType
 from typing import Any, Protocol, overload
 
 from typing_extensions import Buffer
@@ -101,6 +101,59 @@ class ObjectCoder:
         """
     def practise_decode(self, frames: list[Any], /) -> None:
         """Decode such frames once more."""
+
+ENCODING: FrameType
+DECODING: FrameType
+"""The second entry in the traceback of an error that was caught in a call of a codec."""
+
+class ObjectOutbox:
+    """Puts objects into an outbox of frames, in one step.
+
+    Args:
+        encode: makes frames of an object.
+        outbox: takes them under a time-out: a RingWriter, or what stands in for one.
+        coder: `encode` is its method: with a RingWriter there need be no frames. Otherwise None.
+        is_practice: only practise, see ObjectCoder.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[Any], Any],
+        outbox: Any,
+        coder: ObjectCoder | None,
+        is_practice: bool = False,
+    ) -> None: ...
+    def __setitem__(self, timeout: float | None, obj: Any, /) -> None:
+        """Encode an object and put its frames into the outbox; see RingWriter.
+
+        Raises: what `encode` raises, through ENCODING, and what the outbox raises.
+        """
+
+class ObjectInbox:
+    """Takes objects out of a source of frames, in one step.
+
+    Args:
+        messages: gives frames for a time-out and `copy`: a RingReader, or what stands in for one.
+        keep: takes them back.
+        decode: makes an object of them.
+        coder: `decode` is its method: with a RingReader there need be no frames. Otherwise None.
+        is_practice: only practise, see ObjectCoder; what is returned is None.
+    """
+
+    def __init__(
+        self,
+        messages: Any,
+        keep: Callable[[list[Any]], None],
+        decode: Callable[[list[Any]], Any],
+        coder: ObjectCoder | None,
+        is_practice: bool = False,
+    ) -> None: ...
+    def __getitem__(self, timeout_and_copy: tuple[float | None, bool], /) -> Any:
+        """Return the next object, after which Python handles no signals; see RingReader.
+
+        Raises: what `messages` raises; and what `decode` raises, through DECODING: the frames are
+            kept then, and also if a signal's handler raises after they were decoded.
+        """
 
 class Geometry:
     """The shape of a ring; both sides must give the same.
@@ -660,8 +713,8 @@ class RingReader(Awaitable):
     def __getitem__(self, look_copy: bool, /) -> list[bytearray | memoryview] | EllipsisType: ...
     def keep(self, frames: list[bytearray | memoryview]) -> None:
         """Take back the frames of a message: the next consume() returns them again."""
-    def discard(self) -> None:
-        """Forget the frames that were taken back last."""
+    def discard(self) -> list[bytearray | memoryview]:
+        """Forget the frames that were taken back last, and return them."""
 
 def tail_bytes(members: int, replies: Geometry) -> int:
     """Return the tail of a hub's segment, in bytes, given the shape of a member's ring."""

@@ -9,10 +9,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <utility>
+#include <vector>
 
-#include "bindings/convert.hpp"
 #include "bindings/gil.hpp"
+#include "bindings/practice.hpp"
 #include "codec/decoder_reductions.hpp"
 #include "codec/encoder_reductions.hpp"
 #include "codec/wire.hpp"
@@ -60,6 +62,50 @@ class HeldBytes {
   Py_ssize_t size_;
 };
 
+// A decoder, and memory for a message that it decodes.
+class MessageDecoder {
+ public:
+  MessageDecoder(const codec::Known& known, PyObject* find) : decoder_(known, find) {}
+
+  // See codec::Decoder.
+  PyObject* decode(std::span<const std::uint8_t> message, PyObject* frames,
+                   bool is_practice = false) {
+    is_well_ = false;
+    PyObject* const object = decoder_.decode(message.data(), message.size(), frames, is_practice);
+    is_well_ = true;
+    return object;
+  }
+  bool ran_code() const { return decoder_.ran_code(); }
+  // Whether it can decode another: it has not thrown.
+  bool is_well() const { return is_well_; }
+
+  // Return memory for a message of so many bytes.
+  std::byte* place(std::size_t size) {
+    if (size > room_) {
+      memory_ = std::make_unique_for_overwrite<std::uint8_t[]>(2 * size);
+      room_ = 2 * size;
+    }
+    size_ = size;
+    return reinterpret_cast<std::byte*>(memory_.get());
+  }
+  std::span<const std::uint8_t> message() const { return {memory_.get(), size_}; }
+  // Return it as frames, in memory of their own.
+  nb::list frames() const {
+    const auto* const data = reinterpret_cast<const char*>(memory_.get());
+    return list_of(std::vector<nb::object>{
+        owned(PyByteArray_FromStringAndSize(data, static_cast<Py_ssize_t>(size_)))});
+  }
+
+  bool can_practise = false;  // the message in its memory
+
+ private:
+  codec::Decoder decoder_;
+  bool is_well_ = true;
+  std::unique_ptr<std::uint8_t[]> memory_;
+  std::size_t room_ = 0;
+  std::size_t size_ = 0;
+};
+
 class ObjectCoder {
  public:
   // `functions`: of _codecs/object_classes.py. `own_reducer`, `frame_bytes`: an encoder's. `find`:
@@ -79,22 +125,64 @@ class ObjectCoder {
     if (!known_.take(functions.attr("CORE").ptr())) throw nb::python_error();
   }
 
-  nb::object encode(nb::handle object) {
+  // A message that was encoded: frames, or the bytes of its only one, if they are few. Those are in
+  // memory of its encoder, which nobody else has meanwhile.
+  class Encoded {
+   public:
+    explicit Encoded(ObjectCoder& coder) : coder_(coder) {}
+    Encoded(const Encoded&) = delete;
+    Encoded& operator=(const Encoded&) = delete;
+    ~Encoded() { give_back(); }
+
+    const nb::object& frames() const { return frames_; }  // null: there are bytes
+    std::span<const std::byte> bytes() const { return bytes_; }
+    // Return the frames, which it has no more.
+    nb::object take_frames() {
+      return frames_.is_valid() ? std::move(frames_) : owned(encoder_->list());
+    }
+
+   private:
+    friend ObjectCoder;
+    // Take over the encoder, and what it has written. Returns whether there is something. (One that
+    // has thrown is not used again.)
+    bool take(bool is_written, std::unique_ptr<codec::Encoder>& encoder) {
+      encoder_ = std::move(encoder);
+      if (!is_written) return false;
+      bytes_ = encoder_->small_message();
+      if (bytes_.empty()) frames_ = nb::steal(encoder_->list());
+      return !bytes_.empty() || frames_.is_valid();
+    }
+    void give_back() {
+      if (encoder_ != nullptr) coder_.encoder_ = std::move(encoder_);
+    }
+    // The bytes of the message, as a ring takes them, with the memory beside it.
+    Py_ssize_t size() const {
+      return frames_.is_valid() ? size_of(frames_.ptr(), Memory::all)
+                                : size_with_entry(bytes_.size());
+    }
+
+    ObjectCoder& coder_;
+    std::unique_ptr<codec::Encoder> encoder_;
+    std::span<const std::byte> bytes_;
+    nb::object frames_;
+  };
+
+  void encode(nb::handle object, Encoded& message) {
 #ifndef Py_GIL_DISABLED  // without it, other threads may change the object meanwhile
     if (--skipped_ < 0) {
       std::unique_ptr<codec::Encoder> encoder = take_encoder();
-      PyObject* const frames = encoder->encode(object.ptr());
-      Ref given = encoder->take_given();
+      const bool is_written = message.take(encoder->write(object.ptr()), encoder);
+      Ref given = message.encoder_->take_given();
       if (keeps_sent_) {
-        const bool can_practise = frames != nullptr && encoder->was_plain() &&
-                                  size_of(frames, Memory::all) < kMostPractised &&
-                                  encoder->viewed_bytes() < kMostKept;
+        const bool can_practise = is_written && message.encoder_->was_plain() &&
+                                  message.size() < Practice::kMostBytes &&
+                                  message.encoder_->viewed_bytes() < kMostKept;
         keep(sent_, can_practise ? nb::borrow(object) : nb::none());
       }
-      encoder_ = std::move(encoder);
-      if (frames != nullptr) {
+      if (message.bytes_.empty()) message.give_back();
+      if (is_written) {
         misses_ = skipped_ = 0;
-        return nb::steal(frames);
+        return;
       }
       if (PyErr_Occurred() != nullptr) {
         if (PyErr_ExceptionMatches(refusals_.ptr()) == 0) throw nb::python_error();
@@ -103,74 +191,140 @@ class ObjectCoder {
       // Where most objects are not taken, trying costs more than it gives.
       misses_ = std::min(misses_ + 1, kMostMisses);
       skipped_ = (1 << misses_) - 2;
-      if (given) return call(encode_again_, object, nb::steal(given.release()));
+      if (given) {
+        message.frames_ = call(encode_again_, object, nb::steal(given.release()));
+        return;
+      }
     }
 #endif
-    return call(encode_otherwise_, object);
+    message.frames_ = call(encode_otherwise_, object);
   }
-
-  nb::object decode(const nb::list& frames) {
-    PyObject* object = nullptr;
-    if (!try_to_decode(frames, false, object)) return call(decode_otherwise_, frames);
-    return owned(object);
+  nb::object encode(nb::handle object) {
+    Encoded message(*this);
+    encode(object, message);
+    return message.take_frames();
   }
 
   // Encode the object that was sent last once more, which runs no code of others. If that can't be,
   // or nothing was sent since this was first called, encode another.
-  nb::object practise_encode(nb::handle otherwise) {
+  void practise_encode(nb::handle otherwise, Encoded& message) {
     keeps_sent_ = true;
-    if (sent_.is_none()) return encode(otherwise);
+    if (sent_.is_none()) return encode(otherwise, message);
     std::unique_ptr<codec::Encoder> encoder = take_encoder();
-    PyObject* const frames = encoder->practise(sent_.ptr());
-    encoder_ = std::move(encoder);
-    if (frames != nullptr) return nb::steal(frames);
+    if (message.take(encoder->practise(sent_.ptr()), encoder)) return;
+    PyErr_Clear();
+    message.give_back();
     keep(sent_, nb::none());
-    return encode(otherwise);
+    encode(otherwise, message);
+  }
+  nb::object practise_encode(nb::handle otherwise) {
+    Encoded message(*this);
+    practise_encode(otherwise, message);
+    return message.take_frames();
+  }
+
+  // A decoder, which nobody else has meanwhile, and a message in its memory.
+  class Decoding {
+   public:
+    explicit Decoding(ObjectCoder& coder) : coder_(coder) {}
+    Decoding(const Decoding&) = delete;
+    Decoding& operator=(const Decoding&) = delete;
+    ~Decoding() {
+      if (decoder_ != nullptr && decoder_->is_well()) coder_.give_back(std::move(decoder_));
+    }
+    // Return memory for a message of so many bytes; null: they are too many.
+    std::byte* place(std::size_t size) {
+      return size <= kMostPlaced ? decoder().place(size) : nullptr;
+    }
+    MessageDecoder& decoder() {
+      if (decoder_ == nullptr) decoder_ = coder_.take_decoder();
+      return *decoder_;
+    }
+
+   private:
+    static constexpr std::size_t kMostPlaced = 64 * 1024;
+    ObjectCoder& coder_;
+    std::unique_ptr<MessageDecoder> decoder_;
+  };
+
+  nb::object decode(const nb::list& frames) {
+    if (frames.size() == 0) return call(decode_otherwise_, frames);
+    const HeldBytes bytes(PyList_GET_ITEM(frames.ptr(), 0));
+    if (!is_ours({bytes.data(), bytes.size()})) return call(decode_otherwise_, frames);
+    Decoding decoding(*this);
+    MessageDecoder& decoder = decoding.decoder();
+    PyObject* const object = decoder.decode({bytes.data(), bytes.size()}, frames.ptr());
+    const bool can_practise = object != nullptr && !decoder.ran_code() &&
+                              practice_.takes(size_of(frames.ptr(), Memory::none));
+    received_ = can_practise ? without_memory(frames) : nb::none();
+    decoder.can_practise = false;
+    return owned(object);
+  }
+  // Decode a message that was placed.
+  nb::object decode(Decoding& decoding) {
+    MessageDecoder& placed = decoding.decoder();
+    const auto bytes = placed.message();
+    placed.can_practise = false;
+    if (!is_ours(bytes)) return call(decode_otherwise_, placed.frames());
+    PyObject* const object = placed.decode(bytes, nullptr);
+    placed.can_practise =
+        object != nullptr && !placed.ran_code() && practice_.takes(size_with_entry(bytes.size()));
+    received_ = nb::none();
+    return owned(object);
   }
 
   // Return the message that was decoded last, if it can be decoded for practice.
-  nb::object practice_frames() const { return received_; }
+  nb::object practice_frames() {
+    Decoding decoding(*this);
+    const MessageDecoder& placed = decoding.decoder();
+    return placed.can_practise ? placed.frames() : received_;
+  }
 
-  // Decode such a message once more. One that takes long is given up for a while, and so are others
-  // of its size. (Three times in a row, because the first round meets cold caches. Not for ever,
-  // because a busy machine makes any message take long.)
+  // Decode such a message once more.
   nb::object practise_decode(const nb::list& frames) {
-    decode_in_time(frames);
+    if (frames.size() > 0) {
+      const HeldBytes bytes(PyList_GET_ITEM(frames.ptr(), 0));
+      Decoding decoding(*this);
+      practise(decoding.decoder(), {bytes.data(), bytes.size()}, frames.ptr(),
+               size_of(frames.ptr(), Memory::none));
+    }
+    return nb::none();
+  }
+  nb::object practise_decode(Decoding& decoding) {
+    const auto bytes = decoding.decoder().message();
+    practise(decoding.decoder(), bytes, nullptr, size_with_entry(bytes.size()));
     return nb::none();
   }
 
  private:
   static constexpr int kMostMisses = 6;
-  static constexpr std::int64_t kLongNs = 20'000;
-  static constexpr Py_ssize_t kMostPractised = 64 * 1024;
   static constexpr std::size_t kMostKept = 1024 * 1024;
-  static constexpr int kShortestPause = 64;  // messages
-  static constexpr int kLongestPause = 4096;
+  static constexpr Py_ssize_t kEntry = 8;  // of the frame table
 
-  void decode_in_time(const nb::list& frames) {
-    const std::int64_t began = monotonic_ns();
-    PyObject* object = nullptr;
-    if (!try_to_decode(frames, true, object)) return;
-    Py_XDECREF(object);
-    PyErr_Clear();
-    const bool is_quick = object != nullptr && monotonic_ns() - began < kLongNs;
-    slow_rounds_ = is_quick ? 0 : slow_rounds_ + 1;
-    if (is_quick) pause_ = kShortestPause;
-    if (object != nullptr && slow_rounds_ < 3) return;
-    if (object != nullptr) {
-      too_long_ = std::min(too_long_, size_of(frames.ptr(), Memory::none));
-      left_of_pause_ = pause_;
-      pause_ = std::min(2 * pause_, kLongestPause);
-    }
-    slow_rounds_ = 0;
-    received_ = nb::none();
+  static bool is_ours(std::span<const std::uint8_t> message) {
+    return !message.empty() && message[0] == codec::kMagic;
   }
 
+  void practise(MessageDecoder& by, std::span<const std::uint8_t> message, PyObject* frames,
+                Py_ssize_t size) {
+    if (!is_ours(message)) return;
+    const std::int64_t began = monotonic_ns();
+    PyObject* const object = by.decode(message, frames, true);
+    Py_XDECREF(object);
+    PyErr_Clear();
+    if (practice_.goes_on(object != nullptr, monotonic_ns() - began, size)) return;
+    received_ = nb::none();
+    by.can_practise = false;
+  }
+
+  static Py_ssize_t size_with_entry(std::size_t bytes) {
+    return static_cast<Py_ssize_t>(bytes) + kEntry;
+  }
   // Return the bytes of a message, as a ring takes them, with the memory beside it or without;
   // much, if it has other frames.
   enum class Memory : std::uint8_t { all, none };
   static Py_ssize_t size_of(PyObject* frames, Memory beside) {
-    constexpr Py_ssize_t kEntry = 8;  // of the frame table
+    constexpr Py_ssize_t kMost = Practice::kMostBytes;
     Py_ssize_t size = 0;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(frames); ++i) {
       PyObject* const frame = PyList_GET_ITEM(frames, i);
@@ -178,20 +332,10 @@ class ObjectCoder {
                              : PyByteArray_CheckExact(frame) ? PyByteArray_GET_SIZE(frame)
                              : PyBytes_CheckExact(frame)     ? PyBytes_GET_SIZE(frame)
                              : PyMemoryView_Check(frame)     ? PyMemoryView_GET_BUFFER(frame)->len
-                                                             : kMostPractised;
-      size = std::min(size + own + kEntry, kMostPractised);
+                                                             : kMost;
+      size = std::min(size + own + kEntry, kMost);
     }
     return size;
-  }
-  // Whether to practise a message of this size, one of those that count for a pause.
-  bool may_be_practised(Py_ssize_t size) {
-    if (size < too_long_) return true;
-    if (left_of_pause_ > 0) {
-      --left_of_pause_;
-      return false;
-    }
-    too_long_ = kMostPractised;
-    return size < too_long_;
   }
   // Put a value in the place of one that may be the last reference to a user's object.
   static void keep(Reference& place, nb::object value) {
@@ -213,28 +357,18 @@ class ObjectCoder {
     return bare;
   }
 
-  // Decode a message; null: an error is set. Returns false if it is none of ours. One that can be
-  // decoded for practice is kept.
-  bool try_to_decode(const nb::list& frames, bool is_practice, PyObject*& object) {
-    if (frames.size() == 0) return false;
-    const HeldBytes bytes(PyList_GET_ITEM(frames.ptr(), 0));
-    const std::uint8_t* const data = bytes.data();
-    if (bytes.size() == 0 || data[0] != codec::kMagic) return false;
-    std::unique_ptr<codec::Decoder> decoder;
+  std::unique_ptr<MessageDecoder> take_decoder() {
+    std::unique_ptr<MessageDecoder> decoder;
     {
       const nb::ft_lock_guard guard(mutex_);
       decoder = std::move(decoder_);
     }
-    if (decoder == nullptr) decoder = std::make_unique<codec::Decoder>(known_, find_.ptr());
-    object = decoder->decode(data, bytes.size(), frames.ptr(), is_practice);
-    if (!is_practice) {
-      const bool can_practise = object != nullptr && !decoder->ran_code() &&
-                                may_be_practised(size_of(frames.ptr(), Memory::none));
-      received_ = can_practise ? without_memory(frames) : nb::none();
-    }
+    if (decoder != nullptr) return decoder;
+    return std::make_unique<MessageDecoder>(known_, find_.ptr());
+  }
+  void give_back(std::unique_ptr<MessageDecoder> decoder) {
     const nb::ft_lock_guard guard(mutex_);
     std::swap(decoder_, decoder);
-    return true;
   }
 
   codec::Known known_;
@@ -246,16 +380,14 @@ class ObjectCoder {
   nb::object refusals_;
   Py_ssize_t frame_bytes_;
   std::unique_ptr<codec::Encoder> encoder_;
-  std::unique_ptr<codec::Decoder> decoder_;
+  std::unique_ptr<MessageDecoder> decoder_;
   nb::ft_mutex mutex_;
-  Reference sent_ = nb::none();       // the last object, if it is plain and is to be kept
-  nb::object received_ = nb::none();  // the last message, if it may be decoded again
+  Reference sent_ = nb::none();  // the last object, if it is plain and is to be kept
+  nb::object received_ =
+      nb::none();  // the last message, if it may be decoded again, and was frames
   nb::object empty_ = owned(PyByteArray_FromStringAndSize(nullptr, 0));
+  Practice practice_;
   bool keeps_sent_ = false;
-  int slow_rounds_ = 0;                   // of practice, in a row
-  Py_ssize_t too_long_ = kMostPractised;  // messages of this size are not practised now
-  int pause_ = kShortestPause;            // the next one
-  int left_of_pause_ = 0;
   int misses_ = 0;   // in a row
   int skipped_ = 0;  // objects that are not tried next
 };

@@ -27,15 +27,6 @@ using namespace nb::literals;
 namespace shmcast {
 namespace {
 
-// reply_writer[timeout] = frames
-int set_reply(PyObject* self, PyObject* timeout, PyObject* frames) {
-  return in_slot(-1, [&] {
-    if (frames == nullptr) throw nb::type_error("a reply can't be deleted");
-    object_of<PyReplyWriter>(self).reply(frames, timeout);
-    return 0;
-  });
-}
-
 // hub[timeout, copy, of whom]: a member's index; None: of any; ...: of all. hub[copy, of whom] is a
 // look.
 PyObject* get_reply(PyObject* self, PyObject* call) {
@@ -57,8 +48,6 @@ PyObject* get_reply(PyObject* self, PyObject* call) {
   });
 }
 
-PyType_Slot reply_slots[] = {{Py_mp_ass_subscript, reinterpret_cast<void*>(&set_reply)},
-                             {0, nullptr}};
 PyType_Slot hub_slots[] = {{Py_mp_subscript, reinterpret_cast<void*>(&get_reply)}, {0, nullptr}};
 
 }  // namespace
@@ -76,7 +65,7 @@ void bind_hub(nb::module_& m) {
                     std::uint32_t, const std::string&>(),
            "memory"_a, "geometry"_a, "nonce"_a, "wait"_a, "cpu_quota"_a, "watch"_a.none(), "who"_a,
            "arena"_a.none(), "spill"_a = nb::none(), "label"_a = "", "nodes"_a = 1, "name"_a = "");
-  nb::class_<PyReplyWriter, PyRingWriter>(m, "ReplyWriter", nb::type_slots(reply_slots))
+  nb::class_<PyReplyWriter, PyRingWriter>(m, "ReplyWriter")
       .def(nb::init<nb::handle, const nb::object&, const Geometry&, const nb::bytes&,
                     const WaitPolicy&, nb::object, nb::object>(),
            "memory"_a, "reader"_a, "replies"_a, "nonce"_a, "wait"_a, "cpu_quota"_a,
@@ -84,7 +73,12 @@ void bind_hub(nb::module_& m) {
       .def("interrupt", &PyReplyWriter::interrupt_calls)
       .def("barrier", &PyReplyWriter::pass_barrier, "timeout"_a = nb::none())
       .def("absent", &PyReplyWriter::absent)
-      .def("publish", &PyReplyWriter::reply, "frames"_a, "timeout"_a = nb::none());
+      .def(
+          "publish",
+          [](PyReplyWriter& writer, nb::handle frames, nb::handle timeout) {
+            writer.send({frames, {}}, timeout);
+          },
+          "frames"_a, "timeout"_a = nb::none());
   nb::class_<PyHub, Awaitable>(m, "Hub", nb::type_slots(hub_slots))
       .def(nb::init<nb::handle, nb::object, const Geometry&, const nb::bytes&, const WaitPolicy&,
                     nb::object, nb::object, nb::object, const Identity&>(),

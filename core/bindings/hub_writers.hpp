@@ -98,12 +98,12 @@ class PyReplyWriter final : public PyRingWriter {
   ~PyReplyWriter() override { destroy(); }
 
   // Publish a reply to a message that was received and not answered yet.
-  void reply(nb::handle frames, nb::handle timeout) {
+  void send(const Message& message, nb::handle timeout) override {
     if (unanswered() == 0) {
       const Use use(*this);  // that it is closed, say, comes first
       throw NothingToAnswer("every message that was received has its reply");
     }
-    publish(frames, timeout);
+    publish(message, timeout);
   }
 
   // Wait until all other members and the hub have come, too. Whatever ends this call, the next one

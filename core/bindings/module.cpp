@@ -32,6 +32,7 @@
 #include "bindings/fork.hpp"
 #include "bindings/gil.hpp"
 #include "bindings/hub_module.hpp"
+#include "bindings/objects.hpp"
 #include "bindings/observe.hpp"
 #include "bindings/reader.hpp"
 #include "bindings/slots.hpp"
@@ -308,7 +309,12 @@ void bind_endpoints(nb::module_& m) {
       .def("is_done", &PyRingWriter::is_done, "extent"_a, "look"_a)
       .def("sent", &PyRingWriter::sent)
       .def("memory_figures", &PyRingWriter::memory_figures)
-      .def("publish", &PyRingWriter::publish, "frames"_a, "timeout"_a = nb::none())
+      .def(
+          "publish",
+          [](PyRingWriter& writer, nb::handle frames, nb::handle timeout) {
+            writer.publish({frames, {}}, timeout);
+          },
+          "frames"_a, "timeout"_a = nb::none())
       .def("warm", &PyRingWriter::warm, "warmup"_a.none())
       .def("is_sent", &PyRingWriter::is_sent)
       .def("forget_sent", &PyRingWriter::forget_sent)
@@ -339,6 +345,17 @@ void bind_endpoints(nb::module_& m) {
       .def("discard", &PyRingReader::discard);
 }
 
+void bind_objects(nb::module_& m) {
+  m.attr("ENCODING") = nb::borrow(reinterpret_cast<PyObject*>(encoding));
+  m.attr("DECODING") = nb::borrow(reinterpret_cast<PyObject*>(decoding));
+  nb::class_<ObjectOutbox>(m, "ObjectOutbox", nb::type_slots(outbox_slots))
+      .def(nb::init<nb::object, nb::object, nb::object, bool>(), "encode"_a, "outbox"_a,
+           "coder"_a.none(), "is_practice"_a = false);
+  nb::class_<ObjectInbox>(m, "ObjectInbox", nb::type_slots(inbox_slots))
+      .def(nb::init<nb::object, nb::object, nb::object, nb::object, bool>(), "messages"_a, "keep"_a,
+           "decode"_a, "coder"_a.none(), "is_practice"_a = false);
+}
+
 }  // namespace
 }  // namespace shmcast
 
@@ -347,6 +364,7 @@ void bind_endpoints(nb::module_& m) {
 NB_MODULE(_core, m) {
   using namespace shmcast;
   set_up_translation();
+  set_up_codec_frames();
   count_forks();
   Watcher::guard_forks();
   // A program may still hold arrays over the arena when the interpreter exits: no leak.
@@ -360,6 +378,7 @@ NB_MODULE(_core, m) {
   bind_members(m);
   bind_watch(m);
   bind_endpoints(m);
+  bind_objects(m);
   bind_hub(m);
 }
 #undef PyInit__core

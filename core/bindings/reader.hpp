@@ -68,11 +68,12 @@ class PyRingReader final : public Awaitable {
   // there.
   nb::object consume(nb::handle timeout, bool copy) {
     nb::object frames;
-    {
-      const Call call(*this, is_look(timeout));
-      Deadline end_of_call = deadline_of(timeout);
+    if (!is_look(timeout)) {
+      frames = consume_or_place(timeout, copy, kNowhere);
+    } else {
+      const Call call(*this, true);
       frames = kept_.pop();
-      if (!frames.is_valid()) frames = is_look(timeout) ? look(copy) : take(end_of_call, copy);
+      if (!frames.is_valid()) frames = look(copy);
       if (!frames.is_valid()) return nothing();
     }
     // A signal that came meanwhile would be handled on the way back, where its handler's error
@@ -82,6 +83,16 @@ class PyRingReader final : public Awaitable {
       throw nb::python_error();
     }
     return frames;
+  }
+
+  // Do the same, but copy a message of one frame that lies in one slot to where `place` says, which
+  // is given its size, and return null then; unless that is null. Here the caller handles signals.
+  template <class Place>
+  nb::object consume_or_place(nb::handle timeout, bool copy, Place place) {
+    const Call call(*this);
+    Deadline end_of_call(timeout_ns(timeout));
+    nb::object frames = kept_.pop();
+    return frames.is_valid() ? frames : take(end_of_call, copy, place);
   }
 
   // Return the frames of the next message if all of it is there, otherwise null, and keep what is
@@ -117,10 +128,15 @@ class PyRingReader final : public Awaitable {
 
   // Take back frames that consume() returned: the next call returns them again.
   void keep(nb::object frames) { kept_.put_back(std::move(frames)); }
-  // Forget the frames that were taken back last.
-  void discard() { kept_.pop(); }
+  // Forget the frames that were taken back last, and return them.
+  nb::object discard() {
+    nb::object frames = kept_.pop();
+    return frames.is_valid() ? frames : list_of(std::vector<nb::object>());
+  }
 
  private:
+  static constexpr auto kNowhere = [](std::size_t) { return static_cast<std::byte*>(nullptr); };
+
   // Return the frames of the next message; null: not all of it is there, and the listener is armed.
   nb::object look(bool copy) {
     nb::object frames;
@@ -131,12 +147,13 @@ class PyRingReader final : public Awaitable {
   }
   nb::object take_now(bool copy) try {
     Deadline now(0);
-    return take(now, copy);
+    return take(now, copy, kNowhere);
   } catch (const TimedOut&) {
     return {};
   }
 
-  nb::object take(Deadline& end_of_call, bool copy) {
+  template <class Place>
+  nb::object take(Deadline& end_of_call, bool copy, Place place) {
     for (;;) {
       switch (phase_) {
         case Phase::idle:
@@ -146,6 +163,7 @@ class PyRingReader final : public Awaitable {
             wait(end_of_call,
                  [this](std::int64_t deadline) { return ring_.begin(deadline, stop()); });
           }
+          if (is_placed(place)) return {};
           begin_table();
           break;
         case Phase::table:
@@ -156,6 +174,20 @@ class PyRingReader final : public Awaitable {
           break;
       }
     }
+  }
+
+  // Take the message that was begun if it can be placed, see consume_or_place().
+  template <class Place>
+  bool is_placed(Place place) {
+    if (ring_.frame_count() != 1 || !ring_.is_immediate()) return false;
+    std::byte* to = nullptr;
+    const std::uint64_t size = ring_.remaining();
+    or_drop([&] { to = place(size); });
+    if (to == nullptr) return false;
+    ring_.copy_whole(to);
+    ring_.end(size);
+    frames_.tick();
+    return true;
   }
 
   enum class Phase : std::uint8_t { idle, table, frames };

@@ -9,8 +9,11 @@
 #include <Python.h>
 #include <nanobind/nanobind.h>
 
+#include <utility>
+
 #include "bindings/codec.hpp"
 #include "bindings/gil.hpp"
+#include "bindings/objects.hpp"
 #include "bindings/reader.hpp"
 #include "bindings/translation.hpp"
 #include "bindings/writer.hpp"
@@ -41,9 +44,18 @@ Object& object_of(PyObject* self) {
 inline int set_message(PyObject* self, PyObject* timeout, PyObject* frames) {
   return in_slot(-1, [&] {
     if (frames == nullptr) throw nb::type_error("a message can't be deleted");
-    object_of<PyRingWriter>(self).publish(frames, timeout);
+    object_of<PyRingWriter>(self).send({frames, {}}, timeout);
     return 0;
   });
+}
+
+// Return what something is asked for with, in brackets. `usage`: for who gets that wrong.
+inline std::pair<PyObject*, bool> timeout_and_copy(PyObject* call, const char* usage) {
+  if (!PyTuple_CheckExact(call) || PyTuple_GET_SIZE(call) != 2 ||
+      !PyBool_Check(PyTuple_GET_ITEM(call, 1))) {
+    throw nb::type_error(usage);
+  }
+  return {PyTuple_GET_ITEM(call, 0), PyTuple_GET_ITEM(call, 1) == Py_True};
 }
 
 // reader[timeout, copy]; reader[copy] is a look
@@ -52,14 +64,34 @@ inline PyObject* get_message(PyObject* self, PyObject* call) {
     if (PyBool_Check(call)) {
       return object_of<PyRingReader>(self).consume(kLook, call == Py_True).release().ptr();
     }
-    if (!PyTuple_CheckExact(call) || PyTuple_GET_SIZE(call) != 2 ||
-        !PyBool_Check(PyTuple_GET_ITEM(call, 1))) {
-      throw nb::type_error("reader[timeout, copy]");
-    }
-    const bool copy = PyTuple_GET_ITEM(call, 1) == Py_True;
-    PyObject* const timeout = PyTuple_GET_ITEM(call, 0);
+    const auto [timeout, copy] = timeout_and_copy(call, "reader[timeout, copy]");
     return object_of<PyRingReader>(self).consume(timeout, copy).release().ptr();
   });
+}
+
+// outbox[timeout] = object
+inline int set_object(PyObject* self, PyObject* timeout, PyObject* object) {
+  return in_slot(-1, [&] {
+    if (object == nullptr) throw nb::type_error("an object can't be deleted");
+    object_of<ObjectOutbox>(self).send(object, timeout);
+    return 0;
+  });
+}
+
+// inbox[timeout, copy]
+inline PyObject* get_object(PyObject* self, PyObject* call) {
+  return in_slot<PyObject*>(nullptr, [&] {
+    const auto [timeout, copy] = timeout_and_copy(call, "inbox[timeout, copy]");
+    return object_of<ObjectInbox>(self).receive(call, timeout, copy).release().ptr();
+  });
+}
+
+// Show the garbage collector what an outbox or inbox refers to: a codec of the program's may refer
+// to whoever has it. (What makes such a cycle is Python's, and can be cleared there.)
+template <class Box>
+int traverse_box(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  return nb::inst_ready(self) ? nb::inst_ptr<Box>(self)->traverse(visit, arg) : 0;
 }
 
 // The coder's methods: each takes an object and returns one. Those that practise are called in the
@@ -83,6 +115,14 @@ inline PyType_Slot writer_slots[] = {{Py_mp_ass_subscript, reinterpret_cast<void
                                      {0, nullptr}};
 inline PyType_Slot reader_slots[] = {{Py_mp_subscript, reinterpret_cast<void*>(&get_message)},
                                      {0, nullptr}};
+inline PyType_Slot outbox_slots[] = {
+    {Py_mp_ass_subscript, reinterpret_cast<void*>(&set_object)},
+    {Py_tp_traverse, reinterpret_cast<void*>(&traverse_box<ObjectOutbox>)},
+    {0, nullptr}};
+inline PyType_Slot inbox_slots[] = {
+    {Py_mp_subscript, reinterpret_cast<void*>(&get_object)},
+    {Py_tp_traverse, reinterpret_cast<void*>(&traverse_box<ObjectInbox>)},
+    {0, nullptr}};
 inline PyMethodDef coder_methods[] = {
     {"encode", &coder_method<&ObjectCoder::encode>, METH_O, nullptr},
     {"decode", &decoder_method<&ObjectCoder::decode>, METH_O, nullptr},

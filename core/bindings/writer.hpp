@@ -57,13 +57,19 @@ class PyRingWriter : public Endpoint {
   }
   ~PyRingWriter() override { destroy(); }
 
+  // A message: frames, or the bytes of its only one.
+  struct Message {
+    nb::handle frames;
+    std::span<const std::byte> bytes;
+  };
+
   // Publish a message to all readers or, if this throws, to none.
-  void publish(nb::handle frames, nb::handle timeout) {
+  void publish(const Message& message, nb::handle timeout) {
     const Call call(*this);
     is_sent_ = false;
     Deadline end(timeout_ns(timeout));
     attend(*company_);
-    const Buffers buffers(*this, frames);
+    const Buffers buffers(*this, message);
     const Settling settling(*this);
     if (arena_ != nullptr && pieces_.size() > 1) {
       end.ns();  // before the copies, which may take long
@@ -95,6 +101,9 @@ class PyRingWriter : public Endpoint {
     is_sent_ = true;
     settle();
   }
+
+  // The same, where each message may need leave.
+  virtual void send(const Message& message, nb::handle timeout) { publish(message, timeout); }
 
   // Return whether the last publish() did publish its message. A call that a signal's handler ends
   // may have: the signal came between its last look and its return.
@@ -204,7 +213,12 @@ class PyRingWriter : public Endpoint {
   // The frames' buffers, held during one publish().
   class Buffers {
    public:
-    Buffers(PyRingWriter& writer, nb::handle frames) : writer_(writer) {
+    Buffers(PyRingWriter& writer, const Message& message) : writer_(writer) {
+      const nb::handle frames = message.frames;
+      if (!frames.is_valid()) {
+        writer.pieces_.push_back({message.bytes.data(), message.bytes.size()});
+        return;
+      }
       const nb::object items = owned(stops_at_exit([frames] {
         return PySequence_Fast(frames.ptr(), "frames must be a sequence of buffers");
       }));

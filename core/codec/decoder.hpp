@@ -29,7 +29,8 @@ class Decoder : private ValueReader {
   // `find`: returns what a module has by a name, or raises.
   Decoder(const Known& known, PyObject* find) : ValueReader(known, find) {}
 
-  // Return the object of a message. `frames`: a list; its first is the bytes given.
+  // Return the object of a message. `frames`: a list, whose first is the bytes given; null: it has
+  // no others.
   // `is_practice`: fail before code of others runs.
   PyObject* decode(const std::uint8_t* data, std::size_t size, PyObject* frames,
                    bool is_practice = false) {

@@ -129,7 +129,7 @@ class ValueReader {
   }
 
   PyObject* frame(std::uint8_t tag) {
-    if (next_frame_ >= PyList_GET_SIZE(frames_)) return fail();
+    if (frames_ == nullptr || next_frame_ >= PyList_GET_SIZE(frames_)) return fail();
     PyObject* const frame = PyList_GET_ITEM(frames_, next_frame_++);
     if (tag == kBytesFrame) return PyBytes_FromObject(frame);
     if (tag == kBytearrayFrame && !PyByteArray_CheckExact(frame)) {

@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -34,29 +35,52 @@ class Encoder : private ValueWriter {
   Encoder(const Known& known, PyObject* own_reducer, Py_ssize_t frame_bytes)
       : ValueWriter(known, frame_bytes), own_reducer_(Ref::to(own_reducer)) {}
 
-  // Return the frames of an object, a new list. Null without an error: leave it to pickle.
-  PyObject* encode(PyObject* object) {
+  // Write the message of an object, which stays until the next. False without an error: leave it to
+  // pickle.
+  bool write(PyObject* object) {
     is_careful_ = careful_left_ > 0;
     if (is_careful_) --careful_left_;
     for_pickle_ = Ref();
     for (int attempt = 0;; ++attempt) {
-      PyObject* const list = attempt_to(object) ? end() : nullptr;
+      const bool is_written = attempt_to(object);
       const Ref unknown = std::move(unknown_);
       if (is_for_pickle_ && !given_.list().empty() && PyErr_Occurred() == nullptr) list_given();
       forget();
-      if (list != nullptr && !is_careful_) careful_next_ = 0;
-      if (list != nullptr || PyErr_Occurred() != nullptr || is_for_pickle_) return list;
+      if (is_written && !is_careful_) careful_next_ = 0;
+      if (is_written) return true;
+      frames_.drop_to(0);
+      if (PyErr_Occurred() != nullptr || is_for_pickle_) return false;
       if (unknown) {
-        if (!learn(unknown.get())) return nullptr;
+        if (!learn(unknown.get())) return false;
         is_careful_ = attempt > 8;  // which finds out about all the others at once
       } else {
-        if (is_careful_) return nullptr;
+        if (is_careful_) return false;
         is_careful_ = true;
         careful_left_ = careful_next_;  // where most need it, trying costs more than it gives
         careful_next_ = std::min(2 * careful_next_ + 1, 63);
       }
     }
-    return nullptr;
+  }
+
+  // The message that was written, if it is small and has no other frames; else none.
+  std::span<const std::byte> small_message() {
+    if (!frames_.list().empty() || out_.size() >= kFrameBytes) return {};
+    return {reinterpret_cast<const std::byte*>(out_.data()), out_.size()};
+  }
+
+  // Return its frames, a new list; null with an error set. To be called once.
+  PyObject* list() {
+    const auto count = static_cast<Py_ssize_t>(frames_.list().size());
+    Ref message(out_.take());
+    PyObject* const list = message ? PyList_New(1 + count) : nullptr;
+    if (list != nullptr) {
+      PyList_SET_ITEM(list, 0, message.release());
+      for (Py_ssize_t i = 0; i < count; ++i) {
+        PyList_SET_ITEM(list, 1 + i, Py_NewRef(frames_.list()[static_cast<std::size_t>(i)]));
+      }
+    }
+    frames_.drop_to(0);
+    return list;
   }
 
   // What reductions gave in a message that was left to pickle, which must not call them again: a
@@ -70,14 +94,15 @@ class Encoder : private ValueWriter {
   // The bytes of the arrays of which views were in the last message: who keeps those, keeps these.
   std::size_t viewed_bytes() const { return viewed_bytes_; }
 
-  // Return what encode() would, or null if that would run code of others: never with an error.
-  PyObject* practise(PyObject* object) {
+  // Do what write() does, unless that would run code of others: never with an error.
+  bool practise(PyObject* object) {
     is_careful_ = false;
-    PyObject* const list = attempt_to(object) ? end() : nullptr;
+    const bool is_written = attempt_to(object);
     unknown_ = Ref();
     forget();
+    if (!is_written) frames_.drop_to(0);
     PyErr_Clear();
-    return list;
+    return is_written;
   }
 
  private:
@@ -93,18 +118,6 @@ class Encoder : private ValueWriter {
     if (is_careful_) return any(object);
     const WithoutCollection nothing_else_runs;
     return any(object);
-  }
-
-  PyObject* end() {
-    const auto count = static_cast<Py_ssize_t>(frames_.list().size());
-    Ref message(out_.take());
-    PyObject* const list = message ? PyList_New(1 + count) : nullptr;
-    if (list == nullptr) return nullptr;
-    PyList_SET_ITEM(list, 0, message.release());
-    for (Py_ssize_t i = 0; i < count; ++i) {
-      PyList_SET_ITEM(list, 1 + i, Py_NewRef(frames_.list()[static_cast<std::size_t>(i)]));
-    }
-    return list;
   }
 
   void forget() {

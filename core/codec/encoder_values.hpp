@@ -39,7 +39,6 @@ class ValueWriter {
     cursor_ = 0;
     given_.drop_to(0);
     kept_.drop_to(0);
-    frames_.drop_to(0);
   }
 
   // These return false, so that encode() goes on otherwise.

@@ -99,6 +99,10 @@ class Output {
     return std::exchange(at_, at_ + size);
   }
 
+  // The message, until begin() or take().
+  const std::uint8_t* data() const { return start(); }
+  std::size_t size() const { return static_cast<std::size_t>(at_ - start()); }
+
   // Return the message, owned; null with an error set. The memory of a small one is used again.
   PyObject* take() {
     const Py_ssize_t length = at_ - start();

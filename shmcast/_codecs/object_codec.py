@@ -7,13 +7,22 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from shmcast._codecs import object_classes
-from shmcast._codecs.base import OUT_OF_BAND_BYTES
+from shmcast._codecs.base import OUT_OF_BAND_BYTES, Codec
 from shmcast._codecs.pickle_codec import PickleCodec, Reducers
 from shmcast._core import ObjectCoder
 from shmcast.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from shmcast._codecs.fallback import PickleLike
+
+
+def core_coder(codec: Codec) -> ObjectCoder | None:
+    """Return the codec if it encodes and decodes by the core's own methods, and otherwise None."""
+    if not isinstance(codec, ObjectCoder) or {"encode", "decode"} & vars(codec).keys():
+        return None
+    own = type(codec)
+    is_core = (own.encode, own.decode) == (ObjectCoder.encode, ObjectCoder.decode)
+    return codec if is_core else None
 
 
 class ObjectCodec(ObjectCoder):

@@ -40,7 +40,7 @@ class AwaitedReceiver(ObjectReceiver):
             return self._decode(frames)
         except BaseException as error:
             self._keep(frames)  # first of all, as in `recv`
-            self._source.not_decoded(frames, error)
+            self._source.not_decoded(error)
 
     def __aiter__(self: _Self) -> _Self:
         """Receive all objects with `async for`, which ends when the writer or this is closed."""

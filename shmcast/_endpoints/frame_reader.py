@@ -235,8 +235,8 @@ class FrameReader(AwaitedEnd):
         except Exception as error:
             self.fail(error, timeout)
 
-    def not_decoded(self, frames: list[Received], error: BaseException) -> NoReturn:
-        """Raise what it means that frames, kept meanwhile, were not made an object.
+    def not_decoded(self, error: BaseException) -> NoReturn:
+        """Raise what it means that the frames which were kept last were not made an object.
 
         If it is an error of the codec, the message is consumed. If a signal's handler has raised
         it, the next `consume` returns the frames again.
@@ -244,12 +244,12 @@ class FrameReader(AwaitedEnd):
         try:
             if is_interruption(error):
                 raise error
-            self._ring.discard()
+            count = len(self._ring.discard())
             if not isinstance(error, Exception):
                 raise error
-            raise self.undecodable(f"{len(frames)} frame(s)", error) from error
+            raise self.undecodable(f"{count} frame(s)", error) from error
         finally:
-            del frames, error  # in a cycle, they would hold the arena until it is collected
+            del error  # in a cycle, it would hold what its traceback knows until it is collected
 
     def fail(self, error: Exception, timeout: float | None) -> NoReturn:
         """Raise what an error of `messages` means here; others pass unchanged."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, NoReturn, Protocol
 
+from shmcast import _core
 from shmcast._codecs.base import Codec
-from shmcast._codecs.object_codec import ObjectCodec
+from shmcast._codecs.object_codec import ObjectCodec, core_coder
 from shmcast._codecs.pickle_codec import PickleCodec
 from shmcast._core import MemoryChanged
 from shmcast._endpoints import tracing
@@ -80,6 +82,15 @@ def refused(obj: Any, error: Exception, codec: Codec, label: str) -> EncodeError
     return EncodeError.of(obj, error, label, path)
 
 
+def _was_caught_in(call: FrameType, error: BaseException) -> bool:
+    """Return whether the core has caught an error in a call of a codec.
+
+    To be asked where the core was called.
+    """
+    here = error.__traceback__
+    return here is not None and here.tb_next is not None and here.tb_next.tb_frame is call
+
+
 class ObjectSender:
     """Sends objects to a sink of frames.
 
@@ -93,12 +104,15 @@ class ObjectSender:
         self._sink = sink
         self._codec = codec
         self._warmup = warmup
-        # Bound once: in a decode loop every look-up on the way is a cache miss.
+        # In the core: in a decode loop every step on the way is a cache miss.
         tracer = tracing.chosen()
-        self._encode = tracing.call(tracer, tracing.ENCODE, codec.encode)
-        self._outbox = tracing.outbox(tracer, sink.outbox)
+        self._outbox = _core.ObjectOutbox(
+            tracing.call(tracer, tracing.ENCODE, codec.encode),
+            tracing.outbox(tracer, sink.outbox),
+            core_coder(codec) if tracer is None else None,
+        )
         if warmup is not None:
-            warmup.send_as(self, ObjectSender.send)
+            warmup.send_as(self, ObjectSender.send, "_outbox")
 
     def send(self, obj: Any, timeout: float | None = None) -> None:
         """Send `obj` to every reader. Returns when it is in the ring, not when it was read.
@@ -123,16 +137,14 @@ class ObjectSender:
         """
         try:
             try:
-                frames = self._encode(obj)
+                self._outbox[timeout] = obj  # (no call, see `FrameWriter.outbox`)
             except BaseException as error:
+                if not _was_caught_in(_core.ENCODING, error):
+                    self._sink.not_published(error, timeout)
                 self._sink.not_encoded()
                 if not isinstance(error, Exception) or is_interruption(error):
                     raise
                 raise refused(obj, error, self._codec, self._sink.label) from error
-            try:
-                self._outbox[timeout] = frames  # (no call, see `FrameWriter.outbox`)
-            except BaseException as error:
-                self._sink.not_published(error, timeout)
         except BaseException as error:
             self._sink.forget_views()
             told = unsendable(error, self._codec, self._sink.label)
@@ -170,13 +182,16 @@ class ObjectReceiver:
 
     def __init__(self, source: FrameReader, codec: Codec, warmup: Warmup | None) -> None:
         self._source = source
-        # Bound once: in a decode loop every look-up and every frame is a cache miss.
+        # Bound once, for who needs the frames.
         tracer = tracing.chosen()
         self._messages = tracing.messages(tracer, source.messages, source.keep)
         self._decode = tracing.call(tracer, tracing.DECODE, codec.decode)
+        # In the core: in a decode loop every step on the way is a cache miss.
+        coder = core_coder(codec) if tracer is None else None
+        self._inbox = _core.ObjectInbox(self._messages, source.keep, self._decode, coder)
         self._keep = source.keep
         if warmup is not None:
-            warmup.receive_as(self, ObjectReceiver.recv)
+            warmup.receive_as(self, ObjectReceiver.recv, "_inbox")
 
     def recv(self, timeout: float | None = None, copy: bool = True) -> Any:
         """Receive the next object.
@@ -203,11 +218,10 @@ class ObjectReceiver:
             Forked: this process was forked from the reader's.
         """
         try:
-            frames = self._messages[timeout, copy]  # (no call, see `FrameReader.messages`)
-        except Exception as error:
-            self._source.fail(error, timeout)
-        try:
-            return self._decode(frames)
+            return self._inbox[timeout, copy]  # (no call, see `FrameReader.messages`)
         except BaseException as error:
-            self._keep(frames)  # first of all: nothing can come between, not even a signal
-            self._source.not_decoded(frames, error)
+            if _was_caught_in(_core.DECODING, error):
+                self._source.not_decoded(error)
+            if isinstance(error, Exception):
+                self._source.fail(error, timeout)
+            raise

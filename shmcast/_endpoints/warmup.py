@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from shmcast import _core
 from shmcast._codecs.base import Codec
-from shmcast._core import ObjectCoder
+from shmcast._codecs.object_codec import core_coder
 from shmcast.errors import InvalidArgument
 
 _SLOT_BYTES = 64 * 1024
@@ -69,11 +69,7 @@ class Warmup:
         self._codec = codec
         self._encode = codec.encode
         self._decode = codec.decode
-        self._coder: ObjectCoder | None = None  # which encodes and decodes what was sent last
-        if isinstance(codec, ObjectCoder):
-            own = type(codec)
-            if (own.encode, own.decode) == (ObjectCoder.encode, ObjectCoder.decode):
-                self._coder = codec
+        self._coder = core_coder(codec)  # which encodes and decodes what was sent last
         self.sends: Callable[[Any, float], object] | None = None
         self.receives: Callable[[float, bool], object] | None = None
         self._sender: Any = None
@@ -100,31 +96,38 @@ class Warmup:
             if real is not None:
                 look(real)
 
-    def send_as(self, sender: object, send: Callable[[Any, Any, Any], object], **more: Any) -> None:
+    def send_as(
+        self, sender: object, send: Callable[[Any, Any, Any], object], *names: str, **more: Any
+    ) -> None:
         """Send by a method of a class of ours, if the codec is the core's.
 
         Args:
-            sender: of that class or a subclass; has the attributes `_sink`, `_encode`, `_outbox`.
+            sender: of that class or a subclass; has the attributes `_sink` and `_codec`.
             send: the class's own function, called with a stand-in, an object and a time-out.
+            names: the attributes by which it encodes and sends: `_outbox`, of objects or frames,
+                and with the latter `_encode`.
             more: attributes that this needs besides.
         """
         if self._coder is None:
             return
         more |= {"_codec": self._codec, "_encode": self._coder.practise_encode}
-        self._sender = self._practise(sender, "_encode", "_outbox", _sink=_Nowhere(), **more)
+        self._sender = self._practise(sender, *names, _sink=_Nowhere(), **more)
+        self._sends_objects = "_encode" not in names
         self.sends = None if self._sender is None else MethodType(send, self._sender)
 
-    def receive_as(self, receiver: object, recv: Callable[[Any, Any, Any], object]) -> None:
+    def receive_as(
+        self, receiver: object, recv: Callable[[Any, Any, Any], object], *names: str
+    ) -> None:
         """Receive by a method of a class of ours, if the codec is the core's.
 
         Args:
-            receiver: of that class or a subclass; has the attributes `_source`, `_messages`,
-                `_decode` and `_keep`.
+            receiver: of that class or a subclass; has the attributes `_source` and `_keep`.
             recv: the class's own function, called with a stand-in, a time-out and `copy`.
+            names: the attributes by which it receives and decodes: `_inbox`; or `_messages` and
+                `_decode`.
         """
         if self._coder is None:
             return
-        names = ("_messages", "_decode")
         decode = self._coder.practise_decode
         self._receiver = self._practise(
             receiver, *names, _source=_Nowhere(), _decode=decode, _keep=id
@@ -184,10 +187,16 @@ class Warmup:
         self._reader = _core.RingReader(
             *ring, 0, park, _no_quota, None, None, who, _core.VACANT, None
         )
+        if self._coder is None:
+            return
+        coder = self._coder
         if self._sender is not None:
-            _give(self._sender, _outbox=self._writer)
+            outbox = _core.ObjectOutbox(self._encode, self._writer, coder, is_practice=True)
+            _give(self._sender, _outbox=outbox if self._sends_objects else self._writer)
         if self._receiver is not None:
-            _give(self._receiver, _messages=self._reader)
+            reader = self._reader
+            inbox = _core.ObjectInbox(reader, reader.keep, self._decode, coder, is_practice=True)
+            _give(self._receiver, _messages=reader, _inbox=inbox)
 
     @classmethod
     def with_sample_of(cls, codec: Codec, label: str) -> Warmup | None:
@@ -259,7 +268,7 @@ class _Nowhere:
     def forget_views(self) -> None:
         """There are none."""
 
-    def not_decoded(self, _frames: object, error: BaseException, /) -> NoReturn:
+    def not_decoded(self, error: BaseException, /) -> NoReturn:
         try:
             raise error
         finally:

@@ -44,7 +44,7 @@ class DeviceSender:
         self._outbox = tracing.outbox(tracer, sink.outbox)
         self._broadcast = _traced(tracer, lane.send)
         if warmup is not None:
-            warmup.send_as(self, DeviceSender.begin, _lane=None)
+            warmup.send_as(self, DeviceSender.begin, "_encode", "_outbox", _lane=None)
 
     def begin(self, obj: Any, timeout: float | None) -> Work | None:
         """Send an object and begin to broadcast its device tensors.
@@ -107,7 +107,7 @@ class DeviceReceiver(ObjectReceiver):
         super().__init__(source, lane.codec, warmup)
         self._receive = _traced(tracing.chosen(), lane.receive)
         if warmup is not None:
-            warmup.receive_as(self, DeviceReceiver.recv)
+            warmup.receive_as(self, DeviceReceiver.recv, "_messages", "_decode")
 
     def recv(self, timeout: float | None = None, copy: bool = True) -> Any:
         """Receive the next object; see `ShmBroadcaster.recv`."""
@@ -122,7 +122,7 @@ class DeviceReceiver(ObjectReceiver):
             return self._decode(frames)
         except BaseException as error:
             self._keep(frames)  # first of all: nothing can come between, not even a signal
-            self._source.not_decoded(frames, error)
+            self._source.not_decoded(error)
 
     def begin(self, timeout: float | None, copy: bool, out: Any) -> Work:
         """Receive the next message and begin to receive its device tensors.
@@ -152,7 +152,7 @@ class DeviceReceiver(ObjectReceiver):
             obj = self._decode(frames)
         except BaseException as error:
             self._keep(frames)
-            self._source.not_decoded(frames, error)
+            self._source.not_decoded(error)
         return receive_into(self._source.label, obj, out)
 
 

@@ -20,6 +20,7 @@ import shmcast
 from shmcast import Hub, Member, ObjectCodec, Reader, ShmBroadcaster, Writer
 from shmcast._endpoints import tracing
 from tests.support.device_objects import CPU, LARGE
+from tests.support.differential import python_calls
 from tests.support.objects import tensor
 from tests.support.processes import Crew
 
@@ -73,8 +74,10 @@ def answer(hub: Hub, member: Member, reply: object) -> None:
 def test_without_it_nothing_is_on_a_messages_way() -> None:
     codec = ObjectCodec()
     with Writer(1, codec=codec) as writer, Reader(writer.handle, 0, codec=codec) as reader:
-        assert writer._encode == codec.encode
-        assert writer._outbox is writer._end.outbox
+        writer.send("the first sees who has come")
+        assert reader.recv(SECONDS)
+        assert python_calls(lambda: writer.send([1])) == {"send"}
+        assert python_calls(lambda: reader.recv(SECONDS)) == {"recv"}
         assert reader._messages is reader._end.messages
         assert reader._decode == codec.decode
     with Hub(1) as hub:

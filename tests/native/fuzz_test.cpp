@@ -233,6 +233,8 @@ class Receiver {
       case Phase::idle:
         if (ring_.begin(0, kNoStop) != Outcome::ready) return false;
         if (ring_.frame_count() > kMostFrames) return drop();
+        places_ = !places_;
+        if (places_ && ring_.frame_count() == 1 && ring_.is_immediate()) return place();
         sizes_.assign(ring_.frame_count(), ring_.remaining());
         return sizes_.size() > 1 ? begin_table() : begin_frames();
       case Phase::table: return fetch() && begin_frames();
@@ -243,6 +245,15 @@ class Receiver {
         return false;
       case Phase::whole: return false;
     }
+    return false;
+  }
+
+  // Copy out a message of one slot in one step.
+  bool place() {
+    frames_.assign(1, std::vector<std::byte>(ring_.remaining()));
+    ring_.copy_whole(frames_[0].data());
+    ring_.end(frames_[0].size());
+    phase_ = Phase::whole;
     return false;
   }
 
@@ -306,6 +317,7 @@ class Receiver {
   std::uint32_t index_;
   RingReader ring_;
   Phase phase_ = Phase::idle;
+  bool places_ = false;  // the next message, if it can
   std::vector<std::uint64_t> sizes_;
   std::vector<std::vector<std::byte>> frames_;
   std::uint64_t payload_ = 0;

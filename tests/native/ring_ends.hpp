@@ -72,6 +72,12 @@ inline Outcome receive(RingReader& reader, Message& message, std::int64_t timeou
   for (;;) {
     Outcome outcome = resumed([&] { return reader.begin(deadline, kNoStop); });
     if (outcome != Outcome::ready) return outcome;
+    if (reader.frame_count() == 1 && reader.is_immediate()) {
+      message.assign(1, std::vector<std::byte>(reader.remaining()));
+      reader.copy_whole(message[0].data());
+      reader.end(message[0].size());
+      return outcome;
+    }
     std::vector<std::uint64_t> sizes(reader.frame_count());
     if (sizes.size() > 1) {
       const MutablePiece table{reinterpret_cast<std::byte*>(sizes.data()),
