@@ -141,7 +141,7 @@ class alignas(kLine) MemberReplies {
   }
   // Return how many who had the place are known to be no more.
   std::uint64_t ended_so_far() const {
-    // acquire: pairs with RingReader::attach(). Before the seat, which may be a later one's by
+    // acquire: pairs with take_seat(). Before the seat, which may be a later one's by
     // then: that makes one too few, and never one too many.
     const auto takeovers = std::atomic_ref(member_.takeovers).load(std::memory_order_acquire);
     return takeovers + (seat_state() == SeatState::dropped ? 1 : 0);

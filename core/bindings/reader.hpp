@@ -59,7 +59,7 @@ class PyRingReader final : public Awaitable {
         spill_(nb::none()),
         index_(0),
         segment_(segment),
-        ring_(seated(segment_, 0, who, RingReader::kVacant, false, false), 0,
+        ring_(seated(segment_, 0, who, kVacantSeat, false, false), 0,
               WaitPolicy{WaitPolicy::Mode::park, 0}) {}
   ~PyRingReader() override { destroy(); }
 
@@ -196,8 +196,8 @@ class PyRingReader final : public Awaitable {
   static const Segment& seated(const Segment& segment, std::uint32_t index, const Identity& who,
                                std::uint64_t found, bool may_hold, bool has_spill) {
     if (index >= segment.geometry().readers) throw nb::index_error("no such reader index");
-    if (!has_spill) RingReader::refuse_spill(segment);
-    if (!RingReader::attach(segment, index, who, found, may_hold)) {
+    if (!has_spill) refuse_spill(segment);
+    if (!take_seat(segment, index, who, found, may_hold)) {
       // relaxed: for the text only.
       const std::uint64_t seat = peek(segment.member(index).seat);
       const bool gone = Seat::state(seat) == SeatState::left;

@@ -20,7 +20,7 @@ namespace shmcast {
 inline std::uint32_t attached_readers(const Segment& segment) {
   std::uint32_t count = 0;
   for (std::uint32_t i = 0; i < segment.geometry().readers; ++i) {
-    // seq_cst: read between announce() and park(); pairs with RingReader::attach().
+    // seq_cst: read between announce() and park(); pairs with take_seat().
     const auto seat = std::atomic_ref(segment.member(i).seat).load(std::memory_order_seq_cst);
     if (Seat::state(seat) != SeatState::vacant) ++count;
   }
@@ -51,9 +51,9 @@ inline std::vector<Peer> peers(const Segment& segment) {
   std::vector<Peer> all;
   for (std::uint32_t i = 0; i < segment.geometry().readers; ++i) {
     Member& member = segment.member(i);
-    // acquire: pairs with RingReader::attach() and leave().
+    // acquire: pairs with take_seat() and leave().
     auto seat = std::atomic_ref(member.seat).load(std::memory_order_acquire);
-    // acquire: pairs with RingReader::attach().
+    // acquire: pairs with take_seat().
     auto takeovers = std::atomic_ref(member.takeovers).load(std::memory_order_acquire);
     // The count is that of the seat, unless that is claimed: then, it may come yet. (A bound,
     // because a member that is out of its mind may write there without end.)
@@ -63,7 +63,7 @@ inline std::vector<Peer> peers(const Segment& segment) {
       seat = again;
       takeovers = std::atomic_ref(member.takeovers).load(std::memory_order_acquire);
     }
-    // acquire: pairs with the release store of the start time in RingReader::attach().
+    // acquire: pairs with the release store of the start time in take_seat().
     const auto start = std::atomic_ref(member.identity.start_time).load(std::memory_order_acquire);
     const Identity identity{start, peek(member.identity.pid_namespace), Seat::pid(seat),
                             peek(member.identity.holds_lock)};

@@ -68,7 +68,7 @@ class RingWriter {
     }
     // Admit nobody to a message that was refused above: the caller would not learn of it.
     admitted_.clear();
-    // acquire: pairs with RingReader::attach().
+    // acquire: pairs with take_seat().
     const auto rejoins = std::atomic_ref(segment_.lobby().rejoins).load(std::memory_order_acquire);
     if (rejoins != rejoins_) admit(rejoins);
     bytes_.begin(frames, entries, payload);
@@ -159,7 +159,7 @@ class RingWriter {
   // seat as it was read. May be called from any thread.
   void drop(std::uint32_t index, std::uint64_t found) {
     Member& member = segment_.member(index);
-    // acq_rel: pairs with RingReader::attach(). relaxed on failure, which means that somebody has
+    // acq_rel: pairs with take_seat(). relaxed on failure, which means that somebody has
     // taken the seat: nothing is read.
     if (!std::atomic_ref(member.seat)
              .compare_exchange_strong(found, Seat::pack(Seat::pid(found), SeatState::dropped),
@@ -170,7 +170,7 @@ class RingWriter {
     put(member.consumed, kNever);
     if (Seat::state(found) != SeatState::failed) {
       // Its views went with its program, whatever runs in its process now. Who takes the seat has
-      // none before admit(). relaxed: read by this thread, and by attach() as a hint.
+      // none before admit(). relaxed: read by this thread, and by take_seat() as a hint.
       for (std::uint32_t extent = 0; extent < segment_.geometry().extents; ++extent) {
         std::atomic_ref(segment_.held(index, extent)).store(0, std::memory_order_relaxed);
       }
@@ -224,7 +224,7 @@ class RingWriter {
     rejoins_ = rejoins;
     for (std::uint32_t i = 0; i < segment_.geometry().readers; ++i) {
       Member& member = segment_.member(i);
-      // acquire: pairs with RingReader::attach(); its store of `consumed` is done.
+      // acquire: pairs with take_seat(); its store of `consumed` is done.
       std::uint64_t seat = std::atomic_ref(member.seat).load(std::memory_order_acquire);
       if (Seat::state(seat) != SeatState::rejoining) continue;
       put(member.consumed, next_);
@@ -327,7 +327,7 @@ class RingWriter {
   // Return whether every reader can read what is spilled. One that has yet to attach may not.
   bool may_spill() const {
     if (attached_readers(segment_) != segment_.geometry().readers) return false;
-    // acquire: pairs with RingReader::attach(); who has attached has counted itself before.
+    // acquire: pairs with take_seat(); who has attached has counted itself before.
     return std::atomic_ref(segment_.lobby().unmapped).load(std::memory_order_acquire) == 0;
   }
 

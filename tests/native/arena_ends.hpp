@@ -174,7 +174,7 @@ class View {
 class Receiver {
  public:
   Receiver(Segment segment, Mapping& mapping, std::uint32_t index,
-           std::uint64_t found = RingReader::kVacant)
+           std::uint64_t found = kVacantSeat)
       : segment_(segment), mapping_(mapping), index_(index), ring_(segment, index, kPark, found) {}
 
   // Receive the next message. Returns its number and appends its views; nullopt: it was the last.

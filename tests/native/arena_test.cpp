@@ -39,7 +39,7 @@ void views_never_change(std::uint32_t readers, std::uint64_t messages) {
   for (std::uint32_t index = 0; index < readers; ++index) {
     threads.emplace_back([&, index] {
       const Segment segment = shared.attach();
-      CHECK(RingReader::attach(segment, index, kWho));
+      CHECK(take_seat(segment, index, kWho));
       Receiver receiver(segment, shared.mapping(), index);
       std::mt19937_64 random(index);
       std::vector<View> views;
@@ -87,7 +87,7 @@ void the_dead_hold_nothing(std::uint64_t lives) {
   Sender sender(shared);
   std::mt19937_64 random(7);
   const Segment segment = shared.attach();
-  CHECK(RingReader::attach(segment, 0, kWho));
+  CHECK(take_seat(segment, 0, kWho));
   Receiver survivor(segment, shared.mapping(), 0);
   std::vector<View> kept;
   std::uint64_t number = 0;
@@ -98,7 +98,7 @@ void the_dead_hold_nothing(std::uint64_t lives) {
   };
   for (std::uint32_t pid = 1; pid <= lives; ++pid) {
     const std::uint64_t found = peers(segment)[1].seat;
-    CHECK(RingReader::attach(segment, 1, {pid, 1, pid}, found));
+    CHECK(take_seat(segment, 1, {pid, 1, pid}, found));
     Receiver mortal(segment, shared.mapping(), 1, found);
     if (random() % 4 == 0 && pid > 1) {  // dies, or leaves, before it is admitted
       check_all_free(sender.arena());
@@ -140,9 +140,9 @@ void who_failed_keeps_its_views(std::uint64_t lives) {
   Sender sender(shared);
   std::mt19937_64 random(11);
   const Segment segment = shared.attach();
-  std::uint64_t found = RingReader::kVacant;
+  std::uint64_t found = kVacantSeat;
   for (std::uint32_t pid = 1; pid <= lives; ++pid) {
-    CHECK(RingReader::attach(segment, 0, {pid, 1, pid}, found, found != RingReader::kVacant));
+    CHECK(take_seat(segment, 0, {pid, 1, pid}, found, found != kVacantSeat));
     std::thread life([&, found] {
       Receiver reader(segment, shared.mapping(), 0, found);
       std::vector<View> views;
@@ -170,9 +170,9 @@ void a_refused_message_admits_nobody() {
   Shared shared(geometry_of(1, 8));
   Sender sender(shared);
   const Segment segment = shared.attach();
-  CHECK(RingReader::attach(segment, 0, {1, 1, 1}));
+  CHECK(take_seat(segment, 0, {1, 1, 1}));
   const std::uint64_t found = peers(segment)[0].seat;
-  CHECK(RingReader::attach(segment, 0, {2, 1, 2}, found));
+  CHECK(take_seat(segment, 0, {2, 1, 2}, found));
   const std::byte one{};
   const ConstPiece huge{&one, Descriptor::kMaxBytes + 1};
   bool refused = false;

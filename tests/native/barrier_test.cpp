@@ -105,7 +105,7 @@ void the_missing_end_a_barrier_or_are_excused() {
   Waiter waiter(kPark, figures);
   std::vector<RingReader> readers;
   for (std::uint32_t i = 0; i < kMembers; ++i) {
-    CHECK(RingReader::attach(messages, i, kWho));
+    CHECK(take_seat(messages, i, kWho));
     readers.emplace_back(messages, i, kPark);
   }
   Barrier first(messages, tail, 0);

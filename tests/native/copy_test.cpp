@@ -204,7 +204,7 @@ class Ring {
   static constexpr Geometry kGeometry{3, 8, 16'384};
 
   Ring() : memory_(kGeometry), segment_(memory_.format()), writer_(segment_, kPark) {
-    for (const std::uint32_t index : {0, 1, 2}) CHECK(RingReader::attach(segment_, index, kWho));
+    for (const std::uint32_t index : {0, 1, 2}) CHECK(take_seat(segment_, index, kWho));
   }
 
   void takes(std::uint32_t reader, std::uint64_t ordinary_ns, std::uint64_t non_temporal_ns) {

@@ -41,7 +41,7 @@ void members_are_counted_against_the_cpus() {
   CHECK(is_crowded(segment, kWriter, 3.5));
   CHECK(is_crowded(segment, 0, 3.5));
 
-  CHECK(RingReader::attach(segment, 0, kWho));
+  CHECK(take_seat(segment, 0, kWho));
   RingReader reader(segment, 0, kPark);
   CHECK(is_crowded(segment, kWriter, 3.5));
   reader.leave();

@@ -337,7 +337,7 @@ void one_ring(std::uint64_t seed, Tally& tally) {
   const auto attach = [&](std::uint32_t index, std::uint64_t found) {
     try {
       const Segment theirs = Segment::attach(memory.bytes(), geometry, Segment::Nonce(kNonce));
-      if (RingReader::attach(theirs, index, kWho, found)) {
+      if (take_seat(theirs, index, kWho, found)) {
         receivers.emplace_back(theirs, spill, index, found);
       }
     } catch (const LayoutMismatch&) {
@@ -346,7 +346,7 @@ void one_ring(std::uint64_t seed, Tally& tally) {
   };
   for (std::uint32_t index = 0; index < geometry.readers; ++index) {
     if (random() % 8 == 0) memory.mutate();
-    attach(index, RingReader::kVacant);
+    attach(index, kVacantSeat);
     memory.undo();
   }
   for (int round = 0; round < 100; ++round) {

@@ -58,7 +58,7 @@ void every_reply_arrives(const Run& run) {
   for (std::uint32_t i = 0; i < kMembers; ++i) {
     const Segment ring = tail.format_ring(i, Segment::Nonce(kNonce), kWho);
     CHECK(&ring.readers_gate() == &tail.bell().gate);
-    CHECK(RingReader::attach(ring, 0, kWho));
+    CHECK(take_seat(ring, 0, kWho));
     readers.emplace_back(ring, 0, kPark);
   }
   std::vector<std::thread> members;
@@ -102,7 +102,7 @@ void a_ring_is_taken_over() {
   Memory memory(messages_of_a_hub());
   const Tail tail(memory.format(), kReplies);
   const Segment ring = tail.format_ring(1, Segment::Nonce(kNonce), kWho);
-  CHECK(RingReader::attach(ring, 0, kWho));
+  CHECK(take_seat(ring, 0, kWho));
   RingReader reader(ring, 0, kPark);
   const std::vector<std::byte> byte(1);
   const std::vector<std::byte> long_one(3 * kReplies.slot_capacity);

@@ -75,7 +75,7 @@ void every_message_is_awaited(std::uint64_t messages, bool is_refused) {
   const Segment segment = memory.format();
   std::vector<std::unique_ptr<RingReader>> readers;
   for (std::uint32_t i = 0; i < kReaders; ++i) {
-    CHECK(RingReader::attach(segment, i, kWho));
+    CHECK(take_seat(segment, i, kWho));
     readers.push_back(std::make_unique<RingReader>(segment, i, kPark));
   }
   std::vector<std::thread> threads;

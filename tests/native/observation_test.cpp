@@ -83,7 +83,7 @@ void latencies_are_counted_by_the_reader() {
   Memory memory({1, 4, 128});
   RingWriter writer(memory.format(), kPark);
   const Segment segment = memory.attach();
-  CHECK(RingReader::attach(segment, 0, kWho));
+  CHECK(take_seat(segment, 0, kWho));
   RingReader reader(segment, 0, kPark);
   for (std::uint64_t k = 0; k < 100; ++k) {
     publish(writer, Message(1, std::vector<std::byte>(k)));
@@ -106,7 +106,7 @@ void what_is_seen_is_what_is_there() {
   RingWriter writer(Segment::format(memory.span(), memory.geometry(), Segment::Nonce(kNonce), kWho,
                                     {label, 3, 5, 7}),
                     kPark);
-  CHECK(RingReader::attach(memory.attach(), 0, kWho));
+  CHECK(take_seat(memory.attach(), 0, kWho));
   publish(writer, {});
   const File file(memory.span());
   const Observation seen(file.fd());

@@ -46,7 +46,7 @@ void the_dead_are_replaced(std::uint64_t messages) {
   std::uint64_t received = 0;
   std::thread survivor([&] {
     const Segment segment = memory.attach();
-    CHECK(RingReader::attach(segment, 0, kWho));
+    CHECK(take_seat(segment, 0, kWho));
     RingReader reader(segment, 0, kPark);
     Message message;
     for (std::uint64_t k = 0; k < messages; ++k) {
@@ -61,7 +61,7 @@ void the_dead_are_replaced(std::uint64_t messages) {
     for (std::uint32_t pid = 1; !is_over; ++pid) {
       const std::uint64_t found = peers(segment)[1].seat;
       CHECK(Seat::pid(found) == pid - 1);
-      if (!RingReader::attach(segment, 1, {1, 1, pid}, found)) {  // it was dropped just now
+      if (!take_seat(segment, 1, {1, 1, pid}, found)) {  // it was dropped just now
         --pid;
         continue;
       }

@@ -41,7 +41,7 @@ void lossless_in_order(const Run& run) {
   for (std::uint32_t index = 0; index < run.geometry.readers; ++index) {
     readers.emplace_back([&, index] {
       const Segment segment = memory.attach();
-      CHECK(RingReader::attach(segment, index, kWho));
+      CHECK(take_seat(segment, index, kWho));
       RingReader reader(segment, index, run.policy);
       Message message;
       for (std::uint64_t k = 0; k < run.messages; ++k) {
@@ -76,7 +76,7 @@ void no_lost_wake_up(std::uint64_t rounds) {
   const Segment back_segment = back.format();
   std::thread peer([&] {
     const Segment segment = there.attach();
-    CHECK(RingReader::attach(segment, 0, kWho));
+    CHECK(take_seat(segment, 0, kWho));
     RingReader reader(segment, 0, kPark);
     RingWriter pong(back_segment, kPark);
     Message message;
@@ -86,7 +86,7 @@ void no_lost_wake_up(std::uint64_t rounds) {
     }
   });
   const Segment segment = back.attach();
-  CHECK(RingReader::attach(segment, 0, kWho));
+  CHECK(take_seat(segment, 0, kWho));
   RingReader reader(segment, 0, kPark);
   Message message;
   for (std::uint64_t k = 0; k < rounds; ++k) {
@@ -111,7 +111,7 @@ void abandoned_message(std::uint64_t rounds) {
   for (std::uint32_t index = 0; index < 2; ++index) {
     readers.emplace_back([&, index] {
       const Segment segment = memory.attach();
-      CHECK(RingReader::attach(segment, index, kWho));
+      CHECK(take_seat(segment, index, kWho));
       RingReader reader(segment, index, kPark);
       Message message;
       for (std::uint64_t k = 0; k < rounds; ++k) {
@@ -144,7 +144,7 @@ void dropped_message(std::uint64_t rounds) {
   RingWriter writer(memory.format(), kPark);
   std::thread peer([&] {
     const Segment segment = memory.attach();
-    CHECK(RingReader::attach(segment, 0, kWho));
+    CHECK(take_seat(segment, 0, kWho));
     RingReader reader(segment, 0, kPark);
     Message message;
     for (std::uint64_t k = 0; k < rounds; ++k) {
@@ -175,9 +175,9 @@ void a_reader_leaves() {
   Memory memory(geometry);
   RingWriter writer(memory.format(), kPark);
   const Segment segment = memory.attach();
-  CHECK(RingReader::attach(segment, 0, kWho));
-  CHECK(!RingReader::attach(segment, 0, kOther));
-  CHECK(RingReader::attach(segment, 1, kWho));
+  CHECK(take_seat(segment, 0, kWho));
+  CHECK(!take_seat(segment, 0, kOther));
+  CHECK(take_seat(segment, 1, kWho));
   std::thread lazy([&] {
     RingReader reader(segment, 0, kPark);
     Message message;
@@ -206,7 +206,7 @@ void a_late_call_takes_what_was_there() {
   Memory memory(geometry);
   RingWriter writer(memory.format(), kPark);
   const Segment segment = memory.attach();
-  CHECK(RingReader::attach(segment, 0, kWho));
+  CHECK(take_seat(segment, 0, kWho));
   RingReader reader(segment, 0, kPark);
   const Message huge{std::vector<std::byte>(200 * 128, std::byte{0xee})};
   writer.begin(pieces_of(huge));

@@ -135,7 +135,7 @@ void be_busy(const Segment& segment, std::uint32_t index) {
 
 void read_all(Shared& shared, std::uint32_t index, std::uint64_t messages) {
   const Segment segment = shared.attach();
-  CHECK(RingReader::attach(segment, index, kWho));
+  CHECK(take_seat(segment, index, kWho));
   RingReader reader(segment, index, kPark);
   reader.set_spill(shared.mapping().bytes());
   std::mt19937_64 random(index);
@@ -195,7 +195,7 @@ Outcome send_now(Sender& sender, const Message& message) {
 
 RingReader take_seat(Shared& shared, std::uint32_t index) {
   const Segment segment = shared.attach();
-  CHECK(RingReader::attach(segment, index, {index + 1, 1, index + 1}));
+  CHECK(take_seat(segment, index, {index + 1, 1, index + 1}));
   RingReader reader(segment, index, kPark);
   reader.set_spill(shared.mapping().bytes());
   return reader;
@@ -269,7 +269,7 @@ void not_for_who_cannot_read_it() {
   Sender sender(shared);
   RingReader first = take_seat(shared, 0);
   CHECK(send_now(sender, large_message()) == Outcome::timed_out);
-  RingReader::refuse_spill(shared.attach());
+  refuse_spill(shared.attach());
   RingReader second = take_seat(shared, 1);
   Message message;
   for (RingReader* reader : {&first, &second}) {
