@@ -32,13 +32,20 @@
 
 #include "figures.hpp"
 
+// The package's, which its build tells; the core's own tests have none.
+#ifndef SHMCAST_VERSION
+#define SHMCAST_VERSION ""
+#endif
+
 namespace shmcast {
 
 inline constexpr std::uint64_t kMagic = 0x0074'7361'636d'6873;  // "shmcast\0"
-inline constexpr std::uint32_t kLayoutVersion = 13;
+// Counts every change of what processes tell one another: here, or in the codec's wire.
+inline constexpr std::uint32_t kLayoutVersion = 14;
 inline constexpr std::uint32_t kFirstVersionOfThisHeader = 7;
 inline constexpr std::size_t kNonceBytes = 16;
-inline constexpr std::size_t kLabelBytes = 256;
+inline constexpr std::size_t kLabelBytes = 224;
+inline constexpr std::size_t kPackageBytes = 32;
 inline constexpr std::size_t kHugePage = 2 * 1024 * 1024;
 inline constexpr std::uint64_t kNever = UINT64_MAX;
 
@@ -62,13 +69,14 @@ struct Description {
   std::int64_t made_ns = 0;       // CLOCK_REALTIME
 };
 
-// Written once by the writer, `magic` last, before any reader can know the segment's name.
+// Written once by the writer, `magic` last, before any reader can know the segment's name. Every
+// version has these fields at these places: others tell by them that they can't read the rest.
 struct alignas(kLinePair) Header {
   std::uint64_t magic;
   std::uint32_t version;
   std::uint32_t readers;
   std::uint32_t slots;
-  std::uint32_t nodes;          // this and the last three are a Description's
+  std::uint32_t nodes;          // this, and made_ns to label: a Description's
   std::uint64_t slot_capacity;  // payload bytes of one slot
   std::uint64_t slot_stride;    // bytes from one slot to the next
   std::uint64_t segment_bytes;
@@ -79,7 +87,9 @@ struct alignas(kLinePair) Header {
   std::int64_t made_ns;
   std::uint64_t arena_bytes;
   char label[kLabelBytes];
+  char package[kPackageBytes];  // its version, as the writer has it; before 14: the label's end
 };
+static_assert(sizeof(Header) == 3 * kLinePair, "other versions read so much");
 
 // What every member reads, and nobody writes while messages flow without parking.
 struct alignas(kLinePair) Lobby {
@@ -254,6 +264,7 @@ class Segment {
     header.arena_bytes = description.arena_bytes;
     header.made_ns = description.made_ns;
     write_text(header.label, description.label);
+    write_text(header.package, SHMCAST_VERSION);
     segment.writer_seat().wake_at = kNever;
     // release: pairs with the acquire in attach(); who sees the magic number sees the fields.
     std::atomic_ref(header.magic).store(kMagic, std::memory_order_release);

@@ -24,6 +24,7 @@ from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.reader import Reader
 from shmcast._endpoints.waiting import WaitPolicy
 from shmcast._endpoints.writer import Writer
+from shmcast._version import __version__
 from shmcast.errors import (
     AlreadyAttached,
     Closed,
@@ -60,8 +61,6 @@ if TYPE_CHECKING:
     from shmcast._hub.hub import Hub
     from shmcast._hub.member import Member
     from shmcast._nodes.topology import Node, Topology
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AlreadyAttached",

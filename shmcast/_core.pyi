@@ -367,6 +367,9 @@ VACANT: int
 NONCE_OFFSET: int
 """Where a segment's nonce lies in it, in bytes."""
 
+LAYOUT_VERSION: int
+"""Processes whose versions differ can't talk to each other."""
+
 class Identity:
     """This process, as its peers know it."""
 

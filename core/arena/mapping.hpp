@@ -33,6 +33,11 @@ constexpr std::uint64_t round_up(std::uint64_t bytes, std::uint64_t unit) {
   return (bytes + unit - 1) / unit * unit;
 }
 
+// MADV_POPULATE_WRITE and MADV_COLLAPSE. The headers that wheels are built with (glibc 2.28) have
+// neither, whatever the kernel has on which they run.
+inline constexpr int kPopulateWrite = 23;
+inline constexpr int kCollapse = 25;
+
 // Ask for huge pages in large memory that is about to be filled for the first time: one page fault
 // for 2 MiB, where the system grants them on request. A hint.
 inline void use_huge_pages(std::byte* data, std::size_t size) {
@@ -45,9 +50,7 @@ inline void use_huge_pages(std::byte* data, std::size_t size) {
 // Take all page faults of writable shared memory that is reserved: one at a time they cost as much
 // as filling the pages, and would come with the first messages.
 inline void populate_pages(std::byte* data, std::size_t size) {
-#ifdef MADV_POPULATE_WRITE
-  if (madvise(data, size, MADV_POPULATE_WRITE) == 0 || errno != EINVAL) return;
-#endif
+  if (madvise(data, size, kPopulateWrite) == 0 || errno != EINVAL) return;
   // Before Linux 5.14. (volatile: it is read for the fault; a page of shared memory that is mapped
   // by reading it is mapped for writing, too.)
   for (std::size_t at = 0; at < size; at += kPage) *static_cast<volatile std::byte*>(data + at);
@@ -260,16 +263,13 @@ class Mapping {
   // Where memory is fragmented, the kernel moves pages for it, and may take longer than it is
   // worth.
   void take_huge_pages(std::uint64_t before, std::uint64_t goal) {
-#ifndef MADV_COLLAPSE
-    constexpr int MADV_COLLAPSE = 25;
-#endif
     std::int64_t patience_ends = thread_ns() + kHugePatienceNs;
     const std::uint64_t first = round_up(offset_ + before, kHugePage) - offset_;
     for (std::uint64_t page = first; page + kHugePage <= goal; page += kHugePage) {
       // The kernel collapses small pages, of which there must be one; it fills up what is missing,
       // and fails if there is not so much memory.
       if (!allocate(page, page + kPage)) break;
-      if (madvise(pages_.data() + page, kHugePage, MADV_COLLAPSE) == 0) {
+      if (madvise(pages_.data() + page, kHugePage, kCollapse) == 0) {
         huge_pages_.push_back(page);
       } else if (errno == EINVAL) {  // there is no such thing here
         has_huge_pages_ = false;
@@ -294,10 +294,8 @@ class Mapping {
 
   // Take all page faults at once: one at a time they cost as much as filling the pages.
   void populate(std::uint64_t before, std::uint64_t goal) {
-#ifdef MADV_POPULATE_WRITE
     // This fails before Linux 5.14, which does no harm.
-    madvise(pages_.data() + before, goal - before, MADV_POPULATE_WRITE);
-#endif
+    madvise(pages_.data() + before, goal - before, kPopulateWrite);
   }
 
   OwnedFd file_;

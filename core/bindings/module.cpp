@@ -239,6 +239,7 @@ void bind_members(nb::module_& m) {
   m.def("latency_bounds", &latency_bounds);
   m.attr("LATENCY_SAMPLING") = Latencies::kEvery;
   m.attr("LABEL_BYTES") = kLabelBytes;
+  m.attr("LAYOUT_VERSION") = kLayoutVersion;
   m.attr("VACANT") = kVacantSeat;
   m.attr("NONCE_OFFSET") = offsetof(Header, nonce);
 }

@@ -102,8 +102,10 @@ class Observation {
     if (header.magic == 0) throw LayoutMismatch("it is being made, or was given up");
     if (header.magic != kMagic) throw LayoutMismatch("it is no segment of shmcast's");
     if (header.version != kLayoutVersion) {
+      const std::string package(read_text(header.package));
       throw LayoutMismatch("it has layout version " + std::to_string(header.version) +
-                           ", this shmcast reads version " + std::to_string(kLayoutVersion));
+                           (package.empty() ? "" : ", of shmcast " + package) +
+                           "; this shmcast reads version " + std::to_string(kLayoutVersion));
     }
     Geometry geometry{header.readers, header.slots, header.slot_capacity,
                       static_cast<std::uint32_t>(header.extents), header.spill_bytes};

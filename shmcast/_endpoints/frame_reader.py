@@ -16,7 +16,7 @@ from shmcast._endpoints.awaited_end import AwaitedEnd
 from shmcast._endpoints.description import encodable
 from shmcast._endpoints.ending import setting_up
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER
-from shmcast._endpoints.handle import ArenaHandle, Handle, geometry_of
+from shmcast._endpoints.handle import ArenaHandle, Handle, check_layout, geometry_of
 from shmcast._endpoints.peers import ENDED_WITHOUT_CLOSE, Watch
 from shmcast._endpoints.waiting import WaitPolicy, core_policy
 from shmcast._host import shared_memory
@@ -72,6 +72,7 @@ class FrameReader(AwaitedEnd):
                 f"{label}: handle={handle!r} is not a {kind.__name__}; pass "
                 f"{self.writer_noun}.handle"
             )
+        check_layout(handle, label)
         check_shape(handle.readers, handle.slots, handle.slot_bytes, label)
         check_int("index", index, 0, handle.readers - 1, label)
         super().__init__(wait, label, warn_after, switch_interval)

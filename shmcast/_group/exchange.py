@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shmcast._group.parties import Parties
+from shmcast._group.stamp import SIZE, check_stamp, is_stamped, stamp
 from shmcast.errors import InvalidArgument, SegmentError
 
 AllGather = Callable[[bytes], Sequence[bytes]]
@@ -88,6 +89,7 @@ class Exchange:
 
         Raises:
             InvalidArgument: `exchange` does not do what it should, or the ranks don't fit together.
+            SegmentMismatch: a rank has another version of shmcast.
             SegmentError: `exchange` has failed; or another rank has, and says why.
         """
         data = self._next(mine)
@@ -119,7 +121,7 @@ class Exchange:
 
     def _next(self, thing: Any, error: str = "") -> bytes:
         self._step += 1
-        return pickle.dumps(_Message(self._rank, self._size, self._step, error, thing))
+        return stamp() + pickle.dumps(_Message(self._rank, self._size, self._step, error, thing))
 
     def _things(self, messages: list[_Message]) -> list[Any]:
         """Return what the ranks have sent.
@@ -154,8 +156,11 @@ class Exchange:
         for place, part in enumerate(parts):
             if not isinstance(part, bytes | bytearray | memoryview):
                 raise self._wrong(f"a {type(part).__qualname__} is at place {place}")
+            if not is_stamped(part):
+                raise self._wrong(f"what is at place {place} is no message of a set-up")
+            check_stamp(part, f"rank {place}", self._label)
             try:
-                message = pickle.loads(part)  # noqa: S301 (as torch's)
+                message = pickle.loads(part[SIZE:])  # noqa: S301 (as torch's)
             except Exception as error:
                 raise self._wrong(f"what is at place {place} can't be read: {error}") from error
             if not isinstance(message, _Message):

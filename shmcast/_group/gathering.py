@@ -19,6 +19,7 @@ import torch
 from shmcast._group.arrivals import Arrivals
 from shmcast._group.parties import Parties
 from shmcast._group.process_group import device_of, group_name, members, resolved, store_of
+from shmcast._group.stamp import SIZE, check_stamp, stamp
 from shmcast.errors import SegmentError, Timeout
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Gathering:
 
         Raises:
             Timeout: a rank did not come in time, and this or another rank has given up.
+            SegmentMismatch: a rank has another version of shmcast.
             SegmentError: the process group failed.
         """
         if self._arrivals is not None:
@@ -87,13 +89,17 @@ class Gathering:
             if self._timeout is not None:
                 self._arrivals.wait(self._deadline)
                 self._check_given_up()
-        data = pickle.dumps(mine)
-        parts = self._gather_bytes(_LENGTH.pack(len(data)) + data, _ROOM, meanwhile)
-        lengths = [_LENGTH.unpack_from(part)[0] for part in parts]
-        if (longest := _LENGTH.size + max(lengths)) > _ROOM:
-            parts = self._gather_bytes(_LENGTH.pack(len(data)) + data, longest, None)
+        pickled = pickle.dumps(mine)
+        data = stamp() + _LENGTH.pack(len(pickled)) + pickled
+        parts = self._gather_bytes(data, _ROOM, meanwhile)
+        for part, name in zip(parts, self._names, strict=True):
+            check_stamp(part, name, self._label)
+        lengths = [_LENGTH.unpack_from(part, SIZE)[0] for part in parts]
+        begin = SIZE + _LENGTH.size
+        if (longest := begin + max(lengths)) > _ROOM:
+            parts = self._gather_bytes(data, longest, None)
         return [
-            pickle.loads(part[_LENGTH.size : _LENGTH.size + length])  # noqa: S301 (as torch's)
+            pickle.loads(part[begin : begin + length])  # noqa: S301 (as torch's)
             for part, length in zip(parts, lengths, strict=True)
         ]
 

@@ -15,7 +15,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 from shmcast._endpoints.arguments import MAX_READERS
@@ -24,6 +23,7 @@ from shmcast._host.process import stack_of
 from shmcast._operators import diagnosis, doctor, listing
 from shmcast._operators.rates import SORT_KEYS, rates
 from shmcast._operators.snapshot import DEAD, ELSEWHERE, Member, all_snapshots, chosen
+from shmcast._version import __version__
 from shmcast.errors import ShmcastError
 
 NOTHING_FOUND = 3
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         "found, 4 somebody is stuck (diagnose) or something does not work (doctor, bench), "
         "130 interrupted",
     )
-    parser.add_argument("--version", action="version", version=f"shmcast {version('shmcast')}")
+    parser.add_argument("--version", action="version", version=f"shmcast {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     def command(

@@ -177,7 +177,7 @@ ONE, TWO = ("a",) * 3, ("a", "b", "b")
         ("order", (2,), "in the order of ranks [2, 1, 0]"),
         ("strings", (1,), "a str is at place 0"),
         ("dict", (0, 1, 2), "it is a dict"),
-        ("garbage", (1,), "what is at place 1 can't be read"),
+        ("garbage", (1,), "what is at place 1 is no message of a set-up"),
         ("stale@2", (1,), "the steps [1, 1, 1] of the set-up, this is 2"),
         ("raises", (1,), "exchange failed: ConnectionResetError: the caller's network is down"),
         ("raises", (0, 1, 2), "exchange failed: ConnectionResetError"),

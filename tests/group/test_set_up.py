@@ -14,10 +14,12 @@ import pytest
 import torch.distributed as dist
 
 import shmcast
-from shmcast import ObjectCodec, PickleCodec, ShmBroadcaster
+from shmcast import ObjectCodec, PickleCodec, ShmBroadcaster, _core
+from shmcast._group import stamp
 from shmcast._group.gathering import Gathering
 from shmcast._nodes import topology
 from tests.support import ranks
+from tests.support.exchanges import over_store
 from tests.support.fake_nodes import on_host, opened
 from tests.support.processes import Crew, WorkerFailed
 from tests.support.subprocess_programs import wait_until
@@ -307,3 +309,30 @@ def test_a_rank_that_ends_before_it_comes_is_named(fresh: tuple[Crew, str]) -> N
         assert "not come)" in error
     with pytest.raises(WorkerFailed, match="exit code 3"):
         jobs[2].result()
+
+
+def has_another_version(rank: int, path: str) -> list[str]:
+    """Make broadcasters of both kinds, one rank of them with another shmcast; return the errors."""
+    told = []
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 2:
+            patch.setattr(stamp, "__version__", "9.8.7")
+            patch.setattr(_core, "LAYOUT_VERSION", 99)
+        with pytest.raises(shmcast.SegmentMismatch) as caught:
+            ShmBroadcaster()
+        told.append(str(caught.value))
+        with pytest.raises(shmcast.SegmentMismatch) as caught:
+            over_store(rank, ("a",) * 4, path)
+        told.append(str(caught.value))
+    return told
+
+
+def test_ranks_with_two_versions_of_shmcast_are_told_so(world: Crew, tmp_path: Path) -> None:
+    ours = f"shmcast {shmcast.__version__}, with layout version {_core.LAYOUT_VERSION}"
+    theirs = "shmcast 9.8.7, with layout version 99"
+    for rank, errors in enumerate(world.run(4, has_another_version, str(tmp_path / "store"))):
+        for error in errors:
+            if rank == 2:
+                assert f"rank 0 has {ours}; this process has {theirs}" in error
+            else:
+                assert f"rank 2 has {theirs}; this process has {ours}" in error
