@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shmcast._endpoints.handle import Handle
+from shmcast._endpoints.handle import Handle, check_layout
 from shmcast._nodes.topology import Node, Topology
 from shmcast.errors import InvalidArgument
 
@@ -87,12 +87,14 @@ def checked_place(handle: Handle, rank: int) -> GroupHandle:
 
     Raises:
         InvalidArgument: it can't.
+        SegmentMismatch: the handle is of another version of shmcast.
     """
     if not isinstance(handle, GroupHandle):
         raise InvalidArgument(
             f"handle={handle!r} is none of a broadcaster's; pass ShmBroadcaster.handle, or use "
             "Reader(handle, index, rejoin=True)"
         )
+    check_layout(handle, f"rank {rank}")
     if rank not in handle.reader_ranks:
         raise InvalidArgument(
             f"rank={rank!r} is not one of the ranks {handle.reader_ranks} that receive on "

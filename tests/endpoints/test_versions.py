@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import shmcast
-from shmcast import Handle, Hub, HubHandle, Member, Reader, Writer, _core
+from shmcast import Handle, Hub, HubHandle, Member, Reader, ShmBroadcaster, Writer, _core
+from shmcast._group.group_handle import GroupHandle
 from shmcast._operators.discovery import open_segments
 from shmcast._operators.snapshot import take
 
@@ -46,9 +47,13 @@ def test_another_versions_segment_is_refused(
             join(other, 0)
 
 
-@pytest.mark.parametrize("cls", [Handle, HubHandle])
+@pytest.mark.parametrize(
+    ("cls", "join"),
+    [(Handle, Reader), (HubHandle, Member), (GroupHandle, ShmBroadcaster.rejoin)],
+    ids=["a ring", "a hub", "a group"],
+)
 def test_a_handle_with_other_fields_can_be_read_for_what_it_tells_of_its_version(
-    cls: type[Handle],
+    cls: type[Handle], join: Callable[[Any, int], object]
 ) -> None:
     class Pickled:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -57,7 +62,7 @@ def test_a_handle_with_other_fields_can_be_read_for_what_it_tells_of_its_version
 
     handle = pickle.loads(pickle.dumps(Pickled()))  # noqa: S301
     with pytest.raises(shmcast.SegmentMismatch, match=TOLD):
-        (Member if cls is HubHandle else Reader)(handle, 0)
+        join(handle, 0)
 
 
 def test_operators_are_told_whose_segment_they_can_not_read() -> None:
