@@ -13,7 +13,7 @@ CXXFLAGS_TEST := -std=c++20 -Wall -Wextra -Wpedantic -Werror -Icore -pthread
 CROSS := aarch64-linux-gnu-g++
 EMULATOR := qemu-aarch64
 
-.PHONY: help demo test lint docs sanitize cross prove fuzz chaos soak bench bench-smoke engines engines-tests clean
+.PHONY: help demo test lint docs wheel release-check sanitize cross prove fuzz chaos soak bench bench-smoke engines engines-tests clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -51,6 +51,25 @@ docs: $(VENV)/docs ## build the documentation into build/site; a warning is an e
 $(VENV)/docs: $(VENV)/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt 'shmcast[docs]'
 	touch $@
+
+# As $(VENV)/docs: the extra's tools, without another build.
+$(VENV)/release: $(VENV)/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt 'shmcast[release]'
+	touch $@
+
+# The wheel is made from the source distribution, which so is known to be whole. It runs where glibc is as new as here.
+wheel: $(VENV)/release ## build the source distribution and the wheel for this Python into dist, and try them
+	rm -rf build/dist dist
+	$(BIN)/pyproject-build --outdir build/dist
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/dist/*.whl
+	mv build/dist/*.tar.gz dist
+	$(BIN)/python -m tests.support.check_wheel dist/*.whl
+
+# (`matrix`, with each Python that is here, is asked for by its name: not every checkout has it.)
+release-check: lint docs wheel ## everything that a release must pass, before its tag: an hour
+	$(BIN)/python -m pytest
+	$(BIN)/cibuildwheel --print-build-identifiers --platform linux
+	if grep -q '^matrix:' Makefile; then $(MAKE) matrix; fi
 
 sanitize: $(foreach test,$(NATIVE_TESTS),$(SANITIZERS:%=build/$(test)-%)) ## run the core as threads under sanitizers
 	for test in $^; do echo $$test; TSAN_OPTIONS=halt_on_error=1 ./$$test || exit 1; done
