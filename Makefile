@@ -125,11 +125,12 @@ engines: $(VENV)/ready $(ENGINES)/ready ## let vLLM and SGLang work with their o
 # Its tests want more than vLLM does, and pip its build's tools, before it gives out a source distribution.
 $(ENGINES)/tests: $(ENGINES)/ready
 	$(ENGINES)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  multiprocess pytest pytest-asyncio pytest-timeout setuptools-rust setuptools-scm tblib
+	  hypothesis msgspec multiprocess pytest pytest-asyncio pytest-timeout pytest-xdist setuptools-rust setuptools-scm tblib
 	touch $@
 
-engines-tests: $(ENGINES)/tests ## run vLLM's own tests of its queue and executor with shmcast in its place (10 minutes)
+engines-tests: $(ENGINES)/tests ## run vLLM's own tests of its queue and executor with shmcast in its place, and ours with whole engines (20 minutes)
 	$(ENGINES)/bin/python -m bench.engines.vllm_tests
+	$(ENGINES)/bin/python -m pytest -n0 -p no:asyncio tests/compat
 
 bench-smoke: $(VENV)/ready ## fail if shmcast got slower against the peers of the same run
 	$(BIN)/python -m bench smoke

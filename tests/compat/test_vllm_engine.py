@@ -105,13 +105,12 @@ def test_the_same_tokens(
     assert _IN_PLACE in log
 
 
-@pytest.mark.parametrize("core_process", ["0", "1"])
+@pytest.mark.parametrize(("core_process", "told"), [("0", "PeerDied"), ("1", "EngineDeadError")])
 def test_the_same_tokens_after_a_restart(
-    tmp_path: Path, made_by_its_own: list[Any], core_process: str
+    tmp_path: Path, made_by_its_own: list[Any], core_process: str, told: str
 ) -> None:
-    (before, told, after), log = _generate(
+    made, _log = _generate(
         tmp_path, "restart", SHMCAST_VLLM="1", VLLM_ENABLE_V1_MULTIPROCESSING=core_process
     )
-    assert [before] == [after] == made_by_its_own
-    assert told in ("EngineDeadError", "PeerDied")
-    assert "has died: killed by SIGKILL" in log
+    [tokens] = made_by_its_own
+    assert made == [tokens, told, tokens]
