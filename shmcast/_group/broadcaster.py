@@ -18,10 +18,10 @@ from shmcast._endpoints.waiting import WaitPolicy
 from shmcast._group.broadcasts import Broadcasts
 from shmcast._group.connection import Connection, connect, reconnect
 from shmcast._group.device_setup import choose_lane
-from shmcast._group.exchange import parties_by
 from shmcast._group.group_handle import GroupHandle, checked_place, label_of
 from shmcast._group.lender import Lender
 from shmcast._group.options import Options
+from shmcast._group.parties import parties_by
 from shmcast._group.rendezvous import Rendezvous
 from shmcast._group.single_rank import SingleRank
 from shmcast._nodes.topology import Node, Topology, host_name

@@ -17,10 +17,10 @@ from shmcast._endpoints.arguments import check_timeout
 from shmcast._endpoints.objects import refused, unsendable
 from shmcast._group.company import Company
 from shmcast._group.node_hub import NodeHub
-from shmcast._group.parcel import Parcel, Part
 from shmcast._group.trunk import Trunk
 from shmcast._host.signals import is_interruption
 from shmcast._nodes.deadline import Deadline
+from shmcast._nodes.parcel import Parcel, Part
 from shmcast.errors import (
     ConcurrentUse,
     DecodeError,

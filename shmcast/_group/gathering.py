@@ -19,7 +19,7 @@ import torch
 from shmcast._group.arrivals import Arrivals
 from shmcast._group.parties import Parties
 from shmcast._group.process_group import device_of, group_name, members, resolved, store_of
-from shmcast._group.stamp import SIZE, check_stamp, stamp
+from shmcast._nodes.stamp import SIZE, check_stamp, stamp
 from shmcast.errors import SegmentError, Timeout
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from shmcast._nodes.exchange import AllGather, Exchange, check_exchange
 from shmcast.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -53,6 +54,18 @@ class Parties:
     """What somebody has called the group; "" for nothing."""
     store: NoticeStore | None = None
     """By which the group's members found one another; None: it is not known."""
+
+
+def parties_by(exchange: AllGather, rank: int, size: int) -> Parties:
+    """Return the ranks that a function of the caller's connects.
+
+    Raises:
+        InvalidArgument: there is no such rank; the others have been told.
+    """
+    check_exchange(exchange, rank, size)
+    return Parties(
+        [*range(size)], rank, lambda label, _names, _timeout: Exchange(exchange, rank, size, label)
+    )
 
 
 def source_rank(ranks: list[int], src: int | None, group_src: int) -> int:

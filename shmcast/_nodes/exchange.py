@@ -2,7 +2,7 @@
 
 A rank that fails in one step would leave the others waiting in the next. So it takes part in that,
 too, and tells why it has failed. Behind the last step comes one more for that; who fails there has
-a broadcaster that it gives up, which the others' ends notice.
+an end that it gives up, which the others' ends notice.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shmcast._group.parties import Parties
-from shmcast._group.stamp import SIZE, check_stamp, is_stamped, stamp
+from shmcast._nodes.stamp import SIZE, check_stamp, is_stamped, stamp
 from shmcast.errors import InvalidArgument, SegmentError
 
 AllGather = Callable[[bytes], Sequence[bytes]]
 """Is given this rank's bytes and returns every rank's, by rank."""
 
 
-def parties_by(exchange: AllGather, rank: int, size: int) -> Parties:
-    """Return the ranks that a function of the caller's connects.
+def check_exchange(exchange: AllGather, rank: int, size: int) -> None:
+    """Check what the caller has said of the ranks.
 
     Raises:
         InvalidArgument: there is no such rank; the others have been told.
@@ -36,9 +35,6 @@ def parties_by(exchange: AllGather, rank: int, size: int) -> Parties:
     if error is not None:
         Exchange(exchange, rank, size, "").refuse(error)
         raise error
-    return Parties(
-        [*range(size)], rank, lambda label, _names, _timeout: Exchange(exchange, rank, size, label)
-    )
 
 
 def _misfit(rank: object, size: object) -> InvalidArgument | None:
