@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
-from shmcast._codecs.base import Codec, Received
+from shmcast._codecs.base import Codec
 from shmcast._codecs.object_codec import ObjectCodec
-from shmcast._endpoints import settings, tracing
+from shmcast._endpoints import settings
 from shmcast._endpoints.base import Endpoint
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER
 from shmcast._endpoints.frame_writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, DEFAULT_SPILL_BYTES
@@ -17,24 +17,15 @@ from shmcast._endpoints.waiting import WaitPolicy
 from shmcast._endpoints.warmup import Warmup
 from shmcast._endpoints.writer import Writer
 from shmcast._hub.handle import HubHandle
-from shmcast._hub.hub_end import HubEnd, Whom
+from shmcast._hub.hub_end import HubEnd
+from shmcast._hub.reply_receiver import ReplyReceiver
 from shmcast.errors import PeerDied
 
 DEFAULT_REPLY_SLOTS = 16
 DEFAULT_REPLY_SLOT_BYTES = 16 * 1024
 
 
-class AsMade:
-    """Stands for what was chosen when the endpoint was made."""
-
-    def __repr__(self) -> str:
-        return "AS_MADE"
-
-
-AS_MADE: Final = AsMade()
-
-
-class Hub(Writer):
+class Hub(ReplyReceiver, Writer):
     """Sends objects to a fixed number of members on this host, and receives their replies.
 
     Making one creates the shared-memory segment, before there is any member: the ring of messages,
@@ -101,233 +92,133 @@ class Hub(Writer):
         label: str = "hub",
         member_label: Callable[[int], str] = "member {}".format,
     ) -> None:
-        codecs = both_ways(settings.codec(codec), label)
-        sending, receiving = (Warmup.with_sample_of(codec, label) for codec in codecs)
-        end = HubEnd(
+        self._begin(
+            HubEnd,
             members,
-            slots=settings.count(settings.SLOTS, slots),
-            slot_bytes=settings.count(settings.SLOT_BYTES, slot_bytes),
-            arena_bytes=settings.count(settings.ARENA_BYTES, arena_bytes),
-            spill_bytes=settings.count(settings.SPILL_BYTES, spill_bytes),
+            codec,
+            slots=slots,
+            slot_bytes=slot_bytes,
+            arena_bytes=arena_bytes,
+            spill_bytes=spill_bytes,
             pin=pin,
             reply_slots=reply_slots,
             reply_slot_bytes=reply_slot_bytes,
             wait=wait,
             on_member_death=on_member_death,
             on_death=on_death,
-            warn_after=settings.seconds(settings.WARN_AFTER, warn_after),
+            warn_after=warn_after,
             label=label,
             member_label=member_label,
+        )
+
+    @classmethod
+    def over(
+        cls,
+        rank: int,
+        size: int,
+        exchange: Callable[[bytes], Sequence[bytes]],
+        *,
+        slots: int = DEFAULT_SLOTS,
+        slot_bytes: int = DEFAULT_SLOT_BYTES,
+        arena_bytes: int = 0,
+        spill_bytes: int = DEFAULT_SPILL_BYTES,
+        pin: bool = False,
+        reply_slots: int = DEFAULT_REPLY_SLOTS,
+        reply_slot_bytes: int = DEFAULT_REPLY_SLOT_BYTES,
+        wait: WaitPolicy | None = None,
+        codec: Codec | None = None,
+        on_member_death: Literal["raise", "drop"] = "raise",
+        on_death: Callable[[PeerDied], object] | None = None,
+        warn_after: float | None = DEFAULT_WARN_AFTER,
+        label: str = "hub",
+    ) -> Hub:
+        """Make a hub whose members may be on other hosts: a collective with their `Member.over`.
+
+        One rank calls this, all others `Member.over`: they are the members, numbered from 0 in the
+        order of their ranks. Each other host gets a message once, and packs its replies together.
+
+        Args:
+            rank: this process's.
+            size: the number of ranks, one more than there are members.
+            exchange: an all-gather of the caller's own, see `ShmBroadcaster.over`. It is called 6
+                times here, and not kept.
+            slots: see `Hub`; so for the others. Rings on other hosts have the same shape.
+            slot_bytes: of a slot.
+            arena_bytes: of the arena of this host.
+            spill_bytes: of the spill of each host.
+            pin: whether to register that arena with CUDA.
+            reply_slots: of the rings of replies.
+            reply_slot_bytes: of a slot of these.
+            wait: the policy of this hub.
+            codec: of the same kind on every rank.
+            on_member_death: "raise" or "drop". A host that is lost is all of its members. On other
+                hosts than this one, no place is taken again.
+            on_death: of members of other hosts, called by the call that would receive from them.
+            warn_after: seconds.
+            label: how errors name this hub.
+
+        Raises:
+            InvalidArgument: there is no such rank, or `exchange` returns anything else; several
+                ranks are the hub, or no rank is a member.
+            SegmentError: `exchange` has raised an error, which is this one's cause; or another rank
+                could not set up, and the message says which one and why.
+            ShmcastError: what else `Hub` raises; the others then raise SegmentError.
+        """
+        from shmcast._hub.hosts.hub_meeting import HubMeeting  # rarely needed
+
+        self = cls.__new__(cls)
+        with HubMeeting(rank, size, exchange, label) as meeting:
+            self._begin(
+                meeting.make_end,
+                size - 1,
+                codec,
+                slots=slots,
+                slot_bytes=slot_bytes,
+                arena_bytes=arena_bytes,
+                spill_bytes=spill_bytes,
+                pin=pin,
+                reply_slots=reply_slots,
+                reply_slot_bytes=reply_slot_bytes,
+                wait=wait,
+                on_member_death=on_member_death,
+                on_death=on_death,
+                warn_after=warn_after,
+                label=label,
+                member_label=meeting.names.__getitem__,
+            )
+        return self
+
+    def _begin(
+        self,
+        make_end: Callable[..., HubEnd],
+        members: int,
+        codec: Codec | None,
+        *,
+        slots: int,
+        slot_bytes: int,
+        arena_bytes: int,
+        spill_bytes: int,
+        warn_after: float | None,
+        label: str,
+        **options: Any,
+    ) -> None:
+        """Make the end, with the operator's choices before the program's, and stand on it."""
+        codecs = both_ways(settings.codec(codec), label)
+        sending, receiving = (Warmup.with_sample_of(codec, label) for codec in codecs)
+        end = make_end(
+            members,
+            slots=settings.count(settings.SLOTS, slots),
+            slot_bytes=settings.count(settings.SLOT_BYTES, slot_bytes),
+            arena_bytes=settings.count(settings.ARENA_BYTES, arena_bytes),
+            spill_bytes=settings.count(settings.SPILL_BYTES, spill_bytes),
+            warn_after=settings.seconds(settings.WARN_AFTER, warn_after),
+            label=label,
             warmup=None if receiving is None else receiving.receive,
+            **options,
         )
         Endpoint.__init__(self, end)
         ObjectSender.__init__(self, end, codecs[0], sending)
-        # Bound once: in a decode loop every look-up on the way is a cache miss.
-        tracer = tracing.chosen()
-        self._replies = end.replies if tracer is None else end.traced_replies(tracer)
-        self._decode = tracing.call(tracer, tracing.DECODE, codecs[1].decode)
-
-    def recv(
-        self,
-        index: int,
-        timeout: float | None = None,
-        copy: bool = True,
-        *,
-        warn_after: float | AsMade | None = AS_MADE,
-    ) -> Any:
-        """Receive the next reply of a member.
-
-        Whatever ends this call, nothing is lost: the next one receives what this one could not.
-
-        Args:
-            index: the member's.
-            timeout: seconds to wait for all of it, None for ever, 0 to look only.
-            copy: see `Reader.recv`.
-            warn_after: for this call, in place of what the hub was made with.
-
-        Raises:
-            Timeout: no whole reply came in time.
-            Interrupted: `interrupt` was called.
-            PeerDied: a member has died, not necessarily this one. With `on_member_death="drop"`:
-                this member has died and all its replies were received; so each time until its place
-                is taken, and once at least before the first reply of who has taken it.
-            Closed: this hub is closed, or the member is and all its replies were received.
-            DecodeError: the codec can't decode this reply; the next call gets the next one.
-            InvalidArgument: there is no such member.
-            ConcurrentUse: another thread is receiving.
-            Forked: this process was forked from the hub's.
-        """
-        if not isinstance(warn_after, AsMade):
-            with self._end.warning_of_replies_after(warn_after):
-                return self.recv(index, timeout, copy)
-        try:
-            frames = self._replies[timeout, copy, index]
-        except Exception as error:
-            self._end.not_received(error, index, timeout)
-        if frames is None:
-            raise self._end.death_of(index)
-        try:
-            return self._decode(frames)
-        except BaseException as error:
-            self._end.not_decoded({index: frames}, index, error)
-
-    def recv_any(
-        self,
-        timeout: float | None = None,
-        copy: bool = True,
-        *,
-        warn_after: float | AsMade | None = AS_MADE,
-    ) -> tuple[int, Any]:
-        """Receive a reply of whatever member has one. Nobody is passed over twice in a row.
-
-        Args:
-            timeout: as for `recv`.
-            copy: as for `recv`.
-            warn_after: as for `recv`.
-
-        Returns:
-            The member's index, and its reply. With `on_member_death="drop"` the last one of a
-            member that dies is its `PeerDied`.
-
-        Raises:
-            Closed: this hub is closed, or every member is and all was received.
-            PeerDied: a member has died; with `on_member_death="drop"`, the last one.
-            ShmcastError: what else `recv` raises.
-        """
-        if not isinstance(warn_after, AsMade):
-            with self._end.warning_of_replies_after(warn_after):
-                return self.recv_any(timeout, copy)
-        try:
-            index, frames = self._replies[timeout, copy, None]
-        except Exception as error:
-            self._end.not_received(error, None, timeout)
-        if frames is None:
-            return index, self._end.death_of(index)
-        try:
-            return index, self._decode(frames)
-        except BaseException as error:
-            self._end.not_decoded({index: frames}, index, error)
-
-    def recv_all(
-        self,
-        timeout: float | None = None,
-        copy: bool = True,
-        *,
-        warn_after: float | AsMade | None = AS_MADE,
-    ) -> list[Any]:
-        """Receive the next reply of each member.
-
-        Each is taken out of its ring as it comes; and if this raises, the next call has them.
-
-        Args:
-            timeout: as for `recv`.
-            copy: as for `recv`.
-            warn_after: as for `recv`.
-
-        Returns:
-            The replies by index. With `on_member_death="drop"` that of a member that is dropped is
-            its `PeerDied`.
-
-        Raises:
-            Timeout: some reply has not come in time; the error names who has not replied.
-            Closed: this hub is closed, or a member is and all its replies were received.
-            PeerDied: a member has died, without `on_member_death="drop"`.
-            DecodeError: the codec can't decode one of them; the error names the member. The next
-                call has the others, and the next one of this member.
-            ShmcastError: what else `recv` raises.
-        """
-        if not isinstance(warn_after, AsMade):
-            with self._end.warning_of_replies_after(warn_after):
-                return self.recv_all(timeout, copy)
-        try:
-            received = self._replies[timeout, copy, ...]
-        except Exception as error:
-            self._end.not_received(error, ..., timeout)
-        return self._decode_all(received)
-
-    async def recv_async(self, index: int, timeout: float | None = None, copy: bool = True) -> Any:
-        """Receive the next reply of a member, in a task of an event loop.
-
-        See `Reader.recv_async`. Several tasks may wait, each for whom it likes.
-
-        Args:
-            index: the member's.
-            timeout: as for `recv`.
-            copy: as for `recv`.
-
-        Raises:
-            RuntimeError: no event loop runs that is known here.
-            ShmcastError: what `recv` raises.
-        """
-        frames = await self._received(index, timeout, copy)
-        if frames is None:
-            raise self._end.death_of(index)
-        return self._decode_of(index, frames)
-
-    async def recv_any_async(
-        self, timeout: float | None = None, copy: bool = True
-    ) -> tuple[int, Any]:
-        """Receive a reply of whatever member has one, in a task of an event loop.
-
-        See `recv_any` and `Reader.recv_async`.
-
-        Args:
-            timeout: as for `recv`.
-            copy: as for `recv`.
-
-        Raises:
-            RuntimeError: no event loop runs that is known here.
-            ShmcastError: what `recv_any` raises.
-        """
-        index, frames = await self._received(None, timeout, copy)
-        if frames is None:
-            return index, self._end.death_of(index)
-        return index, self._decode_of(index, frames)
-
-    async def recv_all_async(self, timeout: float | None = None, copy: bool = True) -> list[Any]:
-        """Receive the next reply of each member, in a task of an event loop.
-
-        See `recv_all` and `Reader.recv_async`.
-
-        Args:
-            timeout: as for `recv`.
-            copy: as for `recv`.
-
-        Raises:
-            RuntimeError: no event loop runs that is known here.
-            ShmcastError: what `recv_all` raises.
-        """
-        return self._decode_all(await self._received(..., timeout, copy))
-
-    async def _received(self, whom: Whom, timeout: float | None, copy: bool) -> Any:
-        """Await what a look of `whom` finds."""
-        replies: Any = self._replies  # (its stub tells what is found of each kind of `whom`)
-        try:
-            looking = await self._end.awaiting.begin(timeout)
-            while (received := replies[copy, whom]) is ...:
-                await looking.again()
-        except Exception as error:
-            self._end.not_received(error, whom, timeout)
-        return received
-
-    # (Those that don't await decode in place: in a decode loop each frame is a cache miss.)
-    def _decode_of(self, index: int, frames: list[Received]) -> Any:
-        try:
-            return self._decode(frames)
-        except BaseException as error:
-            self._end.not_decoded({index: frames}, index, error)
-
-    def _decode_all(self, received: list[list[Received] | None]) -> list[Any]:
-        replies: list[Any] = []
-        try:
-            for frames in received:
-                if frames is None:
-                    replies.append(self._end.death_of(len(replies)))
-                else:
-                    replies.append(self._decode(frames))
-        except BaseException as error:
-            self._end.not_decoded(dict(enumerate(received)), len(replies), error)
-        return replies
+        ReplyReceiver.__init__(self, end, codecs[1])
 
     def fileno(self) -> int:
         """Return a descriptor for any event loop: readable when a reply may be there.

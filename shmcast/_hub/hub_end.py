@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from shmcast import _core
@@ -18,6 +17,7 @@ from shmcast._endpoints.tracing import TracedWaits, Tracer
 from shmcast._endpoints.waiting import WaitPolicy, core_policy
 from shmcast._host.places import Places
 from shmcast._host.signals import is_interruption
+from shmcast._hub.answers import Answers, Whom
 from shmcast._hub.handle import HubHandle, replies_of
 from shmcast._hub.two_way_end import TwoWayEnd, has_or_have
 from shmcast.errors import Closed, DecodeError, InvalidArgument, PeerDied, ShmcastError, Timeout
@@ -25,9 +25,6 @@ from shmcast.errors import Closed, DecodeError, InvalidArgument, PeerDied, Shmca
 if TYPE_CHECKING:
     from shmcast._endpoints.slow_peers import Wait
     from shmcast._endpoints.statistics import Statistics
-
-Whom = int | EllipsisType | None
-"""Whose reply is to be received: a member's; None: any; ...: one of each."""
 
 
 class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
@@ -46,6 +43,9 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
     _ring_type = _core.HubWriter
     handle: HubHandle
     replies: _core.Hub
+    answers: Answers
+    """What the members reply, for a hot path that gives its errors to `not_received`: with a
+    time-out, `copy` and `Whom` in brackets. See `FrameReader.messages`."""
     _whom: Whom  # of the receiving call that has failed last
 
     def __init__(
@@ -108,13 +108,12 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
             self._reply_watch,
             identity(None),
         )
-        """The core's end of the replies, for a hot path that gives its errors to `not_received`:
-        with a time-out, `copy` and `Whom` in brackets. See `FrameReader.messages`."""
+        self.answers = self.replies
         self._watch.begin(self.replies, places)
 
     def traced_replies(self, tracer: Tracer) -> Any:
         """Return the replies with a range around each wait for some."""
-        return TracedWaits(tracer, self.replies, lambda asked: len(asked) == 3, self._take_back)
+        return TracedWaits(tracer, self.answers, lambda asked: len(asked) == 3, self._take_back)
 
     def _take_back(self, asked: tuple[float | None, bool, Whom], received: Any) -> None:
         whom = asked[-1]
@@ -125,7 +124,7 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
         else:
             received = [(whom, received)]
         for index, frames in received:
-            self.replies.keep(index, frames)
+            self.answers.keep(index, frames)
 
     def _wait_of_replies(self, peers: Sequence[_core.Peer]) -> Wait:
         from shmcast._endpoints.slow_peers import Wait  # rarely needed
@@ -140,6 +139,18 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
 
     def _awaited(self) -> tuple[_core.Awaitable, Callable[[], int]]:
         return self.replies, self._ring.attached
+
+    @property
+    def members(self) -> int:
+        """How many members there are."""
+        return self.handle.readers
+
+    def member_name(self, index: int) -> str:
+        """Return how errors name a member."""
+        return self._reader_label(index)
+
+    def _named_members(self, members: Sequence[int]) -> str:
+        return " and ".join(map(self.member_name, members)) or "any member"
 
     def death_of(self, index: int) -> PeerDied:
         """Return how a member has died, whose replies end with that."""
@@ -165,7 +176,7 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
     def not_received(self, error: Exception, whom: Whom, timeout: float | None) -> NoReturn:
         """Raise what an error of `replies` means here; others pass unchanged."""
         if whom is not None and whom is not ...:
-            check_int("index", whom, 0, self.handle.readers - 1, f"{self.label}: recv")
+            check_int("index", whom, 0, self.members - 1, f"{self.label}: recv")
         if isinstance(error, MemoryError):
             raise DecodeError(
                 f"{self.label}: can't decode a reply (no memory for its frames): {error}; it is "
@@ -187,12 +198,12 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
             is_lost = not is_interruption(error)
             for member, frames in replies.items():
                 if not (is_lost and member == index):
-                    self.replies.keep(member, frames)
+                    self.answers.keep(member, frames)
             if not is_lost or not isinstance(error, Exception):
                 raise error
             count = len(replies[index] or ())
             raise DecodeError(
-                f"{self.label}: can't decode a reply of {self._reader_label(index)} ({count} "
+                f"{self.label}: can't decode a reply of {self.member_name(index)} ({count} "
                 f"frame(s)): {type(error).__name__}: {error}; it is consumed, the next recv gets "
                 "the next reply"
             ) from error
@@ -204,7 +215,7 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
     ) -> ShmcastError | SystemExit | None:
         is_receiving = action.startswith("recv")
         if is_receiving and isinstance(error, _core.TimedOut):
-            missing = self._named(self.replies.awaited())
+            missing = self._named_members(self.answers.awaited())
             return Timeout(
                 f"{self.label}: {action} timed out after {timeout} s: no reply of {missing}; "
                 "nothing is lost"
@@ -219,16 +230,18 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
             self.check_peers()  # they may have closed because another has died
         except PeerDied as error:
             return error
-        peers = self._ring.peers()[:-1]
         what = f"{self.label}: {action}"
-        if whom is None and any(peer.state == "dropped" for peer in peers):
+        if whom is None and self.dropped():
             return self._end_error(what)
         if whom is None:
             return Closed(f"{what}: every member has closed, and all replies were received")
-        left = [p.index for p in peers if p.state == "left" and whom in (..., p.index)]
-        return Closed(
-            f"{what}: {self._named(left)} {has_or_have(left)} closed, and will reply no more"
-        )
+        left = [index for index in self.left() if whom in (..., index)]
+        who = f"{self._named_members(left)} {has_or_have(left)}"
+        return Closed(f"{what}: {who} closed, and will reply no more")
+
+    def left(self) -> list[int]:
+        """Return which members have closed, by index."""
+        return [peer.index for peer in self._ring.peers()[:-1] if peer.state == "left"]
 
     def reply_statistics(self) -> Statistics:
         """Return what was received of replies so far; see `Hub.reply_statistics`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from shmcast._codecs.base import Codec
@@ -61,21 +61,84 @@ class Member(Reader):
         label: str | None = None,
         peer_label: Callable[[int], str] | None = None,
     ) -> None:
-        label = f"member {index}" if label is None else label
-        codecs = both_ways(settings.codec(codec), label)
-        receiving, sending = (Warmup.with_sample_of(codec, label) for codec in codecs)
         if peer_label is None and isinstance(handle, HubHandle):
             peer_label = functools.partial(_default_label, handle.readers)
-        end = MemberEnd(
-            handle,
-            index,
+        self._begin(
+            functools.partial(MemberEnd, handle, index, rejoin=True, peer_label=peer_label),
+            codec,
             wait=wait,
-            rejoin=True,
             pin=pin,
+            warn_after=warn_after,
+            label=f"member {index}" if label is None else label,
+        )
+
+    @classmethod
+    def over(
+        cls,
+        rank: int,
+        size: int,
+        exchange: Callable[[bytes], Sequence[bytes]],
+        *,
+        wait: WaitPolicy | None = None,
+        codec: Codec | None = None,
+        pin: bool = False,
+        warn_after: float | None = DEFAULT_WARN_AFTER,
+        label: str | None = None,
+    ) -> Member:
+        """Become a member of a hub that may be on another host: a collective, see `Hub.over`.
+
+        The first member of each other host leads it: threads of its process relay, also after its
+        `close`, as long as the process lives. At its end it waits for other members of its host
+        for up to 10 s.
+
+        Args:
+            rank: this process's.
+            size: the number of ranks.
+            exchange: an all-gather of the caller's own; see `Hub.over`.
+            wait: see `Member`; so for the others.
+            codec: of the same kind on every rank.
+            pin: on the hub's host, whether to register its arena with CUDA.
+            warn_after: seconds.
+            label: how errors name this member; "member `index`" by default.
+
+        Raises:
+            InvalidArgument: there is no such rank, or `exchange` returns anything else; several
+                ranks are the hub, or none is.
+            SegmentError: `exchange` has raised an error, which is this one's cause; or another rank
+                could not set up, and the message says which one and why.
+            ShmcastError: what else `Member` raises; the others then raise SegmentError.
+        """
+        from shmcast._hub.hosts.member_meeting import MemberMeeting  # rarely needed
+
+        self = cls.__new__(cls)
+        with MemberMeeting(rank, size, exchange, label or f"rank {rank}") as meeting:
+            self._begin(
+                meeting.make_end,
+                codec,
+                wait=wait,
+                pin=pin,
+                warn_after=warn_after,
+                label=f"member {meeting.index}" if label is None else label,
+            )
+        return self
+
+    def _begin(
+        self,
+        make_end: Callable[..., MemberEnd],
+        codec: Codec | None,
+        *,
+        warn_after: float | None,
+        label: str,
+        **options: Any,
+    ) -> None:
+        """Make the end, with the operator's choices before the program's, and stand on it."""
+        codecs = both_ways(settings.codec(codec), label)
+        receiving, sending = (Warmup.with_sample_of(codec, label) for codec in codecs)
+        end = make_end(
             warn_after=settings.seconds(settings.WARN_AFTER, warn_after),
             label=label,
-            peer_label=peer_label,
             warmup=None if receiving is None else receiving.receive,
+            **options,
         )
         Endpoint.__init__(self, end)
         ObjectReceiver.__init__(self, end, codecs[0], receiving)

@@ -109,9 +109,9 @@ class Exchange:
         else:
             self._things(self._ask(self._next(None)))
 
-    def refuse(self, error: Exception) -> None:
+    def refuse(self, error: BaseException) -> None:
         """Take part in one more step, to tell the others why this rank can't go on."""
-        data = self._next(None, str(error))
+        data = self._next(None, str(error) or type(error).__name__)
         with contextlib.suppress(Exception):  # (there is an error already)
             self._exchange(data)
 

@@ -37,16 +37,23 @@ class Stream:
         label: how errors name this rank.
         peer: how they name the other one.
         check: called again and again while this waits; what it raises ends the wait.
+        cause_seconds: so long `check` may take to tell why the connection has ended.
     """
 
     def __init__(
-        self, connection: socket.socket, label: str, peer: str, check: Callable[[], object]
+        self,
+        connection: socket.socket,
+        label: str,
+        peer: str,
+        check: Callable[[], object],
+        cause_seconds: float = _CAUSE_SECONDS,
     ) -> None:
         connection.setblocking(False)
         self._socket = connection
         self._label = label
         self._peer = peer
         self._check = check
+        self._cause_seconds = cause_seconds
         self._received = bytearray()
         self._is_broken = False  # in the middle of a message
         self._has_left = False  # the other end, in order
@@ -153,12 +160,32 @@ class Stream:
         """Say why the connection has ended; or raise what those say who know better."""
         if self._has_left:
             return self._left("")
-        wait_for_cause(self._check)
+        wait_for_cause(self._check, self._cause_seconds)
         why = "its connection has ended" if error is None else str(error)
         return PeerDied(f"{self._label}: {self._peer} has died: {why}", self._peer, 0, why)
 
     def _left(self, action: str) -> Closed:
         return Closed(f"{self._label}: {action}: {self._peer} has closed")
+
+    def leave(self, deadline: Deadline, action: str) -> None:
+        """Send nothing more, and say so. What the other end sends can still be received.
+
+        (If the connection were closed, what is on its way here would make the kernel discard what
+        is on its way there.)
+
+        Raises:
+            ShmcastError: what `send` raises; then the other end takes it for a death.
+        """
+        try:
+            rest = memoryview(b"" if self._is_broken else _HEADER.pack(_GOODBYE))
+            while rest.nbytes:
+                sent = self._send_some(rest)
+                rest = rest[sent:]
+                if not sent:
+                    self._wait(select.POLLOUT, deadline, action)
+        finally:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_WR)
 
     def close(self, in_order: bool = True) -> None:
         """End this end; idempotent. What was sent is received all the same."""
@@ -171,9 +198,9 @@ class Stream:
         self._socket.close()
 
 
-def wait_for_cause(check: Callable[[], object]) -> None:
+def wait_for_cause(check: Callable[[], object], seconds: float = _CAUSE_SECONDS) -> None:
     """Give whoever knows better a moment to tell why a connection has ended: `check` raises it."""
-    until = time.monotonic() + _CAUSE_SECONDS
+    until = time.monotonic() + seconds
     while time.monotonic() < until:
         check()
         time.sleep(0.02)

@@ -1,0 +1,41 @@
+"""What the members of a hub have replied, by member: what its end receives."""
+
+from __future__ import annotations
+
+from types import EllipsisType
+from typing import Protocol, overload
+
+from shmcast._codecs.base import Received
+
+Whom = int | EllipsisType | None
+"""Whose reply is to be received: a member's; None: any; ...: one of each."""
+
+Reply = list[Received] | None
+"""The frames of a reply; None: the member has died, is dropped, and all of its were received."""
+
+
+class Answers(Protocol):
+    """The replies of members, each to be had once.
+
+    With a time-out, `copy` and whom in brackets; without the time-out it is a look, which may
+    return Ellipsis. What it returns and raises is what `_core.Hub` does.
+    """
+
+    @overload
+    def __getitem__(self, call: tuple[float | None, bool, int], /) -> Reply: ...
+    @overload
+    def __getitem__(self, call: tuple[float | None, bool, None], /) -> tuple[int, Reply]: ...
+    @overload
+    def __getitem__(self, call: tuple[bool, int], /) -> Reply | EllipsisType: ...
+    @overload
+    def __getitem__(self, call: tuple[bool, None], /) -> tuple[int, Reply] | EllipsisType: ...
+    @overload
+    def __getitem__(self, call: tuple[bool, EllipsisType], /) -> list[Reply] | EllipsisType: ...
+    @overload
+    def __getitem__(self, call: tuple[float | None, bool, EllipsisType], /) -> list[Reply]: ...
+
+    def keep(self, member: int, frames: Reply, /) -> None:
+        """Take back a reply, which the next call that receives from this member has."""
+
+    def awaited(self) -> list[int]:
+        """Return whose replies the last call has waited for, by index."""

@@ -1,0 +1,217 @@
+"""`PackedReplies`: the replies of all members, where those of another host come packed together."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import EllipsisType
+from typing import Any, cast
+
+from shmcast import _core
+from shmcast._codecs.base import Received
+from shmcast._host.log import tell
+from shmcast._hub.answers import Reply
+from shmcast._hub.hosts.relay import LEFT
+from shmcast._nodes.parcel import Parcel
+from shmcast.errors import PeerDied
+
+
+class PackedReplies:
+    """Gives what `Answers` promises, out of the replies of seats.
+
+    Args:
+        seats: their replies.
+        members: which members each seat stands for; of those that stand for one of their own host,
+            the replies are not packed.
+        at_home: how many such seats there are; they come first.
+        label: how errors name the hub.
+        on_death: called with each death on another host, when that is received.
+    """
+
+    def __init__(
+        self,
+        seats: _core.Hub,
+        members: Sequence[Sequence[int]],
+        at_home: int,
+        label: str,
+        on_death: Callable[[PeerDied], object] | None,
+    ) -> None:
+        self._seats: Any = seats  # (its stub tells what is found of each kind of whom)
+        self._members = members
+        self._at_home = at_home
+        self._seat_of = {m: seat for seat, those in enumerate(members) for m in those}
+        self._queues: dict[int, deque[Reply]] = {
+            member: deque() for those in members[at_home:] for member in those
+        }
+        self._order = deque(self._queues)  # who has waited longest to be taken by `recv_any`
+        self._label = label
+        self._on_death = on_death
+        self._awaited: list[int] = []
+        self.left: set[int] = set()
+        """Who has closed, of other hosts."""
+        self.deaths: dict[int, PeerDied] = {}
+        """Who has died, of other hosts."""
+        self._is_queues_turn = True
+
+    def __getitem__(self, call: tuple[Any, ...], /) -> Any:
+        """Return what `Answers` says."""
+        *when, copy, whom = call
+        wait = _Wait(when[0] if when else ..., copy)
+        if whom is None:
+            return self._any(wait)
+        if whom is ...:
+            return self._all(wait)
+        self._awaited = [whom]
+        return self._one(whom, wait)
+
+    def keep(self, member: int, frames: Reply, /) -> None:
+        """Take back a reply; see `Answers.keep`."""
+        if member in self._queues:
+            self._queues[member].appendleft(frames)
+        else:
+            self._seats.keep(self._seat_of[member], frames)
+
+    def awaited(self) -> list[int]:
+        """Return whose replies the last call has waited for, by index."""
+        return self._awaited
+
+    def _one(self, member: int, wait: _Wait) -> Reply | EllipsisType:
+        seat = self._seat_of.get(member)
+        if seat is None:
+            raise IndexError(member)
+        if seat < self._at_home:
+            found: Reply | EllipsisType = self._seats[wait.key(seat)]
+            return found
+        queue = self._queues[member]
+        while not queue:
+            if member in self.deaths:
+                return None
+            if member in self.left:
+                raise _core.EndpointClosed
+            frames = self._seats[wait.key(seat)]
+            if frames is ...:
+                return ...
+            self._open(frames)
+        return queue.popleft()
+
+    def _any(self, wait: _Wait) -> tuple[int, Reply] | EllipsisType:
+        self._awaited = []
+        while True:
+            # In turns with the seats: nobody is passed over for ever.
+            self._is_queues_turn = not self._is_queues_turn
+            if self._is_queues_turn and (queued := self._queued()) is not None:
+                return queued
+            has_queued = any(self._queues.values())
+            try:
+                found = self._seats[wait.key(None, at_once=has_queued)]
+            except (_core.TimedOut, _core.EndpointClosed):
+                if not has_queued:
+                    raise
+                found = ...
+            if found is ...:
+                return self._queued() or ...
+            seat, frames = found
+            if seat < self._at_home:
+                return self._members[seat][0], frames
+            self._open(frames)
+            if (queued := self._queued()) is not None:
+                return queued
+
+    def _queued(self) -> tuple[int, Reply] | None:
+        """Return a reply that was received with others, of whom has waited longest."""
+        for member in self._order:
+            if self._queues[member]:
+                self._order.remove(member)
+                self._order.append(member)
+                return member, self._queues[member].popleft()
+        return None
+
+    def _all(self, wait: _Wait) -> list[Reply] | EllipsisType:
+        found: dict[int, Reply] = {}
+        try:
+            self._awaited = self._look_at_all(range(len(self._seat_of)), wait.look(), found)
+            if self._awaited and not wait.is_look:
+                # (Once the first of them has exhausted the time-out, the next ones are looks.)
+                self._awaited = self._look_at_all(self._awaited, wait, found)
+                if self._awaited:
+                    raise _core.TimedOut
+            if self._awaited:
+                return ...
+            replies, found = [found[member] for member in sorted(found)], {}
+            return replies
+        finally:
+            for member, kept in found.items():
+                self.keep(member, kept)
+
+    def _look_at_all(
+        self, members: Sequence[int], wait: _Wait, found: dict[int, Reply]
+    ) -> list[int]:
+        """Find a reply of each of these; return who has none."""
+        missing = []
+        for member in members:
+            try:
+                reply = self._one(member, wait)
+            except _core.TimedOut:
+                reply = ...
+            if isinstance(reply, EllipsisType):
+                missing.append(member)
+            else:
+                found[member] = reply
+        return missing
+
+    def _open(self, frames: Reply) -> None:
+        """Take what the members of another host have said out of a parcel."""
+        assert frames is not None  # noqa: S101 (such a seat leaves in order, or all is over)
+        parcel = Parcel.of(frames)
+        for member, part in parcel.parts.items():
+            if member in self.left or member in self.deaths:
+                continue
+            if parcel.purpose == LEFT:
+                self.left.add(member)
+            elif isinstance(part, PeerDied):
+                error = PeerDied(f"{self._label}: {part}", part.peer, part.pid, part.how)
+                self.deaths[member] = error
+                self._queues[member].append(None)
+                tell(logging.WARNING, "%s; it is dropped, the others go on", error)
+                if self._on_death is not None:
+                    self._on_death(error)
+            else:
+                self._queues[member].append(cast("list[Received]", part))
+
+    def close(self) -> None:
+        """Forget what was not received."""
+        for queue in self._queues.values():
+            queue.clear()
+
+
+class _Wait:
+    """How long a call goes on, and how it is put to the seats.
+
+    Args:
+        timeout: the call's; Ellipsis: it is a look.
+        copy: the call's.
+    """
+
+    def __init__(self, timeout: Any, copy: bool) -> None:
+        self.is_look: bool = timeout is ...
+        self._timeout = timeout
+        self._copy = copy
+        self._ends: float | None = None
+
+    def look(self) -> _Wait:
+        """Return how to look without waiting."""
+        return _Wait(..., self._copy)
+
+    def key(self, whom: int | None, at_once: bool = False) -> tuple[Any, ...]:
+        """Return what is to be put in brackets."""
+        if self.is_look:
+            return (self._copy, whom)
+        if self._ends is None:  # the first time as the caller has said it: the seats check it
+            left = self._timeout
+            if isinstance(left, int | float):
+                self._ends = time.monotonic() + left
+        else:
+            left = max(0.0, self._ends - time.monotonic())
+        return (0.0 if at_once else left, self._copy, whom)
