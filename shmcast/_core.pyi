@@ -148,7 +148,7 @@ class ObjectInbox:
         coder: ObjectCoder | None,
         is_practice: bool = False,
     ) -> None: ...
-    def __getitem__(self, timeout_and_copy: tuple[float | None, bool], /) -> Any:
+    def __getitem__(self, timeout_and_copy: tuple[float | None, bool | str], /) -> Any:
         """Return the next object, after which Python handles no signals; see RingReader.
 
         Raises: what `messages` raises; and what `decode` raises, through DECODING: the frames are
@@ -314,6 +314,21 @@ class Lease:
 
         Raises: MemoryError.
         """
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class PartialLease:
+    """A Lease for a decoder that is to copy one kind of objects (buffer protocol, read-only).
+
+    Args:
+        lease: what the others are views of.
+        copied: the kind, as the decoder calls it.
+    """
+
+    def __init__(self, lease: Lease, copied: str) -> None: ...
+    @property
+    def lease(self) -> Lease: ...
+    @property
+    def copied(self) -> str: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 class CopyOnWrite:
@@ -706,11 +721,13 @@ class RingReader(Awaitable):
         """
     @overload
     def __getitem__(
-        self, timeout_and_copy: tuple[float | None, bool], /
+        self, timeout_and_copy: tuple[float | None, bool | str], /
     ) -> list[bytearray | memoryview]:
         """consume(), after which Python handles no signals: they come once the caller has it.
 
         (After a call it does, and the error of a handler takes the place of what was returned.)
+
+        Raises: TypeError (`copy` is a str), and what consume() raises.
         """
     @overload
     def __getitem__(self, look_copy: bool, /) -> list[bytearray | memoryview] | EllipsisType: ...
@@ -805,11 +822,11 @@ class Hub(Awaitable):
     ) -> None: ...
     @overload
     def __getitem__(
-        self, timeout_and_copy_and_whom: tuple[float | None, bool, int], /
+        self, timeout_and_copy_and_whom: tuple[float | None, bool | str, int], /
     ) -> list[bytearray | memoryview] | None: ...
     @overload
     def __getitem__(
-        self, timeout_and_copy_and_whom: tuple[float | None, bool, None], /
+        self, timeout_and_copy_and_whom: tuple[float | None, bool | str, None], /
     ) -> tuple[int, list[bytearray | memoryview] | None]: ...
     @overload
     def __getitem__(
@@ -825,7 +842,7 @@ class Hub(Awaitable):
     ) -> list[list[bytearray | memoryview] | None] | EllipsisType: ...
     @overload
     def __getitem__(
-        self, timeout_and_copy_and_whom: tuple[float | None, bool, EllipsisType], /
+        self, timeout_and_copy_and_whom: tuple[float | None, bool | str, EllipsisType], /
     ) -> list[list[bytearray | memoryview] | None]:
         """Return the next reply of a member; of any, with its index before it; one of each.
 

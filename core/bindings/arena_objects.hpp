@@ -120,6 +120,26 @@ class Lease {
   std::size_t size_;
 };
 
+// A lease for a decoder that is to copy what it makes of one kind of objects, and to view the rest.
+class PartialLease {
+ public:
+  static constexpr bool is_read_only() { return true; }
+
+  PartialLease(nb::object lease, nb::object copied)
+      : lease_(std::move(lease)), copied_(std::move(copied)) {
+    nb::cast<Lease&>(lease_);  // throws if it is none
+  }
+
+  std::byte* data() const { return nb::inst_ptr<Lease>(lease_)->data(); }
+  std::size_t size() const { return nb::inst_ptr<Lease>(lease_)->size(); }
+  nb::object lease() const { return lease_; }
+  nb::object copied() const { return copied_; }
+
+ private:
+  Reference lease_;
+  Reference copied_;  // the kind, as the decoder calls it
+};
+
 // A private copy of a lease's memory: each page is copied when it is first written to, or all of
 // them at once where there can be no more mappings.
 class CopyOnWrite {

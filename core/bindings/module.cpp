@@ -185,6 +185,10 @@ void bind_arena(nb::module_& m) {
         return nb::cast(new CopyOnWrite(nb::borrow(self), nb::cast<Lease&>(self)),
                         nb::rv_policy::take_ownership);
       });
+  nb::class_<PartialLease>(m, "PartialLease", nb::type_slots(buffer_slots<PartialLease>()))
+      .def(nb::init<nb::object, nb::object>(), "lease"_a, "copied"_a)
+      .def_prop_ro("lease", &PartialLease::lease)
+      .def_prop_ro("copied", &PartialLease::copied);
   nb::class_<CopyOnWrite>(m, "CopyOnWrite", nb::type_slots(buffer_slots<CopyOnWrite>()));
   nb::class_<Loan>(m, "Loan", nb::type_slots(buffer_slots<Loan>()), nb::is_weak_referenceable())
       .def_prop_ro("extent", &Loan::id)

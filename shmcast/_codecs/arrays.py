@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from shmcast._codecs import object_classes
-from shmcast._core import Lease, Loan, view
+from shmcast._core import Lease, Loan, PartialLease, view
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -172,15 +172,22 @@ def _rebuild_subclass(
     return np.ndarray.__new__(cls, shape, dtype, memory, order=order)
 
 
-def memory_of(buffer: bytearray | bytes | memoryview) -> Any:
+def memory_of(
+    buffer: bytearray | bytes | memoryview, kind: Literal["arrays", "tensors"] = "arrays"
+) -> Any:
     """Return the memory of an unpickled buffer: a bytearray, to be written to, or a `Lease`.
 
     If the sender's memory was read-only, pickle wraps the buffer in a read-only view (out-of-band)
     or makes it bytes (in-band).
+
+    Args:
+        buffer: the buffer.
+        kind: what it is the memory of: the receiver may want copies of some.
     """
-    if isinstance(buffer, memoryview):
-        buffer = buffer.obj  # type: ignore[assignment]
-    return buffer if isinstance(buffer, bytearray | Lease) else bytearray(buffer)
+    owner: object = buffer.obj if isinstance(buffer, memoryview) else buffer
+    if type(owner) is PartialLease and owner.copied != kind:
+        return owner.lease
+    return owner if isinstance(owner, bytearray | Lease) else bytearray(buffer)
 
 
 def dtype_name(dtype: str | np.dtype[Any]) -> str:

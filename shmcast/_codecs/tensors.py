@@ -220,7 +220,7 @@ def _rebuild_tensor(
     if buffer is None:
         tensor = torch.empty(shape, dtype=dtype, device="cpu")
     else:
-        memory = memory_of(buffer)
+        memory = memory_of(buffer, "tensors")
         if type(memory) is Lease:
             memory = _writable(memory)
         tensor = torch.frombuffer(memory, dtype=dtype)
@@ -234,8 +234,9 @@ def _rebuild_tensor(
 def _rebuild_strided(
     buffer: bytearray | bytes | memoryview | None, *description: Any
 ) -> torch.Tensor:
-    tensor = _rebuild_tensor(buffer, *description)
-    if buffer is None or type(memory_of(buffer)) is Lease:
+    memory = None if buffer is None else memory_of(buffer, "tensors")
+    tensor = _rebuild_tensor(memory, *description)
+    if memory is None or type(memory) is Lease:
         return tensor
     # A copy has no gaps.
     return tensor.detach().contiguous().requires_grad_(tensor.requires_grad)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from shmcast._endpoints.copying import Copy, copied_kind, copy_of
 from shmcast._endpoints.objects import ObjectReceiver
 from shmcast.errors import Closed
 
@@ -13,7 +14,7 @@ _Self = TypeVar("_Self", bound="AwaitedReceiver")
 class AwaitedReceiver(ObjectReceiver):
     """Receives objects from a `FrameReader`, in calls that wait or in tasks that await."""
 
-    async def recv_async(self, timeout: float | None = None, copy: bool = True) -> Any:
+    async def recv_async(self, timeout: float | None = None, copy: Copy = True) -> Any:
         """Receive the next object, in a task of asyncio's or of trio's.
 
         A message is taken in a step of the task itself, after which this returns: to cancel it, by
@@ -30,17 +31,21 @@ class AwaitedReceiver(ObjectReceiver):
             RuntimeError: no event loop runs that is known here; for others there is `fileno`.
             ShmcastError: what else `recv` raises. One `interrupt` ends one wait.
         """
+        source = self._source
+        kind = None if isinstance(copy, bool) else copied_kind(copy, f"{source.label}: recv_async")
         try:
-            looking = await self._source.awaiting.begin(timeout)
-            while (frames := self._messages[copy]) is ...:
+            looking = await source.awaiting.begin(timeout)
+            while (frames := self._messages[copy is True]) is ...:
                 await looking.again()
         except Exception as error:
-            self._source.fail(error, timeout)
+            source.fail(error, timeout)
         try:
+            if kind is not None:
+                copy_of(kind, frames)
             return self._decode(frames)
         except BaseException as error:
             self._keep(frames)  # first of all, as in `recv`
-            self._source.not_decoded(error)
+            source.not_decoded(error)
 
     def __aiter__(self: _Self) -> _Self:
         """Receive all objects with `async for`, which ends when the writer or this is closed."""

@@ -13,6 +13,7 @@ from shmcast._codecs.base import Received
 from shmcast._endpoints import members
 from shmcast._endpoints.arguments import check_int, check_shape
 from shmcast._endpoints.awaited_end import AwaitedEnd
+from shmcast._endpoints.copying import Copy, copied_kind, copy_of
 from shmcast._endpoints.description import encodable
 from shmcast._endpoints.ending import setting_up
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER
@@ -236,6 +237,22 @@ class FrameReader(AwaitedEnd):
         except Exception as error:
             self.fail(error, timeout)
 
+    def consume_in_part(self, timeout: float | None, copy: object) -> list[Received]:
+        """Do what `consume` does where `copy` is no bool, for which `messages` has no room.
+
+        Raises:
+            InvalidArgument: `copy` is nothing that there is.
+            ShmcastError: what `Reader.recv` raises.
+        """
+        kind = copied_kind(copy, f"{self.label}: recv")
+        frames = self.consume(timeout, False)
+        try:
+            copy_of(kind, frames)
+        except BaseException:
+            self.keep(frames)
+            raise
+        return frames
+
     def not_decoded(self, error: BaseException) -> NoReturn:
         """Raise what it means that the frames which were kept last were not made an object.
 
@@ -300,12 +317,13 @@ def _map_arena(arena: ArenaHandle, holder: int, rejoin: bool) -> _core.Mapping:
 class Messages(Protocol):
     """The messages of a ring, each to be had once.
 
-    With a time-out and `copy` in brackets: see `FrameReader.consume`. With `copy` alone this is a
+    With a time-out and `copy` in brackets: see `FrameReader.consume`; anything else than a bool is
+    a TypeError. With `copy` alone this is a
     look, which may return Ellipsis: see `_core.Awaitable`.
     """
 
     @overload
-    def __getitem__(self, timeout_and_copy: tuple[float | None, bool], /) -> list[Received]: ...
+    def __getitem__(self, timeout_and_copy: tuple[float | None, Copy], /) -> list[Received]: ...
     @overload
     def __getitem__(self, look_copy: bool, /) -> list[Received] | EllipsisType: ...
 
@@ -318,11 +336,11 @@ class _PinnedMessages:
         self._ring = ring
 
     @overload
-    def __getitem__(self, timeout_and_copy: tuple[float | None, bool], /) -> list[Received]: ...
+    def __getitem__(self, timeout_and_copy: tuple[float | None, Copy], /) -> list[Received]: ...
     @overload
     def __getitem__(self, look_copy: bool, /) -> list[Received] | EllipsisType: ...
     def __getitem__(
-        self, call: tuple[float | None, bool] | bool, /
+        self, call: tuple[float | None, Copy] | bool, /
     ) -> list[Received] | EllipsisType:
         self._pinned.release_finished()
         return self._ring[call]

@@ -12,6 +12,7 @@ from shmcast._codecs.object_codec import ObjectCodec, core_coder
 from shmcast._codecs.pickle_codec import PickleCodec
 from shmcast._core import MemoryChanged
 from shmcast._endpoints import tracing
+from shmcast._endpoints.copying import Copy
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import Outbox
 from shmcast._endpoints.warmup import Warmup
@@ -193,7 +194,7 @@ class ObjectReceiver:
         if warmup is not None:
             warmup.receive_as(self, ObjectReceiver.recv, "_inbox")
 
-    def recv(self, timeout: float | None = None, copy: bool = True) -> Any:
+    def recv(self, timeout: float | None = None, copy: Copy = True) -> Any:
         """Receive the next object.
 
         Nothing is lost either if a signal's handler raises, Ctrl-C for instance: the next call
@@ -205,7 +206,9 @@ class ObjectReceiver:
                 it, not copies. Their memory is used again when the last view of it is gone, in
                 every reader; until then it is not there for later messages. They outlive `close`.
                 Such arrays are read-only. Such tensors may be written to: a page that is written
-                to becomes this process's own, and nobody else sees the change.
+                to becomes this process's own, and nobody else sees the change. "arrays": copies of
+                arrays and views for tensors; "tensors": the other way round. (A codec of your own
+                may make views of both.)
 
         Raises:
             Timeout: no whole message came in time; nothing is lost, call again.
@@ -222,6 +225,17 @@ class ObjectReceiver:
         except BaseException as error:
             if _was_caught_in(_core.DECODING, error):
                 self._source.not_decoded(error)
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) and isinstance(copy, bool):
                 self._source.fail(error, timeout)
-            raise
+            if not isinstance(error, TypeError):
+                raise
+        return self._recv_in_part(timeout, copy)
+
+    def _recv_in_part(self, timeout: float | None, copy: object) -> Any:
+        """Do what `recv` does where `copy` is no bool, for which the core has no room."""
+        frames = self._source.consume_in_part(timeout, copy)
+        try:
+            return self._decode(frames)
+        except BaseException as error:
+            self._keep(frames)  # first of all: nothing can come between, not even a signal
+            self._source.not_decoded(error)

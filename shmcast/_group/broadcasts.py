@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal, overload
 
 from shmcast._devices.work import Work
+from shmcast._endpoints.copying import Copy
 from shmcast._group.communicator import Communicator
 from shmcast.errors import InvalidArgument, WrongRole
 
@@ -15,15 +16,15 @@ class Broadcasts(Communicator):
 
     # Bound once: in a decode loop every look-up on the way is a cache miss.
     _send: Callable[[Any, float | None], Work | None]  # on the source
-    _recv: Callable[[float | None, bool], Any]  # elsewhere
-    _begin_recv: Callable[[float | None, bool, Any], Work]
+    _recv: Callable[[float | None, Copy], Any]  # elsewhere
+    _begin_recv: Callable[[float | None, Copy, Any], Work]
     _warm: Callable[[], None]  # on the source
 
     def broadcast_object(
         self,
         obj: Any = None,
         timeout: float | None = None,
-        copy: bool = True,
+        copy: Copy = True,
         *,
         src: int | None = None,
     ) -> Any:
@@ -66,7 +67,7 @@ class Broadcasts(Communicator):
         timeout: float | None = None,
         out: Any = None,
         async_op: Literal[False] = False,
-        copy: bool = True,
+        copy: Copy = True,
         *,
         src: int | None = None,
     ) -> dict[Any, Any]: ...
@@ -79,7 +80,7 @@ class Broadcasts(Communicator):
         out: Any = None,
         *,
         async_op: Literal[True],
-        copy: bool = True,
+        copy: Copy = True,
         src: int | None = None,
     ) -> Work: ...
 
@@ -90,7 +91,7 @@ class Broadcasts(Communicator):
         timeout: float | None = None,
         out: Any = None,
         async_op: bool = False,
-        copy: bool = True,
+        copy: Copy = True,
         *,
         src: int | None = None,
     ) -> Any: ...
@@ -101,7 +102,7 @@ class Broadcasts(Communicator):
         timeout: float | None = None,
         out: Any = None,
         async_op: bool = False,
-        copy: bool = True,
+        copy: Copy = True,
         *,
         src: int | None = None,
     ) -> Any:
@@ -161,7 +162,7 @@ class Broadcasts(Communicator):
         if work is not None:
             work.wait()
 
-    def recv(self, timeout: float | None = None, copy: bool = True) -> Any:
+    def recv(self, timeout: float | None = None, copy: Copy = True) -> Any:
         """Receive an object: `broadcast_object` for code that runs on the other ranks only.
 
         Raises:

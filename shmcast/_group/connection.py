@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shmcast._codecs.base import Codec
 from shmcast._devices.work import Work
+from shmcast._endpoints.copying import Copy
 from shmcast._endpoints.dependencies import needing_torch
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import FrameWriter
@@ -41,8 +42,8 @@ class Connection:
     """The group spans nodes."""
     send: Callable[[Any, float | None], Work | None] | None = None
     warm: Callable[[], None] | None = None
-    recv: Callable[[float | None, bool], Any] | None = None
-    begin_recv: Callable[[float | None, bool, Any], Work] | None = None
+    recv: Callable[[float | None, Copy], Any] | None = None
+    begin_recv: Callable[[float | None, Copy, Any], Work] | None = None
     warmup: Warmup | None = None
     """What practises the first, or the third; None: the codec has no sample."""
 
@@ -199,9 +200,9 @@ def reconnect(handle: GroupHandle, rank: int, options: Options, codec: Codec | N
 
 def _begin_plain(
     label: str,
-    recv: Callable[[float | None, bool], Any],
+    recv: Callable[[float | None, Copy], Any],
     timeout: float | None,
-    copy: bool,
+    copy: Copy,
     out: Any,
 ) -> Work:
     """Receive an object into `out`, with a codec that knows no device tensors."""

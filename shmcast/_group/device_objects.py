@@ -16,6 +16,7 @@ from shmcast._devices.receive import receive_into
 from shmcast._devices.work import Work
 from shmcast._endpoints import tracing
 from shmcast._endpoints.arguments import check_seconds
+from shmcast._endpoints.copying import Copy
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.objects import FrameSink, ObjectReceiver, refused, unsendable
 from shmcast._endpoints.tracing import Tracer
@@ -109,13 +110,15 @@ class DeviceReceiver(ObjectReceiver):
         if warmup is not None:
             warmup.receive_as(self, DeviceReceiver.recv, "_messages", "_decode")
 
-    def recv(self, timeout: float | None = None, copy: bool = True) -> Any:
+    def recv(self, timeout: float | None = None, copy: Copy = True) -> Any:
         """Receive the next object; see `ShmBroadcaster.recv`."""
         began = 0.0 if timeout is None else monotonic()
         try:
             frames = self._messages[timeout, copy]  # (no call, see `FrameReader.messages`)
         except Exception as error:
-            self._source.fail(error, timeout)
+            if isinstance(copy, bool):
+                self._source.fail(error, timeout)
+            frames = self._source.consume_in_part(timeout, copy)
         if len(frames) > 1 and has_manifest(frames):
             return self._receive(frames, None, _left(timeout, began)).wait()
         try:
@@ -124,7 +127,7 @@ class DeviceReceiver(ObjectReceiver):
             self._keep(frames)  # first of all: nothing can come between, not even a signal
             self._source.not_decoded(error)
 
-    def begin(self, timeout: float | None, copy: bool, out: Any) -> Work:
+    def begin(self, timeout: float | None, copy: Copy, out: Any) -> Work:
         """Receive the next message and begin to receive its device tensors.
 
         Args:
@@ -145,7 +148,9 @@ class DeviceReceiver(ObjectReceiver):
         try:
             frames = self._messages[timeout, copy]
         except Exception as error:
-            self._source.fail(error, timeout)
+            if isinstance(copy, bool):
+                self._source.fail(error, timeout)
+            frames = self._source.consume_in_part(timeout, copy)
         if has_manifest(frames):
             return self._receive(frames, out, _left(timeout, began))
         try:

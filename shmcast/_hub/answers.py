@@ -6,6 +6,7 @@ from types import EllipsisType
 from typing import Protocol, overload
 
 from shmcast._codecs.base import Received
+from shmcast._endpoints.copying import Copy
 
 Whom = int | EllipsisType | None
 """Whose reply is to be received: a member's; None: any; ...: one of each."""
@@ -18,13 +19,14 @@ class Answers(Protocol):
     """The replies of members, each to be had once.
 
     With a time-out, `copy` and whom in brackets; without the time-out it is a look, which may
-    return Ellipsis. What it returns and raises is what `_core.Hub` does.
+    return Ellipsis. What it returns and raises is what `_core.Hub` does; a TypeError, if `copy` is
+    no bool.
     """
 
     @overload
-    def __getitem__(self, call: tuple[float | None, bool, int], /) -> Reply: ...
+    def __getitem__(self, call: tuple[float | None, Copy, int], /) -> Reply: ...
     @overload
-    def __getitem__(self, call: tuple[float | None, bool, None], /) -> tuple[int, Reply]: ...
+    def __getitem__(self, call: tuple[float | None, Copy, None], /) -> tuple[int, Reply]: ...
     @overload
     def __getitem__(self, call: tuple[bool, int], /) -> Reply | EllipsisType: ...
     @overload
@@ -32,7 +34,7 @@ class Answers(Protocol):
     @overload
     def __getitem__(self, call: tuple[bool, EllipsisType], /) -> list[Reply] | EllipsisType: ...
     @overload
-    def __getitem__(self, call: tuple[float | None, bool, EllipsisType], /) -> list[Reply]: ...
+    def __getitem__(self, call: tuple[float | None, Copy, EllipsisType], /) -> list[Reply]: ...
 
     def keep(self, member: int, frames: Reply, /) -> None:
         """Take back a reply, which the next call that receives from this member has."""

@@ -10,6 +10,7 @@ from shmcast import _core
 from shmcast._codecs.base import Received
 from shmcast._endpoints.arguments import MAX_READERS, check_int, check_slots
 from shmcast._endpoints.awaited_end import AwaitedEnd
+from shmcast._endpoints.copying import copied_kind
 from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.members import identity
@@ -185,6 +186,20 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
         self._whom = whom
         self._note_time_out(error)
         self._raise(error, _action(whom), timeout)
+
+    def receive_in_part(self, whom: Whom, timeout: float | None, copy: object) -> Any:
+        """Receive where `copy` is no bool, for which `answers` has no room: replies are copies.
+
+        Raises:
+            InvalidArgument: `copy` is nothing that there is.
+            ShmcastError: what `Hub.recv` raises.
+        """
+        copied_kind(copy, f"{self.label}: {_action(whom)}")
+        answers: Any = self.answers  # (its stub tells what is found of each kind of `whom`)
+        try:
+            return answers[timeout, True, whom]
+        except Exception as error:
+            self.not_received(error, whom, timeout)
 
     def not_decoded(
         self, replies: dict[int, list[Received] | None], index: int, error: BaseException

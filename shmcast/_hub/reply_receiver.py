@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from shmcast._codecs.base import Codec, Received
 from shmcast._endpoints import tracing
+from shmcast._endpoints.copying import Copy, copied_kind
 from shmcast._hub.answers import Whom
 from shmcast._hub.hub_end import HubEnd
 
@@ -40,7 +41,7 @@ class ReplyReceiver:
         self,
         index: int,
         timeout: float | None = None,
-        copy: bool = True,
+        copy: Copy = True,
         *,
         warn_after: float | AsMade | None = AS_MADE,
     ) -> Any:
@@ -51,7 +52,7 @@ class ReplyReceiver:
         Args:
             index: the member's.
             timeout: seconds to wait for all of it, None for ever, 0 to look only.
-            copy: see `Reader.recv`.
+            copy: see `Reader.recv`; replies have no arena, so all of it is copied.
             warn_after: for this call, in place of what the hub was made with.
 
         Raises:
@@ -72,7 +73,9 @@ class ReplyReceiver:
         try:
             frames = self._replies[timeout, copy, index]
         except Exception as error:
-            self._end.not_received(error, index, timeout)
+            if isinstance(copy, bool):
+                self._end.not_received(error, index, timeout)
+            frames = self._end.receive_in_part(index, timeout, copy)
         if frames is None:
             raise self._end.death_of(index)
         try:
@@ -83,7 +86,7 @@ class ReplyReceiver:
     def recv_any(
         self,
         timeout: float | None = None,
-        copy: bool = True,
+        copy: Copy = True,
         *,
         warn_after: float | AsMade | None = AS_MADE,
     ) -> tuple[int, Any]:
@@ -109,7 +112,9 @@ class ReplyReceiver:
         try:
             index, frames = self._replies[timeout, copy, None]
         except Exception as error:
-            self._end.not_received(error, None, timeout)
+            if isinstance(copy, bool):
+                self._end.not_received(error, None, timeout)
+            index, frames = self._end.receive_in_part(None, timeout, copy)
         if frames is None:
             return index, self._end.death_of(index)
         try:
@@ -120,7 +125,7 @@ class ReplyReceiver:
     def recv_all(
         self,
         timeout: float | None = None,
-        copy: bool = True,
+        copy: Copy = True,
         *,
         warn_after: float | AsMade | None = AS_MADE,
     ) -> list[Any]:
@@ -151,10 +156,12 @@ class ReplyReceiver:
         try:
             received = self._replies[timeout, copy, ...]
         except Exception as error:
-            self._end.not_received(error, ..., timeout)
+            if isinstance(copy, bool):
+                self._end.not_received(error, ..., timeout)
+            received = self._end.receive_in_part(..., timeout, copy)
         return self._decode_all(received)
 
-    async def recv_async(self, index: int, timeout: float | None = None, copy: bool = True) -> Any:
+    async def recv_async(self, index: int, timeout: float | None = None, copy: Copy = True) -> Any:
         """Receive the next reply of a member, in a task of an event loop.
 
         See `Reader.recv_async`. Several tasks may wait, each for whom it likes.
@@ -174,7 +181,7 @@ class ReplyReceiver:
         return self._decode_of(index, frames)
 
     async def recv_any_async(
-        self, timeout: float | None = None, copy: bool = True
+        self, timeout: float | None = None, copy: Copy = True
     ) -> tuple[int, Any]:
         """Receive a reply of whatever member has one, in a task of an event loop.
 
@@ -193,7 +200,7 @@ class ReplyReceiver:
             return index, self._end.death_of(index)
         return index, self._decode_of(index, frames)
 
-    async def recv_all_async(self, timeout: float | None = None, copy: bool = True) -> list[Any]:
+    async def recv_all_async(self, timeout: float | None = None, copy: Copy = True) -> list[Any]:
         """Receive the next reply of each member, in a task of an event loop.
 
         See `recv_all` and `Reader.recv_async`.
@@ -208,12 +215,14 @@ class ReplyReceiver:
         """
         return self._decode_all(await self._received(..., timeout, copy))
 
-    async def _received(self, whom: Whom, timeout: float | None, copy: bool) -> Any:
+    async def _received(self, whom: Whom, timeout: float | None, copy: Copy) -> Any:
         """Await what a look of `whom` finds."""
         replies: Any = self._replies  # (its stub tells what is found of each kind of `whom`)
+        if not isinstance(copy, bool):
+            copied_kind(copy, f"{self._end.label}: recv_async")
         try:
             looking = await self._end.awaiting.begin(timeout)
-            while (received := replies[copy, whom]) is ...:
+            while (received := replies[True, whom]) is ...:
                 await looking.again()
         except Exception as error:
             self._end.not_received(error, whom, timeout)

@@ -19,6 +19,7 @@ import shmcast
 from shmcast import ObjectCodec, PickleCodec, Reader, WaitPolicy, Writer
 from shmcast._codecs.base import Frame
 from shmcast._endpoints import objects, warmup
+from shmcast._endpoints.copying import Copy
 
 ROUNDS = 40
 """More than a sample is used for."""
@@ -228,7 +229,7 @@ def practised(call: Callable[[], object]) -> list[tuple[str, type]]:
 class Own(Reader):
     """A program's, which has its own `recv`."""
 
-    def recv(self, timeout: float | None = None, copy: bool = True) -> Any:
+    def recv(self, timeout: float | None = None, copy: Copy = True) -> Any:
         return "own", super().recv(timeout, copy)
 
 
