@@ -40,6 +40,8 @@ class AwaitedReceiver(ObjectReceiver):
         except Exception as error:
             source.fail(error, timeout)
         try:
+            if looking.is_long:
+                looking.end()
             if kind is not None:
                 copy_of(kind, frames)
             return self._decode(frames)

@@ -10,7 +10,7 @@ from shmcast import _core
 from shmcast._endpoints.frame_end import FrameEnd
 
 if TYPE_CHECKING:
-    from shmcast._endpoints.awaiting import Awaiting
+    from shmcast._endpoints.awaiting import Awaiting, Waits
 
 
 class AwaitedEnd(FrameEnd):
@@ -24,7 +24,9 @@ class AwaitedEnd(FrameEnd):
         if self._awaiting is None:
             from shmcast._endpoints.awaiting import Awaiting  # (imports asyncio)
 
-            self._awaiting = Awaiting(*self._awaited(), self.label)
+            self._awaiting = Awaiting(
+                *self._awaited(), self._watch_of_receiving(), self._ring.peers, self.label
+            )
             self._ending.add(self._awaiting.close)
         return self._awaiting
 
@@ -40,6 +42,10 @@ class AwaitedEnd(FrameEnd):
         if self._awaiting is not None and isinstance(error, _core.TimedOut):
             with contextlib.suppress(_core.EndpointClosed):  # the next call tells
                 self._awaiting.found_nothing()
+
+    def _watch_of_receiving(self) -> Waits:
+        """Return what tells of long waits of calls that receive."""
+        return self._watch
 
     def _awaited(self) -> tuple[_core.Awaitable, Callable[[], int]]:
         """Return the core's end that receives, and what counts those who send to it.

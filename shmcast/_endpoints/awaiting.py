@@ -9,15 +9,21 @@ itself now and then; and where it does not, a thread stands in for those who can
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from shmcast import _core
 from shmcast._endpoints.arguments import check_timeout
+from shmcast._endpoints.long_waits import LongWaits
 from shmcast._endpoints.loops import Loop, running, running_key
 from shmcast._host.process import pid_namespace
 from shmcast._host.system_errors import explained
+
+if TYPE_CHECKING:
+    from shmcast._endpoints.slow_peers import Wait
 
 FIRST_INTERVAL = 0.001
 LONGEST_INTERVAL = 0.05
@@ -26,18 +32,43 @@ USUAL_INTERVAL = 1.0
 """Seconds between looks at who has come and gone."""
 
 
+class Waits(Protocol):
+    """Knows whom an end waits for, and when that is to be told."""
+
+    long_waits: LongWaits
+
+    def wait_of(self, peers: Sequence[_core.Peer], /) -> Wait:
+        """Return what it waits for."""
+
+    def slow(self, wait: Wait, /) -> list[tuple[str, int | None, str]]:
+        """Return whom: the fields of a `SlowPeer`."""
+
+
 class Awaiting:
     """The pipe of an end, and the loop that waits for it.
 
     Args:
         core: the end.
         senders: returns how many there are who may wake the loop.
+        waits: tells of long waits.
+        peers: returns the members of the segment.
         label: how errors name the end.
     """
 
-    def __init__(self, core: _core.Awaitable, senders: Callable[[], int], label: str) -> None:
+    def __init__(
+        self,
+        core: _core.Awaitable,
+        senders: Callable[[], int],
+        waits: Waits,
+        peers: Callable[[], Sequence[_core.Peer]],
+        label: str,
+    ) -> None:
         self._core = core
         self._senders = senders
+        self.waits = waits
+        """What tells of long waits."""
+        self.peers = peers
+        """Returns the members of the segment."""
         self._label = label
         self._loop: Loop | None = None
         self._lock = threading.Lock()
@@ -57,7 +88,7 @@ class Awaiting:
         seconds = check_timeout(timeout, self._label, "recv_async")
         loop = self._enter()
         await loop.enter()
-        return Looking(loop, None if seconds is None else time.monotonic() + seconds)
+        return Looking(loop, seconds, self)
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when a call that has found nothing may find some."""
@@ -126,21 +157,55 @@ class Looking:
 
     Args:
         loop: where.
-        ends: until when, by `time.monotonic`; None: for ever.
+        seconds: so long; None: for ever.
+        awaiting: of the end.
     """
 
-    def __init__(self, loop: Loop, ends: float | None) -> None:
+    is_long = False
+    """Whether this was told of, or soon would have been: then `end` is to be called."""
+    _began: float | None = None
+    _ends = _due = math.inf
+    _report: LongWaits
+
+    def __init__(self, loop: Loop, seconds: float | None, awaiting: Awaiting) -> None:
+        # (Often that is all: a message is there.)
         self._loop = loop
-        self._ends = ends
+        self._seconds = seconds
+        self._awaiting = awaiting
 
     def again(self) -> Awaitable[None]:
         """Wait until it is worth another look.
 
+        To be called right after a look of the same call.
+
         Raises:
             _core.TimedOut: it is too late for that.
         """
-        if self._ends is None:
-            return self._loop.wait()
-        if time.monotonic() >= self._ends:
+        now = time.monotonic()
+        if self._began is None:
+            self._began = now
+            self._due = now + self._awaiting.waits.long_waits.patience
+            if self._seconds is not None:
+                self._ends = now + self._seconds
+        if now >= self._ends:
             raise _core.TimedOut
-        return self._loop.wait_until(self._ends)
+        if now >= self._due:
+            self._tell(self._began, now - self._began)
+        soon = now + USUAL_INTERVAL  # (after which the loop looks anyway)
+        if self._due < soon and self._due < self._ends:
+            return self._loop.wait_until(self._due)
+        return self._loop.wait() if self._ends == math.inf else self._loop.wait_until(self._ends)
+
+    def _tell(self, began: float, seconds: float) -> None:
+        """Log whom this waits for, if it is time; else note what they do until then."""
+        waits = self._awaiting.waits
+        is_first, self.is_long = not self.is_long, True
+        if is_first:
+            self._report = waits.long_waits.awaited()
+        wait = waits.wait_of(self._awaiting.peers())
+        self._due = began + self._report.report(seconds, is_first, wait, waits.slow)
+
+    def end(self) -> None:
+        """Log that this goes on, if it was told that it waits."""
+        if self._began is not None:
+            self._report.resumed(time.monotonic() - self._began)

@@ -20,10 +20,12 @@ class LongWaits:
     Args:
         label: how the log names who waits.
         warn_after: seconds of a wait until the first report; None: never.
+        has_time: a report may take a moment, to look for stacks.
     """
 
-    def __init__(self, label: str, warn_after: float | None) -> None:
+    def __init__(self, label: str, warn_after: float | None, has_time: bool = True) -> None:
         self._label = label
+        self._has_time = has_time
         self._report: SlownessReport | None = None  # there is one from the first long wait on
         self.advice: str = ""
         """What else to say of a wait for room."""
@@ -68,12 +70,19 @@ class LongWaits:
         from shmcast._endpoints.slow_peers import SlownessReport, SlowPeer  # rarely needed
 
         if self._report is None:
-            self._report = SlownessReport(self._label, self._seconds)
+            stacks = {} if self._has_time else {"stack_seconds": 0.0}
+            self._report = SlownessReport(self._label, self._seconds, **stacks)
         peers = [SlowPeer(*fields) for fields in slow(wait)]
         goal = wait.goal
         if goal == "room" and self.advice:
             goal += f" ({self.advice})"
         return self._report.look(seconds, is_first, wait.action, goal, peers, wait.is_usual)
+
+    def awaited(self) -> LongWaits:
+        """Return what tells of one wait in an event loop, which others go on beside."""
+        waits = LongWaits(self._label, self.warn_after, has_time=False)
+        waits.advice = self.advice
+        return waits
 
     def resumed(self, seconds: float) -> None:
         """Log that such a wait went on."""

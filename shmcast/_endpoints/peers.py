@@ -288,10 +288,13 @@ class Watch:
         Returns:
             When to call again, in seconds of the wait.
         """
+        return self.long_waits.report(seconds, is_first, self.wait_of(peers), self.slow)
+
+    def wait_of(self, peers: Sequence[_core.Peer]) -> Wait:
+        """Return what this endpoint waits for."""
         from shmcast._endpoints.slow_peers import wait_of  # rarely needed
 
-        wait = wait_of(self._me, peers, self._slots, self._names(self._writer))
-        return self.long_waits.report(seconds, is_first, wait, self.slow)
+        return wait_of(self._me, peers, self._slots, self._names(self._writer))
 
     def resumed(self, seconds: float) -> None:
         """Log that such a wait went on."""

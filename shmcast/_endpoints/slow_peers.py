@@ -13,8 +13,8 @@ from shmcast import _core
 from shmcast._host.log import is_on, tell
 from shmcast._host.process import State, stack_of, state_of
 
-# For the stacks of all peers of a report together: the wait may be over in the meantime.
-_STACK_SECONDS = 0.9
+STACK_SECONDS = 0.9
+"""For the stacks of all peers of a report together: the wait may be over in the meantime."""
 
 
 # Of a thread that is itself making such a report: what is above the wait that it reports.
@@ -89,10 +89,12 @@ class SlownessReport:
     Args:
         label: who waits.
         warn_after: seconds.
+        stack_seconds: so long a report may look for stacks; 0: it has none.
     """
 
-    def __init__(self, label: str, warn_after: float) -> None:
+    def __init__(self, label: str, warn_after: float, stack_seconds: float = STACK_SECONDS) -> None:
         self._label = label
+        self._stack_seconds = stack_seconds
         self._warn_after = warn_after
         self._told = ""  # the action, once a wait was reported
         self._looked = 0.0  # how long the wait was then
@@ -132,7 +134,7 @@ class SlownessReport:
             level = logging.DEBUG if is_usual and not is_stuck else logging.WARNING
             self._told = action if level == logging.WARNING else self._told
             lines = [f"{self._label}: {action} has waited {_seconds(waited)} for {goal}"]
-            give_up = monotonic() + _STACK_SECONDS
+            give_up = monotonic() + self._stack_seconds
             for peer, state in seen:
                 lines.append(f"  {self._line(waited, peer, state)}")
                 left = give_up - monotonic()

@@ -24,6 +24,7 @@ from shmcast._hub.two_way_end import TwoWayEnd, has_or_have
 from shmcast.errors import Closed, DecodeError, InvalidArgument, PeerDied, ShmcastError, Timeout
 
 if TYPE_CHECKING:
+    from shmcast._endpoints.awaiting import Waits
     from shmcast._endpoints.slow_peers import Wait
     from shmcast._endpoints.statistics import Statistics
 
@@ -137,6 +138,9 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
             if peer.index in awaited
         ]
         return Wait("recv", "a reply" if len(awaited) == 1 else "replies", who)
+
+    def _watch_of_receiving(self) -> Waits:
+        return self._reply_watch
 
     def _awaited(self) -> tuple[_core.Awaitable, Callable[[], int]]:
         return self.replies, self._ring.attached

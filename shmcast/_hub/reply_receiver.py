@@ -226,6 +226,8 @@ class ReplyReceiver:
                 await looking.again()
         except Exception as error:
             self._end.not_received(error, whom, timeout)
+        if looking.is_long:
+            looking.end()
         return received
 
     # (Those that don't await decode in place: in a decode loop each frame is a cache miss.)

@@ -31,7 +31,7 @@ class ReplyWatch:
         wait: Callable[[Sequence[_core.Peer]], Wait],
     ) -> None:
         self._watch = watch
-        self._wait = wait
+        self.wait_of = wait
         self.long_waits = LongWaits(label, warn_after)
         """What tells of this end's long waits."""
         self.observe = watch.observe
@@ -39,6 +39,7 @@ class ReplyWatch:
         self.attribute_deaths = watch.attribute_deaths
         self.tell_deaths = watch.tell_deaths
         self.exited = watch.exited
+        self.slow = watch.slow
 
     @property
     def patience(self) -> float:
@@ -52,7 +53,7 @@ class ReplyWatch:
 
     def report_slow(self, seconds: float, is_first: bool, peers: Sequence[_core.Peer]) -> float:
         """Log who is slow; see `Watch.report_slow`."""
-        return self.long_waits.report(seconds, is_first, self._wait(peers), self._watch.slow)
+        return self.long_waits.report(seconds, is_first, self.wait_of(peers), self.slow)
 
     def resumed(self, seconds: float) -> None:
         """Log that such a wait went on."""
