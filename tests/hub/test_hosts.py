@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 import signal
@@ -14,8 +15,10 @@ import pytest
 
 import shmcast
 from shmcast import Hub, Member
+from tests.support.fake_nodes import threads
 from tests.support.hub_over import echo, echo_and_end, hub_over, member_over
 from tests.support.hub_roles import LARGE, SECONDS, answer
+from tests.support.loops import once
 from tests.support.processes import Crew, WorkerFailed, forking, results
 from tests.support.subprocess_programs import run_to_its_end, wait_until
 
@@ -355,6 +358,47 @@ def test_a_leader_s_process_that_ends_waits_for_its_host(tmp_path: Path) -> None
     for process in processes:
         process.join(SECONDS)
         assert process.exitcode == 0
+
+
+def test_an_interrupt_ends_a_wait_and_loses_nothing(fresh: tuple[Crew, str]) -> None:
+    crew, path = fresh
+    jobs = members_of(crew, wait_for_two, TWO, path)
+    with hub_over(0, TWO, path) as hub:
+        hub.send("one")
+        assert hub.recv_all(SECONDS) == ["one"] * 3
+        hub.send("two")
+        for call in (hub.recv_all, lambda timeout: hub.recv(2, timeout), hub.recv_all):
+            with once(lambda: True, hub.interrupt), pytest.raises(shmcast.Interrupted):
+                call(SECONDS)
+        hub.send("three")
+        assert hub.recv_all(SECONDS) == [("two", rank) for rank in (1, 2, 3)]
+        hub.close()
+        results(jobs)
+
+
+def open_and_close(rank: int, hosts: tuple[str, ...], path: str) -> list[int]:
+    """Be the hub or a member, and end in order; return how many descriptors there are then."""
+    counts = []
+    for turn in range(3):
+        if rank:
+            with member_over(rank, hosts, f"{path}{turn}") as member:
+                member.reply(member.recv(SECONDS))
+                with pytest.raises(shmcast.Closed):
+                    member.recv(SECONDS)
+            wait_until(lambda: not threads())
+        else:
+            with hub_over(rank, hosts, f"{path}{turn}") as hub:
+                hub.send(turn)
+                assert hub.recv_all(SECONDS) == [turn] * 3
+        gc.collect()
+        counts.append(len([*Path("/proc/self/fd").iterdir()]))
+    return counts
+
+
+def test_what_has_ended_leaves_nothing_open(fresh: tuple[Crew, str]) -> None:
+    crew, path = fresh
+    for first, *later in crew.run(4, open_and_close, TWO, path):
+        assert later == [first, first]
 
 
 NO_TORCH = """

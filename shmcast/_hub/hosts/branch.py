@@ -44,7 +44,8 @@ class Branch(Relay):
 
     def _pass_on(self) -> None:
         while True:
-            self._send(MESSAGE, {0: self._seat.consume()})
+            # (What lies in the arena is sent from there.)
+            self._send(MESSAGE, {0: self._seat.consume(None, copy=False)})
 
     def _take(self, parcel: Parcel) -> None:
         self._reply(parcel)
