@@ -90,6 +90,12 @@ def test_the_program_with_replies_runs(tmp_path: Path) -> None:
     assert sorted(others) == [f"{rank} check_health() on rank {rank}" for rank in range(4)]
 
 
+def test_the_program_with_members_anywhere_runs(tmp_path: Path) -> None:
+    script = tmp_path / "over.py"
+    script.write_text(_program("over.py", "replies.md"))
+    assert _run(script).stdout.splitlines() == [str([f"step on rank {rank}" for rank in (1, 2)])]
+
+
 def test_the_program_that_awaits_runs(tmp_path: Path) -> None:
     script = tmp_path / "server.py"
     script.write_text(_program("server.py", "asyncio.md"))

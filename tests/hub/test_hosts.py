@@ -232,6 +232,27 @@ def test_a_member_may_close_and_the_others_go_on(fresh: tuple[Crew, str], who: i
         assert [jobs[i + 1].result()[:2] for i in others] == [(2, "Closed")] * 2
 
 
+def answer_nothing(rank: int, hosts: tuple[str, ...], path: str, who: int) -> None:
+    """Receive a message; close then, or wait until the hub does."""
+    with member_over(rank, hosts, path) as member:
+        member.recv(SECONDS)
+        if rank != who:
+            with pytest.raises(shmcast.Closed):
+                member.recv(SECONDS)
+
+
+@pytest.mark.parametrize("who", [1, 2, 3])
+def test_a_member_that_closes_ends_the_wait_for_all(fresh: tuple[Crew, str], who: int) -> None:
+    crew, path = fresh
+    jobs = members_of(crew, answer_nothing, TWO, path, who)
+    with hub_over(0, TWO, path) as hub:
+        hub.send("step")
+        with pytest.raises(shmcast.Closed, match=f"member {who - 1} on node . .* has closed"):
+            hub.recv_all()
+        hub.close()
+        results(jobs)
+
+
 def test_when_all_have_closed_nobody_is_left(fresh: tuple[Crew, str]) -> None:
     crew, path = fresh
     jobs = members_of(crew, echo_and_end, TWO, path, 2, "closed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from shmcast._hub.answers import Reply
 from shmcast._hub.hosts.relay import LEFT
 from shmcast._nodes.parcel import Parcel
 from shmcast.errors import PeerDied
+
+_FIRST_LOOK_SECONDS = 0.05
 
 
 class PackedReplies:
@@ -77,12 +80,12 @@ class PackedReplies:
         """Return whose replies the last call has waited for, by index."""
         return self._awaited
 
-    def _one(self, member: int, wait: _Wait) -> Reply | EllipsisType:
+    def _one(self, member: int, wait: _Wait, at_most: float = math.inf) -> Reply | EllipsisType:
         seat = self._seat_of.get(member)
         if seat is None:
             raise IndexError(member)
         if seat < self._at_home:
-            found: Reply | EllipsisType = self._seats[wait.key(seat)]
+            found: Reply | EllipsisType = self._seats[wait.key(seat, at_most)]
             return found
         queue = self._queues[member]
         while not queue:
@@ -90,7 +93,7 @@ class PackedReplies:
                 return None
             if member in self.left:
                 raise _core.EndpointClosed
-            frames = self._seats[wait.key(seat)]
+            frames = self._seats[wait.key(seat, at_most)]
             if frames is ...:
                 return ...
             self._open(frames)
@@ -105,7 +108,7 @@ class PackedReplies:
                 return queued
             has_queued = any(self._queues.values())
             try:
-                found = self._seats[wait.key(None, at_once=has_queued)]
+                found = self._seats[wait.key(None, 0.0 if has_queued else math.inf)]
             except (_core.TimedOut, _core.EndpointClosed):
                 if not has_queued:
                     raise
@@ -132,29 +135,40 @@ class PackedReplies:
         found: dict[int, Reply] = {}
         try:
             self._awaited = self._look_at_all(range(len(self._seat_of)), wait.look(), found)
-            if self._awaited and not wait.is_look:
-                # (Once the first of them has exhausted the time-out, the next ones are looks.)
-                self._awaited = self._look_at_all(self._awaited, wait, found)
-                if self._awaited:
-                    raise _core.TimedOut
-            if self._awaited:
+            if wait.is_look and self._awaited:
                 return ...
+            self._wait_for_all(wait, found)
             replies, found = [found[member] for member in sorted(found)], {}
             return replies
         finally:
             for member, kept in found.items():
                 self.keep(member, kept)
 
+    def _wait_for_all(self, wait: _Wait, found: dict[int, Reply]) -> None:
+        """Find a reply of each who is awaited, one after the other.
+
+        Now and then, the longer it lasts the rarer, look at the others: one may have closed.
+        """
+        seconds = _FIRST_LOOK_SECONDS
+        while self._awaited:
+            try:
+                reply = self._one(self._awaited[0], wait, seconds)
+            except _core.TimedOut:
+                self._awaited = self._look_at_all(self._awaited, wait.look(), found)
+                if self._awaited and wait.is_over:
+                    raise
+                seconds *= 2
+            else:
+                assert not isinstance(reply, EllipsisType)  # noqa: S101 (this is no look)
+                found[self._awaited.pop(0)] = reply
+
     def _look_at_all(
-        self, members: Sequence[int], wait: _Wait, found: dict[int, Reply]
+        self, members: Sequence[int], look: _Wait, found: dict[int, Reply]
     ) -> list[int]:
-        """Find a reply of each of these; return who has none."""
+        """Find a reply of each of these, without waiting; return who has none."""
         missing = []
         for member in members:
-            try:
-                reply = self._one(member, wait)
-            except _core.TimedOut:
-                reply = ...
+            reply = self._one(member, look)
             if isinstance(reply, EllipsisType):
                 missing.append(member)
             else:
@@ -204,14 +218,27 @@ class _Wait:
         """Return how to look without waiting."""
         return _Wait(..., self._copy)
 
-    def key(self, whom: int | None, at_once: bool = False) -> tuple[Any, ...]:
-        """Return what is to be put in brackets."""
+    def key(self, whom: int | None, at_most: float) -> tuple[Any, ...]:
+        """Return what is to be put in brackets.
+
+        Args:
+            whom: see `Whom`.
+            at_most: seconds that this part of the call may take.
+        """
         if self.is_look:
             return (self._copy, whom)
-        if self._ends is None:  # the first time as the caller has said it: the seats check it
-            left = self._timeout
-            if isinstance(left, int | float):
-                self._ends = time.monotonic() + left
-        else:
+        left = self._timeout
+        if self._ends is not None:
             left = max(0.0, self._ends - time.monotonic())
-        return (0.0 if at_once else left, self._copy, whom)
+        elif isinstance(left, int | float):
+            self._ends = time.monotonic() + left
+        elif left is not None:
+            return (left, self._copy, whom)  # of which the seats say what is wrong
+        if at_most < math.inf and (left is None or left > at_most):
+            left = at_most
+        return (left, self._copy, whom)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the call has had its time."""
+        return self._ends is not None and time.monotonic() >= self._ends
