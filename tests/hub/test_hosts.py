@@ -15,6 +15,7 @@ import pytest
 
 import shmcast
 from shmcast import Hub, Member
+from shmcast._hub.hosts import ends
 from tests.support.fake_nodes import threads
 from tests.support.hub_over import echo, echo_and_end, hub_over, member_over
 from tests.support.hub_roles import LARGE, SECONDS, answer
@@ -397,6 +398,22 @@ def test_an_interrupt_ends_a_wait_and_loses_nothing(fresh: tuple[Crew, str]) -> 
         results(jobs)
 
 
+def test_a_host_that_does_not_confirm_the_end_is_named(
+    fresh: tuple[Crew, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ends, "EXIT_SECONDS", 0.1)
+    crew, path = fresh
+    jobs = members_of(crew, echo, TWO, path)
+    with hub_over(0, TWO, path) as hub:
+        hub.send(1)
+        assert hub.recv_all(SECONDS) == [answer(1, i) for i in range(3)]
+        os.kill(crew.workers[2].pid, signal.SIGSTOP)
+        hub.close()
+        os.kill(crew.workers[2].pid, signal.SIGCONT)
+    assert "hub: closed although node 1 (b) has not confirmed" in caplog.text
+    assert [job.result()[:2] for job in jobs] == [(1, "Closed")] * 3
+
+
 def open_and_close(rank: int, hosts: tuple[str, ...], path: str) -> list[int]:
     """Be the hub or a member, and end in order; return how many descriptors there are then."""
     counts = []
@@ -427,6 +444,7 @@ import os, sys
 pipes = [os.pipe(), os.pipe()]
 rank = 0 if os.fork() else 1
 from shmcast import Hub, Member
+from shmcast._hub.hosts import ends
 from tests.support.fake_nodes import on_host
 
 def exchange(mine):

@@ -65,4 +65,4 @@ class Branch(Relay):
             self._seat.give_up()
 
     def _death(self, failure: Failure) -> PeerDied:
-        return PeerDied(failure.text, failure.peer or str(self._far.node), failure.pid, failure.how)
+        return PeerDied(failure.text, failure.peer or str(self.far.node), failure.pid, failure.how)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from shmcast._endpoints.frame_end import FrameEnd
 from shmcast._endpoints.handle import Handle
+from shmcast._host.log import tell
 from shmcast._hub.handle import HubHandle
 from shmcast._hub.hosts.packed_replies import PackedReplies
 from shmcast._hub.hosts.relay import EXIT_SECONDS, Relay
 from shmcast._hub.hosts.seating import Seating
 from shmcast._hub.hub_end import HubEnd
 from shmcast._hub.member_end import MemberEnd
+from shmcast._nodes.deadline import Deadline
 from shmcast._nodes.failure import FailurePage
 from shmcast.errors import PeerDied, ShmcastError
 
@@ -183,8 +186,12 @@ class HostsHubEnd(_PagedEnd, HubEnd):
 
     def _join(self) -> None:
         self._packed.close()
+        deadline = Deadline.after(EXIT_SECONDS)
         while self._relays:
-            self._relays.pop().join(EXIT_SECONDS)
+            relay = self._relays.pop()
+            if not relay.join(deadline):
+                text = "%s: closed although %s has not confirmed in %g s what was sent"
+                tell(logging.WARNING, text, self.label, relay.far.node, EXIT_SECONDS)
 
 
 def host_handle(handle: HubHandle) -> HostHandle:

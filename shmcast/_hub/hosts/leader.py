@@ -14,6 +14,7 @@ from shmcast import _core
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._hub.hosts.relay import EXIT_SECONDS, LEFT, MESSAGE, REPLIES, FarEnd, Relay
 from shmcast._hub.hub_end import HubEnd
+from shmcast._nodes.deadline import Deadline
 from shmcast._nodes.failure import Failure, FailurePage
 from shmcast._nodes.parcel import Parcel, Part
 from shmcast.errors import Closed, PeerDied
@@ -127,7 +128,7 @@ class HostLeader(Relay):
         """Go on for a while for other members of this host, if this process's own has closed."""
         own = self._own()
         if os.getpid() == self._pid and (own is None or own.closed):
-            self.join(EXIT_SECONDS)
+            self.join(Deadline.after(EXIT_SECONDS))
 
 
 _open: set[HostLeader] = set()

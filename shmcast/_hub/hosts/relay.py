@@ -69,7 +69,8 @@ class Relay:
 
     def __init__(self, connection: socket.socket, label: str, far: FarEnd) -> None:
         self._label = label
-        self._far = far
+        self.far: FarEnd = far
+        """Who is on the other side."""
         self._stream = Stream(connection, label, far.name, self._check, cause_seconds=0.0)
         self._is_sending = False
         self._lost: ShmcastError | None = None
@@ -88,12 +89,12 @@ class Relay:
         self._out.start()
         self._in.start()
 
-    def join(self, seconds: float) -> None:
-        """Wait until all is passed on, or so long."""
-        deadline = Deadline.after(seconds)
-        for thread in (self._out, self._in):
-            if thread.ident is not None:
-                thread.join(deadline.left())
+    def join(self, deadline: Deadline) -> bool:
+        """Wait until all is passed on; return False if it is not by then."""
+        threads = [thread for thread in (self._out, self._in) if thread.ident is not None]
+        for thread in threads:
+            thread.join(deadline.left())
+        return not any(thread.is_alive() for thread in threads)
 
     def _check(self) -> None:
         if self._is_over:
@@ -127,7 +128,7 @@ class Relay:
         except ShmcastError as error:
             if self._is_sending and error.__cause__ is None:
                 self._out.join(_MOMENT)  # the kernel tells one of the two what has happened
-            self._end(self._far.lost(self._lost or error))
+            self._end(self.far.lost(self._lost or error))
         except Exception as error:
             self._end(self._failure_of(error))
         finally:
