@@ -151,7 +151,7 @@ class FrameWriter(FrameEnd):
             spill = shared_memory.add_spill(fd, geometry.spill_offset, spill_bytes)
             if spill is None:
                 spill_bytes = 0
-        self.handle = self._handle(
+        self.handle: Handle = self._handle(
             dataclasses.replace(
                 bare, name=name, nonce=nonce, holder=(os.getpid(), fd), spill_bytes=spill_bytes
             )
