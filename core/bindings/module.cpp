@@ -19,7 +19,6 @@
 #include <string>
 #include <system_error>
 #include <utility>
-#include <vector>
 
 #include "arena/arena.hpp"
 #include "arena/mapping.hpp"

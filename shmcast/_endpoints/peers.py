@@ -283,11 +283,7 @@ class Watch:
         return [p.index for p in peers[:-1] if p.state != "vacant" and has_ended(p, self._places)]
 
     def report_slow(self, seconds: float, is_first: bool, peers: Sequence[_core.Peer]) -> float:
-        """Log who is slow, when a wait lasts long.
-
-        Returns:
-            When to call again, in seconds of the wait.
-        """
+        """Log who is slow, when a wait lasts long; return when to call again, in its seconds."""
         return self.long_waits.report(seconds, is_first, self.wait_of(peers), self.slow)
 
     def wait_of(self, peers: Sequence[_core.Peer]) -> Wait:
