@@ -38,14 +38,14 @@ class Awaitable : public Endpoint {
   // each look that finds nothing has asked for that.
   int listen(std::uint64_t pid_namespace) {
     std::optional<Use> turn;
-    take(turn);
+    take_turn(turn);
     return listener().listen(pid_namespace);
   }
   // For who is woken by the pipe, and whose calls have found nothing: have it written when the next
   // may find something, if it may, at once.
   void rearm() {
     std::optional<Use> turn;
-    take(turn);
+    take_turn(turn);
     listener().drain();
     listener().arm();
     if (has_news() || stop()()) listener().ring();
@@ -67,7 +67,7 @@ class Awaitable : public Endpoint {
  private:
   virtual Listener& listener() = 0;
   // Take a turn, which another thread of this endpoint's own may have for a moment.
-  virtual void take(std::optional<Use>& turn) { turn.emplace(*this); }
+  virtual void take_turn(std::optional<Use>& turn) { turn.emplace(*this); }
   // Return whether a call that waits would look again.
   virtual bool has_news() = 0;
 };

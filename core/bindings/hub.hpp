@@ -359,7 +359,7 @@ class PyHub final : public Awaitable, public Relief {
     listener_.ring();
   }
   Listener& listener() override { return listener_; }
-  void take(std::optional<Use>& turn) override {
+  void take_turn(std::optional<Use>& turn) override {
     reliever_.outlast([&] { turn.emplace(*this); });
   }
   bool has_news() override { return is_ready(); }

@@ -1,0 +1,64 @@
+"""What a machine lacks for a build is told by name, with the way out."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTHING = "/nonexistent"
+
+# A compiler is as old as it says, to CMake.
+_AGED = "-DCMAKE_CXX_FLAGS=-U__GNUC__ -D__GNUC__=10 -U__clang_major__ -D__clang_major__=14"
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "another system": (
+        ["-DCMAKE_SYSTEM_NAME=Darwin"],
+        "shmcast needs Linux (futexes, /dev/shm), and this is Darwin",
+    ),
+    "no compiler": (
+        [],
+        "shmcast needs g++ 11 or clang 15, or newer, and no C++ compiler was found: install g++ ",
+    ),
+    "an old compiler": (
+        [_AGED],
+        "shmcast needs g++ 11 or clang 15, or newer, and found ",
+    ),
+    "no headers": (
+        [f"-DPython_EXECUTABLE={sys.executable}", f"-DPython_INCLUDE_DIR={NOTHING}"],
+        f"({sys.executable}): install python3-dev (Debian, Ubuntu) or python3-devel (Fedora, RHEL)",
+    ),
+}
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="there is no cmake here")
+@pytest.mark.skipif(not (ROOT / "core").is_dir(), reason="not in a checkout")
+@pytest.mark.parametrize("lack", REFUSED)
+def test_what_a_build_lacks_is_told_by_name(
+    lack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, error = REFUSED[lack]
+    monkeypatch.delenv("CXX", raising=False)
+    if lack == "no compiler":
+        monkeypatch.setenv("PATH", str(alone(tmp_path / "bin", "cmake", "make", "ninja")))
+    ran = subprocess.run(  # noqa: S603
+        ["cmake", "-S", str(ROOT), "-B", str(tmp_path / "build"), *options],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert error in " ".join(ran.stderr.split()), ran.stderr  # CMake breaks its lines
+
+
+def alone(folder: Path, *programs: str) -> Path:
+    """Return a folder that has these programs, of those that are here, and no other."""
+    folder.mkdir()
+    for program in programs:
+        if found := shutil.which(program):
+            (folder / program).symlink_to(found)
+    return folder
