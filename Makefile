@@ -13,7 +13,9 @@ CXXFLAGS_TEST := -std=c++20 -Wall -Wextra -Wpedantic -Werror -Icore -pthread
 CROSS := aarch64-linux-gnu-g++
 EMULATOR := qemu-aarch64
 
-.PHONY: help demo test lint docs wheel release-check sanitize cross prove fuzz chaos soak bench bench-smoke engines engines-tests clean
+COMPILER := $(notdir $(CXX))
+
+.PHONY: help demo test lint docs wheel release-check compile sanitize cross prove fuzz chaos soak bench bench-smoke engines engines-tests clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -71,6 +73,11 @@ release-check: lint docs wheel ## everything that a release must pass, before it
 	$(BIN)/cibuildwheel --print-build-identifiers --platform linux
 	if grep -q '^matrix:' Makefile; then $(MAKE) matrix; fi
 
+compile: $(NATIVE_TESTS:%=build/%-$(COMPILER).o) ## compile the module and the core's tests with CXX=...; a warning is an error
+	CXX=$(CXX) $(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/$(COMPILER) \
+	  --config-settings=build-dir=build/$(COMPILER)/cmake \
+	  --config-settings=cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON .
+
 sanitize: $(foreach test,$(NATIVE_TESTS),$(SANITIZERS:%=build/$(test)-%)) ## run the core as threads under sanitizers
 	for test in $^; do echo $$test; TSAN_OPTIONS=halt_on_error=1 ./$$test || exit 1; done
 
@@ -94,6 +101,10 @@ define native_test
 build/$(1)-aarch64: $(NATIVE) $(CORE)
 	mkdir -p build
 	$(CROSS) $(CXXFLAGS_TEST) -O2 -static tests/native/$(1).cpp -o $$@
+
+build/$(1)-$(COMPILER).o: $(NATIVE) $(CORE)
+	mkdir -p build
+	$(CXX) $(CXXFLAGS_TEST) -O2 -c tests/native/$(1).cpp -o $$@
 
 build/$(1)-%: $(NATIVE) $(CORE)
 	mkdir -p build
