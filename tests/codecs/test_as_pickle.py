@@ -90,7 +90,6 @@ ARRAYS: dict[str, Callable[[Array], Array]] = {
     "big-endian": lambda a: a.astype(">f8"),
     "datetimes": lambda a: a.astype("M8[25s]"),
     "objects": lambda a: a.astype(object),
-    "strings": lambda a: a.astype(np.dtypes.StringDType()),
     "long double": lambda a: a.astype(np.longdouble),
     "matrix": lambda a: np.asmatrix(a),
     "records": lambda a: np.rec.array(a.astype(np.int64).view([("x", "<i4"), ("y", "<i4")])),
@@ -101,6 +100,8 @@ ARRAYS: dict[str, Callable[[Array], Array]] = {
     "strided subclass": lambda a: a.view(Tagged)[::2],
     "read-only subclass": lambda a: frozen(a.view(Tagged)),
 }
+if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
+    ARRAYS["strings"] = lambda a: a.astype(np.dtypes.StringDType())
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass")
@@ -190,7 +191,6 @@ TENSORS: dict[str, Callable[[torch.Tensor], Any]] = {
     "parameter": torch.nn.Parameter,
     "frozen parameter": lambda t: torch.nn.Parameter(t, requires_grad=False),
     "parameter with attributes": lambda t: tagged(torch.nn.Parameter(t)),
-    "buffer": torch.nn.Buffer,
     "transposed": lambda t: torch.stack([t, t]).T,
     "expanded": lambda t: t.expand(6, -1),
     "expanded inside": lambda t: t[:, None].expand(-1, 6),
@@ -203,6 +203,8 @@ TENSORS: dict[str, Callable[[torch.Tensor], Any]] = {
     "quantized": lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
     "meta": lambda t: t.to("meta"),
 }
+if hasattr(torch.nn, "Buffer"):  # from torch 2.5 on
+    TENSORS["buffer"] = torch.nn.Buffer
 
 
 @pytest.mark.filterwarnings("ignore")

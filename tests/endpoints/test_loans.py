@@ -14,7 +14,7 @@ from shmcast import Reader, Writer, _core
 from tests.support.arena import PAGE, address, extents, is_free, send_uncopied
 from tests.support.arena_roles import ARENA, MIB, SECONDS, Array, filled
 from tests.support.differential import python_calls
-from tests.support.objects import DTYPES, describe
+from tests.support.objects import DTYPES, describe, fill_with_zeros
 
 QUANTIZED = [torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4]
 
@@ -49,14 +49,14 @@ def test_tensors_of_every_dtype_are_lent_and_sent(
         tensor = writer.empty_tensor(shape, dtype)
         assert (tensor.shape, tensor.dtype) == (torch.empty(shape).shape, dtype)
         assert tensor.is_contiguous()
-        tensor.zero_()
+        fill_with_zeros(tensor)
     assert tensor.data_ptr() % PAGE == 0
     tensor = writer.empty_tensor((100, 100), dtype)
     tensor.view(torch.uint8).copy_(torch.arange(tensor.nbytes).view(100, -1) % 2)
     send_uncopied(writer, {"a": tensor})
     got = reader.recv(SECONDS, copy=False)["a"]
     assert describe(got) == describe(tensor)
-    got.zero_()
+    fill_with_zeros(got)
     assert torch.any(tensor.view(torch.uint8))
 
 

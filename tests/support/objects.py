@@ -16,8 +16,10 @@ DTYPES = [
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64,
     torch.complex128, torch.complex32, torch.uint8, torch.int8, torch.int16, torch.int32,
     torch.int64, torch.uint16, torch.uint32, torch.uint64, torch.bool, torch.float8_e4m3fn,
-    torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu,
+    torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz,
 ]  # fmt: skip
+if hasattr(torch, "float8_e8m0fnu"):  # from torch 2.7 on
+    DTYPES.append(torch.float8_e8m0fnu)
 
 LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "contiguous": lambda t: t,
@@ -60,6 +62,11 @@ def tensor(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "ComplexHalf support is experimental")  # on a GPU
         return LAYOUTS[layout](noise.view(dtype).view(shape)).to(device)
+
+
+def fill_with_zeros(tensor: torch.Tensor) -> None:
+    """Do what `zero_()` does, also to float8 tensors, which it does not fill before torch 2.7."""
+    tensor.copy_(torch.zeros((), dtype=torch.uint8))
 
 
 def describe(obj: Any) -> Any:
