@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 
 from shmcast import WaitPolicy
-from tests.support import shared_memory
+from tests.support import permissions, shared_memory
 from tests.support.processes import ONE_THREAD, Crew, spawning
 from tests.support.ranks import World
 from tests.support.subprocess_programs import TorchPrograms
@@ -69,10 +69,31 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     os.environ |= ONE_THREAD
     try:
         shared_memory.make_private()
-    except shared_memory.NotPermitted:
+    except permissions.NotPermitted:
         session.config.stash[_is_alone_in_shm] = False
     else:
         session.config.stash[_is_alone_in_shm] = True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Iterator[None]:
+    """Skip a test one of whose fixtures is refused what it needs."""
+    with permissions.skipping():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Skip a test that is refused what it needs."""
+    with permissions.skipping():
+        return (yield)
+
+
+@pytest.fixture(scope="session")
+def mounts(request: pytest.FixtureRequest) -> None:
+    """Skip a test that needs what the session was refused: to mount what it likes."""
+    if not request.config.stash[_is_alone_in_shm]:
+        raise permissions.NotPermitted("this machine lets the tests mount nothing (root may)")
 
 
 @pytest.fixture(scope="session")

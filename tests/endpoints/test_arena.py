@@ -18,8 +18,8 @@ from shmcast import Reader, Writer
 from tests.support import arena_roles
 from tests.support.arena import EXTENTS, PAGE, address, check_whole
 from tests.support.arena_roles import ARENA, LARGE, MIB, SECONDS, Array, Held, filled
-from tests.support.processes import Crew, WorkerFailed
-from tests.support.shared_memory import needs_root
+from tests.support.permissions import needs_mounts
+from tests.support.processes import Crew
 
 # Which buffers, and where
 
@@ -241,23 +241,17 @@ def test_there_are_256_extents_and_no_more(reader: Reader, writer: Writer) -> No
 def in_small_shared_memory(role: Callable[..., Any], *args: Any) -> Any:
     """Return what a role returns that has a /dev/shm of its own."""
     with Crew(1) as crew:
-        try:
-            (result,) = crew.run(1, role, *args)
-        except WorkerFailed as error:
-            if "can't make a mount namespace" in str(error):
-                pytest.skip("this container may not make mount namespaces")
-            raise
-    return result
+        return crew.run(1, role, *args)[0]
 
 
-@needs_root
+@needs_mounts
 def test_a_full_shared_memory_means_streaming_and_no_crash() -> None:
     in_arena, full_again, _ = in_small_shared_memory(arena_roles.fill_shared_memory)
     assert 8 <= in_arena < 12  # the ring has more than 4 MiB of the 16
     assert full_again == 0
 
 
-@needs_root
+@needs_mounts
 @pytest.mark.parametrize("arena_bytes", [0, 48 * MIB, 1024 * MIB])
 def test_arrays_larger_than_shared_memory_arrive_and_the_arena_stays_within_its_bound(
     arena_bytes: int,

@@ -16,8 +16,8 @@ import shmcast
 from shmcast import Reader, Writer
 from tests.support import confined, spill_roles
 from tests.support.arena_roles import LARGE, MIB, SECONDS, filled
+from tests.support.permissions import needs_mounts, needs_root
 from tests.support.processes import Crew, Worker
-from tests.support.shared_memory import NotPermitted, needs_root
 from tests.support.spill_roles import blocks
 from tests.support.subprocess_programs import wait_until
 
@@ -275,12 +275,9 @@ def test_it_takes_no_memory_in_a_program_that_locks_its_memory(alone: Worker) ->
         assert taken == blocks(writer)
 
 
-@needs_root
+@needs_mounts
 def test_in_a_small_shared_memory_others_keep_half_of_it(alone: Worker) -> None:
-    try:
-        sums, spilled, most = alone.start(spill_roles.spill_in_small_memory, 64 * MIB).result()
-    except NotPermitted:
-        pytest.skip("no private /dev/shm here")
+    sums, spilled, most = alone.start(spill_roles.spill_in_small_memory, 64 * MIB).result()
     assert sums == [4 * MIB * k for k in range(20)]
     assert spilled > 2
     assert most <= 40 * MIB

@@ -15,8 +15,9 @@ import shmcast
 from shmcast import ShmBroadcaster, WaitPolicy
 from tests.support import ranks
 from tests.support.objects import OBJECTS, fingerprint
-from tests.support.processes import Crew, WorkerFailed
-from tests.support.shared_memory import make_private, needs_root, segments_of
+from tests.support.permissions import needs_mounts
+from tests.support.processes import Crew
+from tests.support.shared_memory import make_private, segments_of
 
 
 def broadcast_objects(rank: int, src: int | None, group_src: int, policy: WaitPolicy) -> list[str]:
@@ -280,15 +281,10 @@ def on_two_nodes(rank: int, store: str) -> tuple[str, list[tuple[int, ...]]]:
     return got, nodes
 
 
-@needs_root
+@needs_mounts
 def test_a_container_with_its_own_shm_is_a_node_of_its_own(fresh: tuple[Crew, str]) -> None:
     crew, store = fresh
-    try:
-        results = crew.run(3, on_two_nodes, store)
-    except WorkerFailed as error:
-        if "can't make a mount namespace" in str(error):
-            pytest.skip("this container may not make mount namespaces")
-        raise
+    results = crew.run(3, on_two_nodes, store)
     assert results == [("over the network", [(0, 1), (2,)])] * 3
 
 

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import random
 import secrets
-import shutil
 import signal
 import stat
 import subprocess
@@ -35,6 +34,8 @@ from shmcast._endpoints.frame_end import FrameEnd
 from shmcast._host import shared_memory
 from shmcast._host.housekeeping import Housekeeping
 from shmcast._host.shared_memory import OwnerState
+from tests.support.confined import in_namespaces
+from tests.support.permissions import needs_own_shm
 from tests.support.processes import Crew
 from tests.support.subprocess_programs import wait_until
 
@@ -114,6 +115,7 @@ def as_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_memory, "_housekeeping", anew)
 
 
+@needs_own_shm
 @pytest.mark.parametrize("point", WRITER_DEATHS)
 @pytest.mark.usefixtures("as_at_the_start")
 def test_the_next_start_removes_what_a_writer_killed_in_set_up_has_left(point: str) -> None:
@@ -123,6 +125,7 @@ def test_the_next_start_removes_what_a_writer_killed_in_set_up_has_left(point: s
     assert not left_by(pid)
 
 
+@needs_own_shm
 @pytest.mark.usefixtures("as_at_the_start")
 def test_where_there_are_many_files_a_start_does_not_wait_for_the_cleaning(
     make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
@@ -182,6 +185,7 @@ def test_a_process_cleans_at_most_once_in_a_while_and_each_fork_for_itself(
     assert done == [os.getpid()] * 2
 
 
+@needs_own_shm
 def test_where_there_is_no_room_what_was_left_is_removed_first(
     make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +219,7 @@ def test_what_fails_in_the_cleaning_fails_no_start(monkeypatch: pytest.MonkeyPat
     assert anew._pid == os.getpid()
 
 
+@needs_own_shm
 def test_clean_removes_what_was_left_and_says_so() -> None:
     pid = run_until_killed(die_as_writer, "before readers attach")
     (name,) = left_by(pid)
@@ -226,6 +231,7 @@ def test_clean_removes_what_was_left_and_says_so() -> None:
     assert name not in run_clean()
 
 
+@needs_own_shm
 def test_what_can_not_be_removed_is_not_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     pid = run_until_killed(die_as_writer, "before readers attach")
     with monkeypatch.context() as patched:
@@ -398,21 +404,10 @@ with Writer(1) as writer:
 
 @pytest.mark.parametrize("proc", [[], ["--mount-proc"]], ids=["the old /proc", "its own /proc"])
 def test_in_another_pid_namespace_only_its_own_segments_are_judged(proc: list[str]) -> None:
-    unshare = shutil.which("unshare")
-    if unshare is None or subprocess.run([unshare, "--pid", "true"], check=False).returncode:  # noqa: S603
-        pytest.skip("this user can't make a pid namespace")
+    command = in_namespaces("--pid", *proc)
     with Writer(1) as writer:
         ran = subprocess.run(  # noqa: S603
-            [
-                unshare,
-                "--pid",
-                "--fork",
-                *proc,
-                sys.executable,
-                "-c",
-                ELSEWHERE,
-                writer.handle.name,
-            ],
+            [*command, sys.executable, "-c", ELSEWHERE, writer.handle.name],
             capture_output=True,
             text=True,
             timeout=50,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +15,9 @@ import pytest
 from shmcast import Reader, Writer
 from shmcast._host import shared_memory
 from shmcast._host.places import Places
+from tests.support.confined import in_namespaces
 from tests.support.endings import SECONDS
+from tests.support.permissions import needs_own_shm
 from tests.support.ring_roles import send_until_told
 from tests.support.subprocess_programs import ROOT
 
@@ -39,15 +40,6 @@ input()
 os.kill(os.getpid(), 9)
 os._exit(9)
 """
-
-
-def in_namespaces(*kinds: str) -> list[str]:
-    """Return what starts a program in new namespaces; skip where that is not permitted."""
-    unshare = shutil.which("unshare")
-    command = [unshare or "", *kinds, "--fork"]
-    if unshare is None or subprocess.run([*command, "true"], check=False).returncode:  # noqa: S603
-        pytest.skip(f"this user can't make namespaces: {kinds} (root can)")
-    return command
 
 
 def start(command: list[str], program: str, *arguments: str) -> subprocess.Popen[str]:
@@ -127,6 +119,7 @@ except PeerDied as error:
         assert author.stdout.readline() == "1\n"
 
 
+@needs_own_shm
 @pytest.mark.parametrize("kinds", [("--pid",), ("--pid", "--mount-proc")], ids=" ".join)
 def test_what_a_killed_writer_of_another_namespace_left_is_removed(kinds: tuple[str, ...]) -> None:
     command = in_namespaces(*kinds)

@@ -19,6 +19,7 @@ import pytest
 from shmcast._host import process as _process
 from shmcast._host.process import Pidfd, pid_namespace, stack_of, start_time, state_of
 from tests.support import confined
+from tests.support.permissions import needs_root
 from tests.support.subprocess_programs import (
     BLOCKS,
     SPINS,
@@ -205,7 +206,7 @@ def another_ones_zombie(ends: str) -> Iterator[Pidfd]:
         yield pidfd
 
 
-@confined.needs_root
+@needs_root
 @pytest.mark.parametrize("ends", ["pass", "raise SystemExit(3)"])
 def test_what_the_kernel_hides_of_a_zombie_is_not_taken_for_exit_code_0(ends: str) -> None:
     with another_ones_zombie(ends) as pidfd, confined.process() as worker:

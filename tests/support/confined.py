@@ -9,16 +9,14 @@ import contextlib
 import ctypes
 import os
 import platform
+import shutil
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
+from tests.support.permissions import NotPermitted
 from tests.support.processes import Worker
-from tests.support.shared_memory import NotPermitted
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do that to a process")
 
 ANOTHER_UID = 12345
 
@@ -90,7 +88,7 @@ def mount_over(folder: str, options: str = "", read_only: bool = False) -> None:
     """Mount an empty file system on a folder, for this process only."""
     _private_mounts()
     flags = _MS_RDONLY if read_only else 0
-    _check(_libc.mount(b"none", folder.encode(), b"tmpfs", flags, options.encode()))
+    _mount(b"none", folder.encode(), b"tmpfs", flags, options.encode())
 
 
 def hide(folder: str) -> None:
@@ -114,14 +112,29 @@ def enter_a_user_namespace() -> None:
     """Go on as the same user in another user namespace."""
     uid = os.geteuid()
     if _libc.unshare(_CLONE_NEWUSER) != 0:
-        raise NotPermitted(ctypes.get_errno(), "can't make a user namespace")
+        raise NotPermitted.because("can't make a user namespace")
     Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
 
 
 def make_pid_namespace() -> None:
     """Let the processes that are forked from now on be in a pid namespace of their own."""
     if _libc.unshare(_CLONE_NEWPID) != 0:
-        raise NotPermitted(ctypes.get_errno(), "can't make a pid namespace")
+        raise NotPermitted.because("can't make a pid namespace")
+
+
+def in_namespaces(*kinds: str) -> list[str]:
+    """Return the command that starts a program in new namespaces of these kinds.
+
+    Raises:
+        NotPermitted: none can be made.
+    """
+    command = ["unshare", *kinds, "--fork"]
+    if shutil.which("unshare") is None:
+        raise NotPermitted("there is no unshare here")
+    tried = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)  # noqa: S603
+    if tried.returncode:
+        raise NotPermitted(f"can't make namespaces: {tried.stderr.strip()}")
+    return command
 
 
 class MemoryCgroup:
@@ -141,7 +154,7 @@ class MemoryCgroup:
             (self.folder / limit).write_text(str(nbytes))
         except OSError as error:
             self.end()
-            raise NotPermitted(error.errno, f"can't limit a cgroup's memory: {error}") from None
+            raise NotPermitted(f"can't limit a cgroup's memory: {error}") from None
 
     def enter(self) -> None:
         """Move the calling process there."""
@@ -155,8 +168,13 @@ class MemoryCgroup:
 
 def _private_mounts() -> None:
     if _libc.unshare(_CLONE_NEWNS) != 0:
-        raise NotPermitted(ctypes.get_errno(), "can't make a mount namespace")
-    _check(_libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None))
+        raise NotPermitted.because("can't make a mount namespace")
+    _mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
+
+
+def _mount(*arguments: bytes | int | None) -> None:
+    if _libc.mount(*arguments) != 0:
+        raise NotPermitted.because("can't mount")
 
 
 def _check(returned: int) -> None:

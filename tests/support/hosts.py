@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tests.support.permissions import NotPermitted
 from tests.support.processes import Job, Worker
 
 INTERFACE = "eth0"
@@ -24,10 +25,6 @@ PORT = 29511
 
 _NAMESPACES = {"net": 0x40000000, "uts": 0x04000000, "mnt": 0x00020000}
 _SECONDS = 20.0
-
-
-class NotPermitted(Exception):
-    """This machine lets the tests make no hosts; says why."""
 
 
 class Host:

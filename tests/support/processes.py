@@ -27,6 +27,8 @@ from unittest import mock
 
 import pytest
 
+from tests.support.permissions import NotPermitted
+
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on
 
@@ -144,6 +146,8 @@ class Worker:
             self.end()
             raise WorkerFailed(f"{self.name}: ended with exit code {code}") from None
         self._is_idle = True
+        if isinstance(value, NotPermitted):
+            raise value
         if not done:
             raise WorkerFailed(f"{self.name}:\n{value}")
         return value
@@ -242,6 +246,8 @@ def _serve(connection: Connection, told: Path) -> None:
             function, args = connection.recv()
             try:
                 answer = (True, function(*args))
+            except NotPermitted as refusal:
+                answer = (False, refusal)
             except BaseException:
                 answer = (False, traceback.format_exc())
             connection.send(answer)

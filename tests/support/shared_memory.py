@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from pathlib import Path
 
-import pytest
+from tests.support.permissions import NotPermitted
 
 SHM = Path("/dev/shm")
 
 _PRIVATE, _RECURSIVE, _NEW_MOUNTS = 1 << 18, 1 << 14, 0x00020000
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a private /dev/shm needs root")
-
-
-class NotPermitted(OSError):
-    """This machine lets the tests make no mount namespace."""
 
 
 def make_private(nbytes: int | None = None) -> None:
@@ -31,13 +24,13 @@ def make_private(nbytes: int | None = None) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     options = None if nbytes is None else f"size={nbytes}".encode()
     if libc.unshare(_NEW_MOUNTS) != 0:
-        raise NotPermitted(ctypes.get_errno(), "can't make a mount namespace")
+        raise NotPermitted.because("can't make a mount namespace")
     for done in (
         libc.mount(b"none", b"/", None, _PRIVATE | _RECURSIVE, None),
         libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, options),
     ):
         if done != 0:
-            raise OSError(ctypes.get_errno(), "can't mount a /dev/shm")
+            raise NotPermitted.because("can't mount a /dev/shm")
 
 
 def segments() -> set[str]:
