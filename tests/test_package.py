@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import inspect
 import re
 import shutil
 import subprocess
@@ -96,7 +97,7 @@ def test_rooms_of_the_core_include_lower_floors_only() -> None:
 
 def test_help_tells_what_each_field_means() -> None:
     for cls in (shmcast.Handle, shmcast.Node, shmcast.Statistics, shmcast.Topology):
-        documented = re.findall(r"^        (\w+): ", cls.__doc__ or "", re.MULTILINE)
+        documented = re.findall(r"^    (\w+): ", inspect.getdoc(cls) or "", re.MULTILINE)
         assert documented == [field.name for field in dataclasses.fields(cls)]
 
 

@@ -252,7 +252,7 @@ def name_of(obj: Any, name: str | None) -> Name | None:
         if name is None:
             name = getattr(obj, "__qualname__", None) or obj.__name__
         module = _pickle.whichmodule(obj, name)
-    except AttributeError:
+    except (AttributeError, pickle.PicklingError):  # (the latter from Python 3.15 on)
         return None
     return _name(module, name)
 

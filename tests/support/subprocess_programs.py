@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 """Of the checkout."""
 
 DEADLINE_SECONDS = 30.0
+
+TORCH_SECONDS = 170.0
+"""For a program whose processes each import torch, which takes a minute on a busy machine."""
+
+imports_torch = pytest.mark.timeout(TORCH_SECONDS + 10)
+"""Marks a test of such a program."""
+
+WARNINGS = ("-W", "error", "-W", "ignore:This process:DeprecationWarning")
 
 BLOCKS = "input()"
 SPINS = "while True: pass"
@@ -32,14 +43,19 @@ def running(program: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def run_to_its_end(program: str) -> subprocess.CompletedProcess[str]:
-    """Run `program`, with warnings as errors, and keep what it prints."""
+    """Run `program`, with warnings as errors but those of forks, and keep what it prints."""
     return subprocess.run(  # noqa: S603
-        [sys.executable, "-W", "error", "-c", program],
+        [sys.executable, *WARNINGS, "-c", program],
         capture_output=True,
         text=True,
         timeout=50,
         check=False,
     )
+
+
+def without_gloo(printed: str) -> str:
+    """Return what a program has printed, without the lines that gloo prints in torch 2.9."""
+    return re.sub(r"^\[Gloo\] .*\n", "", printed, flags=re.MULTILINE)
 
 
 _FORKS = """
