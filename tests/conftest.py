@@ -7,7 +7,7 @@ import gc
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,17 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         session.config.stash[_is_alone_in_shm] = False
     else:
         session.config.stash[_is_alone_in_shm] = True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, Any, Any]:
+    """Skip modules that need torch where there is none, as for Pythons without a wheel of it."""
+    report = yield
+    is_refused = report.failed and "No module named 'torch" in str(report.longrepr)
+    if is_refused and not permissions.HAS_TORCH:
+        report.outcome = "skipped"
+        report.longrepr = (report.nodeid, None, "there is no torch here")
+    return report
 
 
 @pytest.hookimpl(wrapper=True)

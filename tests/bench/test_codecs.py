@@ -16,6 +16,7 @@ from bench.run import codec_smoke, codecs, smoke
 from bench.run.codecs import CODECS, Coder
 from bench.workloads import users
 from tests.support import bench_results
+from tests.support.permissions import needs_torch
 
 QUICK = 0.02
 ONE = ["codec", "--workloads", "49 B", "--evicted", "0", "--turns", "2", "--scale", str(QUICK)]
@@ -26,6 +27,7 @@ def run(folder: Path, *arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output.replace("\n", " ")
 
 
+@needs_torch
 def test_results_have_a_row_for_each_codec(tmp_path: Path) -> None:
     code, output = run(tmp_path, *ONE, "--only", "shmcast", "--only", "pickle", "--only", "marshal")
     assert code == 0, output

@@ -8,9 +8,11 @@ import numpy as np
 
 from bench import commands, terminal
 from bench.run import collectives
+from tests.support.permissions import needs_torch
 from tests.support.terminal import rendered
 
 
+@needs_torch
 def test_each_operation_is_measured_beside_gloos() -> None:
     before = {*multiprocessing.active_children()}  # other tests' crews
     rows = collectives.run(terminal.console(), ranks=2, calls=5, turns=2)

@@ -17,6 +17,7 @@ from bench.run import job
 from bench.run.case import Case
 from bench.run.selection import choose
 from bench.run.suites import SUITES
+from tests.support.permissions import needs_torch
 from tests.support.processes import ANSWER_SECONDS
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,7 @@ def test_a_name_that_is_none_ends_it_before_anything_is_touched(
     assert [path.name for path in tmp_path.iterdir()] == ["peers.json"]
 
 
+@needs_torch
 def test_results_are_replaced_only_when_that_is_said(tmp_path: Path) -> None:
     (tmp_path / "peers.json").write_text("good")
     code, output = run(tmp_path, *QUICK)
@@ -88,6 +90,7 @@ def test_what_looks_like_markup_is_printed(capsys: pytest.CaptureFixture[str]) -
         assert text in shown
 
 
+@needs_torch
 def test_an_interrupted_run_keeps_what_it_has_and_prints_no_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench", *RUN, "--only", "pipe", "--scale", "1000"]
     command[command.index("--turns") + 1] = "1000"

@@ -43,6 +43,7 @@ from bench.run.measure import Done, Turn
 from bench.transports import registry
 from bench.transports.base import Peer, Seat, Skipped, Transport
 from bench.workloads import catalogue
+from tests.support.permissions import needs_torch
 
 QUICK = Case("49 B", 1, 0.2, messages=8, seconds=0.5, warm_up=2)
 
@@ -225,6 +226,7 @@ def peers(*names: str) -> list[Peer]:
     return [registry.peer(name) for name in names]
 
 
+@needs_torch
 def test_every_transport_of_a_case_has_a_row_of_all_its_turns() -> None:
     with Harness(peers("pipe", "queue", "shmcast"), turns=2) as runs:
         ((case, rows),) = runs.run([QUICK])
@@ -314,6 +316,7 @@ def test_a_line_takes_some_time_between_two_cpus_and_there_may_be_no_compiler(
     line._compiled.cache_clear()
 
 
+@needs_torch
 @pytest.mark.parametrize("part", ["rpc", "reply"])
 def test_an_engine_has_steps_and_replies_by_two_transports_of_a_kind(part: str) -> None:
     case = Case("decode 8", 2, 0, messages=4, seconds=0.5, warm_up=1, engine=part)

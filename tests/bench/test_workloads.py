@@ -17,6 +17,7 @@ import pytest
 from bench.workloads import catalogue, simulation, steps, structs
 from bench.workloads.sglang_messages import TokenizedGenerateReqInput
 from bench.workloads.vllm_messages import CachedRequestData, NewRequestData, SchedulerOutput
+from tests.support.permissions import needs_torch
 
 SCHEDULER_OUTPUT = [  # of vLLM 0.33, as are those below
     "scheduled_new_reqs",
@@ -133,6 +134,7 @@ def test_an_unknown_workload_is_an_error_that_names_the_known_ones() -> None:
         catalogue.workload("decode 7")
 
 
+@needs_torch
 @pytest.mark.parametrize("name", SIZES)
 def test_a_pickle_has_the_size_that_its_name_promises(name: str) -> None:
     (message,) = catalogue.workload(name).make()

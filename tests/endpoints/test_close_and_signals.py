@@ -14,6 +14,7 @@ import pytest
 
 import shmcast
 from shmcast import Reader, WaitPolicy, Writer
+from tests.support.permissions import needs_torch
 from tests.support.processes import Crew
 from tests.support.subprocess_programs import TorchPrograms, run_to_its_end
 
@@ -331,6 +332,7 @@ def test_program(program: str) -> None:
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "done\n", "")
 
 
+@needs_torch
 def test_errors_of_send_can_be_garbage_collected(torch_programs: TorchPrograms) -> None:
     ran = torch_programs.run_to_its_end(COLLECTED)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "done\n", "")

@@ -18,17 +18,24 @@ import torch.distributed as dist
 from shmcast import ShmBroadcaster
 from shmcast._nodes import gloo_group
 from tests.support.fake_nodes import opened
+from tests.support.permissions import NotPermitted
 from tests.support.processes import Crew
 from tests.support.subprocess_programs import wait_until
 
 
 def gloo_threads() -> int:
-    """Return how many threads of this process wait for the work of process groups."""
+    """Return how many threads of this process wait for the work of process groups.
+
+    Raises:
+        NotPermitted: this torch names none of them, as 2.9 does.
+    """
     names = []
     for thread in Path("/proc/self/task").iterdir():
         with contextlib.suppress(OSError):  # it has ended meanwhile
             names.append((thread / "comm").read_text().strip())
-    return names.count("pt_gloo_runloop")
+    if not (count := names.count("pt_gloo_runloop")):
+        raise NotPermitted("gloo's threads have no names in this torch")
+    return count
 
 
 def objects(group: dist.ProcessGroup) -> ShmBroadcaster:

@@ -17,7 +17,7 @@ from tests.support.device_objects import CPU, MAKERS
 from tests.support.hosts import PORT, Network, join
 from tests.support.objects import OBJECTS, describe, fingerprint
 from tests.support.processes import results
-from tests.support.subprocess_programs import ROOT
+from tests.support.subprocess_programs import ROOT, TORCH_SECONDS, imports_torch
 
 SECONDS = 30
 EXAMPLE = ROOT / "examples" / "tp_generate.py"
@@ -116,7 +116,7 @@ def test_a_slow_and_lossy_network_loses_nothing(network: Network) -> None:
     assert results(network.start(counted, 2, 100)) == [[*range(100)]] * 2
 
 
-@pytest.mark.timeout(180)  # four processes import torch, on a busy machine
+@imports_torch
 @on_hosts("here there", 0, 0)
 def test_the_example_runs_on_two_nodes_by_torchrun(network: Network) -> None:
     launch = [
@@ -131,11 +131,11 @@ def test_the_example_runs_on_two_nodes_by_torchrun(network: Network) -> None:
         for i in range(2)
     ]  # fmt: skip
     try:
-        out, err = processes[0].communicate(timeout=80)
+        out, err = processes[0].communicate(timeout=TORCH_SECONDS / 2)
         assert processes[0].returncode == 0, err
         assert "tokens equal the unsharded model's" in out
         assert "shmcast" in out
-        _, err = processes[1].communicate(timeout=80)
+        _, err = processes[1].communicate(timeout=TORCH_SECONDS / 2)
         assert processes[1].returncode == 0, err
     finally:
         for process in processes:

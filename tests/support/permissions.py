@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 from collections.abc import Iterator
 
 import pytest
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+"""A Python may be too new, or too free of the GIL, for a wheel of torch."""
+
+needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="there is no torch here")
+"""For tests whose programs import it: others are skipped by the import's failure."""
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do that to a process")
 
@@ -27,10 +34,21 @@ class NotPermitted(Exception):
         return cls(f"{what}: {os.strerror(ctypes.get_errno())}")
 
 
+def refusal(error: BaseException) -> NotPermitted | None:
+    """Return why the test is to be skipped: it is not permitted something, or there is no torch."""
+    if isinstance(error, NotPermitted):
+        return error
+    if isinstance(error, ModuleNotFoundError) and error.name == "torch" and not HAS_TORCH:
+        return NotPermitted("there is no torch here")
+    return None
+
+
 @contextlib.contextmanager
 def skipping() -> Iterator[None]:
-    """Skip the test that is not permitted what it does."""
+    """Skip a test that is refused something."""
     try:
         yield
-    except NotPermitted as why:
+    except (NotPermitted, ModuleNotFoundError) as error:
+        if (why := refusal(error)) is None:
+            raise
         pytest.skip(str(why))

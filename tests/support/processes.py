@@ -27,7 +27,7 @@ from unittest import mock
 
 import pytest
 
-from tests.support.permissions import NotPermitted
+from tests.support.permissions import NotPermitted, refusal
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on
@@ -246,9 +246,7 @@ def _serve(connection: Connection, told: Path) -> None:
             function, args = connection.recv()
             try:
                 answer = (True, function(*args))
-            except NotPermitted as refusal:
-                answer = (False, refusal)
-            except BaseException:
-                answer = (False, traceback.format_exc())
+            except BaseException as error:
+                answer = (False, refusal(error) or traceback.format_exc())
             connection.send(answer)
     os._exit(0)
