@@ -15,7 +15,7 @@ EMULATOR := qemu-aarch64
 
 COMPILER := $(notdir $(CXX))
 
-.PHONY: help demo test lint docs wheel release-check compile sanitize cross prove fuzz chaos soak bench bench-smoke engines engines-tests clean
+.PHONY: help demo test matrix lint docs wheel release-check compile sanitize cross prove fuzz chaos soak bench bench-smoke engines engines-tests clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -32,6 +32,10 @@ demo: $(VENV)/ready ## generate text with a tensor-parallel model, driven throug
 
 test: $(VENV)/ready ## run the tests
 	$(BIN)/python -m pytest
+
+# ONLY='tests-3.10(lowest)' is one session, TESTS=tests/codecs some tests of each.
+matrix: $(VENV)/ready ## run the tests on each Python that is here, with the lowest and the newest of torch and others
+	$(BIN)/python -m nox $(if $(ONLY),-s '$(ONLY)') -- $(TESTS)
 
 # (basedpyright is pyright in a wheel that has what it needs; pyright's own would fetch it.)
 lint: $(VENV)/ready ## check style, formatting, types (all public ones complete), and that imports run down
@@ -67,11 +71,10 @@ wheel: $(VENV)/release ## build the source distribution and the wheel for this P
 	mv build/dist/*.tar.gz dist
 	$(BIN)/python -m tests.support.check_wheel dist/*.whl
 
-# (`matrix`, with each Python that is here, is asked for by its name: not every checkout has it.)
 release-check: lint docs wheel ## everything that a release must pass, before its tag: an hour
 	$(BIN)/python -m pytest
 	$(BIN)/cibuildwheel --print-build-identifiers --platform linux
-	if grep -q '^matrix:' Makefile; then $(MAKE) matrix; fi
+	$(MAKE) matrix
 
 compile: $(NATIVE_TESTS:%=build/%-$(COMPILER).o) ## compile the module and the core's tests with CXX=...; a warning is an error
 	CXX=$(CXX) $(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/$(COMPILER) \
@@ -147,4 +150,4 @@ bench-smoke: $(VENV)/ready ## fail if shmcast got slower against the peers of th
 	$(BIN)/python -m bench smoke
 
 clean: ## remove the environment and everything built
-	rm -rf $(VENV) $(ENGINES) build
+	rm -rf $(VENV) $(ENGINES) .nox build

@@ -9,7 +9,6 @@ more.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -18,9 +17,9 @@ from typing import Annotated
 
 import typer
 
+from tests.support.pythons import pythons
 from tests.support.subprocess_programs import ROOT
 
-MINORS = range(10, 15)
 SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -g -O1"
 FUZZER = "tests.support.codec_fuzz"
 
@@ -58,23 +57,6 @@ class Environment:
         return ran.returncode == 0
 
 
-def pythons() -> list[str]:
-    """Return the commands of all Pythons that shmcast supports and that are here, pyenv's too."""
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    found = []
-    for minor in MINORS:
-        of_pyenv = [str(path) for path in pyenv.glob(f"3.{minor}.*/bin/python3.{minor}")]
-        candidates = [shutil.which(f"python3.{minor}"), *sorted(of_pyenv)]
-        found += [command for command in candidates if command and _runs(command)][:1]
-    return found or [sys.executable]
-
-
-def _runs(command: str) -> bool:
-    # (Pyenv puts commands into PATH that only say which version one should choose.)
-    ran = subprocess.run([command, "-c", ""], capture_output=True, check=False)  # noqa: S603
-    return ran.returncode == 0
-
-
 def sanitized(python: str) -> Environment:
     """Return an environment whose core is built with sanitizers."""
     libraries = [_library(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so")]
@@ -102,7 +84,7 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="a part of a name, repeatable")] = None,
 ) -> None:
     """Fuzz on each Python, and on the newest with sanitizers. Status 1 if anything failed."""
-    commands = pythons()
+    commands = [str(command) for command in pythons().values()] or [sys.executable]
     environments = [Environment(Path(command).name, command) for command in commands]
     environments.append(sanitized(commands[-1]))
     failed = []
