@@ -35,6 +35,7 @@ _CALLS: dict[str, dict[str, tuple[int, ...]]] = {
         "unlink": (87, 263),
         "madvise": (28,),
         "sched_getaffinity": (204,),
+        "pidfd_open": (434,),
     },
     "aarch64": {
         "fallocate": (47,),
@@ -42,6 +43,7 @@ _CALLS: dict[str, dict[str, tuple[int, ...]]] = {
         "unlink": (35,),
         "madvise": (233,),
         "sched_getaffinity": (123,),
+        "pidfd_open": (434,),
     },
 }
 MAP_SHARED = (3, 1)  # the argument of mmap, and the bit in it
