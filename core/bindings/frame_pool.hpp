@@ -98,7 +98,7 @@ class FramePool {
 #endif
     }
 
-    bool is_free(std::size_t wanted) const {
+    bool is_free([[maybe_unused]] std::size_t wanted) const {
 #ifdef Py_GIL_DISABLED
       return false;  // a count of 1 proves nothing without the GIL
 #else
