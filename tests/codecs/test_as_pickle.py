@@ -104,7 +104,7 @@ if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
     ARRAYS["strings"] = lambda a: a.astype(np.dtypes.StringDType())
 
 
-@pytest.mark.filterwarnings("ignore:the matrix subclass")
+@pytest.mark.filterwarnings("ignore:the matrix subclass", "ignore:The chararray class")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_arrays_arrive_as_by_pickle(kind: str, size: int) -> None:
@@ -148,7 +148,7 @@ def test_arrays_whose_elements_share_memory_are_sent_once() -> None:
         assert got[1, 0] != -1
 
 
-@pytest.mark.filterwarnings("ignore:the matrix subclass")
+@pytest.mark.filterwarnings("ignore:the matrix subclass", "ignore:The chararray class")
 def test_subclasses_of_arrays_go_through_the_arena_and_arrive_as_views() -> None:
     with Writer(1, arena_bytes=1 << 22) as writer, Reader(writer.handle, 0) as reader:
         for sent in (np.arange(100_000.0).view(Tagged), np.asmatrix(np.ones((300, 300)))):

@@ -130,8 +130,8 @@ def test_an_entry_of_copyreg_is_seen_at_once(monkeypatch: pytest.MonkeyPatch) ->
 def test_messages_with_small_arrays_are_practised(shape: tuple[int, ...]) -> None:
     codec = ObjectCodec()
     codec.practise_encode(None)
-    obj = {"ids": np.ones(shape, np.int64), "name": "step"}
-    frames = [bytes(frame) for frame in codec.encode(obj)]
+    held = [{"ids": np.ones(shape, np.int64), "name": "step"}]  # by another, as what is practised
+    frames = [bytes(frame) for frame in codec.encode(held[0])]
     got = codec.decode([bytearray(frame) for frame in frames])
     assert codec.practice_frames() is not None
     assert [bytes(frame) for frame in codec.practise_encode(None)] == frames
