@@ -68,8 +68,8 @@ def tests(session: nox.Session, which: str) -> None:
     if brings_cuda(session, versions):
         session.warn("torch's build for CPUs is not to be had for this Python: without torch")
         versions = [each for each in versions if not each.startswith("torch")]
-    ours = [each for each in PROJECT["dependencies"] if not each.startswith("torch")]
-    session.install(*ours, *requirements("test"), *versions)
+    others = [*PROJECT["dependencies"], *requirements("test")]
+    session.install(*(each for each in others if not each.startswith("torch")), *versions)
     session.install(
         "--no-deps", f"--config-settings=build-dir={session.virtualenv.location}/build", "-e", "."
     )

@@ -147,7 +147,7 @@ class Undefined(msgspec.Struct):
         (torch.nn.Parameter, r"torch\.nn\.parameter\.Parameter"),
         (np.ndarray | torch.Tensor, r"numpy\.ndarray \| torch\.Tensor.* not supported"),
         (Undefined, "'Missing' is not defined"),
-        (5, r"MsgspecCodec\(5\): .*not supported"),
+        (5, r"MsgspecCodec\(5\): .*(not supported|must be a type)"),
     ],
     ids=str,
 )

@@ -10,8 +10,8 @@ import pytest
 import shmcast
 from tests.support import confined
 from tests.support import engine_roles as roles
-from tests.support.confined import needs_root
 from tests.support.engine_queue import MessageQueue
+from tests.support.permissions import needs_mounts, needs_root
 from tests.support.processes import Worker
 
 SECONDS = roles.SECONDS
@@ -23,7 +23,7 @@ def alone() -> Iterator[Worker]:
         yield worker
 
 
-@needs_root
+@needs_mounts
 @pytest.mark.parametrize("how", ["read-only", "small", "gone"])
 def test_without_shared_memory_the_engines_own_carries_all(alone: Worker, how: str) -> None:
     alone.start(roles.send_without_shared_memory, how)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,7 +26,7 @@ def joined(rank: int, size: int, store: str, numbers: list[int] | None) -> dist.
     shared = PrefixStore("joint", FileStore(store, size))
     if numbers is None:
         return unregistered(rank, size, shared)
-    name = distributed_c10d.GroupName("joint")
+    name: Any = getattr(distributed_c10d, "GroupName", str)("joint")  # (older ones take text)
     made: dist.ProcessGroup
     made, _ = distributed_c10d._new_process_group_helper(
         size,

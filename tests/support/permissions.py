@@ -38,7 +38,7 @@ def refusal(error: BaseException) -> NotPermitted | None:
     """Return why the test is to be skipped: it is not permitted something, or there is no torch."""
     if isinstance(error, NotPermitted):
         return error
-    if isinstance(error, ModuleNotFoundError) and error.name == "torch" and not HAS_TORCH:
+    if isinstance(error, ImportError) and "torch" in str(error) and not HAS_TORCH:
         return NotPermitted("there is no torch here")
     return None
 
@@ -48,7 +48,7 @@ def skipping() -> Iterator[None]:
     """Skip a test that is refused something."""
     try:
         yield
-    except (NotPermitted, ModuleNotFoundError) as error:
+    except (NotPermitted, ImportError) as error:
         if (why := refusal(error)) is None:
             raise
         pytest.skip(str(why))
