@@ -15,9 +15,8 @@ import torch.distributed as dist
 
 import shmcast
 from shmcast import ObjectCodec, PickleCodec, ShmBroadcaster, _core
-from shmcast._group import stamp
 from shmcast._group.gathering import Gathering
-from shmcast._nodes import topology
+from shmcast._nodes import stamp, topology
 from tests.support import ranks
 from tests.support.exchanges import over_store
 from tests.support.fake_nodes import on_host, opened
