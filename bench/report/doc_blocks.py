@@ -74,17 +74,23 @@ def fill(text: str, blocks: Mapping[str, Block]) -> str:
     return "\n".join(lines)
 
 
-def blocks(results: Results, pictures: Path, folder: Path) -> Mapping[str, Block]:
+def blocks(
+    results: Results, pictures: Path, folder: Path, elsewhere: Mapping[str, Results]
+) -> Mapping[str, Block]:
     """Return what generates each block, by name; each raises LookupError if its suite is missing.
 
     Args:
         results: what the blocks show.
         pictures: the folder of the pictures.
         folder: the document's own, from which its links start.
+        elsewhere: what the blocks `NAME-MACHINE` show, by machine.
     """
     found: dict[str, Block] = {
         name: functools.partial(block, results) for name, block in _TABLES.items()
     }
+    for machine, others in elsewhere.items():
+        for name, block in _TABLES.items():
+            found[f"{name}-{machine}"] = functools.partial(block, others)
     where = os.path.relpath(pictures, folder)
     for picture in plots.PICTURES:
         found[f"plot-{picture.name}"] = functools.partial(_picture, results, picture, where)

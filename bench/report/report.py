@@ -25,6 +25,8 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
 SHOWN = "2026-11-25-epyc-2cpu"
 """The folder whose results the documents show."""
+ELSEWHERE = {"server": "2026-11-26-xeon-16cpu-h200"}
+"""Folders of other machines of which they show something, too."""
 
 PICTURES = ROOT / "docs" / "pictures"
 REPORT = "report.md"
@@ -42,8 +44,9 @@ def filled(document: Path, results: Results) -> str:
         ValueError: a block is unknown or not closed.
         LookupError: what a block shows was not measured.
     """
+    elsewhere = {machine: load(RESULTS / name) for machine, name in ELSEWHERE.items()}
     return doc_blocks.fill(
-        document.read_text(), doc_blocks.blocks(results, PICTURES, document.parent)
+        document.read_text(), doc_blocks.blocks(results, PICTURES, document.parent, elsewhere)
     )
 
 

@@ -36,6 +36,7 @@ TRANSPORTS = (
     "shmcast, warmed",
     "shmcast spin",
     "kickmsg",
+    "SubEtha",
     "MPI",
     "iceoryx2",
     "SGLang",

@@ -296,7 +296,9 @@ def test_every_block_can_be_generated(folder: Path) -> None:
     loaded = results.load(folder)
     found = {
         name: block()
-        for name, block in doc_blocks.blocks(loaded, folder / "docs" / "pictures", folder).items()
+        for name, block in doc_blocks.blocks(
+            loaded, folder / "docs" / "pictures", folder, {"server": loaded}
+        ).items()
     }
     assert found["plot-headline"].splitlines() == [
         "<picture>",
@@ -309,6 +311,7 @@ def test_every_block_can_be_generated(folder: Path) -> None:
     ]
     assert "16 MiB array, 1 reader, 1 ms" in found["large"]
     assert "decode 64, 1 reader, 10 ms" in found["summary"]
+    assert found["summary-server"] == found["summary"]
     assert "| 8.0 / 24.0 | 6.0 / 18.0, 1.3x | 4.0 / 12.0, 2.0x |" in found["msgspec"]
     assert "25.0%" in found["waiting"]
     assert "poisson" not in found["waiting"]
@@ -351,7 +354,7 @@ def test_the_summary_shows_peers_and_says_which_variant_and_who_is_missing(folde
 
 def test_a_block_whose_suite_was_not_measured_says_so(folder: Path) -> None:
     (folder / "nodes.json").unlink()
-    found = doc_blocks.blocks(results.load(folder), folder / "pictures", folder)
+    found = doc_blocks.blocks(results.load(folder), folder / "pictures", folder, {})
     with pytest.raises(LookupError, match="has no suite 'nodes'"):
         found["nodes"]()
 
