@@ -163,8 +163,11 @@ class RingReader {
     return Outcome::ready;
   }
 
-  // Copy out the message that begin() found, if it lies in one slot, instead of fetch().
-  void copy_whole(std::byte* to) { bytes_.copy(to, remaining_); }
+  // Copy out the message that begin() found, if it lies in one slot, instead of fetch(). Of an
+  // empty one `to` may be null, which memcpy must not see.
+  void copy_whole(std::byte* to) {
+    if (remaining_ != 0) bytes_.copy(to, remaining_);
+  }
 
   // Release the message's last slot, after all of it was fetched.
   void end(std::uint64_t payload) {
