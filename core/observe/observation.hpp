@@ -102,7 +102,10 @@ class Observation {
     if (header.magic == 0) throw LayoutMismatch("it is being made, or was given up");
     if (header.magic != kMagic) throw LayoutMismatch("it is no segment of shmcast's");
     if (header.version != kLayoutVersion) {
-      const std::string package(read_text(header.package));
+      std::string package(read_text(header.package));
+      // Of a version that is not known here, these may be other bytes.
+      std::replace_if(
+          package.begin(), package.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
       throw LayoutMismatch("it has layout version " + std::to_string(header.version) +
                            (package.empty() ? "" : ", of shmcast " + package) +
                            "; this shmcast reads version " + std::to_string(kLayoutVersion));

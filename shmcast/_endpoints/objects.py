@@ -64,7 +64,9 @@ def unsendable(error: BaseException, codec: Codec, label: str) -> EncodeError | 
     """Say what is wrong with frames of a codec that the sink refused; None: nothing is."""
     if isinstance(error, MemoryChanged):
         return EncodeError(f"{label}: {error}; nobody receives the message")
-    if isinstance(error, TypeError | BufferError):
+    # (numpy has a ValueError for what others call a BufferError.)
+    is_strided = type(error) is ValueError and "contiguous" in str(error)
+    if is_strided or isinstance(error, TypeError | BufferError):
         return EncodeError(
             f"{label}: {type(codec).__qualname__}.encode must return a sequence of contiguous "
             f"buffers: {error}; nothing was sent"

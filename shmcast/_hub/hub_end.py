@@ -157,6 +157,10 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
     def _named_members(self, members: Sequence[int]) -> str:
         return " and ".join(map(self.member_name, members)) or "any member"
 
+    def check_index(self, index: Any) -> None:
+        """Raise InvalidArgument unless it is a member's: to the core, None is any member."""
+        check_int("index", index, 0, self.members - 1, f"{self.label}: recv")
+
     def death_of(self, index: int) -> PeerDied:
         """Return how a member has died, whose replies end with that."""
         if index not in self._watch.dropped:  # its place was taken before anybody looked
@@ -181,7 +185,7 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
     def not_received(self, error: Exception, whom: Whom, timeout: float | None) -> NoReturn:
         """Raise what an error of `replies` means here; others pass unchanged."""
         if whom is not None and whom is not ...:
-            check_int("index", whom, 0, self.members - 1, f"{self.label}: recv")
+            self.check_index(whom)
         if isinstance(error, MemoryError):
             raise DecodeError(
                 f"{self.label}: can't decode a reply (no memory for its frames): {error}; it is "

@@ -70,6 +70,8 @@ class ReplyReceiver:
         if not isinstance(warn_after, AsMade):
             with self._end.warning_of_replies_after(warn_after):
                 return self.recv(index, timeout, copy)
+        if type(index) is not int:
+            self._end.check_index(index)
         try:
             frames = self._replies[timeout, copy, index]
         except Exception as error:
@@ -175,6 +177,8 @@ class ReplyReceiver:
             RuntimeError: no event loop runs that is known here.
             ShmcastError: what `recv` raises.
         """
+        if type(index) is not int:
+            self._end.check_index(index)
         frames = await self._received(index, timeout, copy)
         if frames is None:
             raise self._end.death_of(index)

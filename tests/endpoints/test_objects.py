@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 
 import shmcast
@@ -276,3 +277,26 @@ def test_the_core_says_how_it_is_used() -> None:
         for call in (None, (None,), (None, 1), [None, True]):
             with pytest.raises(TypeError, match=r"inbox\[timeout, copy\]"):
                 inbox[call]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "strided",
+    [np.arange(10)[::2], memoryview(bytes(10))[::2]],
+    ids=["an array", "a memoryview"],
+)
+def test_frames_that_are_not_contiguous_are_refused(strided: Any) -> None:
+    class Strided:
+        def encode(self, _obj: Any) -> list[Any]:
+            return [strided]
+
+        def decode(self, frames: Any) -> Any:
+            return frames
+
+    with (
+        shmcast.Writer(1, codec=Strided()) as writer,
+        pytest.raises(
+            shmcast.EncodeError, match=r"^writer: .*contiguous buffers.*nothing was sent"
+        ),
+    ):
+        writer.send(1)
+    assert not writer.was_sent

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import re
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 
 import shmcast
@@ -224,3 +226,19 @@ def test_both_ends_say_what_they_are() -> None:
             shmcast.Timeout, match=r"1 of 2 members have attached; each needs a Member\(handle"
         ):
             hub.wait_ready(0)
+
+
+@pytest.mark.parametrize("index", [None, True, "0", 1.0, np.int64(0)])
+def test_an_index_that_is_no_int_takes_nobodys_reply(index: Any) -> None:
+    with Hub(1) as hub, Member(hub.handle, 0) as member:
+        hub.send(1)
+        assert member.recv(SECONDS) == 1
+        told = f"hub: recv: index={re.escape(repr(index))} must be an integer from 0 to 0"
+        with pytest.raises(InvalidArgument, match=told):  # at once
+            hub.recv(index)
+        member.reply("reply")
+        with pytest.raises(InvalidArgument, match=told):
+            hub.recv(index, SECONDS)
+        with pytest.raises(InvalidArgument, match=told):
+            asyncio.run(hub.recv_async(index, SECONDS))
+        assert hub.recv(0, SECONDS) == "reply"

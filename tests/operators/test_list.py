@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import shmcast
 from shmcast import Handle, Reader, Writer
 from shmcast._host import shared_memory
 from shmcast._operators import listing
@@ -134,8 +135,10 @@ def test_another_layout_version_is_a_row() -> None:
     with Writer(1, label="foreign") as writer:
         with file_of(writer) as memory:
             memory[8:12] = (7).to_bytes(4, "little")
+            package = memory.find(shmcast.__version__.encode(), 0, 4096)
+            memory[package : package + 2] = b"\xff\0"  # what this is there, nobody knows
         seen = snapshot_of(writer.handle)
-        assert "layout version 7" in seen.error
+        assert "layout version 7, of shmcast ?;" in seen.error
         row = listing.as_json(seen)
         assert (row["writer_pid"], row["readers"], row["holders"]) == (None, [], [os.getpid()])
         text = listing.as_text([seen])
