@@ -119,6 +119,8 @@ class FrameEnd:
         warn_after: float | None,
         switch_interval: float | None = None,
     ) -> None:
+        if not isinstance(label, str) or "\0" in label:
+            raise InvalidArgument(f"label={label!r} must be a string without a NUL")
         self.warn_after: float | None = check_seconds("warn_after", warn_after, label)
         """Seconds of a wait until the log says who is slow; None: never."""
         self.wait_policy: WaitPolicy = chosen_policy(wait, label)

@@ -121,13 +121,13 @@ def _print(arguments: argparse.Namespace, rows: list[dict[str, Any]], text: str)
 
 def _list(arguments: argparse.Namespace) -> int:
     found = chosen(all_snapshots(), arguments.what)
-    _print(arguments, [listing.as_json(s) for s in found], listing.as_text(found))
+    _print(arguments, [listing.as_json(s) for s in found], listing.as_text(found, arguments.what))
     return NOTHING_FOUND if arguments.what is not None and not found else 0
 
 
 def _diagnose(arguments: argparse.Namespace) -> int:
     found = diagnosis.diagnose(arguments.what, _stack_of)
-    text = "\n".join(d.as_text() for d in found) or listing.as_text([])
+    text = "\n".join(d.as_text() for d in found) or listing.nobody(arguments.what)
     _print(arguments, [d.as_json() for d in found], text)
     if arguments.what is not None and not found:
         return NOTHING_FOUND

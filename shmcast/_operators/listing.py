@@ -46,10 +46,21 @@ def as_json(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def as_text(snapshots: Sequence[Snapshot]) -> str:
-    """Return what people read: a table, then what can't be read."""
+def nobody(what: str | None) -> str:
+    """Say that there is no broadcaster, or none that was asked for."""
+    asked = "" if what is None else f" of the label or pid {what!r}"
+    return f"No process of this user has a broadcaster{asked} on this host."
+
+
+def as_text(snapshots: Sequence[Snapshot], what: str | None = None) -> str:
+    """Return what people read: a table, then what can't be read.
+
+    Args:
+        snapshots: of what was asked for.
+        what: the label or pid that was.
+    """
     if not snapshots:
-        return "No process of this user has a broadcaster on this host."
+        return nobody(what)
     rows = [_row(s) for s in snapshots if not s.error]
     parts = [table(_HEADS, rows, _MOST)] if rows else []
     for s in snapshots:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from shmcast._operators.discovery import OpenSegment, open_segments
 from shmcast._operators.formats import duration, rate
+from shmcast._operators.listing import nobody
 from shmcast._operators.rates import SORT_KEYS, Rates, rates
 from shmcast._operators.snapshot import Snapshot, take
 from shmcast.errors import MissingDependency
@@ -92,8 +93,8 @@ def picture(found: Sequence[Rates], width: int, seconds: float) -> Group:
     stuck = sum(row.is_stuck for row in found)
     head = Text(f"shmcast: {len(found)} broadcasters, {stuck} stuck", style="bold")
     head.append(f"   every {seconds:g} s", style="dim")
-    nobody = Text("No process of this user has a broadcaster on this host.")
-    return Group(head, Text(_KEYS, style="dim"), Text(), table if found else nobody)
+    rows = table if found else Text(nobody(None))
+    return Group(head, Text(_KEYS, style="dim"), Text(), rows)
 
 
 def _cells(row: Rates) -> tuple[str, ...]:

@@ -88,6 +88,8 @@ def test_a_reply_that_can_not_be_received_is_the_only_one(crew: Crew, call: str)
             "hub: on_death=<built-in function print> must be callable, and is for",
         ),
         ({"warn_after": -1}, "hub: warn_after=-1 must"),
+        ({"label": 5}, "label=5 must be a string"),
+        ({"label": "a\0b"}, "label='a\\x00b' must be a string without a NUL"),
         ({"wait": "spin"}, "hub: wait='spin' is not a WaitPolicy"),
         ({"codec": 3}, "hub: codec=3 has no method encode"),
         ({"pin": True}, r"hub: pin=True needs an arena; pass arena_bytes="),

@@ -206,3 +206,4 @@ def test_a_label_may_be_anything() -> None:
 
 def test_without_any_broadcaster_it_says_so() -> None:
     assert listing.as_text([]) == "No process of this user has a broadcaster on this host."
+    assert "a broadcaster of the label or pid 'tp0' on this host" in listing.as_text([], "tp0")
