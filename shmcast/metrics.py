@@ -8,6 +8,8 @@ too. Reading them slows no message down.
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Iterable, Iterator
 
 from shmcast._operators.metered import (
@@ -20,8 +22,9 @@ from shmcast._operators.metered import (
     Endpoint,
     Figures,
     Metered,
+    merged,
 )
-from shmcast.errors import MissingDependency
+from shmcast.errors import InvalidArgument, MissingDependency
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry
@@ -60,22 +63,40 @@ def register(
         registry: whose; the default is prometheus_client's own.
 
     Raises:
-        InvalidArgument: it is no endpoint.
+        InvalidArgument: it is no endpoint, or another that is open has the name.
     """
-    registry.register(_EndpointCollector(Metered(endpoint, name)))
+    metered = Metered(endpoint, name)
+    with _lock:
+        collector = _collectors.get(registry)
+        if collector is None:
+            collector = _collectors[registry] = _EndpointsCollector()
+            registry.register(collector)
+        collector.add(metered)
 
 
-class _EndpointCollector(Collector):
-    def __init__(self, metered: Metered) -> None:
-        self._metered = metered
+class _EndpointsCollector(Collector):
+    """All endpoints of a registry: a family of metrics may be there once only."""
+
+    def __init__(self) -> None:
+        self._all: dict[str, Metered] = {}
+
+    def add(self, metered: Metered) -> None:
+        """Take in an endpoint, and let go of those that are gone."""
+        self._all = {name: other for name, other in self._all.items() if not other.is_gone}
+        if metered.name in self._all:
+            raise InvalidArgument(
+                f"register(): another endpoint has the name {metered.name!r} here, and each needs "
+                "its own; pass name="
+            )
+        self._all = {**self._all, metered.name: metered}  # (a scrape may be looking)
 
     def describe(self) -> Iterable[Metric]:
-        """Name no metrics: others of this class have the same."""
+        """Name no metrics: what there is depends on the endpoints."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics as they are now; none of an endpoint that is gone or closed."""
-        found = self._metered.figures()
+        """Yield the metrics as they are now; none of endpoints that are gone or closed."""
+        found = merged(metered.figures() for metered in self._all.values())
         for kind, texts in _KINDS:
             for name, text in texts.items():
                 samples = found.values.get(name, ())
@@ -85,6 +106,12 @@ class _EndpointCollector(Collector):
                         family.add_metric([*labels.values()], value)
                     yield family
         yield from _histogram(found)
+
+
+_lock = threading.Lock()
+_collectors: weakref.WeakKeyDictionary[CollectorRegistry, _EndpointsCollector] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def _histogram(found: Figures) -> Iterator[Metric]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -85,7 +85,7 @@ class Endpoint(Protocol):
 
 @dataclass
 class Figures:
-    """The metrics of an endpoint as they are now.
+    """The metrics of an endpoint, or of several, as they are now.
 
     Attributes:
         values: by name without the prefix: each with its labels. What there is none of is not here.
@@ -109,6 +109,16 @@ class Latencies:
     seconds: float
 
 
+def merged(parts: Iterable[Figures]) -> Figures:
+    """Return the metrics of several endpoints as one."""
+    found = Figures()
+    for part in parts:
+        for name, samples in part.values.items():
+            found.values.setdefault(name, []).extend(samples)
+        found.latencies.extend(part.latencies)
+    return found
+
+
 class Metered:
     """An endpoint whose figures are asked for, for as long as it is there and open.
 
@@ -128,7 +138,7 @@ class Metered:
         self._segment = None if handle is None else _file_of(handle)
         if name is None:
             name = self._look().label or type(endpoint).__name__
-        self._name = str(name)
+        self.name: str = str(name)
 
     @property
     def is_gone(self) -> bool:
@@ -170,7 +180,7 @@ class Metered:
         return Snapshot("", ()) if self._segment is None else take(self._segment)
 
     def _labels(self, **more: str) -> Labels:
-        return {"broadcaster": self._name, **more}
+        return {"broadcaster": self.name, **more}
 
 
 def _add(found: Figures, name: str, labels: Labels, value: float) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.openmetrics import parser
 from prometheus_client.parser import text_string_to_metric_families
 
 import shmcast
@@ -119,6 +121,29 @@ def test_the_name_is_the_label_by_default(registry: CollectorRegistry) -> None:
         metrics.register(writer, registry=registry)
         [label] = {s.labels["broadcaster"] for family in registry.collect() for s in family.samples}
     assert label.startswith("named: ")
+
+
+def test_several_endpoints_share_their_families(registry: CollectorRegistry) -> None:
+    with Writer(1, label="one") as one, Writer(1, label="two") as two:
+        metrics.register(one, "one", registry)
+        metrics.register(two, "two", registry)
+        text = openmetrics.generate_latest(registry).decode()  # type: ignore[no-untyped-call]
+        # (Clashing families are an error here.)
+        families = list(parser.text_string_to_metric_families(text))  # type: ignore[no-untyped-call]
+    names = [family.name for family in families]
+    assert len(names) == len(set(names)) > 5
+    (sent,) = (family for family in families if family.name == "shmcast_messages")
+    assert {sample.labels["broadcaster"] for sample in sent.samples} == {"one", "two"}
+
+
+def test_each_endpoint_needs_a_name_of_its_own(registry: CollectorRegistry) -> None:
+    with Writer(1) as other:
+        with Writer(1) as writer:
+            metrics.register(writer, "decode", registry)
+            for endpoint in (writer, other):
+                with pytest.raises(shmcast.InvalidArgument, match=r"'decode'.*pass name="):
+                    metrics.register(endpoint, "decode", registry)
+        metrics.register(other, "decode", registry)  # free again
 
 
 def test_what_is_no_endpoint_is_refused(registry: CollectorRegistry) -> None:
