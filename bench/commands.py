@@ -346,7 +346,7 @@ def run_cases(
 def _place(rows: list[Row]) -> str:
     """Return where the CPUs were, for a table's title."""
     return (
-        f" ({row['line']}, {row['line_after_ns']:.0f} ns)" if (row := rows[0]).get("line") else ""
+        f"\n({row['line']}, {row['line_after_ns']:.0f} ns)" if (row := rows[0]).get("line") else ""
     )
 
 
