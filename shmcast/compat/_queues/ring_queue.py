@@ -159,15 +159,12 @@ class RingQueue:
         try:
             wait_in_parts(self._end.wait_ready, None, self._interval, self._tell_long_wait)
         except Interrupted:
-            death, reader = self._death, self._reader
-            if death is None or reader is None:
+            if self._death is None:
                 raise
             try:
-                reader.wait_ready(0)  # the writer has died; perhaps all had come before
+                self._end.wait_ready(0)  # the writer has died; perhaps all had come before
             except Timeout:
-                raise death from None
-            finally:
-                reader.interrupt()  # this was for who receives, after what has arrived
+                raise self._death from None
         if self._remote is not None:
             self._remote.wait_until_ready()
 
