@@ -85,16 +85,17 @@ class Network:
         NotPermitted: this machine does not allow it.
 
     Attributes:
+        switch: what keeps the bridge.
         hosts: one for each name.
         environment: the variables with which gloo finds its way between the hosts.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         with contextlib.ExitStack() as undo:
-            self._switch = Host("switch")
-            undo.callback(self._switch.close)
-            self._switch.network("ip", "link", "add", "bridge", "type", "bridge")
-            self._switch.network("ip", "link", "set", "bridge", "up")
+            self.switch = Host("switch")
+            undo.callback(self.switch.close)
+            self.switch.network("ip", "link", "add", "bridge", "type", "bridge")
+            self.switch.network("ip", "link", "set", "bridge", "up")
             self.hosts: list[Host] = []
             for number, name in enumerate(names):
                 host = Host(name)
@@ -112,7 +113,7 @@ class Network:
     def _plug(self, host: Host, number: int) -> None:
         host.address = f"10.99.0.{number + 1}"
         end = ("peer", "name", INTERFACE, "netns", str(host.pid))
-        switch = self._switch.network
+        switch = self.switch.network
         switch("ip", "link", "add", f"port{number}", "type", "veth", *end)
         switch("ip", "link", "set", f"port{number}", "master", "bridge", "up")
         host.network("ip", "addr", "add", f"{host.address}/24", "dev", INTERFACE)
@@ -120,7 +121,7 @@ class Network:
 
     def counters(self, number: int) -> dict[str, int]:
         """Return the bytes and packets that came to a host over its link, and those that left."""
-        link = self._switch.network("ip", "-s", "-j", "link", "show", f"port{number}")
+        link = self.switch.network("ip", "-s", "-j", "link", "show", f"port{number}")
         counted = json.loads(link)[0]["stats64"]
         # (What the bridge's end of the link sends is what the host receives.)
         return {
