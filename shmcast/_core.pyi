@@ -869,8 +869,22 @@ class Hub(Awaitable):
         """
     def absent(self) -> list[int]:
         """Return the members that have not come to the barrier."""
-    def keep(self, index: int, reply: list[bytearray | memoryview] | None) -> None:
-        """Take back a reply: the member's next one is this one again. From any thread."""
+    @overload
+    def keep(self, whom: int, received: list[bytearray | memoryview] | None) -> None: ...
+    @overload
+    def keep(
+        self, whom: None, received: tuple[int, list[bytearray | memoryview] | None]
+    ) -> None: ...
+    @overload
+    def keep(
+        self, whom: EllipsisType, received: list[list[bytearray | memoryview] | None]
+    ) -> None:
+        """Take back what was received of `whom`: it is the next of these members. From any thread.
+
+        In one step, before which no signal is handled.
+        """
+    def discard(self, index: int) -> list[bytearray | memoryview] | None:
+        """Forget the reply of a member that was taken back last, and return it."""
     def awaited(self) -> list[int]:
         """Return the members that the last call that waited has waited for."""
     def lags(self) -> list[int]:

@@ -87,7 +87,8 @@ void bind_hub(nb::module_& m) {
       .def("interrupt", &PyHub::interrupt_calls)
       .def("barrier", &PyHub::pass_barrier, "timeout"_a = nb::none())
       .def("absent", &PyHub::absent)
-      .def("keep", &PyHub::keep, "index"_a, "reply"_a.none())
+      .def("keep", &PyHub::keep, "whom"_a.none(), "received"_a.none())
+      .def("discard", &PyHub::discard, "index"_a)
       .def("awaited", &PyHub::awaited)
       .def("lags", &PyHub::lags)
       .def("member_figures", &PyHub::member_figures);

@@ -90,13 +90,11 @@ def messages(
     Args:
         tracer: None: nothing is traced.
         real: the messages.
-        keep: takes frames back, which the next call returns again.
+        keep: takes frames back, which the next call returns again; see `TracedWaits`.
     """
     if tracer is None:
         return real
-    traced: Any = TracedWaits(
-        tracer, real, lambda asked: isinstance(asked, tuple), lambda _asked, got: keep(got)
-    )
+    traced: Any = TracedWaits(tracer, real, lambda asked: isinstance(asked, tuple), keep)
     return traced  # type: ignore[no-any-return]
 
 
@@ -120,8 +118,9 @@ class TracedWaits:
         tracer: begins and ends it.
         real: what is subscribed.
         waits: whether what is asked for is waited for: a task that awaits only looks.
-        keep: is given what was asked for and what was received, and takes it back: a signal's
-            handler may raise before it is returned.
+        keep: takes back what was received; a signal's handler may raise before it is returned. It
+            is given what was asked for after the time-out and `copy`, and what was received. It is
+            a method of the core's: in a function of Python's another signal may come first.
     """
 
     def __init__(
@@ -129,7 +128,7 @@ class TracedWaits:
         tracer: Tracer,
         real: Any,
         waits: Callable[[Any], bool],
-        keep: Callable[[Any, Any], None],
+        keep: Callable[..., None],
     ) -> None:
         self._tracer = tracer
         self._real = real
@@ -149,5 +148,5 @@ class TracedWaits:
             if received is ...:
                 self._tracer.end(mark)
             else:
-                self._keep(asked, received)
+                self._keep(*asked[2:], received)  # first of all, see above
             raise

@@ -36,8 +36,16 @@ class Answers(Protocol):
     @overload
     def __getitem__(self, call: tuple[float | None, Copy, EllipsisType], /) -> list[Reply]: ...
 
-    def keep(self, member: int, frames: Reply, /) -> None:
-        """Take back a reply, which the next call that receives from this member has."""
+    @overload
+    def keep(self, whom: int, received: Reply, /) -> None: ...
+    @overload
+    def keep(self, whom: None, received: tuple[int, Reply], /) -> None: ...
+    @overload
+    def keep(self, whom: EllipsisType, received: list[Reply], /) -> None:
+        """Take back what was received of `whom`; the next call of these members has it again."""
+
+    def discard(self, member: int, /) -> Reply:
+        """Forget the reply of a member that was taken back last, and return it."""
 
     def awaited(self) -> list[int]:
         """Return whose replies the last call has waited for, by index."""

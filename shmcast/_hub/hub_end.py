@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from shmcast import _core
-from shmcast._codecs.base import Received
 from shmcast._endpoints.arguments import MAX_READERS, check_int, check_slots
 from shmcast._endpoints.awaited_end import AwaitedEnd
 from shmcast._endpoints.copying import copied_kind
@@ -115,18 +114,9 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
 
     def traced_replies(self, tracer: Tracer) -> Any:
         """Return the replies with a range around each wait for some."""
-        return TracedWaits(tracer, self.answers, lambda asked: len(asked) == 3, self._take_back)
-
-    def _take_back(self, asked: tuple[float | None, bool, Whom], received: Any) -> None:
-        whom = asked[-1]
-        if whom is None:
-            received = [received]
-        elif whom is ...:
-            received = enumerate(received)
-        else:
-            received = [(whom, received)]
-        for index, frames in received:
-            self.answers.keep(index, frames)
+        return TracedWaits(
+            tracer, self.answers, lambda asked: len(asked) == 3, self.answers.keep
+        )
 
     def _wait_of_replies(self, peers: Sequence[_core.Peer]) -> Wait:
         from shmcast._endpoints.slow_peers import Wait  # rarely needed
@@ -209,29 +199,25 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
         except Exception as error:
             self.not_received(error, whom, timeout)
 
-    def not_decoded(
-        self, replies: dict[int, list[Received] | None], index: int, error: BaseException
-    ) -> NoReturn:
-        """Raise what it means that replies were not made objects.
+    def not_decoded(self, index: int, error: BaseException) -> NoReturn:
+        """Raise what it means that the reply of a member, which was kept, was not made an object.
 
-        Of an error of the codec, the reply of `index` is consumed. If a signal's handler has raised
-        it, none is. The others are received again.
+        If it is an error of the codec, the reply is consumed. If a signal's handler has raised it,
+        the next call has the reply again.
         """
         try:
-            is_lost = not is_interruption(error)
-            for member, frames in replies.items():
-                if not (is_lost and member == index):
-                    self.answers.keep(member, frames)
-            if not is_lost or not isinstance(error, Exception):
+            if is_interruption(error):
                 raise error
-            count = len(replies[index] or ())
+            count = len(self.answers.discard(index) or ())
+            if not isinstance(error, Exception):
+                raise error
             raise DecodeError(
                 f"{self.label}: can't decode a reply of {self.member_name(index)} ({count} "
                 f"frame(s)): {type(error).__name__}: {error}; it is consumed, the next recv gets "
                 "the next reply"
             ) from error
         finally:
-            del replies, error  # in a cycle, they would hold what was received
+            del error  # in a cycle, it would hold what its traceback knows until it is collected
 
     def _meaning(
         self, error: Exception, action: str, timeout: float | None

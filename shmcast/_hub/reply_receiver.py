@@ -35,6 +35,7 @@ class ReplyReceiver:
         # Bound once: in a decode loop every look-up on the way is a cache miss.
         tracer = tracing.chosen()
         self._replies = end.answers if tracer is None else end.traced_replies(tracer)
+        self._keep = end.answers.keep
         self._decode = tracing.call(tracer, tracing.DECODE, codec.decode)
 
     def recv(
@@ -83,7 +84,8 @@ class ReplyReceiver:
         try:
             return self._decode(frames)
         except BaseException as error:
-            self._end.not_decoded({index: frames}, index, error)
+            self._keep(index, frames)  # first of all: nothing can come between, not even a signal
+            self._end.not_decoded(index, error)
 
     def recv_any(
         self,
@@ -117,12 +119,11 @@ class ReplyReceiver:
             if isinstance(copy, bool):
                 self._end.not_received(error, None, timeout)
             index, frames = self._end.receive_in_part(None, timeout, copy)
-        if frames is None:
-            return index, self._end.death_of(index)
         try:
-            return index, self._decode(frames)
+            return index, self._end.death_of(index) if frames is None else self._decode(frames)
         except BaseException as error:
-            self._end.not_decoded({index: frames}, index, error)
+            self._keep(index, frames)
+            self._end.not_decoded(index, error)
 
     def recv_all(
         self,
@@ -161,7 +162,13 @@ class ReplyReceiver:
             if isinstance(copy, bool):
                 self._end.not_received(error, ..., timeout)
             received = self._end.receive_in_part(..., timeout, copy)
-        return self._decode_all(received)
+        replies: list[Any] = []
+        try:
+            self._decode_all(received, replies)
+            return replies
+        except BaseException as error:
+            self._keep(..., received)
+            self._end.not_decoded(len(replies), error)
 
     async def recv_async(self, index: int, timeout: float | None = None, copy: Copy = True) -> Any:
         """Receive the next reply of a member, in a task of an event loop.
@@ -182,7 +189,11 @@ class ReplyReceiver:
         frames = await self._received(index, timeout, copy)
         if frames is None:
             raise self._end.death_of(index)
-        return self._decode_of(index, frames)
+        try:
+            return self._decode(frames)
+        except BaseException as error:
+            self._keep(index, frames)
+            self._end.not_decoded(index, error)
 
     async def recv_any_async(
         self, timeout: float | None = None, copy: Copy = True
@@ -200,9 +211,11 @@ class ReplyReceiver:
             ShmcastError: what `recv_any` raises.
         """
         index, frames = await self._received(None, timeout, copy)
-        if frames is None:
-            return index, self._end.death_of(index)
-        return index, self._decode_of(index, frames)
+        try:
+            return index, self._end.death_of(index) if frames is None else self._decode(frames)
+        except BaseException as error:
+            self._keep(index, frames)
+            self._end.not_decoded(index, error)
 
     async def recv_all_async(self, timeout: float | None = None, copy: Copy = True) -> list[Any]:
         """Receive the next reply of each member, in a task of an event loop.
@@ -217,7 +230,14 @@ class ReplyReceiver:
             RuntimeError: no event loop runs that is known here.
             ShmcastError: what `recv_all` raises.
         """
-        return self._decode_all(await self._received(..., timeout, copy))
+        received = await self._received(..., timeout, copy)
+        replies: list[Any] = []
+        try:
+            self._decode_all(received, replies)
+            return replies
+        except BaseException as error:
+            self._keep(..., received)
+            self._end.not_decoded(len(replies), error)
 
     async def _received(self, whom: Whom, timeout: float | None, copy: Copy) -> Any:
         """Await what a look of `whom` finds."""
@@ -230,25 +250,18 @@ class ReplyReceiver:
                 await looking.again()
         except Exception as error:
             self._end.not_received(error, whom, timeout)
-        if looking.is_long:
-            looking.end()
+        try:
+            if looking.is_long:
+                looking.end()
+        except BaseException:
+            self._keep(whom, received)
+            raise
         return received
 
-    # (Those that don't await decode in place: in a decode loop each frame is a cache miss.)
-    def _decode_of(self, index: int, frames: list[Received]) -> Any:
-        try:
-            return self._decode(frames)
-        except BaseException as error:
-            self._end.not_decoded({index: frames}, index, error)
-
-    def _decode_all(self, received: list[list[Received] | None]) -> list[Any]:
-        replies: list[Any] = []
-        try:
-            for frames in received:
-                if frames is None:
-                    replies.append(self._end.death_of(len(replies)))
-                else:
-                    replies.append(self._decode(frames))
-        except BaseException as error:
-            self._end.not_decoded(dict(enumerate(received)), len(replies), error)
-        return replies
+    def _decode_all(self, received: list[list[Received] | None], replies: list[Any]) -> None:
+        """Put the objects of replies, or the deaths in their places, behind those in `replies`."""
+        for frames in received:
+            if frames is None:
+                replies.append(self._end.death_of(len(replies)))
+            else:
+                replies.append(self._decode(frames))

@@ -23,6 +23,7 @@ from tests.support.device_objects import CPU, LARGE
 from tests.support.differential import python_calls
 from tests.support.objects import tensor
 from tests.support.processes import Crew
+from tests.support.signals import Handled, another_pending
 
 SECONDS = 30.0
 
@@ -138,10 +139,6 @@ def test_who_awaits_has_no_range_that_others_would_be_in(by_nvtx: list[str]) -> 
     ]  # fmt: skip
 
 
-class Handled(BaseException):
-    """What the handler raises."""
-
-
 @contextlib.contextmanager
 def interrupted_at(number: int) -> Iterator[list[int]]:
     """Raise at so many lines of tracing; yield a list of the lines that came before."""
@@ -208,6 +205,30 @@ def test_an_interrupt_in_between_loses_no_reply() -> None:
                 due += 1
                 answer(hub, member, due)
             assert due > 3
+
+
+def test_two_signals_at_the_end_of_a_range_lose_no_message() -> None:
+    with standing_in_for_nvtx(), Writer(1) as writer, Reader(writer.handle, 0) as reader:
+        for kept in range(2):
+            writer.send(kept)
+        with another_pending() as interrupt, mock.patch.object(
+            torch.cuda.nvtx, "range_pop", interrupt
+        ):  # fmt: skip
+            with pytest.raises(Handled):
+                reader.recv(SECONDS)
+        assert [reader.recv(0), reader.recv(0)] == [0, 1]
+
+
+@pytest.mark.parametrize("call", ["recv", "recv_any", "recv_all"])
+def test_two_signals_at_the_end_of_a_range_lose_no_reply(call: str) -> None:
+    with standing_in_for_nvtx(), Hub(1) as hub, Member(hub.handle, 0) as member:
+        answer(hub, member, "y")
+        with another_pending() as interrupt, mock.patch.object(
+            torch.cuda.nvtx, "range_pop", interrupt
+        ):  # fmt: skip
+            with pytest.raises(Handled):
+                hub.recv(0, SECONDS) if call == "recv" else getattr(hub, call)(SECONDS)
+        assert hub.recv_all(0) == ["y"]
 
 
 @pytest.mark.usefixtures("by_nvtx")

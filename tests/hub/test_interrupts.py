@@ -11,8 +11,10 @@ from typing import Any, NoReturn
 import pytest
 
 import shmcast
-from shmcast import Hub, Interrupted, Member, WaitPolicy
+from shmcast import Hub, Interrupted, Member, PickleCodec, WaitPolicy
+from tests.support import signals
 from tests.support.hub_roles import SECONDS
+from tests.support.signals import another_pending
 from tests.support.subprocess_programs import wait_until
 
 
@@ -186,6 +188,31 @@ def test_a_handler_that_raises_while_replies_are_decoded_loses_none() -> None:
                     hub.recv_any(0)
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("call", RECEIVE)
+def test_two_signals_while_a_reply_is_decoded_lose_none(call: str) -> None:
+    class Interrupts(PickleCodec):
+        due: list[Callable[[], Any]] = []  # noqa: RUF012 (of this test)
+
+        def decode(self, frames: Any) -> Any:
+            if self.due:
+                self.due.pop()()
+            return super().decode(frames)
+
+    codec = Interrupts()
+    with (
+        Hub(2, codec=codec) as hub,
+        Member(hub.handle, 0, codec=PickleCodec()) as first,
+        Member(hub.handle, 1, codec=PickleCodec()) as second,
+    ):
+        hub.send("x")
+        for member in (first, second):
+            member.reply(member.recv())
+        with another_pending() as interrupt, pytest.raises(signals.Handled):
+            codec.due.append(interrupt)
+            RECEIVE[call](hub)
+        assert hub.recv_all(SECONDS) == ["x", "x"]
 
 
 _signals: list[None] = []

@@ -69,12 +69,24 @@ class PackedReplies:
         self._awaited = [whom]
         return self._one(whom, wait)
 
-    def keep(self, member: int, frames: Reply, /) -> None:
-        """Take back a reply; see `Answers.keep`."""
-        if member in self._queues:
-            self._queues[member].appendleft(frames)
+    def keep(self, whom: Whom, received: Any, /) -> None:
+        """Take back what was received; see `Answers.keep`."""
+        if whom is None:
+            self.keep(*received)
+        elif isinstance(whom, EllipsisType):
+            for member, frames in enumerate(received):
+                self.keep(member, frames)
+        elif whom in self._queues:
+            self._queues[whom].appendleft(received)
         else:
-            self._seats.keep(self._seat_of[member], frames)
+            self._seats.keep(self._seat_of[whom], received)
+
+    def discard(self, member: int, /) -> Reply:
+        """Forget a reply that was taken back; see `Answers.discard`."""
+        if member in self._queues:
+            return self._queues[member].popleft()
+        frames: Reply = self._seats.discard(self._seat_of[member])
+        return frames
 
     def awaited(self) -> list[int]:
         """Return whose replies the last call has waited for, by index."""

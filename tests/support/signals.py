@@ -1,0 +1,41 @@
+"""Signals that come close together."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import operator
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, NoReturn
+
+_raise_in_c = ctypes.CDLL(None)["raise"]  # leaves the signal pending, which Python's own handles
+
+
+class Handled(BaseException):
+    """What a signal's handler raises."""
+
+
+@contextlib.contextmanager
+def another_pending() -> Iterator[Callable[..., Any]]:
+    """Yield what acts, when it is called, like a handler that raises with a second signal pending.
+
+    Whatever Python does next that looks for signals raises Handled: it enters a function, say, but
+    it does not call one of C's.
+    """
+
+    def fail(_signal: int, _frame: FrameType | None) -> NoReturn:
+        raise Handled
+
+    def first(_signal: int, _frame: FrameType | None) -> None:
+        # In one call of C: the error comes before anybody looks for signals.
+        deque(map(_raise_in_c, map(operator.floordiv, [signal.SIGUSR2, 1], [1, 0])), 0)
+
+    before = [(s, signal.signal(s, f)) for s, f in ((signal.SIGUSR1, first), (signal.SIGUSR2, fail))]
+    try:
+        yield lambda *_: signal.raise_signal(signal.SIGUSR1)
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
