@@ -16,14 +16,6 @@ if (_spec := _find_spec("shmcast._core")) is None or _spec.origin is None:  # (a
         name="shmcast._core",
     )
 
-from shmcast._codecs.base import Codec
-from shmcast._codecs.object_codec import ObjectCodec
-from shmcast._codecs.pickle_codec import PickleCodec
-from shmcast._devices.work import Work
-from shmcast._endpoints.handle import Handle
-from shmcast._endpoints.reader import Reader
-from shmcast._endpoints.waiting import WaitPolicy
-from shmcast._endpoints.writer import Writer
 from shmcast._version import __version__
 from shmcast.errors import (
     AlreadyAttached,
@@ -54,8 +46,16 @@ from shmcast.errors import (
 )
 
 if TYPE_CHECKING:
+    from shmcast._codecs.base import Codec
     from shmcast._codecs.msgspec_codec import MsgspecCodec
+    from shmcast._codecs.object_codec import ObjectCodec
+    from shmcast._codecs.pickle_codec import PickleCodec
+    from shmcast._devices.work import Work
+    from shmcast._endpoints.handle import Handle
+    from shmcast._endpoints.reader import Reader
     from shmcast._endpoints.statistics import Statistics
+    from shmcast._endpoints.waiting import WaitPolicy
+    from shmcast._endpoints.writer import Writer
     from shmcast._group.broadcaster import ShmBroadcaster
     from shmcast._hub.handle import HubHandle
     from shmcast._hub.hub import Hub
@@ -107,16 +107,24 @@ __all__ = [
     "__version__",
 ]
 
-# Loaded when they are first used: a fifth of the time that all would take to import.
+# Loaded when they are first used: a program needs some of them, and the command line none.
 _LAZY = {
+    "Codec": "shmcast._codecs.base",
+    "Handle": "shmcast._endpoints.handle",
     "Hub": "shmcast._hub.hub",
     "HubHandle": "shmcast._hub.handle",
     "Member": "shmcast._hub.member",
     "MsgspecCodec": "shmcast._codecs.msgspec_codec",
     "Node": "shmcast._nodes.topology",
+    "ObjectCodec": "shmcast._codecs.object_codec",
+    "PickleCodec": "shmcast._codecs.pickle_codec",
+    "Reader": "shmcast._endpoints.reader",
     "ShmBroadcaster": "shmcast._group.broadcaster",
     "Statistics": "shmcast._endpoints.statistics",
     "Topology": "shmcast._nodes.topology",
+    "WaitPolicy": "shmcast._endpoints.waiting",
+    "Work": "shmcast._devices.work",
+    "Writer": "shmcast._endpoints.writer",
 }
 
 
