@@ -8,8 +8,12 @@ from shmcast.errors import InvalidArgument
 
 MAX_READERS = 4096
 """Of one ring."""
+PAGE_BYTES = 4096
 MIN_SWITCH_INTERVAL = 1e-6
 MAX_SWITCH_INTERVAL = 1.0
+
+_MIN_ARENA_BYTES = 256 * 1024
+_MAX_BYTES = 2**40 - PAGE_BYTES  # of the arena, and of what is spilled
 
 
 def check_shape(readers: int, slots: int, slot_bytes: int, label: str) -> None:
@@ -26,6 +30,17 @@ def check_slots(slots: int, slot_bytes: int, label: str, prefix: str = "") -> No
         raise InvalidArgument(f"{label}: {prefix}slots={slots} is not a power of two")
     if slot_bytes % 128:
         raise InvalidArgument(f"{label}: {prefix}slot_bytes={slot_bytes} is not a multiple of 128")
+
+
+def check_memory(arena_bytes: int, spill_bytes: int, label: str) -> None:
+    """Raise InvalidArgument unless a writer can have an arena and a spill of these sizes."""
+    check_int("arena_bytes", arena_bytes, 0, _MAX_BYTES, label)
+    if 0 < arena_bytes < _MIN_ARENA_BYTES:
+        raise InvalidArgument(
+            f"{label}: arena_bytes={arena_bytes} is less than the smallest buffer that would "
+            f"lie there, {_MIN_ARENA_BYTES}; pass 0 for no arena"
+        )
+    check_int("spill_bytes", spill_bytes, 0, _MAX_BYTES, label)
 
 
 def check_int(name: str, value: int, low: int, high: int, label: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
 from shmcast import _core
 from shmcast._codecs.base import Frame
-from shmcast._endpoints.arguments import check_int, check_shape
+from shmcast._endpoints.arguments import PAGE_BYTES, check_memory, check_shape
 from shmcast._endpoints.description import Description
 from shmcast._endpoints.ending import setting_up
 from shmcast._endpoints.frame_end import CORE_ERRORS, DEFAULT_WARN_AFTER, FrameEnd
@@ -35,10 +35,6 @@ if TYPE_CHECKING:
 DEFAULT_SLOTS = 256
 DEFAULT_SLOT_BYTES = 16 * 1024
 DEFAULT_SPILL_BYTES = 1 << 30
-
-_PAGE_BYTES = 4096
-_MIN_ARENA_BYTES = 256 * 1024
-_MAX_ARENA_BYTES = 2**40 - _PAGE_BYTES
 
 
 class FrameWriter(FrameEnd):
@@ -74,13 +70,7 @@ class FrameWriter(FrameEnd):
                 f"{label}: linger={linger!r} is no number of seconds >= 0, which must end"
             )
         check_shape(readers, slots, slot_bytes, label)
-        check_int("arena_bytes", arena_bytes, 0, _MAX_ARENA_BYTES, label)
-        if 0 < arena_bytes < _MIN_ARENA_BYTES:
-            raise InvalidArgument(
-                f"{label}: arena_bytes={arena_bytes} is less than the smallest buffer that would "
-                f"lie there, {_MIN_ARENA_BYTES}; pass 0 for no arena"
-            )
-        check_int("spill_bytes", spill_bytes, 0, _MAX_ARENA_BYTES, label)
+        check_memory(arena_bytes, spill_bytes, label)
         if on_reader_death not in ("raise", "drop"):
             raise InvalidArgument(
                 f'{label}: on_reader_death={on_reader_death!r} is neither "raise" nor "drop"'
@@ -126,7 +116,7 @@ class FrameWriter(FrameEnd):
         self._ending.add(self._watch.close)
         arena, mapping = None, None
         if arena_bytes:
-            nbytes = arena_bytes // _PAGE_BYTES * _PAGE_BYTES
+            nbytes = arena_bytes // PAGE_BYTES * PAGE_BYTES
             name, fd, lock = shared_memory.create_unreserved(nbytes)
             arena_file = shared_memory.SegmentFile(name, fd)
             self._ending.add(arena_file.unlink, arena_file.close)
@@ -138,7 +128,7 @@ class FrameWriter(FrameEnd):
             self._pin(pin, mapping, nbytes, is_writer=True)
         elif pin:
             raise InvalidArgument(f"{self.label}: pin=True needs an arena; pass arena_bytes=")
-        spill_bytes = spill_bytes // _PAGE_BYTES * _PAGE_BYTES
+        spill_bytes = spill_bytes // PAGE_BYTES * PAGE_BYTES
         bare = Handle("", b"", readers, slots, slot_bytes, (0, 0), drops, arena, spill_bytes)
         geometry, spill = geometry_of(self._handle(bare)), None
         nonce = os.urandom(16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from shmcast._codecs.base import Codec
@@ -66,23 +66,39 @@ def codec(chosen: Codec | None) -> Codec | None:
     return _setting(CODEC, chosen, _codec, what)
 
 
-def choice(variable: str, noun: str, makers: Mapping[str, Callable[[], _T]]) -> _T | None:
+def choice(
+    variable: str, makers: Mapping[str, Callable[[], _T]], nothing: Sequence[str] = ()
+) -> _T | None:
     """Return what the operator has chosen by its name; None: nothing.
 
     Args:
         variable: in the environment.
-        noun: what it is, as the error names it.
         makers: what makes it, by name.
+        nothing: words for nothing; the first of them is told where another is wrong.
 
     Raises:
         InvalidArgument: there is none of that name, or it can't be made here.
     """
-    what = f"{noun} that there is here, of {', '.join(makers)}"
-    return _setting(variable, None, lambda text: makers[text](), what)
+    text = _text(variable)
+    if not text or text in nothing:
+        return None
+    if text not in makers:
+        names = ", ".join([*makers, *nothing[:1]])
+        raise InvalidArgument(
+            f"the environment variable {variable}={text!r} is none of {names}; unset it to let the "
+            "program choose"
+        )
+    try:
+        return makers[text]()
+    except Exception as error:
+        raise InvalidArgument(
+            f"the environment variable {variable}={text!r} asks for what is not here: "
+            f"{type(error).__name__}: {error}; unset it to do without"
+        ) from error
 
 
 def _setting(variable: str, chosen: _T, parse: Callable[[str], _T], what: str) -> _T:
-    text = os.environ.get(variable, "").strip()
+    text = _text(variable)
     if not text:
         return chosen
     try:
@@ -92,6 +108,10 @@ def _setting(variable: str, chosen: _T, parse: Callable[[str], _T], what: str) -
             f"the environment variable {variable}={text!r} is not {what} ({error}); unset it to "
             "let the program choose"
         ) from error
+
+
+def _text(variable: str) -> str:
+    return os.environ.get(variable, "").strip()
 
 
 def _seconds(text: str) -> float | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import enum
 import math
-import os
 from dataclasses import dataclass
 
 from shmcast import _core
+from shmcast._endpoints import settings
 from shmcast._endpoints.arguments import check_seconds
 from shmcast.errors import InvalidArgument
 
@@ -81,17 +81,8 @@ class WaitPolicy:
         Raises:
             InvalidArgument: it is set to something else than a policy's name.
         """
-        name = os.environ.get(ENVIRONMENT_VARIABLE)
-        if not name:
-            return None
-        try:
-            make = {"spin": cls.spin, "semaphore": cls.semaphore, "adaptive": cls.adaptive}[name]
-        except KeyError:
-            raise InvalidArgument(
-                f"the environment variable {ENVIRONMENT_VARIABLE}={name!r} is none of spin, "
-                "semaphore, adaptive; unset it to let the program choose"
-            ) from None
-        return make()
+        policies = {"spin": cls.spin, "semaphore": cls.semaphore, "adaptive": cls.adaptive}
+        return settings.choice(ENVIRONMENT_VARIABLE, policies)
 
     def __str__(self) -> str:
         limit = f"(max_spin={self._max_spin:g})" if self._mode is _Mode.ADAPTIVE else "()"

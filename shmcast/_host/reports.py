@@ -17,11 +17,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from shmcast._host import switches
 from shmcast._host.descriptors import above_stdio
 from shmcast._host.epoll_thread import epoll_thread
 from shmcast._host.process import own_start_time, pid_namespace, start_time
 from shmcast._host.signals import is_interruption
-from shmcast.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from socket import socket
@@ -44,7 +44,7 @@ def listen() -> None:
         InvalidArgument: the operator has set something else than 0 or 1.
     """
     global _listener
-    if _listener is not None or not _is_wanted():
+    if _listener is not None or not are_wanted():
         return
     try:
         listener = _listening()
@@ -59,14 +59,13 @@ def listen() -> None:
             raise
 
 
-def _is_wanted() -> bool:
-    chosen = os.environ.get(VARIABLE) or "0"
-    if chosen not in ("0", "1"):
-        raise InvalidArgument(
-            f"the environment variable {VARIABLE}={chosen!r} is neither 0 nor 1; set it to 1 to "
-            "have processes tell `shmcast diagnose` what their threads do"
-        )
-    return chosen == "1"
+def are_wanted() -> bool:
+    """Return whether the operator wants processes to answer.
+
+    Raises:
+        InvalidArgument: the operator has set something else than 0 or 1.
+    """
+    return switches.is_on(VARIABLE, "to have processes tell `shmcast diagnose` what they do")
 
 
 def _listening() -> socket:

@@ -17,6 +17,7 @@ from enum import Enum
 from pathlib import Path
 
 from shmcast import _core
+from shmcast._host import switches
 from shmcast._host.housekeeping import Housekeeping
 from shmcast._host.memory_limit import MemoryLimit, Room
 from shmcast._host.places import Places
@@ -26,7 +27,7 @@ from shmcast._host.segment_file import SegmentFile as SegmentFile
 from shmcast._host.segment_file import find as find
 from shmcast._host.segment_file import unlink as unlink
 from shmcast._host.system_errors import SHM_FOLDER, explaining
-from shmcast.errors import HostError, InvalidArgument, SharedMemoryFull
+from shmcast.errors import HostError, SharedMemoryFull
 
 DUMP_VARIABLE = "SHMCAST_CORE_DUMP"
 """Whether core dumps have shared memory in them: "1", or "0", the default."""
@@ -93,13 +94,7 @@ def dumps_segments() -> bool:
     Raises:
         InvalidArgument: the operator has set something else than 0 or 1.
     """
-    chosen = os.environ.get(DUMP_VARIABLE) or "0"
-    if chosen not in ("0", "1"):
-        raise InvalidArgument(
-            f"the environment variable {DUMP_VARIABLE}={chosen!r} is neither 0 nor 1; set it to 1 "
-            "to have shared memory in core dumps"
-        )
-    return chosen == "1"
+    return switches.is_on(DUMP_VARIABLE, "to have shared memory in core dumps")
 
 
 def create(size: int) -> tuple[str, Memory, int]:

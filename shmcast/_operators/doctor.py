@@ -20,6 +20,7 @@ from shmcast._host.places import Places
 from shmcast._host.process import pid_namespace
 from shmcast._host.shared_memory import OwnerState
 from shmcast._host.system_errors import SHM_FOLDER
+from shmcast._operators import environment
 from shmcast._operators.formats import size
 from shmcast.errors import ShmcastError
 
@@ -171,8 +172,10 @@ def _tools() -> Iterator[Finding]:
 
 
 def _settings() -> Iterator[Finding]:
-    chosen = [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("SHMCAST_")]
-    yield Finding("settings", "ok", ", ".join(chosen) or "none in the environment")
+    yield Finding("settings", "ok", ", ".join(environment.all_set()) or "none in the environment")
+    for variable, what, is_refused in environment.problems():
+        value, _, advice = what.partition("; ")
+        yield Finding(variable, "bad" if is_refused else "note", value, advice)
 
 
 _LOOKS = (_versions, _shared_memory, _limits, _processes, _huge_pages, _tools, _settings)

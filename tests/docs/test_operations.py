@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from shmcast._operators import environment
 from tests.support.operators import run_shmcast
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +59,7 @@ def test_every_variable_is_listed() -> None:
     listed = {name for cell in rows_of("Settings") for name in re.findall(r"`(SHMCAST_\w+)`", cell)}
     assert len(read) > 10
     assert listed == read
+    assert read == {*environment.CHECKS}  # the doctor knows each
 
 
 @pytest.mark.parametrize(

@@ -256,9 +256,26 @@ def test_device_tensors_have_ranges(world: Crew) -> None:
     assert readers == [[tracing.WAIT, "end", *lane]] * 3
 
 
-@pytest.mark.parametrize("value", ["perf", "nvtx"])
-@pytest.mark.skipif(torch.cuda.is_available(), reason="NVTX is there")
-def test_a_profiler_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("perf", "SHMCAST_TRACE='perf' is none of nvtx, torch, off; unset it"),
+        pytest.param(
+            "nvtx",
+            "SHMCAST_TRACE='nvtx' asks for what is not here: RuntimeError: ",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="NVTX is there"),
+        ),
+    ],
+)
+def test_a_profiler_that_is_not_there_is_named(
+    monkeypatch: pytest.MonkeyPatch, value: str, told: str
+) -> None:
     monkeypatch.setenv("SHMCAST_TRACE", value)
-    with pytest.raises(shmcast.InvalidArgument, match=f"SHMCAST_TRACE='{value}' is not a profiler"):
+    with pytest.raises(shmcast.InvalidArgument, match=told):
         Writer(1)
+
+
+@pytest.mark.parametrize("value", ["", "0", "off", "none", " off "])
+def test_it_can_be_off(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("SHMCAST_TRACE", value)
+    assert tracing.chosen() is None

@@ -68,3 +68,49 @@ def test_a_look_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(os, "statvfs", refuse)
     assert finding("shared memory").status == "bad"
     assert finding("CPUs").value
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("SHMCAST_ARENA_BYTES", "100"),
+        ("SHMCAST_CODEC", "no_such_module:codec"),
+        ("SHMCAST_CORE_DUMP", "yes"),
+        ("SHMCAST_REPORTS", "maybe"),
+        ("SHMCAST_SETUP_TIMEOUT", "soon"),
+        ("SHMCAST_SGLANG", "true"),
+        ("SHMCAST_SLOTS", "3"),
+        ("SHMCAST_SLOT_BYTES", "100"),
+        ("SHMCAST_SPILL_BYTES", "-1"),
+        ("SHMCAST_SWITCH_INTERVAL", "2"),
+        ("SHMCAST_TIMEOUT", "-1"),
+        ("SHMCAST_TRACE", "perf"),
+        ("SHMCAST_VLLM", "true"),
+        ("SHMCAST_WAIT", "fast"),
+        ("SHMCAST_WARN_AFTER", "never"),
+    ],
+)
+def test_a_setting_that_can_not_be_is_bad(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert all(found.name != variable for found in doctor.examine())
+    monkeypatch.setenv(variable, value)
+    assert finding(variable).status == "bad"
+    assert value in finding(variable).value
+
+
+@pytest.mark.parametrize("value", ["off", "0", "none", "torch", ""])
+def test_settings_that_can_be_are_no_finding(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHMCAST_TRACE", value)
+    monkeypatch.setenv("SHMCAST_SLOTS", "64")
+    assert not [f for f in doctor.examine() if f.name.startswith("SHMCAST_")]
+    assert finding("settings").value == f"SHMCAST_SLOTS=64, SHMCAST_TRACE={value}"
+
+
+def test_a_setting_that_there_is_not_is_a_note_with_the_one_that_was_meant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SHMCAST_REPORT", "1")
+    found = finding("SHMCAST_REPORT")
+    assert (found.status, found.value) == ("note", "there is no such setting")
+    assert found.advice == "SHMCAST_REPORTS?"
