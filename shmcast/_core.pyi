@@ -869,16 +869,7 @@ class Hub(Awaitable):
         """
     def absent(self) -> list[int]:
         """Return the members that have not come to the barrier."""
-    @overload
-    def keep(self, whom: int, received: list[bytearray | memoryview] | None) -> None: ...
-    @overload
-    def keep(
-        self, whom: None, received: tuple[int, list[bytearray | memoryview] | None]
-    ) -> None: ...
-    @overload
-    def keep(
-        self, whom: EllipsisType, received: list[list[bytearray | memoryview] | None]
-    ) -> None:
+    def keep(self, whom: int | EllipsisType | None, received: Any) -> None:
         """Take back what was received of `whom`: it is the next of these members. From any thread.
 
         In one step, before which no signal is handled.

@@ -285,15 +285,14 @@ def state_of(pid: int) -> State | None:
 def stack_of(pid: int, timeout: float = 3.0) -> str:
     """Return the Python stacks of process `pid`, as py-spy sees them without pausing it.
 
-    "" where there is no py-spy, in PATH or beside this Python, where it may not look, and where it
-    takes longer than `timeout` seconds.
+    "" where there is no py-spy, where it may not look, and where it takes longer than `timeout`
+    seconds.
     """
     if not proc.is_own():
         return ""  # it would look at another process
-    import shutil  # (Here, for a light `import shmcast`.)
-    import subprocess
+    import subprocess  # (Here, for a light `import shmcast`.)
 
-    spy = shutil.which("py-spy") or shutil.which("py-spy", path=Path(sys.executable).parent)
+    spy = py_spy()
     if spy is None:
         return ""
     try:
@@ -310,6 +309,13 @@ def stack_of(pid: int, timeout: float = 3.0) -> str:
         return ""
     # Not what comes before the threads: a command line may hold what is not for logs.
     return dump.partition("\n\n")[2]
+
+
+def py_spy() -> str | None:
+    """Return where py-spy is, in PATH or beside this Python; None: it is not there."""
+    import shutil  # (Here, for a light `import shmcast`.)
+
+    return shutil.which("py-spy") or shutil.which("py-spy", path=Path(sys.executable).parent)
 
 
 def _started(fields: list[str]) -> int:

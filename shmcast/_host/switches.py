@@ -20,6 +20,7 @@ def is_on(variable: str, to_do: str) -> bool:
     chosen = os.environ.get(variable, "").strip() or "0"
     if chosen not in ("0", "1"):
         raise InvalidArgument(
-            f"the environment variable {variable}={chosen!r} is neither 0 nor 1; set it to 1 {to_do}"
+            f"the environment variable {variable}={chosen!r} is neither 0 nor 1; "
+            f"set it to 1 {to_do}"
         )
     return chosen == "1"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import EllipsisType
-from typing import Protocol, overload
+from typing import Any, Protocol, overload
 
 from shmcast._codecs.base import Received
 from shmcast._endpoints.copying import Copy
@@ -36,12 +36,7 @@ class Answers(Protocol):
     @overload
     def __getitem__(self, call: tuple[float | None, Copy, EllipsisType], /) -> list[Reply]: ...
 
-    @overload
-    def keep(self, whom: int, received: Reply, /) -> None: ...
-    @overload
-    def keep(self, whom: None, received: tuple[int, Reply], /) -> None: ...
-    @overload
-    def keep(self, whom: EllipsisType, received: list[Reply], /) -> None:
+    def keep(self, whom: Whom, received: Any, /) -> None:
         """Take back what was received of `whom`; the next call of these members has it again."""
 
     def discard(self, member: int, /) -> Reply:

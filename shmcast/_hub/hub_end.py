@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from shmcast import _core
+from shmcast._codecs.base import Received
 from shmcast._endpoints.arguments import MAX_READERS, check_int, check_slots
 from shmcast._endpoints.awaited_end import AwaitedEnd
 from shmcast._endpoints.copying import copied_kind
@@ -114,9 +115,7 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
 
     def traced_replies(self, tracer: Tracer) -> Any:
         """Return the replies with a range around each wait for some."""
-        return TracedWaits(
-            tracer, self.answers, lambda asked: len(asked) == 3, self.answers.keep
-        )
+        return TracedWaits(tracer, self.answers, lambda asked: len(asked) == 3, self.answers.keep)
 
     def _wait_of_replies(self, peers: Sequence[_core.Peer]) -> Wait:
         from shmcast._endpoints.slow_peers import Wait  # rarely needed

@@ -2,32 +2,33 @@
 
 Exit codes: 0 done, and nothing is wrong; 1 the system refuses, as stderr tells; 2 no such command
 or option; 3 there is nothing of that pid or label; 4 somebody holds the others up (`diagnose`), or
-something does not work here (`doctor`, `bench`); 130 interrupted.
+something does not work here (`doctor`, `bench`); 130 interrupted. They are the same where nobody
+reads what is printed, or not all of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
-import os
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 from shmcast._endpoints.arguments import MAX_READERS
-from shmcast._host import reports, shared_memory
-from shmcast._host.process import stack_of
-from shmcast._operators import diagnosis, doctor, listing
-from shmcast._operators.rates import SORT_KEYS, rates
-from shmcast._operators.snapshot import DEAD, ELSEWHERE, Member, all_snapshots, chosen
+from shmcast._operators import diagnosis, listing, output
+from shmcast._operators.observer import observed
+from shmcast._operators.rates import SORT_KEYS
+from shmcast._operators.snapshot import all_snapshots, chosen
+from shmcast._operators.stacks import stacks_of
 from shmcast._version import __version__
 from shmcast.errors import ShmcastError
 
 NOTHING_FOUND = 3
 SOMETHING_WRONG = 4
+INTERRUPTED = 130
 
 _LEAST_SECONDS = 0.1
 _WHAT = "a pid of a member, or a part of a label; without it, all"
@@ -42,26 +43,31 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         SystemExit: the arguments are wrong, or the system refuses.
     """
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if "run" not in arguments:
-        parser.print_help()
-        return 0
     try:
+        parser = _parser()
+        arguments = parser.parse_args(argv)
+        if "run" not in arguments:
+            parser.print_help()
+            return 0
         code: int = arguments.run(arguments)
-        sys.stdout.flush()
         return code
     except ShmcastError as error:
         sys.exit(str(error))
-    except BrokenPipeError:  # | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
+
+
+class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print the help, the version, or what is wrong."""
+        if file is sys.stdout:
+            output.write(message.removesuffix("\n"))
+        else:
+            super()._print_message(message, file)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="shmcast",
         description="Look at this user's broadcasters and hubs on this host. Nothing is changed "
         "but by clean.",
@@ -85,7 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     stuck = command("diagnose", _diagnose, "tell who waits for whom, and who holds everybody up")
     stuck.add_argument("what", nargs="?", metavar="PID|LABEL", help=_WHAT)
     top = command("top", _top, "show rates, latencies, lag and CPU time, again and again")
-    top.add_argument("--once", action="store_true", help="print one picture and end")
+    top.add_argument(
+        "--once",
+        action="store_true",
+        help="print one picture and end; without it, --json prints an array in each line",
+    )
     top.add_argument(
         "--sort", choices=[*SORT_KEYS], default="m", help="l label, m messages (default), b bytes, "
         "p p99, g lag, c CPU; also keys while it runs, as is q to quit"
@@ -116,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _print(arguments: argparse.Namespace, rows: list[dict[str, Any]], text: str) -> None:
-    print(json.dumps(rows, indent=2) if arguments.json else text)  # noqa: T201 (its purpose)
+    output.write(json.dumps(rows, indent=2) if arguments.json else text)
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -126,7 +136,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _diagnose(arguments: argparse.Namespace) -> int:
-    found = diagnosis.diagnose(arguments.what, _stack_of)
+    found = diagnosis.diagnose(arguments.what, stacks_of)
     text = "\n".join(d.as_text() for d in found) or listing.nobody(arguments.what)
     _print(arguments, [d.as_json() for d in found], text)
     if arguments.what is not None and not found:
@@ -135,63 +145,62 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not _LEAST_SECONDS <= seconds < math.inf:
-        raise ValueError
-    return seconds
+    with contextlib.suppress(ValueError):
+        seconds = float(text)
+        if _LEAST_SECONDS <= seconds < math.inf:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds >= {_LEAST_SECONDS:g}")
 
 
 def _readers(text: str) -> int:
-    readers = int(text)
-    if not 0 < readers <= MAX_READERS:
-        raise ValueError
-    return readers
+    with contextlib.suppress(ValueError):
+        readers = int(text)
+        if 0 < readers <= MAX_READERS:
+            return readers
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to {MAX_READERS}")
 
 
 def _top(arguments: argparse.Namespace) -> int:
     if arguments.json:
-        before = {s.name: s for s in all_snapshots()}
-        time.sleep(arguments.seconds)
-        now = [s for s in all_snapshots() if s.name in before and not s.is_over]
-        found = [rates(before[s.name], s) for s in now]
-        found.sort(key=SORT_KEYS[arguments.sort])
-        _print(arguments, [dataclasses.asdict(row) for row in found], "")
-        return 0
+        return _top_of_numbers(arguments)
     from shmcast._operators import top  # (needs rich)
 
-    return top.run(arguments.once, arguments.sort, arguments.seconds)
+    top.run(arguments.once, arguments.sort, arguments.seconds)
+    return 0
 
 
-def _stack_of(member: Member) -> str:
-    """Return what a member's threads do, as its process tells or py-spy sees; "": neither does."""
-    if member.pid is None or member.state in (ELSEWHERE, DEAD):
-        return ""
-    told = None if member.is_stuck else reports.ask(member.pid, diagnosis.STACK_SECONDS)
-    return told or stack_of(member.pid, diagnosis.STACK_SECONDS)
+def _top_of_numbers(arguments: argparse.Namespace) -> int:
+    looks = observed(arguments.sort, arguments.seconds)
+    if arguments.once:
+        _print(arguments, [dataclasses.asdict(row) for row in next(looks)], "")
+        return 0
+    for found in looks:
+        if not output.write(json.dumps([dataclasses.asdict(row) for row in found])):
+            break
+    return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
+    from shmcast._operators import doctor  # (here, as what follows, for a quick start)
+
     findings = doctor.examine()
     _print(arguments, [dataclasses.asdict(f) for f in findings], doctor.as_text(findings))
     return SOMETHING_WRONG if any(f.status == "bad" for f in findings) else 0
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from shmcast._operators.bench import cases, figures, transports  # (rarely needed)
+    from shmcast._operators.bench import cases, figures, transports
 
-    rows = figures.measure(arguments.readers or cases.reader_counts(), arguments.seconds, _tell)
+    counts = arguments.readers or cases.reader_counts()
+    rows = figures.measure(counts, arguments.seconds, output.tell)
     _print(arguments, [dataclasses.asdict(row) for row in rows], figures.as_text(rows))
     failed = any(row.error for row in rows if row.transport == transports.OURS)
     return SOMETHING_WRONG if failed else 0
 
 
-def _tell(text: str) -> None:
-    """Tell somebody who waits what is under way."""
-    if sys.stderr.isatty():
-        print(text, file=sys.stderr, flush=True)  # noqa: T201 (its purpose)
-
-
 def _clean(arguments: argparse.Namespace) -> int:
+    from shmcast._host import shared_memory
+
     segments = shared_memory.clean(dry_run=arguments.dry_run)
     removed = "would be removed" if arguments.dry_run else "removed"
     rows, lines = [], []

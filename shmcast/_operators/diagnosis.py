@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from shmcast._operators.snapshot import Member, Snapshot, all_snapshots, chosen
+from shmcast._operators.stacks import NO_STACKS, Stacks
 from shmcast._operators.wait_chain import Chain, follow
 
 LOOK_SECONDS = 0.2
 """Between the two looks: what has not moved meanwhile does not move."""
-STACK_SECONDS = 0.5
-"""For the stacks of a process that holds others up."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +22,12 @@ class Diagnosis:
     Attributes:
         snapshot: the second look.
         chain: who waits for whom; None: the segment can't be read.
-        stack: what the root's threads do; "": that is not known.
+        stacks: what the root's threads do, where it holds the others up.
     """
 
     snapshot: Snapshot
     chain: Chain | None
-    stack: str = ""
+    stacks: Stacks = NO_STACKS
 
     @property
     def is_stuck(self) -> bool:
@@ -63,7 +62,7 @@ class Diagnosis:
                 }
                 for link in self.chain.links
             ],
-            "stack": self.stack,
+            "stack": self.stacks.text,
         }
 
     def as_text(self) -> str:
@@ -81,21 +80,19 @@ class Diagnosis:
             if len(link.members) > _MOST_NAMED:
                 who.append(f"{len(link.members) - _MOST_NAMED} more")
             yield f"  {', '.join(who)}: {link.does}"
-        if self.is_stuck and not self.stack and self.chain.root.pid is not None:
-            yield "    its threads are not told: it does not answer, and there is no py-spy"
-        for line in self.stack.splitlines():
+        for line in (self.stacks.text or self.stacks.why_none).splitlines():
             yield f"    {line}"
 
 
 _MOST_NAMED = 8
 
 
-def diagnose(what: str | None, stack_of: Callable[[Member], str]) -> list[Diagnosis]:
+def diagnose(what: str | None, stacks_of: Callable[[Member], Stacks]) -> list[Diagnosis]:
     """Find out who holds whom up in this user's segments.
 
     Args:
         what: a pid, or a part of a label; None: all segments that are not over.
-        stack_of: returns what the threads of a member's process do.
+        stacks_of: returns what the threads of a member's process do.
     """
     before = {snapshot.name: snapshot for snapshot in chosen(all_snapshots(), what)}
     if not before:
@@ -109,7 +106,7 @@ def diagnose(what: str | None, stack_of: Callable[[Member], str]) -> list[Diagno
             found.append(Diagnosis(now, None))
             continue
         chain = follow(before[now.name], now)
-        found.append(Diagnosis(now, chain, stack_of(chain.root) if chain.is_stuck else ""))
+        found.append(Diagnosis(now, chain, stacks_of(chain.root) if chain.is_stuck else NO_STACKS))
     return found
 
 

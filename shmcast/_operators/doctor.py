@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from shmcast._host import proc, shared_memory
 from shmcast._host.cpus import CpuQuota
 from shmcast._host.memory_limit import MemoryLimit
 from shmcast._host.places import Places
-from shmcast._host.process import pid_namespace
+from shmcast._host.process import pid_namespace, py_spy
 from shmcast._host.shared_memory import OwnerState
 from shmcast._host.system_errors import SHM_FOLDER
 from shmcast._operators import environment
@@ -161,7 +160,7 @@ def _huge_pages() -> Iterator[Finding]:
 
 
 def _tools() -> Iterator[Finding]:
-    spy = shutil.which("py-spy") or shutil.which("py-spy", path=Path(sys.executable).parent)
+    spy = py_spy()
     if spy:
         yield Finding("py-spy", "ok", spy)
     else:

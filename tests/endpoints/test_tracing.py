@@ -207,15 +207,22 @@ def test_an_interrupt_in_between_loses_no_reply() -> None:
             assert due > 3
 
 
+@contextlib.contextmanager
+def interrupted_twice_at_an_end() -> Iterator[None]:
+    with (
+        another_pending() as interrupt,
+        mock.patch.object(torch.cuda.nvtx, "range_pop", interrupt),
+        pytest.raises(Handled),
+    ):
+        yield
+
+
 def test_two_signals_at_the_end_of_a_range_lose_no_message() -> None:
     with standing_in_for_nvtx(), Writer(1) as writer, Reader(writer.handle, 0) as reader:
         for kept in range(2):
             writer.send(kept)
-        with another_pending() as interrupt, mock.patch.object(
-            torch.cuda.nvtx, "range_pop", interrupt
-        ):  # fmt: skip
-            with pytest.raises(Handled):
-                reader.recv(SECONDS)
+        with interrupted_twice_at_an_end():
+            reader.recv(SECONDS)
         assert [reader.recv(0), reader.recv(0)] == [0, 1]
 
 
@@ -223,11 +230,8 @@ def test_two_signals_at_the_end_of_a_range_lose_no_message() -> None:
 def test_two_signals_at_the_end_of_a_range_lose_no_reply(call: str) -> None:
     with standing_in_for_nvtx(), Hub(1) as hub, Member(hub.handle, 0) as member:
         answer(hub, member, "y")
-        with another_pending() as interrupt, mock.patch.object(
-            torch.cuda.nvtx, "range_pop", interrupt
-        ):  # fmt: skip
-            with pytest.raises(Handled):
-                hub.recv(0, SECONDS) if call == "recv" else getattr(hub, call)(SECONDS)
+        with interrupted_twice_at_an_end():
+            hub.recv(0, SECONDS) if call == "recv" else getattr(hub, call)(SECONDS)
         assert hub.recv_all(0) == ["y"]
 
 

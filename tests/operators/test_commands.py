@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,14 +40,71 @@ def test_clean_prints_json_too() -> None:
     assert (row["removed"], row["owner"]) == (False, "alive")
 
 
-def test_what_reads_no_further_is_no_error(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    program = f"{sys.executable} -m shmcast doctor --json | head -c 1; exit ${{PIPESTATUS[0]}}"
-    ran = subprocess.run(  # noqa: S602
+COMMANDS = [
+    "", "--help", "--version", "list", "list --json", "diagnose", "diagnose --json", "doctor",
+    "doctor --json", "top --once --seconds 0.1", "top --once --json --seconds 0.1",
+    "top --json --seconds 0.1", "clean --dry-run", "clean --dry-run --json",
+]  # fmt: skip
+
+
+def run_in_shell(command: str) -> subprocess.CompletedProcess[str]:
+    program = f"set -o pipefail; {command.format(shmcast=f'{sys.executable} -m shmcast')}"
+    return subprocess.run(  # noqa: S602
         program, shell=True, executable="/bin/bash", capture_output=True, text=True, check=False
     )
-    assert (ran.stdout, ran.stderr) == ("[", "")
+
+
+@pytest.fixture
+def broadcaster() -> Iterator[Writer]:
+    with Writer(1, label="told to nobody") as writer:
+        yield writer
+
+
+@pytest.mark.usefixtures("broadcaster")
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("where", ["| true", "| head -c 1 >/dev/null", ">&-"])
+def test_what_is_not_read_is_no_error(command: str, where: str) -> None:
+    if where == ">&-" and command.startswith("top --json"):
+        command += " --once"  # (nobody would end it)
+    ran = run_in_shell(f"{{shmcast}} {command} {where}")
+    assert (ran.returncode in (0, commands.SOMETHING_WRONG), ran.stdout, ran.stderr) == (
+        True, "", ""
+    ), ran  # fmt: skip
+
+
+@pytest.mark.parametrize("unbuffered", ["", "PYTHONUNBUFFERED=1 "])
+@pytest.mark.usefixtures("broadcaster")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_can_not_be_printed_is_told(command: str, unbuffered: str) -> None:
+    ran = run_in_shell(f"{unbuffered}{{shmcast}} {command} >/dev/full")
+    told = "shmcast can't print: No space left on device\n"
+    assert (ran.returncode, ran.stderr) == (1, told)
+
+
+def test_the_code_is_the_commands_whether_or_not_it_is_read() -> None:
+    ran = run_in_shell("{shmcast} diagnose 'no such label' | true")
+    assert (ran.returncode, ran.stderr) == (commands.NOTHING_FOUND, "")
+
+
+def test_an_interrupt_before_it_has_begun_ends_it_as_shells_expect() -> None:
+    program = (
+        "import signal, sys; from shmcast.__main__ import main\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'shmcast._operators.commands': signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "sys.exit(main())"
+    )
+    ran = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "")
+
+
+def test_wrong_numbers_are_told_in_words() -> None:
+    ran = run_shmcast("bench", "--readers", "many")
+    assert ran.returncode == 2
+    assert "argument --readers: 'many' is no whole number from 1 to 4096" in ran.stderr
 
 
 def test_no_command_imports_torch() -> None:

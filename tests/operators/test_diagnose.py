@@ -8,8 +8,10 @@ import signal
 import pytest
 
 from shmcast import Reader, Timeout, Writer
-from shmcast._operators import diagnosis
+from shmcast._operators import diagnosis, stacks
+from shmcast._operators.snapshot import Member as Seen
 from shmcast._operators.snapshot import all_snapshots, chosen
+from shmcast._operators.stacks import NO_STACKS
 from shmcast._operators.wait_chain import Chain, follow
 from tests.support import operators
 from tests.support.operators import rows, run_shmcast
@@ -19,7 +21,7 @@ from tests.support.subprocess_programs import wait_until
 
 
 def chain_of(label: str) -> Chain:
-    [found] = diagnosis.diagnose(label, lambda _member: "")
+    [found] = diagnosis.diagnose(label, lambda _member: NO_STACKS)
     assert found.chain is not None
     return found.chain
 
@@ -49,7 +51,6 @@ def test_a_full_ring_leads_to_the_reader_that_is_in_the_way(crew: Crew) -> None:
                     quick.recv(10)
                 with pytest.raises(Timeout):
                     writer.send("x", 0.0)
-                [unknown] = diagnosis.diagnose("full:", lambda _member: "")
                 chain = chain_of("full:")
                 ran = run_shmcast("diagnose", "full:")
         finally:
@@ -62,7 +63,6 @@ def test_a_full_ring_leads_to_the_reader_that_is_in_the_way(crew: Crew) -> None:
     assert (chain.root.pid, chain.root.index, chain.is_stuck) == (pid, 1, True)
     assert ran.returncode == 4
     assert "STUCK" in ran.stdout
-    assert "its threads are not told" in unknown.as_text()
     assert f"reader 1 (pid {pid}, " in ran.stdout
 
 
@@ -80,6 +80,28 @@ def test_who_is_in_the_way_tells_its_stacks(fresh: tuple[Crew, str]) -> None:
     assert "    _serve (processes.py:" in row["stack"]  # where it waits for its next job
 
 
+@pytest.mark.parametrize(
+    ("state", "spy", "told"),
+    [
+        ("dead", None, ""),
+        ("not attached", None, ""),
+        ("in another pid namespace", None, "not seen from this pid namespace"),
+        ("stopped", None, "stopped, it can't answer, and there is no py-spy"),
+        ("stopped", "/bin/false", "stopped, it can't answer, and py-spy does not see them"),
+        ("sleeping", None, "does not answer (SHMCAST_REPORTS=1 in its environment lets it), and"),
+    ],
+)
+def test_why_there_are_no_stacks_is_told(
+    state: str, spy: str | None, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shmcast._host.process.py_spy", lambda: spy)
+    monkeypatch.setattr(stacks, "py_spy", lambda: spy)
+    pid = None if state == "not attached" else os.getpid()
+    found = stacks.stacks_of(Seen(0, "reader 0", pid, "attached", state, 1, 0.0, {}))
+    assert found.text == ""
+    assert told in found.why_none if told else found == NO_STACKS
+
+
 def test_a_dead_reader_is_the_root(crew: Crew) -> None:
     with Writer(1, label="deadly") as writer:
         job = crew.workers[0].start(attach_only, 0, writer.handle)
@@ -87,6 +109,8 @@ def test_a_dead_reader_is_the_root(crew: Crew) -> None:
         job.kill()
         wait_until(lambda: chain_of("deadly:").root.state == "dead")
         assert chain_of("deadly:").is_stuck
+        ran = run_shmcast("diagnose", "deadly:")
+    assert ran.stdout.endswith(", dead): has received everything\n")
 
 
 def test_who_has_not_attached_is_told() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 
@@ -95,14 +98,38 @@ def test_once_is_one_picture() -> None:
 
 def test_programs_get_numbers() -> None:
     with Writer(1, label="counted"):
-        found = {row["label"]: row for row in rows("top", "--seconds", "0.1")}
+        found = {row["label"]: row for row in rows("top", "--once", "--seconds", "0.1")}
     [label] = [label for label in found if label.startswith("counted:")]
     assert (found[label]["messages"], found[label]["waits_for"]) == (0, "reader 0: not attached")
 
 
-@pytest.mark.parametrize("option", [["--sort", "x"], ["--seconds", "0"], ["--seconds", "nan"]])
-def test_wrong_options_are_refused(option: list[str]) -> None:
-    assert run_shmcast("top", "--once", *option).returncode == 2
+def test_programs_get_a_line_of_numbers_for_each_look_until_they_have_enough() -> None:
+    program = [sys.executable, "-m", "shmcast", "top", "--json", "--seconds", "0.1"]
+    with (
+        Writer(1, label="watched"),
+        subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process,  # noqa: S603
+    ):
+        assert process.stdout is not None
+        looks = [json.loads(process.stdout.readline()) for _ in range(2)]
+        process.stdout.close()
+        assert process.wait(40) == 0
+    for found in looks:
+        assert [row for row in found if row["label"].startswith("watched:")]
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (["--sort", "x"], "argument --sort: invalid choice: 'x'"),
+        (["--seconds", "0"], "argument --seconds: '0' is no number of seconds >= 0.1"),
+        (["--seconds", "nan"], "argument --seconds: 'nan' is no number of seconds >= 0.1"),
+        (["--seconds", "soon"], "argument --seconds: 'soon' is no number of seconds >= 0.1"),
+    ],
+)
+def test_wrong_options_are_refused(option: list[str], told: str) -> None:
+    ran = run_shmcast("top", "--once", *option)
+    assert ran.returncode == 2
+    assert told in ran.stderr
 
 
 def test_without_rich_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,38 +140,119 @@ def test_without_rich_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
         commands.main(["top", "--once"])
 
 
+class Screen:
+    """A terminal of its own, in which a session of its own runs it, as a shell does."""
+
+    def __init__(self) -> None:
+        self.fd, self._theirs = pty.openpty()
+        self._before = termios.tcgetattr(self._theirs)
+        environment = os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
+        self.shell = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-c", SHELL, sys.executable, "-m", "shmcast", "top"],
+            stdin=self._theirs,
+            stdout=self._theirs,
+            stderr=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+            text=True,
+        )
+        self.got = b""
+
+    def told(self) -> str:
+        """Return the next line that the shell says of its job."""
+        assert self.shell.stderr is not None
+        return self.shell.stderr.readline().strip()
+
+    def shows(self, text: bytes) -> None:
+        """Wait until this is on the screen."""
+        self.got = b""
+        give_up = time.monotonic() + 40
+        while text not in self.got:
+            left = max(0, give_up - time.monotonic())
+            assert select.select([self.fd], [], [], left)[0], self.got
+            self.got += os.read(self.fd, 4096)
+
+    def is_as_before(self) -> bool:
+        """Return whether the terminal has its mode, and its cursor and first screen were shown."""
+        while select.select([self.fd], [], [], 0)[0]:
+            self.got += os.read(self.fd, 4096)
+        return (
+            self.got.rfind(b"\x1b[?25h") > self.got.rfind(b"\x1b[?25l")
+            and self.got.rfind(b"\x1b[?1049l") > self.got.rfind(b"\x1b[?1049h")
+            and termios.tcgetattr(self._theirs) == self._before
+        )
+
+    def close(self) -> None:
+        """End it."""
+        with self.shell:
+            self.shell.kill()
+        os.close(self.fd)
+        os.close(self._theirs)
+
+
+# Tells, of its job: the pid, and each time that it stops or ends.
+SHELL = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY)
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+job = os.fork()
+if not job:
+    os.setpgid(0, 0)
+    os.tcsetpgrp(0, os.getpgrp())
+    for number in (signal.SIGTTOU, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    os.execv(sys.argv[1], [*sys.argv[1:], "--seconds", "0.1"])
+print(job, file=sys.stderr, flush=True)
+status = None
+while status is None or os.WIFSTOPPED(status):
+    status = os.waitpid(job, os.WUNTRACED)[1]
+    if os.WIFSTOPPED(status):
+        print("stopped", file=sys.stderr, flush=True)
+print(os.waitstatus_to_exitcode(status), file=sys.stderr, flush=True)
+"""
+
+
 @pytest.fixture
-def screen() -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """Run it in a terminal of its own."""
-    ours, theirs = pty.openpty()
-    program = [sys.executable, "-m", "shmcast", "top", "--seconds", "0.1"]
-    environment = os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
-    with subprocess.Popen(  # noqa: S603
-        program, stdin=theirs, stdout=theirs, stderr=theirs, env=environment
-    ) as process:
-        os.close(theirs)
-        yield ours, process
-        process.kill()
-    os.close(ours)
+def screen() -> Iterator[Screen]:
+    screen = Screen()
+    yield screen
+    screen.close()
 
 
-def read_until(fd: int, text: bytes) -> bytes:
-    got = b""
-    give_up = time.monotonic() + 40
-    while text not in got:
-        assert select.select([fd], [], [], max(0, give_up - time.monotonic()))[0], got
-        got += os.read(fd, 4096)
-    return got
-
-
-def test_q_ends_it_and_the_terminal_is_as_before(
-    screen: tuple[int, subprocess.Popen[bytes]],
-) -> None:
-    fd, process = screen
+def test_q_ends_it_and_the_terminal_is_as_before(screen: Screen) -> None:
+    assert screen.told()
     with Writer(1, label="on screen"):
-        read_until(fd, b"on screen")
-        os.write(fd, b"c")
-        read_until(fd, b"on screen")
-        os.write(fd, b"q")
-        read_until(fd, b"\x1b[?1049l")  # the other screen is shown again
-        assert process.wait(40) == 0
+        screen.shows(b"on screen")
+        os.write(screen.fd, b"c")
+        screen.shows(b"on screen")
+        os.write(screen.fd, b"q")
+        assert screen.told() == "0"
+        assert screen.is_as_before()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
+def test_a_signal_ends_it_and_the_terminal_is_as_before(
+    screen: Screen, number: signal.Signals
+) -> None:
+    job = int(screen.told())
+    screen.shows(b"broadcaster")
+    os.kill(job, number)
+    assert screen.told() == str(130 if number == signal.SIGINT else -number)
+    assert screen.is_as_before()
+
+
+def test_a_stopped_one_gives_the_terminal_back_and_draws_again_when_it_goes_on(
+    screen: Screen,
+) -> None:
+    job = int(screen.told())
+    for _ in range(2):
+        screen.shows(b"broadcaster")
+        os.write(screen.fd, b"\x1a")  # Ctrl-Z
+        assert screen.told() == "stopped"
+        assert screen.is_as_before()
+        os.kill(job, signal.SIGCONT)
+        screen.shows(b"\x1b[?1049h")  # the other screen again
+    os.write(screen.fd, b"q")
+    assert screen.told() == "0"
+    assert screen.is_as_before()

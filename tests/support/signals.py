@@ -33,9 +33,10 @@ def another_pending() -> Iterator[Callable[..., Any]]:
         # In one call of C: the error comes before anybody looks for signals.
         deque(map(_raise_in_c, map(operator.floordiv, [signal.SIGUSR2, 1], [1, 0])), 0)
 
-    before = [(s, signal.signal(s, f)) for s, f in ((signal.SIGUSR1, first), (signal.SIGUSR2, fail))]
+    handlers = {signal.SIGUSR1: first, signal.SIGUSR2: fail}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield lambda *_: signal.raise_signal(signal.SIGUSR1)
     finally:
-        for number, handler in before:
+        for number, handler in before.items():
             signal.signal(number, handler)

@@ -13,7 +13,7 @@ from typing import Any, cast
 from shmcast import _core
 from shmcast._codecs.base import Received
 from shmcast._host.log import tell
-from shmcast._hub.answers import Reply
+from shmcast._hub.answers import Reply, Whom
 from shmcast._hub.hosts.relay import LEFT
 from shmcast._nodes.parcel import Parcel
 from shmcast.errors import PeerDied
