@@ -8,8 +8,6 @@ too. Reading them slows no message down.
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Iterable, Iterator
 
 from shmcast._operators.metered import (
@@ -19,12 +17,12 @@ from shmcast._operators.metered import (
     LATENCY_TEXT,
     OTHER_GAUGES,
     PREFIX,
+    Collectors,
     Endpoint,
+    Endpoints,
     Figures,
-    Metered,
-    merged,
 )
-from shmcast.errors import InvalidArgument, MissingDependency
+from shmcast.errors import MissingDependency
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry
@@ -63,32 +61,17 @@ def register(
         registry: whose; the default is prometheus_client's own.
 
     Raises:
-        InvalidArgument: it is no endpoint, or another that is open has the name.
+        InvalidArgument: it is no endpoint, or another that is open has the name; or `registry` is
+            none.
     """
-    metered = Metered(endpoint, name)
-    with _lock:
-        collector = _collectors.get(registry)
-        if collector is None:
-            collector = _collectors[registry] = _EndpointsCollector()
-            registry.register(collector)
-        collector.add(metered)
+    _collectors.add(registry, endpoint, name)
 
 
 class _EndpointsCollector(Collector):
     """All endpoints of a registry: a family of metrics may be there once only."""
 
-    def __init__(self) -> None:
-        self._all: dict[str, Metered] = {}
-
-    def add(self, metered: Metered) -> None:
-        """Take in an endpoint, and let go of those that are gone."""
-        self._all = {name: other for name, other in self._all.items() if not other.is_gone}
-        if metered.name in self._all:
-            raise InvalidArgument(
-                f"register(): another endpoint has the name {metered.name!r} here, and each needs "
-                "its own; pass name="
-            )
-        self._all = {**self._all, metered.name: metered}  # (a scrape may be looking)
+    def __init__(self, endpoints: Endpoints) -> None:
+        self._endpoints = endpoints
 
     def describe(self) -> Iterable[Metric]:
         """Name no metrics: what there is depends on the endpoints."""
@@ -96,7 +79,7 @@ class _EndpointsCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics as they are now; none of endpoints that are gone or closed."""
-        found = merged(metered.figures() for metered in self._all.values())
+        found = self._endpoints.figures()
         for kind, texts in _KINDS:
             for name, text in texts.items():
                 samples = found.values.get(name, ())
@@ -108,9 +91,10 @@ class _EndpointsCollector(Collector):
         yield from _histogram(found)
 
 
-_lock = threading.Lock()
-_collectors: weakref.WeakKeyDictionary[CollectorRegistry, _EndpointsCollector] = (
-    weakref.WeakKeyDictionary()
+_collectors: Collectors[CollectorRegistry] = Collectors(
+    CollectorRegistry,
+    "registry of prometheus_client",
+    lambda registry, endpoints: registry.register(_EndpointsCollector(endpoints)),
 )
 
 

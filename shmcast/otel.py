@@ -9,7 +9,6 @@ Prometheus. Reading them slows no message down.
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 
@@ -20,10 +19,11 @@ from shmcast._operators.metered import (
     LATENCY_TEXT,
     OTHER_GAUGES,
     PREFIX,
+    Collectors,
     Endpoint,
+    Endpoints,
     Figures,
     Labels,
-    Metered,
 )
 from shmcast.errors import MissingDependency
 
@@ -60,14 +60,10 @@ def register(
         provider: whose; None: the program's own, which should have been set before.
 
     Raises:
-        InvalidArgument: it is no endpoint.
+        InvalidArgument: it is no endpoint, or another that is open has the name; or `provider` is
+            none.
     """
-    metered = Metered(endpoint, name)
-    provider = get_meter_provider() if provider is None else provider
-    with _making:
-        if provider not in _instruments:
-            _instruments[provider] = _Instruments(provider)
-        _instruments[provider].add(metered)
+    _providers.add(get_meter_provider() if provider is None else provider, endpoint, name)
 
 
 class _Instruments:
@@ -76,8 +72,8 @@ class _Instruments:
     A provider calls them one by one, whenever somebody reads it. The first one looks, for all.
     """
 
-    def __init__(self, provider: MeterProvider) -> None:
-        self._metered: list[Metered] = []
+    def __init__(self, provider: MeterProvider, endpoints: Endpoints) -> None:
+        self._endpoints = endpoints
         self._names: list[str] = []
         self._seen: dict[str, _Samples] = {}  # in the last look, and not taken since
         self._looking = threading.Lock()
@@ -92,12 +88,6 @@ class _Instruments:
             name = PREFIX + field
             meter.create_observable_gauge(name, [self._observer(name)], "", text)
 
-    def add(self, metered: Metered) -> None:
-        """Observe an endpoint, too."""
-        with self._looking:
-            self._metered = [other for other in self._metered if not other.is_gone]
-            self._metered.append(metered)
-
     def _observer(self, name: str) -> Callable[[CallbackOptions], Sequence[Observation]]:
         self._names.append(name)
 
@@ -111,9 +101,8 @@ class _Instruments:
         with self._looking:
             if name not in self._seen:
                 self._seen = {each: [] for each in self._names}
-                for metered in self._metered:
-                    for of, labels, value in _flat(metered.figures()):
-                        self._seen[of].append((labels, value))
+                for of, labels, value in _flat(self._endpoints.figures()):
+                    self._seen[of].append((labels, value))
             return self._seen.pop(name)
 
 
@@ -131,5 +120,6 @@ def _flat(found: Figures) -> Iterator[tuple[str, Labels, float]]:
         yield f"{name}_sum", labels, latencies.seconds
 
 
-_making = threading.Lock()
-_instruments: weakref.WeakKeyDictionary[MeterProvider, _Instruments] = weakref.WeakKeyDictionary()
+_providers: Collectors[MeterProvider] = Collectors(
+    MeterProvider, "MeterProvider of OpenTelemetry", _Instruments
+)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.latencies import bounds
@@ -70,6 +71,7 @@ _BUCKETS_PER_BOUND = 8  # an octave: each bucket is a series
 _STATES = ("attached", "dropped", "left")
 
 Labels = dict[str, str]
+_Owner = TypeVar("_Owner")
 
 
 class Endpoint(Protocol):
@@ -181,6 +183,67 @@ class Metered:
 
     def _labels(self, **more: str) -> Labels:
         return {"broadcaster": self.name, **more}
+
+
+class Endpoints:
+    """The endpoints that one registry or provider has, each by a name of its own."""
+
+    def __init__(self) -> None:
+        self._all: dict[str, Metered] = {}
+
+    def add(self, metered: Metered) -> None:
+        """Take in an endpoint, and let go of those that are gone.
+
+        Raises:
+            InvalidArgument: another that is open has the name.
+        """
+        there = {name: other for name, other in self._all.items() if not other.is_gone}
+        if metered.name in there:
+            raise InvalidArgument(
+                f"register(): another endpoint has the name {metered.name!r} here, and each needs "
+                "its own; pass name="
+            )
+        self._all = {**there, metered.name: metered}  # (anew: somebody may be looking)
+
+    def figures(self) -> Figures:
+        """Return the metrics of all as they are now."""
+        return merged(metered.figures() for metered in self._all.values())
+
+
+class Collectors(Generic[_Owner]):
+    """The endpoints of each registry or provider, for as long as that is there.
+
+    Args:
+        kind: of these.
+        noun: what the error calls one.
+        begin: lets a new one collect from these endpoints.
+    """
+
+    def __init__(
+        self, kind: type[Any], noun: str, begin: Callable[[_Owner, Endpoints], object]
+    ) -> None:
+        self._kind = kind
+        self._noun = noun
+        self._begin = begin
+        self._lock = threading.Lock()
+        self._all: weakref.WeakKeyDictionary[_Owner, Endpoints] = weakref.WeakKeyDictionary()
+
+    def add(self, owner: _Owner, endpoint: Endpoint, name: str | None) -> None:
+        """Let a registry or provider have the metrics of an endpoint.
+
+        Raises:
+            InvalidArgument: one is none, or another endpoint that is open has the name.
+        """
+        metered = Metered(endpoint, name)
+        if not isinstance(owner, self._kind):
+            raise InvalidArgument(f"register(): {owner!r} is no {self._noun}")
+        with self._lock:
+            endpoints = self._all.get(owner)
+            if endpoints is None:
+                endpoints = Endpoints()
+                self._begin(owner, endpoints)
+                self._all[owner] = endpoints
+            endpoints.add(metered)
 
 
 def _add(found: Figures, name: str, labels: Labels, value: float) -> None:

@@ -180,3 +180,8 @@ def test_without_the_package_it_says_what_to_install() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert ran.stdout.startswith("MissingDependency shmcast.metrics needs prometheus-client: pip")
+
+
+def test_what_is_no_registry_is_refused() -> None:
+    with Writer(1) as writer, pytest.raises(shmcast.InvalidArgument, match="5 is no registry"):
+        metrics.register(writer, registry=5)  # type: ignore[arg-type]

@@ -112,6 +112,20 @@ def test_what_is_no_endpoint_is_refused(provider: Provider) -> None:
         otel.register(object(), provider=provider.meters)  # type: ignore[arg-type]
 
 
+def test_what_is_no_provider_is_refused() -> None:
+    with Writer(1) as writer, pytest.raises(shmcast.InvalidArgument, match="5 is no MeterProvider"):
+        otel.register(writer, provider=5)  # type: ignore[arg-type]
+
+
+def test_each_endpoint_needs_a_name_of_its_own(provider: Provider) -> None:
+    with Writer(1) as first, Writer(1) as second:
+        otel.register(first, "a", provider.meters)
+        with pytest.raises(shmcast.InvalidArgument, match="another endpoint has the name 'a'"):
+            otel.register(second, "a", provider.meters)
+        first.close()
+        otel.register(second, "a", provider.meters)
+
+
 def test_without_the_package_it_says_what_to_install() -> None:
     program = (
         "import sys; sys.modules['opentelemetry.metrics'] = None\n"
