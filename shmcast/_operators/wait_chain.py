@@ -52,21 +52,20 @@ def follow(before: Snapshot, now: Snapshot) -> Chain:
         blocked = _waiting_readers(present, full)
         links = [Link(blocked, "wait for a message")] if blocked else []
         links.append(Link((now.writer,), "waits for room"))
-        return Chain((*links, Link(tuple(full), _behind(full[0]))), True)
+        return Chain((*links, _last(full, ())), True)
     if stuck and stuck[0] is not now.writer:
-        return Chain((Link(tuple(stuck), _behind(stuck[0])),), True)
+        stuck.sort(key=lambda m: m not in owing)
+        return Chain((*_for_replies(now, stuck, owing), _last(stuck, owing)), True)
     if stuck:
         return Chain(_for_the_writer(now.writer, present), True)
     if vacant:
         link = Link((now.writer,), "waits for readers to attach")
         return Chain((link, Link(tuple(vacant), "has not attached")), False)
     if owing:
-        return Chain(
-            (Link((now.writer,), "waits for replies"), Link(owing, "has not replied")), False
-        )
+        return Chain((*_for_replies(now, owing, owing), _last(owing, owing)), False)
     busy = sorted((r for r in present if r.lag), key=lambda r: -r.lag)
     if busy:
-        return Chain((Link(tuple(busy), _behind(busy[0])),), False)
+        return Chain((_last(busy, ()),), False)
     return Chain(_for_the_writer(now.writer, present), False)
 
 
@@ -92,20 +91,35 @@ def _moves(before: Snapshot, now: Snapshot) -> bool:
 
 
 def _owing(now: Snapshot, present: Sequence[Member]) -> tuple[Member, ...]:
-    """Return the members of a hub that have received more than they have replied, if others have.
+    """Return the members of a hub that have not replied to what others have replied to.
 
     (That nobody has replied says nothing: a message need not be answered.)
     """
-    if not now.replies:
+    if not any(now.replies):
         return ()
+    # (What was not received is one message or more.)
     owed = {
-        r.index: r.figures["messages"] - now.replies[r.index]
+        r.index: r.figures["messages"] - now.replies[r.index] + bool(r.lag)
         for r in present
         if r.index < len(now.replies)
     }
-    if not owed or min(owed.values()) == max(owed.values()):
-        return ()
     return tuple(r for r in present if owed.get(r.index, 0) > min(owed.values()))
+
+
+def _for_replies(
+    now: Snapshot, late: Sequence[Member], owing: Sequence[Member]
+) -> tuple[Link, ...]:
+    """Return the link of the hub that waits for the replies of these members, if it does."""
+    assert now.writer is not None  # noqa: S101
+    waits = any(member in owing for member in late)
+    return (Link((now.writer,), "waits for replies"),) if waits else ()
+
+
+def _last(late: Sequence[Member], owing: Sequence[Member]) -> Link:
+    """Return the link of whom the others wait for."""
+    first = late[0]
+    does = "has not replied" if first in owing and not first.lag else _behind(first)
+    return Link(tuple(late), does)
 
 
 def _waiting_readers(present: Sequence[Member], but: Sequence[Member]) -> tuple[Member, ...]:

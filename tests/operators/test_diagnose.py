@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from shmcast import Reader, Timeout, Writer
+from shmcast import Hub, HubHandle, Member, Reader, Timeout, Writer
 from shmcast._operators import diagnosis, stacks
 from shmcast._operators.snapshot import Member as Seen
 from shmcast._operators.snapshot import all_snapshots, chosen
@@ -163,8 +163,6 @@ def test_a_ring_that_is_full_but_moves_is_not_stuck() -> None:
 
 
 def test_a_hub_leads_to_the_member_that_has_not_replied() -> None:
-    from shmcast import Hub, Member
-
     with Hub(2, label="asks") as hub:
         members = [Member(hub.handle, index) for index in range(2)]
         hub.send("question")
@@ -173,6 +171,52 @@ def test_a_hub_leads_to_the_member_that_has_not_replied() -> None:
         members[0].reply("answer")
         chain = chain_of("asks:")
         assert [link.does for link in chain.links] == ["waits for replies", "has not replied"]
+        assert chain.root.index == 1
+        for member in members:
+            member.close()
+
+
+def keep_member(index: int, handle: HubHandle, is_first_received: bool) -> int:
+    member = Member(handle, index)
+    member.reply(member.recv(30))
+    if is_first_received:
+        member.recv(30)
+    operators.keep(member)
+    return os.getpid()
+
+
+@pytest.mark.parametrize("has_received", [False, True])
+def test_a_hub_that_waits_for_a_stopped_member_is_in_the_chain(
+    fresh: tuple[Crew, str], has_received: bool
+) -> None:
+    worker = fresh[0].workers[0]
+    with Hub(2, label="held up") as hub, Member(hub.handle, 0) as member:
+        job = worker.start(keep_member, 1, hub.handle, has_received)
+        for question in range(2):
+            hub.send(question)
+            member.reply(member.recv(30))
+        hub.recv_all(30)
+        pid = job.result()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            [row] = rows("diagnose", "held up:", code=4)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        worker.start(operators.close_all, 0).result()
+    does = "has not replied" if has_received else "is 1 fragment behind"
+    assert [link["does"] for link in row["chain"]] == ["waits for replies", does]
+    assert [m["pid"] for link in row["chain"] for m in link["members"]] == [os.getpid(), pid]
+    assert (row["root_pid"], row["root_state"]) == (pid, "stopped")
+
+
+def test_a_hub_that_nobody_replies_to_waits_for_nobody() -> None:
+    with Hub(2, label="tells") as hub:
+        members = [Member(hub.handle, index) for index in range(2)]
+        for _ in range(3):
+            hub.send("news")
+            members[0].recv(10)
+        chain = chain_of("tells:")
+        assert [link.does for link in chain.links] == ["is 3 fragments behind"]
         assert chain.root.index == 1
         for member in members:
             member.close()

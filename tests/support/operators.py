@@ -55,6 +55,11 @@ def close_all(_index: int) -> None:
         _kept.pop().close()
 
 
+def keep(endpoint: Any) -> None:
+    """Keep an endpoint in this process."""
+    _kept.append(endpoint)
+
+
 def keep_reader(index: int, handle: Handle, answers: bool = False) -> int:
     """Keep a reader that receives nothing, in a process that tells its stacks."""
     if answers:
