@@ -167,24 +167,9 @@ class PyHub final : public Awaitable, public Relief {
     }
   }
 
-  // Take back what such a call has returned: of `whom`, as in hub[timeout, copy, of whom]. The next
-  // one of each of these members is this one again. In one step: no signal comes between.
-  void keep(nb::handle whom, nb::handle received) {
-    if (whom.is_none()) {
-      const auto pair = nb::cast<nb::tuple>(received);
-      return keep(pair[0], pair[1]);
-    }
-    if (whom.ptr() != Py_Ellipsis) {
-      return replies_of(nb::cast<std::uint32_t>(whom)).keep(nb::borrow(received));
-    }
-    const auto all = nb::cast<nb::list>(received);
-    for (std::uint32_t i = 0; i < members_; ++i) replies_[i]->keep(all[i]);
-  }
-  // Forget the reply of a member that was taken back last, and return it.
-  nb::object discard(std::uint32_t index) {
-    nb::object reply = replies_of(index).pop();
-    return reply.is_valid() ? reply : nb::none();
-  }
+  // Take back a reply, or forget the one that was taken back last and return it.
+  void keep(std::uint32_t index, nb::object reply) { replies_of(index).keep(std::move(reply)); }
+  nb::object discard(std::uint32_t index) { return replies_of(index).pop(); }
 
   // Return whom the last call that waited has waited for.
   nb::list awaited() const { return list_of(awaited_); }

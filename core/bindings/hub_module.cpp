@@ -48,6 +48,22 @@ PyObject* get_reply(PyObject* self, PyObject* call) {
   });
 }
 
+// Take back what hub[timeout, copy, of whom] has returned: the next replies of these members are
+// these again. In one step: no signal comes between.
+void keep(PyHub& hub, nb::handle whom, nb::handle received) {
+  if (whom.is_none()) {
+    const auto pair = nb::cast<nb::tuple>(received);
+    hub.keep(nb::cast<std::uint32_t>(pair[0]), nb::borrow(pair[1]));
+  } else if (whom.ptr() == Py_Ellipsis) {
+    std::uint32_t index = 0;
+    for (const nb::handle reply : nb::cast<nb::list>(received)) {
+      hub.keep(index++, nb::borrow(reply));
+    }
+  } else {
+    hub.keep(nb::cast<std::uint32_t>(whom), nb::borrow(received));
+  }
+}
+
 PyType_Slot hub_slots[] = {{Py_mp_subscript, reinterpret_cast<void*>(&get_reply)}, {0, nullptr}};
 
 }  // namespace
@@ -87,8 +103,14 @@ void bind_hub(nb::module_& m) {
       .def("interrupt", &PyHub::interrupt_calls)
       .def("barrier", &PyHub::pass_barrier, "timeout"_a = nb::none())
       .def("absent", &PyHub::absent)
-      .def("keep", &PyHub::keep, "whom"_a.none(), "received"_a.none())
-      .def("discard", &PyHub::discard, "index"_a)
+      .def("keep", &keep, "whom"_a.none(), "received"_a.none())
+      .def(
+          "discard",
+          [](PyHub& hub, std::uint32_t index) {
+            nb::object reply = hub.discard(index);
+            return reply.is_valid() ? reply : nb::none();
+          },
+          "index"_a)
       .def("awaited", &PyHub::awaited)
       .def("lags", &PyHub::lags)
       .def("member_figures", &PyHub::member_figures);

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from shmcast._codecs.base import Codec, Frame
+from shmcast._endpoints import tracing
 from shmcast._endpoints.arguments import check_timeout
 from shmcast._endpoints.objects import refused, unsendable
 from shmcast._group.company import Company
@@ -68,12 +69,16 @@ class Collectives:
     def __init__(self, company: Company, codec: Codec) -> None:
         self._company = company
         self._codec = codec
+        self._tracer = tracing.chosen()
+        self._to_frames = tracing.call(self._tracer, tracing.ENCODE, codec.encode)
+        self._to_object = tracing.call(self._tracer, tracing.DECODE, codec.decode)
         self._hub = NodeHub(company)
         self._trunk = Trunk(company)
         self._call: _Call | None = None
         self._turn = threading.Lock()
         self._parts: dict[int, Part] = {}
         self._is_in_hub = False  # a call of this rank is
+        self._has_passed = False  # the barrier that was begun last
         self._is_leader = company.me == company.here.leader
         self._is_src = company.me == company.src
         self._has_nodes = len(company.topology.nodes) > 1
@@ -132,15 +137,21 @@ class Collectives:
             self._run(BARRIER, self._begin_barrier, timeout)
             return
         self._is_in_hub = True  # nothing but that: it is over in microseconds
+        self._has_passed = False
         try:
-            self._hub.barrier(timeout)
+            tracing.call(self._tracer, f"shmcast.{BARRIER}", self._pass_barrier)(timeout)
         except BaseException as error:
-            if isinstance(error, Timeout | Interrupted) or is_interruption(error):
+            is_to_go_on = isinstance(error, Timeout | Interrupted) or is_interruption(error)
+            if is_to_go_on and not self._has_passed:
                 self._call = self._begin_barrier()
             with self._company.telling_causes():
                 raise
         finally:
             self._is_in_hub = False
+
+    def _pass_barrier(self, timeout: float | None) -> None:
+        self._hub.barrier(timeout)
+        self._has_passed = True
 
     def _begin_barrier(self) -> _Call:
         call = _Call(BARRIER, lambda: None)
@@ -203,10 +214,8 @@ class Collectives:
 
     def _go_on(self, call: _Call, deadline: Deadline) -> Any:
         try:
-            while call.steps:
-                self._is_in_hub = call.steps[0].is_in_hub
-                call.steps[0].take(deadline)
-                call.steps.popleft()
+            tracing.call(self._tracer, f"shmcast.{call.name}", self._take_steps)(call, deadline)
+            result = call.result()
         except Interrupted:
             raise
         except Timeout:
@@ -219,7 +228,13 @@ class Collectives:
                 self._call = None
             raise
         self._call = None
-        return call.result()
+        return result
+
+    def _take_steps(self, call: _Call, deadline: Deadline) -> None:
+        while call.steps:
+            self._is_in_hub = call.steps[0].is_in_hub
+            call.steps[0].take(deadline)
+            call.steps.popleft()
 
     # What a rank says goes up to the source, by way of its leader.
 
@@ -347,7 +362,7 @@ class Collectives:
 
     def _encode(self, obj: Any) -> Sequence[Frame]:
         try:
-            return self._codec.encode(obj)
+            return self._to_frames(obj)
         except Exception as error:
             if is_interruption(error):
                 raise
@@ -365,7 +380,7 @@ class Collectives:
         if isinstance(part, PeerDied):
             return part
         try:
-            return self._codec.decode([*part])  # type: ignore[list-item]
+            return self._to_object([*part])  # type: ignore[list-item]
         except Exception as error:
             if is_interruption(error):
                 raise

@@ -9,6 +9,7 @@ from typing import Any
 
 from shmcast._codecs.base import Codec, Frame, Received
 from shmcast._devices.work import Work
+from shmcast._endpoints import tracing
 from shmcast._endpoints.arguments import check_timeout
 from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._endpoints.objects import refused, unsendable
@@ -114,6 +115,9 @@ class _Outgoing:
         self._dst = dst
         self._sink = sink
         self._codec = codec
+        tracer = tracing.chosen()
+        self._encode = tracing.call(tracer, tracing.ENCODE, codec.encode)
+        self._publish = tracing.call(tracer, tracing.PUBLISH, sink.publish)
         self._queue: deque[_Sending] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -123,7 +127,7 @@ class _Outgoing:
     def begin(self, obj: Any, deadline: Deadline, action: str) -> Work:
         """Send an object, now or later."""
         try:
-            frames = self._codec.encode(obj)
+            frames = self._encode(obj)
         except Exception as error:
             if is_interruption(error):
                 raise
@@ -144,7 +148,7 @@ class _Outgoing:
     def _is_sent(self, frames: Sequence[Frame]) -> bool:
         """Send frames if there is room."""
         try:
-            self._sink.publish(frames, 0)
+            self._publish(frames, 0)
         except Timeout:
             return False
         except (TypeError, BufferError) as error:
@@ -194,7 +198,7 @@ class _Outgoing:
             left = deadline.left()
             try:
                 self._company.look([self._dst])
-                self._sink.publish(
+                self._publish(
                     sending.frames, _LOOK_SECONDS if left is None else min(left, _LOOK_SECONDS)
                 )
             except Timeout:
@@ -238,8 +242,11 @@ class _Incoming:
     def __init__(self, company: Company, src: int, codec: Codec) -> None:
         self._company = company
         self._src = src
-        self._codec = codec
+        tracer = tracing.chosen()
+        self._receive = tracing.call(tracer, tracing.WAIT, self._take_message)
+        self._decode = tracing.call(tracer, tracing.DECODE, codec.decode)
         self._source: Source | None = None
+        self._frames: Sequence[Received] | None = None  # of a message that nobody has got yet
         self._pending: deque[_Receipt] = deque()
         self._turn = threading.Lock()
 
@@ -268,18 +275,24 @@ class _Incoming:
             if self._source is None:
                 self._source = open_source(self._company, self._src, action, deadline)
             try:
-                frames = self._source.consume(deadline.left())
+                self._receive(self._source, deadline)
             except Timeout:
                 raise Timeout(
                     f"{self._company.label}: {action} timed out after {deadline.timeout} s: "
                     f"nothing came from {self._company.name(self._src)}; it is for the next call"
                 ) from None
-            first = self._pending.popleft()
-            self._decode(frames, first)
+            self._give(self._pending[0])
 
-    def _decode(self, frames: Sequence[Received], receipt: _Receipt) -> None:
+    def _take_message(self, source: Source, deadline: Deadline) -> None:
+        """Receive a message, unless there is one: a signal's handler may have raised since."""
+        if self._frames is None:
+            self._frames = source.consume(deadline.left())
+
+    def _give(self, receipt: _Receipt) -> None:
+        """Make an object of the message, for the call whose turn it is."""
+        frames = [*(self._frames or ())]
         try:
-            receipt.obj = self._codec.decode([*frames])
+            receipt.obj = self._decode(frames)
         except Exception as error:
             if is_interruption(error):
                 raise
@@ -288,7 +301,10 @@ class _Incoming:
                 f"{self._company.name(self._src)}: {type(error).__name__}: {error}; it is consumed"
             )
             receipt.error.__cause__ = error
+        # (No signal is handled between these, but after the last: it is a call.)
         receipt.is_over = True
+        self._frames = None
+        self._pending.popleft()
 
     def interrupt(self) -> bool:
         if not self._turn.locked():

@@ -260,6 +260,75 @@ def test_device_tensors_have_ranges(world: Crew) -> None:
     assert readers == [[tracing.WAIT, "end", *lane]] * 3
 
 
+def talk_traced(rank: int) -> dict[str, list[str]]:
+    """Return what NVTX was told, by the call: of all collectives, and of a message to and fro."""
+    found = {}
+    with standing_in_for_nvtx() as told, ShmBroadcaster() as bc:
+        calls: dict[str, Callable[[], Any]] = {
+            "gather_object": lambda: bc.gather_object(rank, SECONDS),
+            "all_gather_object": lambda: bc.all_gather_object(rank, SECONDS),
+            "scatter_object": lambda: bc.scatter_object([*range(4)] if bc.is_src else None),
+            "barrier": lambda: bc.barrier(SECONDS),
+            "send_object": lambda: bc.send_object(rank, rank ^ 1, SECONDS),
+            "recv_object": lambda: bc.recv_object(rank ^ 1, SECONDS),
+        }
+        for name, call in calls.items():
+            told.clear()
+            call()
+            found[name] = [*told]
+    return found
+
+
+def test_collectives_and_messages_between_ranks_have_ranges(world: Crew) -> None:
+    source, *others = world.run(4, talk_traced)
+    encode, decode = [tracing.ENCODE, "end"], [tracing.DECODE, "end"]
+    for found in (source, *others):
+        assert found["barrier"] == ["shmcast.barrier", "end"]
+        assert found["send_object"] == [*encode, tracing.PUBLISH, "end"]
+        assert found["recv_object"] == [tracing.WAIT, "end", *decode]
+        all_gather = ["shmcast.all_gather_object", "end"]
+        assert found["all_gather_object"] == [*encode, *all_gather, *decode * 3]
+    assert source["gather_object"] == ["shmcast.gather_object", "end", *decode * 3]
+    assert source["scatter_object"] == [*encode * 3, "shmcast.scatter_object", "end"]
+    for other in others:
+        assert other["gather_object"] == [*encode, "shmcast.gather_object", "end"]
+        assert other["scatter_object"] == ["shmcast.scatter_object", "end", *decode]
+
+
+def test_a_members_reply_has_ranges(by_nvtx: list[str]) -> None:
+    with Hub(1) as hub, Member(hub.handle, 0) as member:
+        hub.send("x")
+        member.recv(SECONDS)
+        by_nvtx.clear()
+        member.reply("y")
+        assert by_nvtx == [tracing.ENCODE, "end", tracing.PUBLISH, "end"]
+
+
+def talk_interrupted(rank: int) -> int:
+    """Receive and gather, rank 1 with an interrupt at each line of tracing."""
+    due = 0
+    with standing_in_for_nvtx(), ShmBroadcaster() as bc:
+        if rank == 0:
+            for number in range(100):
+                bc.isend_object(number, 1, SECONDS)  # (not all of them are received)
+        if rank != 1:
+            while bc.all_gather_object(rank, SECONDS)[1] != "end":
+                due += 1
+            return due
+        for _ in interruptions(lambda: bc.recv_object(0, SECONDS)):
+            assert bc.recv_object(0, SECONDS) == due
+            due += 1
+        assert due < 100
+        for _ in interruptions(lambda: bc.all_gather_object(1, SECONDS)):
+            assert bc.all_gather_object(1, SECONDS) == [0, 1, 2, 3]
+        bc.all_gather_object("end", SECONDS)
+    return due
+
+
+def test_an_interrupt_in_between_loses_nothing_between_ranks(world: Crew) -> None:
+    assert min(world.run(4, talk_interrupted)) > 5
+
+
 @pytest.mark.parametrize(
     ("value", "told"),
     [
