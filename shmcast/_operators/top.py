@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from shmcast._operators import output
 from shmcast._operators.formats import duration, rate
@@ -24,7 +25,21 @@ except ImportError as error:
     ) from error
 
 _KEYS = "q quit   sort: l label, m msg/s, b MB/s, p p99, g lag, c CPU"
-_COLUMNS = ("LABEL", "MSG/S", "MB/S", "P50", "P99", "LAG", "SPUN", "PARK", "CPU", "WAITS FOR")
+# Each with the width of the terminal from which on there is room for it.
+_COLUMNS = {
+    "LABEL": 0,
+    "MSG/S": 0,
+    "MB/S": 58,
+    "P50": 66,
+    "P99": 50,
+    "LAG": 36,
+    "SPUN": 80,
+    "PARK": 80,
+    "CPU": 72,
+    "WAITS FOR": 0,
+}
+_TEXTS = {"LABEL": {"ratio": 1, "min_width": 9}, "WAITS FOR": {"max_width": 22}}
+_USUAL = (": sleeping", ": running")  # what a process does that is not held up
 _LEAST_WIDTH = 80
 
 
@@ -44,37 +59,39 @@ def picture(found: Sequence[Rates], width: int, seconds: float) -> Group:
         expand=True,
         header_style="bold",
     )
-    for name in _COLUMNS:
-        is_text = name in ("LABEL", "WAITS FOR")
-        table.add_column(
-            name,
-            justify="left" if is_text else "right",
-            no_wrap=True,
-            overflow="ellipsis",
-            ratio={"LABEL": 3, "WAITS FOR": 2}.get(name),
-        )
+    shown = [name for name, least in _COLUMNS.items() if width >= least]
+    for name in shown:
+        options: dict[str, Any] = _TEXTS.get(name, {"justify": "right"})
+        table.add_column(name, no_wrap=True, overflow="ellipsis", **options)
     for row in found:
-        table.add_row(*_cells(row), style="bold red" if row.is_stuck else "")
+        cells = _cells(row)
+        table.add_row(*map(cells.get, shown), style="bold red" if row.is_stuck else "")
     stuck = sum(row.is_stuck for row in found)
-    head = Text(f"shmcast: {len(found)} broadcasters, {stuck} stuck", style="bold")
+    plural = "" if len(found) == 1 else "s"
+    head = Text(f"shmcast: {len(found)} broadcaster{plural}, {stuck} stuck", style="bold")
     head.append(f"   every {seconds:g} s", style="dim")
     rows = table if found else Text(nobody(None))
-    return Group(head, Text(_KEYS, style="dim"), Text(), rows)
+    lines = Text("\n").join([head, Text(_KEYS, style="dim"), Text()])
+    lines.no_wrap, lines.overflow = True, "ellipsis"
+    return Group(lines, rows)
 
 
-def _cells(row: Rates) -> tuple[str, ...]:
-    return (
-        row.label,
-        rate(row.messages),
-        f"{row.nbytes / 1e6:.3f}" if row.nbytes < 1e6 else rate(row.nbytes / 1e6),
-        duration(row.p50) if row.p50 else "-",
-        duration(row.p99) if row.p99 else "-",
-        str(row.lag),
-        f"{row.spun:.0%}",
-        f"{row.parked:.0%}",
-        f"{row.cpu:.0%}",
-        row.waits_for,
-    )
+def _cells(row: Rates) -> dict[str, str]:
+    return {
+        "LABEL": row.label,
+        "MSG/S": rate(row.messages),
+        "MB/S": f"{row.nbytes / 1e6:.3f}" if row.nbytes < 1e6 else rate(row.nbytes / 1e6),
+        "P50": duration(row.p50) if row.p50 else "-",
+        "P99": duration(row.p99) if row.p99 else "-",
+        "LAG": str(row.lag),
+        "SPUN": f"{row.spun:.0%}",
+        "PARK": f"{row.parked:.0%}",
+        "CPU": f"{row.cpu:.0%}",
+        "WAITS FOR": next(
+            (row.waits_for.removesuffix(s) for s in _USUAL if row.waits_for.endswith(s)),
+            row.waits_for,
+        ),
+    }
 
 
 def run(once: bool, key: str, seconds: float) -> None:

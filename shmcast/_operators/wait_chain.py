@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shmcast._operators.formats import duration
 from shmcast._operators.snapshot import NOT_ATTACHED, Member, Snapshot
 
 
@@ -49,15 +50,13 @@ def follow(before: Snapshot, now: Snapshot) -> Chain:
     vacant = [r for r in present if r.state == NOT_ATTACHED]
     owing = _owing(now, present)
     if full and not _moves(before, now):
-        blocked = _waiting_readers(present, full)
-        links = [Link(blocked, "wait for a message")] if blocked else []
-        links.append(Link((now.writer,), "waits for room"))
-        return Chain((*links, _last(full, ())), True)
+        room = Link((now.writer,), "waits for room")
+        return Chain((*_for_a_message(present, full), room, _last(full, ())), True)
     if stuck and stuck[0] is not now.writer:
         stuck.sort(key=lambda m: m not in owing)
         return Chain((*_for_replies(now, stuck, owing), _last(stuck, owing)), True)
     if stuck:
-        return Chain(_for_the_writer(now.writer, present), True)
+        return Chain(_for_the_writer(now, present), True)
     if vacant:
         link = Link((now.writer,), "waits for readers to attach")
         return Chain((link, Link(tuple(vacant), "has not attached")), False)
@@ -66,7 +65,7 @@ def follow(before: Snapshot, now: Snapshot) -> Chain:
     busy = sorted((r for r in present if r.lag), key=lambda r: -r.lag)
     if busy:
         return Chain((_last(busy, ()),), False)
-    return Chain(_for_the_writer(now.writer, present), False)
+    return Chain(_for_the_writer(now, present), False)
 
 
 def _in_the_way(now: Snapshot, present: Sequence[Member]) -> list[Member]:
@@ -122,14 +121,17 @@ def _last(late: Sequence[Member], owing: Sequence[Member]) -> Link:
     return Link(tuple(late), does)
 
 
-def _waiting_readers(present: Sequence[Member], but: Sequence[Member]) -> tuple[Member, ...]:
-    return tuple(r for r in present if not r.lag and r not in but and r.pid is not None)
+def _for_a_message(present: Sequence[Member], but: Sequence[Member]) -> tuple[Link, ...]:
+    """Return the link of the readers that have received everything, if there are any."""
+    waiting = tuple(r for r in present if not r.lag and r not in but and r.pid is not None)
+    does = f"wait{'s' if len(waiting) == 1 else ''} for a message"
+    return (Link(waiting, does),) if waiting else ()
 
 
-def _for_the_writer(writer: Member, present: Sequence[Member]) -> tuple[Link, ...]:
-    waiting = _waiting_readers(present, ())
-    links = (Link(waiting, "wait for a message"),) if waiting else ()
-    return (*links, Link((writer,), "sends nothing"))
+def _for_the_writer(now: Snapshot, present: Sequence[Member]) -> tuple[Link, ...]:
+    assert now.writer is not None  # noqa: S101
+    sent = "yet" if now.sent_age is None else f"for {duration(now.sent_age)}"
+    return (*_for_a_message(present, ()), Link((now.writer,), f"has sent nothing {sent}"))
 
 
 def _behind(member: Member) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 
 import pytest
@@ -56,7 +57,7 @@ def test_a_full_ring_leads_to_the_reader_that_is_in_the_way(crew: Crew) -> None:
         finally:
             crew.workers[0].start(operators.close_all, 0).result()
     assert [link.does for link in chain.links] == [
-        "wait for a message",
+        "waits for a message",
         "waits for room",
         "is 2 fragments behind",
     ]
@@ -134,11 +135,19 @@ def test_who_has_not_attached_has_no_threads_to_tell_of() -> None:
 
 
 def test_an_idle_broadcaster_is_not_stuck() -> None:
-    with Writer(1, label="idle") as writer, Reader(writer.handle, 0) as reader:
-        writer.send("x")
-        reader.recv(10)
+    with (
+        Writer(2, label="idle") as writer,
+        Reader(writer.handle, 0) as reader,
+        Reader(writer.handle, 1) as other,
+    ):
         chain = chain_of("idle:")
-    assert [link.does for link in chain.links] == ["wait for a message", "sends nothing"]
+        assert [link.does for link in chain.links] == ["wait for a message", "has sent nothing yet"]
+        writer.send("x")
+        for each in (reader, other):
+            each.recv(10)
+        chain = chain_of("idle:")
+    assert chain.links[0].does == "wait for a message"
+    assert re.fullmatch(r"has sent nothing for [\d.]+ m?s", chain.links[1].does)
     assert (chain.root.pid, chain.is_stuck) == (os.getpid(), False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pty
@@ -20,7 +21,7 @@ from shmcast._operators import commands, top
 from shmcast._operators.rates import SORT_KEYS, Rates, rates
 from shmcast._operators.snapshot import Snapshot, all_snapshots, chosen
 from tests.support.operators import rows, run_shmcast
-from tests.support.terminal import WIDTH, rendered
+from tests.support.terminal import WIDTH, drawn, rendered
 
 BUSY = Rates(
     label="decode",
@@ -48,6 +49,39 @@ def test_the_picture_fits_80_columns() -> None:
     assert lines[0].startswith("shmcast: 2 broadcasters, 1 stuck")
     row = next(line for line in lines if line.startswith("decode"))
     assert " ".join(row.split()) == "decode 123k 9.99k 1.23 us 123 ms 256 100% 100% 1234% r: dead"
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (79, "LABEL MSG/S MB/S P50 P99 LAG CPU WAITS FOR"),
+        (50, "LABEL MSG/S P99 LAG WAITS FOR"),
+        (30, "LABEL MSG/S WAITS FOR"),
+    ],
+)
+def test_a_narrow_terminal_has_fewer_columns_and_who_is_waited_for(width: int, shown: str) -> None:
+    lines = drawn(top.picture([BUSY], width, 1.0), width)
+    assert lines[0].startswith("shmcast: 1 broadcaster, 1 s")
+    assert " ".join(lines[3].split()) == shown
+    assert lines[4].startswith("decode")
+    assert lines[4].rstrip().endswith("r: dead")
+    assert len(lines) == 5
+
+
+@pytest.mark.parametrize(
+    ("waits_for", "shown"),
+    [
+        ("member 1: stopped", "member 1: stopped"),
+        ("rank 12: not attached", "rank 12: not attached"),
+        ("rank 1: sleeping", "rank 1"),
+        ("writer: running", "writer"),
+    ],
+)
+def test_who_is_waited_for_is_readable_in_80_columns(waits_for: str, shown: str) -> None:
+    row = dataclasses.replace(BUSY, label="decode, ranks 0-7: serve.py", waits_for=waits_for)
+    lines = drawn(top.picture([row], WIDTH, 1.0), WIDTH)
+    assert lines[-1].startswith("decode, ")
+    assert lines[-1].rstrip().endswith(f" {shown}")
 
 
 def test_the_picture_fits_80_columns_when_nobody_runs() -> None:
