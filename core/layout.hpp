@@ -340,6 +340,9 @@ class Segment {
   Held& held(std::uint32_t index, std::uint32_t extent) const {
     return at<Held>(geometry_.held_offset(index) + extent * sizeof(Held));
   }
+  std::span<std::byte> slots() const {
+    return {base_ + slots_offset_, static_cast<std::size_t>(geometry_.slots * stride_)};
+  }
   Slot& slot_of(std::uint64_t fragment) const {
     return at<Slot>(slots_offset_ + (fragment & (geometry_.slots - 1)) * stride_);
   }

@@ -26,6 +26,7 @@
 #include "layout.hpp"
 #include "ring/message.hpp"
 #include "ring/reader.hpp"
+#include "ring/remains.hpp"
 #include "wait/gate.hpp"
 #include "wait/listener.hpp"
 #include "wait/waiter.hpp"
@@ -343,6 +344,7 @@ class PyRingReader final : public Awaitable {
     kept_.drop_all();
     frames_.drop_pool();
     how == End::failed ? ring_.fail() : ring_.leave();
+    give_back_messages(segment_);
   }
   void rest(std::int64_t now) override { frames_.rest(now); }
 

@@ -28,6 +28,7 @@
 #include "layout.hpp"
 #include "ring/members.hpp"
 #include "ring/message.hpp"
+#include "ring/remains.hpp"
 #include "ring/writer.hpp"
 #include "wait/gate.hpp"
 #include "wait/pace.hpp"
@@ -370,7 +371,10 @@ class PyRingWriter : public Endpoint {
   Outcome wait_attached(std::int64_t deadline_ns) override {
     return ring_.wait_ready(deadline_ns, stop());
   }
-  void leave(End how) override { ring_.close(how); }
+  void leave(End how) override {
+    ring_.close(how);
+    give_back_messages(segment_);
+  }
 
   Segment segment_;
   const Segment* company_ = &segment_;

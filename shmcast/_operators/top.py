@@ -38,8 +38,9 @@ _COLUMNS = {
     "CPU": 72,
     "WAITS FOR": 0,
 }
-_TEXTS = {"LABEL": {"ratio": 1, "min_width": 9}, "WAITS FOR": {"max_width": 22}}
-_USUAL = (": sleeping", ": running")  # what a process does that is not held up
+_TEXTS = {"LABEL": {"ratio": 1, "min_width": 9}, "WAITS FOR": {"max_width": 18}}
+# What is shown of a state; the first two are usual.
+_SHORT = {": sleeping": "", ": running": "", ": not attached": ": absent"}
 _LEAST_WIDTH = 80
 
 
@@ -87,11 +88,15 @@ def _cells(row: Rates) -> dict[str, str]:
         "SPUN": f"{row.spun:.0%}",
         "PARK": f"{row.parked:.0%}",
         "CPU": f"{row.cpu:.0%}",
-        "WAITS FOR": next(
-            (row.waits_for.removesuffix(s) for s in _USUAL if row.waits_for.endswith(s)),
-            row.waits_for,
-        ),
+        "WAITS FOR": _shortened(row.waits_for),
     }
+
+
+def _shortened(waits_for: str) -> str:
+    for state, short in _SHORT.items():
+        if waits_for.endswith(state):
+            return waits_for.removesuffix(state) + short
+    return waits_for
 
 
 def run(once: bool, key: str, seconds: float) -> None:

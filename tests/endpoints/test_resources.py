@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import threading
 from pathlib import Path
@@ -155,3 +156,38 @@ def test_nobody_lingers_for_nothing() -> None:
 def test_a_linger_that_is_no_time_is_refused_by_value(linger: float) -> None:
     with pytest.raises(shmcast.InvalidArgument, match=f"writer: linger={linger!r}"):
         Writer(1, linger=linger)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_memory_is_given_back_when_all_have_closed_whoever_has_their_objects(first: int) -> None:
+    writer = Writer(2, spill_bytes=0)
+    ends = [writer, *(Reader(writer.handle, index) for index in range(2))]
+    fd = os.open(f"/proc/self/fd/{writer.handle.holder[1]}", os.O_RDONLY)
+    try:
+        for _ in range(300):
+            writer.send(b"x" * 20_000)
+            for reader in ends[1:]:
+                assert isinstance(reader, Reader)
+                reader.recv(10)
+        before = taken(fd)
+        assert before > 256 * 16_384
+        for end in (*ends[first:], *ends[:first]):
+            assert taken(fd) == before
+            end.close()
+        assert taken(fd) < before / 10
+        assert [end.statistics().messages for end in ends] == [300] * 3
+    finally:
+        os.close(fd)
+
+
+def test_what_somebody_may_still_receive_is_not_given_back() -> None:
+    with Writer(1) as writer, Reader(writer.handle, 0) as reader:
+        for number in range(200):
+            writer.send([number, "x" * 10_000])
+        writer.close()
+        assert [reader.recv(10)[0] for _ in range(200)] == [*range(200)]
+
+
+def taken(fd: int) -> int:
+    """Return the bytes of memory that a file takes."""
+    return os.fstat(fd).st_blocks * 512

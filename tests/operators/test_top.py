@@ -72,7 +72,7 @@ def test_a_narrow_terminal_has_fewer_columns_and_who_is_waited_for(width: int, s
     ("waits_for", "shown"),
     [
         ("member 1: stopped", "member 1: stopped"),
-        ("rank 12: not attached", "rank 12: not attached"),
+        ("rank 12: not attached", "rank 12: absent"),
         ("rank 1: sleeping", "rank 1"),
         ("writer: running", "writer"),
     ],
