@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from shmcast._operators.discovery import OpenSegment, open_segments
 from shmcast._operators.rates import SORT_KEYS, Rates, rates
-from shmcast._operators.snapshot import Snapshot, take
+from shmcast._operators.snapshot import GONE, Snapshot, take
 
 
 class Observer:
@@ -36,7 +36,7 @@ class Observer:
         return [
             rates(before[name], seen)
             for name, seen in now.items()
-            if name in before and not seen.is_over
+            if name in before and not seen.is_over and seen.error != GONE
         ]
 
 

@@ -17,6 +17,8 @@ NOT_ATTACHED = "not attached"
 DEAD = "dead"
 ELSEWHERE = "in another pid namespace"
 UNKNOWN = "unknown"
+GONE = "the processes that had it open have ended"
+"""The error of a segment that was there a moment ago."""
 STUCK = ("stopped", "traced (at a breakpoint)", DEAD)
 """States of a process that does nothing, whatever others wait for."""
 
@@ -121,6 +123,8 @@ def take(segment: OpenSegment) -> Snapshot:
         return _snapshot(segment.name, holders, seen)
     except (_core.LayoutMismatch, _core.SegmentCorrupted) as error:
         return Snapshot(segment.name, holders, str(error))
+    except (FileNotFoundError, ProcessLookupError):
+        return Snapshot(segment.name, holders, GONE)
     except OSError as error:
         return Snapshot(segment.name, holders, f"it can't be read: {os.strerror(error.errno or 0)}")
 

@@ -161,13 +161,13 @@ def test_a_linger_that_is_no_time_is_refused_by_value(linger: float) -> None:
 @pytest.mark.parametrize("first", [0, 1, 2])
 def test_memory_is_given_back_when_all_have_closed_whoever_has_their_objects(first: int) -> None:
     writer = Writer(2, spill_bytes=0)
-    ends = [writer, *(Reader(writer.handle, index) for index in range(2))]
+    readers = [Reader(writer.handle, index) for index in range(2)]
+    ends: list[Writer | Reader] = [writer, *readers]
     fd = os.open(f"/proc/self/fd/{writer.handle.holder[1]}", os.O_RDONLY)
     try:
         for _ in range(300):
             writer.send(b"x" * 20_000)
-            for reader in ends[1:]:
-                assert isinstance(reader, Reader)
+            for reader in readers:
                 reader.recv(10)
         before = taken(fd)
         assert before > 256 * 16_384

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 import pytest
 
 from shmcast import Reader, Writer
-from shmcast._operators import commands, top
+from shmcast._operators import commands, observer, top
+from shmcast._operators.discovery import OpenSegment
 from shmcast._operators.rates import SORT_KEYS, Rates, rates
-from shmcast._operators.snapshot import Snapshot, all_snapshots, chosen
+from shmcast._operators.snapshot import GONE, Snapshot, all_snapshots, chosen, take
 from tests.support.operators import rows, run_shmcast
 from tests.support.terminal import WIDTH, drawn, rendered
 
@@ -112,6 +113,14 @@ def test_what_can_not_be_read_is_a_row_too() -> None:
     broken = Snapshot("shmcast-x", (1,), "it is damaged")
     assert rates(broken, broken).label == "it is damaged"
     assert rendered(top.picture([rates(broken, broken)], WIDTH, 1.0))
+
+
+def test_a_segment_whose_processes_have_ended_is_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = OpenSegment("shmcast-ended", ["/proc/self/fd/99999"], [1])
+    monkeypatch.setattr(observer, "open_segments", lambda: [ended])
+    assert take(ended).error == GONE
+    looking = observer.Observer()
+    assert [looking.look(), looking.look()] == [[], []]
 
 
 @pytest.mark.parametrize("key", SORT_KEYS)

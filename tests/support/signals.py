@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import operator
 import signal
 from collections import deque
@@ -33,6 +34,7 @@ def another_pending() -> Iterator[Callable[..., Any]]:
         # In one call of C: the error comes before anybody looks for signals.
         deque(map(_raise_in_c, map(operator.floordiv, [signal.SIGUSR2, 1], [1, 0])), 0)
 
+    gc.disable()  # what it finalizes would look for signals, too, and swallow the error
     handlers = {signal.SIGUSR1: first, signal.SIGUSR2: fail}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
@@ -40,3 +42,4 @@ def another_pending() -> Iterator[Callable[..., Any]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        gc.enable()
