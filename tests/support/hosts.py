@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from bench.run import hosts
-from bench.run.hosts import INTERFACE, PORT
+from bench.run.hosts import INTERFACE
+from bench.run.hosts import PORT as PORT
 from tests.support.permissions import NotPermitted
 from tests.support.processes import Job, Worker
 
