@@ -14,7 +14,7 @@ import shmcast
 from shmcast import Hub, Interrupted, Member, PickleCodec, WaitPolicy
 from tests.support import signals
 from tests.support.hub_roles import SECONDS
-from tests.support.signals import another_pending
+from tests.support.signals import another_pending, not_on_310
 from tests.support.subprocess_programs import wait_until
 
 
@@ -190,6 +190,7 @@ def test_a_handler_that_raises_while_replies_are_decoded_loses_none() -> None:
         signal.signal(signal.SIGUSR1, before)
 
 
+@not_on_310
 @pytest.mark.parametrize("call", RECEIVE)
 def test_two_signals_while_a_reply_is_decoded_lose_none(call: str) -> None:
     class Interrupts(PickleCodec):
