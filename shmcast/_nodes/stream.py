@@ -10,6 +10,7 @@ import contextlib
 import select
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -55,6 +56,7 @@ class Stream:
         self._check = check
         self._cause_seconds = cause_seconds
         self._received = bytearray()
+        self._taking = threading.Lock()  # guards the last: whoever sends may look for a goodbye
         self._is_broken = False  # in the middle of a message
         self._has_left = False  # the other end, in order
 
@@ -83,7 +85,7 @@ class Stream:
             for piece in pieces:
                 rest = piece
                 while rest.nbytes:
-                    sent = self._send_some(rest)
+                    sent = self._send_some(rest, action)
                     if sent and not is_begun:
                         is_begun = True
                         left = deadline.left()
@@ -95,13 +97,13 @@ class Stream:
             self._is_broken = is_begun
             raise
 
-    def _send_some(self, piece: memoryview) -> int:
+    def _send_some(self, piece: memoryview, action: str) -> int:
         try:
             return self._socket.send(piece, socket.MSG_NOSIGNAL)
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise self._end(error) from error
+            raise self._end(error, action) from error
 
     def receive(self, deadline: Deadline, action: str) -> list[bytearray]:
         """Receive the next message. What a call that fails has received of it, the next one keeps.
@@ -121,25 +123,35 @@ class Stream:
         lengths = struct.unpack_from(f"<{count}Q", self._received, _HEADER.size)
         self._need(at + sum(lengths), deadline, action)
         frames = []
-        with memoryview(self._received) as whole:
-            for length in lengths:
-                frames.append(bytearray(whole[at : at + length]))
-                at += length
-        del self._received[:at]
+        with self._taking:
+            with memoryview(self._received) as whole:
+                for length in lengths:
+                    frames.append(bytearray(whole[at : at + length]))
+                    at += length
+            del self._received[:at]
         return frames
 
     def _need(self, nbytes: int, deadline: Deadline, action: str) -> None:
-        while (missing := nbytes - len(self._received)) > 0:
+        while nbytes > len(self._received):
             try:
-                chunk = self._socket.recv(max(missing, _CHUNK) if missing < 2**30 else 2**30)
+                is_open = self._take(nbytes)
             except BlockingIOError:
                 self._wait(select.POLLIN, deadline, action)
                 continue
             except OSError as error:
-                raise self._end(error) from error
-            if not chunk:
-                raise self._end(None)
+                raise self._end(error, action) from error
+            if not is_open:
+                raise self._end(None, action)
+
+    def _take(self, nbytes: int) -> bool:
+        """Take what has come, up to about `nbytes` in all; return False at the connection's end."""
+        with self._taking:
+            missing = nbytes - len(self._received)
+            if missing <= 0:
+                return True
+            chunk = self._socket.recv(max(missing, _CHUNK) if missing < 2**30 else 2**30)
             self._received += chunk
+            return bool(chunk)
 
     def _wait(self, events: int, deadline: Deadline, action: str) -> None:
         poll = select.poll()
@@ -156,13 +168,34 @@ class Stream:
                     f"{self._peer}"
                 )
 
-    def _end(self, error: OSError | None) -> ShmcastError:
+    def _end(self, error: OSError | None, action: str) -> ShmcastError:
         """Say why the connection has ended; or raise what those say who know better."""
-        if self._has_left:
-            return self._left("")
+        if self._has_left or self._has_said_goodbye():
+            return self._left(action)
         wait_for_cause(self._check, self._cause_seconds)
         why = "its connection has ended" if error is None else str(error)
         return PeerDied(f"{self._label}: {self._peer} has died: {why}", self._peer, 0, why)
+
+    def _has_said_goodbye(self) -> bool:
+        """Return whether the other end has closed in order, as the last of what has come tells.
+
+        Whoever sends to it is told by the kernel first that the connection has ended.
+        """
+        with contextlib.suppress(OSError):  # (what has come before it ended is still there)
+            while self._take(len(self._received) + _CHUNK):
+                pass
+        with self._taking:
+            received = bytes(self._received)
+        at = 0
+        while len(received) >= at + _HEADER.size:
+            (count,) = _HEADER.unpack_from(received, at)
+            if count == _GOODBYE:
+                return True
+            at += _HEADER.size
+            if len(received) < at + count * _LENGTH.size:
+                return False
+            at += count * _LENGTH.size + sum(struct.unpack_from(f"<{count}Q", received, at))
+        return False
 
     def _left(self, action: str) -> Closed:
         return Closed(f"{self._label}: {action}: {self._peer} has closed")
@@ -179,7 +212,7 @@ class Stream:
         try:
             rest = memoryview(b"" if self._is_broken else _HEADER.pack(_GOODBYE))
             while rest.nbytes:
-                sent = self._send_some(rest)
+                sent = self._send_some(rest, action)
                 rest = rest[sent:]
                 if not sent:
                     self._wait(select.POLLOUT, deadline, action)
