@@ -41,7 +41,7 @@ namespace shmcast {
 
 inline constexpr std::uint64_t kMagic = 0x0074'7361'636d'6873;  // "shmcast\0"
 // Counts every change of what processes tell one another: here, or in the codec's wire.
-inline constexpr std::uint32_t kLayoutVersion = 14;
+inline constexpr std::uint32_t kLayoutVersion = 15;
 inline constexpr std::uint32_t kFirstVersionOfThisHeader = 7;
 inline constexpr std::size_t kNonceBytes = 16;
 inline constexpr std::size_t kLabelBytes = 224;
@@ -93,12 +93,13 @@ static_assert(sizeof(Header) == 3 * kLinePair, "other versions read so much");
 
 // What every member reads, and nobody writes while messages flow without parking.
 struct alignas(kLinePair) Lobby {
-  std::uint64_t gate;      // the Gate on which readers park; the writer wakes them
-  std::uint32_t arrivals;  // times that a seat was taken, or given up by a living process
-  std::uint32_t rejoins;   // times that the seat of a dead reader was taken
-  std::uint32_t left;      // readers that have closed
-  std::uint32_t closed;    // an End: whether the writer has ended, and how
-  std::uint32_t unmapped;  // readers that can't map the spill, so far: nothing may go there
+  std::uint64_t gate;        // the Gate on which readers park; the writer wakes them
+  std::uint32_t arrivals;    // times that a seat was taken, or given up by a living process
+  std::uint32_t rejoins;     // times that the seat of a dead reader was taken
+  std::uint32_t left;        // readers that have closed
+  std::uint32_t closed;      // an End: whether the writer has ended, and how
+  std::uint32_t unmapped;    // readers that can't map the spill, so far: nothing may go there
+  std::uint32_t first_dead;  // 1 + the place of who died first, as was told; 0: nobody
 };
 
 struct alignas(kLinePair) WriterSeat {

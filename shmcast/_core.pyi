@@ -534,6 +534,12 @@ class Endpoint:
         """
     def tensor_sets(self) -> list[int]:
         """Return the sets that each member has begun, in the order of peers(). From any thread."""
+    def tell_death(self, place: int) -> int:
+        """Tell of a death, before this member may end of it; return who was the first to die.
+
+        That is whose death was told before any other's in this segment, by whichever member. (It is
+        in shared memory, where anything may stand.) From any thread.
+        """
     def alarm(self) -> None:
         """Report that a peer has died: this wait, or the next, asks the watch. From any thread."""
     def interrupt(self) -> None:

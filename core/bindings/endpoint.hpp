@@ -1,6 +1,5 @@
 // Room: bindings. What the two ends of a ring share.
-// Knows: what is Python about waiting: the GIL, signals, forks, threads, and the watch that is told
-// about peers.
+// Knows: what is Python about waiting: the GIL, signals, forks, threads, the watch over the peers.
 // Does not know: how frames are sent or received.
 #pragma once
 
@@ -50,6 +49,7 @@ class Endpoint : public Alarm {
 
   // For observers: from any thread, at any time, also after close().
   std::uint32_t attached() const { return attached_readers(segment()); }
+  std::uint32_t tell_death(std::uint32_t place) { return shmcast::tell_death(segment(), place); }
   nb::list tensor_sets() const { return list_of(shmcast::tensor_sets(segment())); }
   nb::dict figures() const { return as_dict(own_figures(), own_latencies()); }
   nb::list look_at_peers() const { return list_of(peers(segment())); }

@@ -247,6 +247,11 @@ void bind_members(nb::module_& m) {
   m.attr("NONCE_OFFSET") = offsetof(Header, nonce);
 }
 
+// Return a bool; None: it is not known.
+nb::object yes_or_no(Locked found) {
+  return found == Locked::unknown ? nb::none() : nb::cast(found == Locked::yes);
+}
+
 void bind_watch(nb::module_& m) {
   nb::class_<LifeLock>(m, "LifeLock")
       .def(
@@ -259,19 +264,9 @@ void bind_watch(nb::module_& m) {
           "fd"_a, "place"_a)
       .def("release", &LifeLock::release);
   m.def(
-      "is_locked",
-      [](int fd, std::int64_t place) {
-        const Locked found = is_locked(fd, place);
-        return found == Locked::unknown ? nb::none() : nb::cast(found == Locked::yes);
-      },
+      "is_locked", [](int fd, std::int64_t place) { return yes_or_no(is_locked(fd, place)); },
       "fd"_a, "place"_a);
-  m.def(
-      "has_members",
-      [](int fd) {
-        const Locked found = has_members(fd);
-        return found == Locked::unknown ? nb::none() : nb::cast(found == Locked::yes);
-      },
-      "fd"_a);
+  m.def("has_members", [](int fd) { return yes_or_no(has_members(fd)); }, "fd"_a);
   m.def("watch_generation", &Watcher::generation);
   m.def(
       "is_readable",
@@ -301,7 +296,8 @@ void bind_endpoints(nb::module_& m) {
       .def("attached", &Endpoint::attached)
       .def("figures", &Endpoint::figures)
       .def("begin_tensor_set", &Endpoint::begin_tensor_set)
-      .def("tensor_sets", &Endpoint::tensor_sets);
+      .def("tensor_sets", &Endpoint::tensor_sets)
+      .def("tell_death", &Endpoint::tell_death, "place"_a);
 
   nb::class_<PyRingWriter, Endpoint>(m, "RingWriter", nb::type_slots(writer_slots))
       .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, const WaitPolicy&, nb::object,

@@ -126,6 +126,17 @@ inline bool is_crowded(const Segment& segment, std::uint32_t me, double quota) {
   return members > usable;
 }
 
+// Tell that the member at a place has died, of which whoever tells it may die in turn; return who
+// was the first of whom that was told.
+inline std::uint32_t tell_death(const Segment& segment, std::uint32_t place) {
+  std::uint32_t first = 0;
+  // relaxed: whoever knows of a death by which this one is surpassed knows it by the seat or the
+  // kernel, which order what the dead did before.
+  const bool is_first = std::atomic_ref(segment.lobby().first_dead)
+                            .compare_exchange_strong(first, place + 1, std::memory_order_relaxed);
+  return is_first ? place : first - 1;
+}
+
 // Return how many fragments a writer has published that is no more, as the slots tell. (Its figures
 // may be one ahead, if it was killed at that moment.)
 inline std::uint64_t published_in(const Segment& segment) {

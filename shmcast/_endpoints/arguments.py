@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 
 from shmcast.errors import InvalidArgument
 
@@ -16,37 +17,64 @@ _MIN_ARENA_BYTES = 256 * 1024
 _MAX_BYTES = 2**40 - PAGE_BYTES  # of the arena, and of what is spilled
 
 
-def check_shape(readers: int, slots: int, slot_bytes: int, label: str) -> None:
-    """Raise InvalidArgument unless a ring can have this shape: the core relies on it."""
-    check_int("readers", readers, 1, MAX_READERS, label)
-    check_slots(slots, slot_bytes, label)
+def check_shape(readers: int, slots: int, slot_bytes: int, label: str) -> tuple[int, int, int]:
+    """Return a ring's shape; raise InvalidArgument unless it can have it: the core relies on it."""
+    return (
+        check_int("readers", readers, 1, MAX_READERS, label),
+        *check_slots(slots, slot_bytes, label),
+    )
 
 
-def check_slots(slots: int, slot_bytes: int, label: str, prefix: str = "") -> None:
-    """Raise InvalidArgument unless a ring can have these slots; callers call them by a prefix."""
-    check_int(f"{prefix}slots", slots, 2, 2**20, label)
-    check_int(f"{prefix}slot_bytes", slot_bytes, 128, 2**30, label)
+def check_slots(slots: int, slot_bytes: int, label: str, prefix: str = "") -> tuple[int, int]:
+    """Return the slots of a ring, which callers call by a prefix.
+
+    Raises:
+        InvalidArgument: it can't have these.
+    """
+    slots = check_int(f"{prefix}slots", slots, 2, 2**20, label)
+    slot_bytes = check_int(f"{prefix}slot_bytes", slot_bytes, 128, 2**30, label)
     if slots & (slots - 1):
         raise InvalidArgument(f"{label}: {prefix}slots={slots} is not a power of two")
     if slot_bytes % 128:
         raise InvalidArgument(f"{label}: {prefix}slot_bytes={slot_bytes} is not a multiple of 128")
+    return slots, slot_bytes
 
 
-def check_memory(arena_bytes: int, spill_bytes: int, label: str) -> None:
-    """Raise InvalidArgument unless a writer can have an arena and a spill of these sizes."""
-    check_int("arena_bytes", arena_bytes, 0, _MAX_BYTES, label)
+def check_memory(arena_bytes: int, spill_bytes: int, label: str) -> tuple[int, int]:
+    """Return the sizes of an arena and a spill.
+
+    Raises:
+        InvalidArgument: a writer can't have these.
+    """
+    arena_bytes = check_int("arena_bytes", arena_bytes, 0, _MAX_BYTES, label)
     if 0 < arena_bytes < _MIN_ARENA_BYTES:
         raise InvalidArgument(
             f"{label}: arena_bytes={arena_bytes} is less than the smallest buffer that would "
             f"lie there, {_MIN_ARENA_BYTES}; pass 0 for no arena"
         )
-    check_int("spill_bytes", spill_bytes, 0, _MAX_BYTES, label)
+    return arena_bytes, check_int("spill_bytes", spill_bytes, 0, _MAX_BYTES, label)
 
 
-def check_int(name: str, value: int, low: int, high: int, label: str) -> None:
-    """Raise InvalidArgument unless `value` is an integer from `low` to `high`."""
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+def check_int(name: str, value: object, low: int, high: int, label: str) -> int:
+    """Return an integer as an int.
+
+    Raises:
+        InvalidArgument: it is none, or not from `low` to `high`.
+    """
+    number = integer(value)
+    if number is None or not low <= number <= high:
         raise InvalidArgument(f"{label}: {name}={value!r} must be an integer from {low} to {high}")
+    return number
+
+
+def integer(value: object) -> int | None:
+    """Return an integer, numpy's for instance, as an int; None for what is none, such as a bool."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def check_seconds(name: str, value: float | None, label: str) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from shmcast._endpoints.copying import Copy, copied_kind, copy_of
+from shmcast._endpoints.long_waits import AS_MADE, WarnAfter
 from shmcast._endpoints.objects import ObjectReceiver
 from shmcast.errors import Closed
 
@@ -14,7 +15,13 @@ _Self = TypeVar("_Self", bound="AwaitedReceiver")
 class AwaitedReceiver(ObjectReceiver):
     """Receives objects from a `FrameReader`, in calls that wait or in tasks that await."""
 
-    async def recv_async(self, timeout: float | None = None, copy: Copy = True) -> Any:
+    async def recv_async(
+        self,
+        timeout: float | None = None,
+        copy: Copy = True,
+        *,
+        warn_after: WarnAfter = AS_MADE,
+    ) -> Any:
         """Receive the next object, in a task of asyncio's or of trio's.
 
         A message is taken in a step of the task itself, after which this returns: to cancel it, by
@@ -25,6 +32,7 @@ class AwaitedReceiver(ObjectReceiver):
         Args:
             timeout: as for `recv`.
             copy: as for `recv`.
+            warn_after: as for `recv`.
 
         Raises:
             ConcurrentUse: tasks of another loop wait, or another thread is inside this reader.
@@ -34,7 +42,7 @@ class AwaitedReceiver(ObjectReceiver):
         source = self._source
         kind = None if isinstance(copy, bool) else copied_kind(copy, f"{source.label}: recv_async")
         try:
-            looking = await source.awaiting.begin(timeout)
+            looking = await source.awaiting.begin(timeout, warn_after)
             while (frames := self._messages[copy is True]) is ...:
                 await looking.again()
         except Exception as error:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from shmcast import _core
 from shmcast._endpoints.arguments import check_timeout
-from shmcast._endpoints.long_waits import LongWaits
+from shmcast._endpoints.long_waits import AS_MADE, AsMade, LongWaits, WarnAfter
 from shmcast._endpoints.loops import Loop, running, running_key
 from shmcast._host.process import pid_namespace
 from shmcast._host.system_errors import explained
@@ -76,19 +76,22 @@ class Awaiting:
         self._stand_in: threading.Thread | None = None
         self._is_polled = False
 
-    async def begin(self, timeout: float | None) -> Looking:
+    async def begin(self, timeout: float | None, warn_after: WarnAfter = AS_MADE) -> Looking:
         """Begin to wait in the running loop; look before each wait, and once before the first.
 
         Raises:
-            InvalidArgument: `timeout` is no number of seconds.
+            InvalidArgument: `timeout` or `warn_after` is no number of seconds.
             RuntimeError: no loop runs.
             _core.EndpointClosed: the end is closed.
             _core.ConcurrentUse: tasks of another loop wait.
         """
         seconds = check_timeout(timeout, self._label, "recv_async")
+        waits = self.waits.long_waits
+        if not isinstance(warn_after, AsMade):
+            waits = waits.awaited(warn_after)
         loop = self._enter()
         await loop.enter()
-        return Looking(loop, seconds, self)
+        return Looking(loop, seconds, self, waits)
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when a call that has found nothing may find some."""
@@ -159,6 +162,7 @@ class Looking:
         loop: where.
         seconds: so long; None: for ever.
         awaiting: of the end.
+        waits: tells of such calls.
     """
 
     is_long = False
@@ -167,11 +171,14 @@ class Looking:
     _ends = _due = math.inf
     _report: LongWaits
 
-    def __init__(self, loop: Loop, seconds: float | None, awaiting: Awaiting) -> None:
+    def __init__(
+        self, loop: Loop, seconds: float | None, awaiting: Awaiting, waits: LongWaits
+    ) -> None:
         # (Often that is all: a message is there.)
         self._loop = loop
         self._seconds = seconds
         self._awaiting = awaiting
+        self._waits = waits
 
     def again(self) -> Awaitable[None]:
         """Wait until it is worth another look.
@@ -184,7 +191,7 @@ class Looking:
         now = time.monotonic()
         if self._began is None:
             self._began = now
-            self._due = now + self._awaiting.waits.long_waits.patience
+            self._due = now + self._waits.patience
             if self._seconds is not None:
                 self._ends = now + self._seconds
         if now >= self._ends:
@@ -201,7 +208,7 @@ class Looking:
         waits = self._awaiting.waits
         is_first, self.is_long = not self.is_long, True
         if is_first:
-            self._report = waits.long_waits.awaited()
+            self._report = self._waits.awaited()
         wait = waits.wait_of(self._awaiting.peers())
         self._due = began + self._report.report(seconds, is_first, wait, waits.slow)
 

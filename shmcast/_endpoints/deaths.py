@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable
 
@@ -10,16 +11,24 @@ from shmcast._host.log import tell
 from shmcast.errors import PeerDied
 
 _MOST_UNNOTED = 64
+_MOST_LOGGED = 1024
+
+_logged: dict[tuple[str, str, int, int], int] = {}
+"""Who has logged a death: a rank of a broadcaster has several rings, of which one is to tell."""
+_numbers = itertools.count()
 
 
 class Deaths:
     """Notes who has died, and tells the program.
 
     Args:
+        label: how the log names who goes on. Of the same death, one of the same label tells.
         on_death: called for each.
     """
 
-    def __init__(self, on_death: Callable[[PeerDied], object] | None) -> None:
+    def __init__(self, label: str, on_death: Callable[[PeerDied], object] | None) -> None:
+        self._label = label
+        self._number = next(_numbers)
         self.last: dict[int, PeerDied] = {}
         """How the last reader has died that each seat has lost, by index."""
         self._on_death = on_death
@@ -56,7 +65,14 @@ class Deaths:
             [*self._untold, *errors],
         )
         for error in errors:
-            tell(logging.WARNING, text, error)
+            if self._is_news(error, count):
+                tell(logging.WARNING, text, error)
+
+    def _is_news(self, error: PeerDied, count: int) -> bool:
+        if len(_logged) >= _MOST_LOGGED:
+            _logged.clear()
+        who = (self._label, error.peer, error.pid, count)
+        return _logged.setdefault(who, self._number) == self._number
 
     def tell(self) -> None:
         """Call `on_death` for each; what it raises passes, and the rest is told the next time."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from shmcast import _core
@@ -134,8 +134,7 @@ class FrameEnd:
         self._ending = Ending()
         self._pinned: PinnedArena | None = None
         self._unpopulated: _core.Mapping | None = None
-        # (Not bound to self: the core would keep it alive, and it the core.)
-        self._cpu_quota = CpuQuota().read
+        self._cpu_quota = CpuQuota().read  # (not bound to self: the core would keep it alive)
 
     def populate(self) -> None:
         """Take the ring's page faults at once: one for each slot would hit the first messages."""
@@ -183,8 +182,7 @@ class FrameEnd:
         """Return all of the core's endpoints that wait here."""
         return [self._ring]
 
-    @contextlib.contextmanager
-    def warning_after(self, seconds: float | None) -> Iterator[None]:
+    def warning_after(self, seconds: float | None) -> AbstractContextManager[None]:
         """Let the log say who is slow in waits that last so long, in the calls in the block.
 
         Args:
@@ -193,8 +191,11 @@ class FrameEnd:
         Raises:
             InvalidArgument: `seconds` is no number of seconds.
         """
-        with warning_after(self._ring, self._watch.long_waits, seconds, self.label):
-            yield
+        return self.warning_of_messages_after(seconds)
+
+    def warning_of_messages_after(self, seconds: float | None) -> AbstractContextManager[None]:
+        """Do so for waits of the ring of messages only."""
+        return warning_after(self._ring, self._watch.long_waits, seconds, self.label)
 
     def _named_by(self, names: Callable[[int], str]) -> Callable[[int], str]:
         """Keep a callable of the user's, and return what calls it.
@@ -239,7 +240,7 @@ class FrameEnd:
             PeerDied: one has.
             SegmentCorrupted: the segment names no process.
         """
-        if not self.handle.drops_dead:
+        if self.receives or not self.handle.drops_dead:
             self._watch.find_dead()
             try:
                 self._watch.attribute_deaths(self._ring.peers())
@@ -247,12 +248,15 @@ class FrameEnd:
                 self._raise(error, "a look at the peers", None)
 
     def departed(self) -> dict[int, str]:
-        """Return who is no more there: "left" for one that has closed, or "dropped".
+        """Return who is no more there; see `Watch.departed`."""
+        try:
+            return self._watch.departed(self._ring.peers)
+        except _core.SegmentCorrupted as error:
+            self._raise(error, "a look at the peers", None)
 
-        By index, which for the writer is the number of readers.
-        """
-        peers = self._ring.peers()
-        return {peer.index: peer.state for peer in peers if peer.state in ("left", "dropped")}
+    def death_of_reader(self, index: int) -> PeerDied:
+        """Return how a reader has died whom `departed` calls dropped."""
+        return self._watch.death_of(self._ring.peers()[index])
 
     def begin_tensor_set(self) -> None:
         """Tell all members that this one begins to broadcast a message's device tensors."""

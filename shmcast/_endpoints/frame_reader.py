@@ -75,7 +75,7 @@ class FrameReader(AwaitedEnd):
             )
         check_layout(handle, label)
         check_shape(handle.readers, handle.slots, handle.slot_bytes, label)
-        check_int("index", index, 0, handle.readers - 1, label)
+        index = check_int("index", index, 0, handle.readers - 1, label)
         super().__init__(wait, label, warn_after, switch_interval)
         self.handle = handle
         if peer_label is None:

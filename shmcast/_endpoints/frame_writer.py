@@ -69,8 +69,8 @@ class FrameWriter(FrameEnd):
             raise InvalidArgument(
                 f"{label}: linger={linger!r} is no number of seconds >= 0, which must end"
             )
-        check_shape(readers, slots, slot_bytes, label)
-        check_memory(arena_bytes, spill_bytes, label)
+        readers, slots, slot_bytes = check_shape(readers, slots, slot_bytes, label)
+        arena_bytes, spill_bytes = check_memory(arena_bytes, spill_bytes, label)
         if on_reader_death not in ("raise", "drop"):
             raise InvalidArgument(
                 f'{label}: on_reader_death={on_reader_death!r} is neither "raise" nor "drop"'

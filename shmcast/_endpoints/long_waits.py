@@ -5,13 +5,25 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from shmcast import _core
 from shmcast._endpoints.arguments import check_seconds
 
 if TYPE_CHECKING:
     from shmcast._endpoints.slow_peers import SlownessReport, Wait
+
+
+class AsMade:
+    """Stands for the `warn_after` with which the endpoint was made."""
+
+    def __repr__(self) -> str:
+        return "AS_MADE"
+
+
+AS_MADE: Final = AsMade()
+WarnAfter = float | AsMade | None
+"""Seconds of a wait until the log tells who is slow, for one call; None: never."""
 
 
 class LongWaits:
@@ -78,9 +90,16 @@ class LongWaits:
             goal += f" ({self.advice})"
         return self._report.look(seconds, is_first, wait.action, goal, peers, wait.is_usual)
 
-    def awaited(self) -> LongWaits:
-        """Return what tells of one wait in an event loop, which others go on beside."""
-        waits = LongWaits(self._label, self.warn_after, has_time=False)
+    def awaited(self, warn_after: WarnAfter = AS_MADE) -> LongWaits:
+        """Return what tells of one wait in an event loop, which others go on beside.
+
+        Raises:
+            InvalidArgument: `warn_after` is no number of seconds.
+        """
+        seconds = self.warn_after
+        if not isinstance(warn_after, AsMade):
+            seconds = check_seconds("warn_after", warn_after, self._label)
+        waits = LongWaits(self._label, seconds, has_time=False)
         waits.advice = self.advice
         return waits
 

@@ -42,6 +42,11 @@ def has_ended(peer: _core.Peer, places: Places) -> bool:
     return peer.pid_namespace == pid_namespace() and not is_alive(peer.pid, peer.start_time)
 
 
+def never_came(peer: _core.Peer) -> bool:
+    """Return whether nobody has had a seat: also one that the writer has dropped all the same."""
+    return peer.state == "vacant" or (peer.state == "dropped" and not peer.pid)
+
+
 def check_pid(peer: _core.Peer) -> None:
     """Raise SegmentCorrupted if a member's pid is nobody's."""
     if not 0 < peer.pid <= _MOST_PID:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 
@@ -15,6 +16,7 @@ from shmcast._endpoints import tracing
 from shmcast._endpoints.copying import Copy
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import Outbox
+from shmcast._endpoints.long_waits import AS_MADE, AsMade, WarnAfter
 from shmcast._endpoints.warmup import Warmup
 from shmcast._host.signals import is_interruption
 from shmcast.errors import EncodeError, InvalidArgument
@@ -101,10 +103,18 @@ class ObjectSender:
         sink: where the frames go.
         codec: makes them.
         warmup: what `warm` runs first; None: the codec has no sample.
+        warning_after: returns the context of calls for which `warn_after` is chosen; None: none is.
     """
 
-    def __init__(self, sink: FrameSink, codec: Codec, warmup: Warmup | None) -> None:
+    def __init__(
+        self,
+        sink: FrameSink,
+        codec: Codec,
+        warmup: Warmup | None,
+        warning_after: Callable[[float | None], AbstractContextManager[None]] | None = None,
+    ) -> None:
         self._sink = sink
+        self._warning_after = warning_after
         self._codec = codec
         self._warmup = warmup
         # In the core: in a decode loop every step on the way is a cache miss.
@@ -117,7 +127,9 @@ class ObjectSender:
         if warmup is not None:
             warmup.send_as(self, ObjectSender.send, "_outbox")
 
-    def send(self, obj: Any, timeout: float | None = None) -> None:
+    def send(
+        self, obj: Any, timeout: float | None = None, *, warn_after: WarnAfter = AS_MADE
+    ) -> None:
         """Send `obj` to every reader. Returns when it is in the ring, not when it was read.
 
         Either all readers can receive the whole message, or (when this raises) none will. A signal
@@ -127,6 +139,7 @@ class ObjectSender:
         Args:
             obj: anything that the codec can encode.
             timeout: seconds to wait for room in the ring, None for ever. Copying is not counted.
+            warn_after: for this call, in place of what the endpoint was made with.
 
         Raises:
             EncodeError: the codec can't encode `obj`; nothing was sent.
@@ -138,6 +151,9 @@ class ObjectSender:
             Forked: this process was forked from the writer's.
             MessageTooLarge: more than 1 TiB, or more than 8 388 607 frames.
         """
+        if not isinstance(warn_after, AsMade) and self._warning_after is not None:
+            with self._warning_after(warn_after):
+                return ObjectSender.send(self, obj, timeout)  # (a subclass may have its own)
         try:
             try:
                 self._outbox[timeout] = obj  # (no call, see `FrameWriter.outbox`)
@@ -154,6 +170,7 @@ class ObjectSender:
             if told is None:
                 raise
             raise told from error
+        return None
 
     def warm(self) -> None:
         """Warm up the next `send`, on a message that nobody receives.
@@ -196,7 +213,13 @@ class ObjectReceiver:
         if warmup is not None:
             warmup.receive_as(self, ObjectReceiver.recv, "_inbox")
 
-    def recv(self, timeout: float | None = None, copy: Copy = True) -> Any:
+    def recv(
+        self,
+        timeout: float | None = None,
+        copy: Copy = True,
+        *,
+        warn_after: WarnAfter = AS_MADE,
+    ) -> Any:
         """Receive the next object.
 
         Nothing is lost either if a signal's handler raises, Ctrl-C for instance: the next call
@@ -211,6 +234,7 @@ class ObjectReceiver:
                 to becomes this process's own, and nobody else sees the change. "arrays": copies of
                 arrays and views for tensors; "tensors": the other way round. (A codec of your own
                 may make views of both.)
+            warn_after: for this call, in place of what the endpoint was made with.
 
         Raises:
             Timeout: no whole message came in time; nothing is lost, call again.
@@ -222,6 +246,9 @@ class ObjectReceiver:
             ConcurrentUse: another thread is inside this reader.
             Forked: this process was forked from the reader's.
         """
+        if not isinstance(warn_after, AsMade):
+            with self._source.warning_of_messages_after(warn_after):
+                return ObjectReceiver.recv(self, timeout, copy)  # (a subclass may have its own)
         try:
             return self._inbox[timeout, copy]  # (no call, see `FrameReader.messages`)
         except BaseException as error:

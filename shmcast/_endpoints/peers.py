@@ -11,16 +11,16 @@ import errno
 import os
 import threading
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from shmcast import _core
 from shmcast._endpoints.deaths import Deaths
 from shmcast._endpoints.long_waits import LongWaits
-from shmcast._endpoints.members import LIVING, check_pid, has_ended, is_written
+from shmcast._endpoints.members import LIVING, check_pid, has_ended, is_written, never_came
+from shmcast._endpoints.watched import Watched
 from shmcast._host.places import Places
-from shmcast._host.process import Pidfd, is_alive, is_exiting, pid_namespace
+from shmcast._host.process import Pidfd, pid_namespace
 from shmcast._host.signals import is_interruption
 from shmcast.errors import PeerDied, ShmcastWarning
 
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 ENDED_WITHOUT_CLOSE = "ended without close()"
 """How an endpoint has ended whose process lives on."""
-
-EXECUTED = "replaced by another program (exec)"
-"""How a member has ended whose process runs something else now."""
 
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 
@@ -48,19 +45,8 @@ class Ring(Protocol):
     def unwatch(self, watch: int) -> None:
         """Raise it no more."""
 
-
-@dataclass
-class _Watched:
-    """A peer as it was first observed."""
-
-    pid: int
-    start_time: int
-    holds_lock: bool = False
-    is_here: bool = True  # in this pid namespace
-    pidfd: Pidfd | None = None
-    alarms: list[int] = field(default_factory=list)  # the watcher's numbers for it
-    must_look: bool = False  # no alarm tells of its end, or not yet
-    gone: str | None = None  # it has ended: how, where known
+    def tell_death(self, place: int) -> int:
+        """Tell all of a death, before this end may follow; return whose was the first one told."""
 
 
 class Watch:
@@ -93,18 +79,24 @@ class Watch:
         slots: int = 0,
     ) -> None:
         self.long_waits = LongWaits(label, warn_after)
-        self._deaths = Deaths(on_death)
+        self._deaths = Deaths(label, on_death)
         self.dropped: dict[int, PeerDied] = self._deaths.last
         """How the readers have died that were dropped, by index; also those replaced since."""
         self.must_look = False
         """Somebody's end raises no alarm: `observe` is to be called once a second."""
+        self.calls: str | None = None
+        """What the log calls who waits; None: "send" or "recv"."""
+        self.excused: dict[int, PeerDied] = {}
+        """How readers have died that had not attached: on the writer, which drops them then."""
+        self.stand_ins: Collection[int] = ()
+        """Whose processes are not those of whom they stand for: they tell nothing of them."""
         self._me = me
         self._label = label
         self._names = names
         self._writer = readers
         self._drops = drops
         self._pid_namespace = pid_namespace()
-        self._watched: dict[int, _Watched] = {}
+        self._watched: dict[int, Watched] = {}
         self._ring: Ring | None = None
         self._places: Places
         self._generation = 0
@@ -152,14 +144,14 @@ class Watch:
         known = self._watched.get(peer.index)
         if peer.state == "failed":
             self._forget(peer.index)
-            self._watched[peer.index] = _Watched(peer.pid, 0, gone=ENDED_WITHOUT_CLOSE)
+            self._watched[peer.index] = Watched(peer.pid, 0, gone=ENDED_WITHOUT_CLOSE)
         elif peer.state not in LIVING:
             self._forget(peer.index)
         elif not is_written(peer):  # about to tell who it is, or dead
             if has_ended(peer, self._places):
                 self._forget(peer.index)
-                self._watched[peer.index] = _Watched(peer.pid, 0, gone="")
-        elif known is None or not _is_watched(known, peer):
+                self._watched[peer.index] = Watched(peer.pid, 0, gone="")
+        elif known is None or not known.is_still(peer):
             self._forget(peer.index)
             try:
                 self._open(peer)
@@ -175,26 +167,7 @@ class Watch:
                     watched.must_look = self.must_look = True
             for index, watched in self._watched.items():
                 if watched.gone is None:
-                    watched.gone = self._end_of(index, watched)
-
-    def _end_of(self, index: int, watched: _Watched) -> str | None:
-        """Return how a watched peer has ended, "" where that is not known; None: it lives."""
-        if watched.pidfd is not None and watched.pidfd.is_dead():
-            return watched.pidfd.how()
-        if not watched.holds_lock:
-            if watched.must_look and watched.pidfd is None and self._is_dead_by_pid(watched):
-                return ""
-            return None
-        if self._places.is_held(index) is not False:
-            return None
-        # Dropped at its end, of which the pidfd tells more in a moment; or at exec; or, when it
-        # left, by itself: then its seat says so.
-        if watched.pidfd is None:
-            return ""
-        return None if is_exiting(watched.pid) else EXECUTED
-
-    def _is_dead_by_pid(self, watched: _Watched) -> bool:
-        return watched.is_here and not is_alive(watched.pid, watched.start_time)
+                    watched.gone = watched.end(index, self._places)
 
     def attribute_deaths(self, peers: Sequence[_core.Peer]) -> list[int]:
         """Tell who died from who left before its process ended, of those that `find_dead` found.
@@ -215,6 +188,7 @@ class Watch:
         for peer in peers:
             self._note_takeovers(peer)
         dropped = []
+        fatal: dict[int, PeerDied] = {}
         has_writer_left = peers[self._writer].state == "left"
         for index, watched in sorted(self._watched.items(), key=lambda item: item[0]):
             peer = peers[index]  # (the writer last: it may have ended because of a reader)
@@ -229,15 +203,35 @@ class Watch:
             if peer.state == "failed":
                 how = ENDED_WITHOUT_CLOSE
             if index == self._writer or not self._drops:
-                raise self.died(peer, how)
-            if self._me == self._writer:
+                fatal[index] = self.died(peer, how)
+            elif self._me == self._writer:
                 self._deaths.note_drop(peer, self.died(peer, how))
                 self._forget(index)  # (not before: whoever interrupts this must not lose the death)
                 dropped.append(index)
             else:
                 self._forget(index)
-                self._watched[index] = _Watched(peer.pid, peer.start_time)  # the writer's business
+                self._watched[index] = Watched(peer.pid, peer.start_time)  # the writer's business
+        if fatal:
+            raise self._first_of(fatal, peers)
+        for index, death in self.excused.items():
+            if peers[index].state == "vacant":
+                self._deaths.note_drop(peers[index], death)
+                dropped.append(index)
         return dropped
+
+    def _first_of(self, fatal: dict[int, PeerDied], peers: Sequence[_core.Peer]) -> PeerDied:
+        """Return the death of which the others may be the consequence.
+
+        Whoever ends because of a death has told of it before: as this one does now, of whichever it
+        has seen (of the writer last: that may have ended because of a reader).
+        """
+        seen = min(fatal)
+        first = seen if self._ring is None else self._ring.tell_death(seen)
+        if first not in fatal and first in self._watched:  # it died while this one looked at others
+            how = self._watched[first].end(first, self._places)
+            if how is not None:
+                return self.died(peers[first], how)
+        return fatal.get(first, fatal[seen])
 
     def tell_deaths(self) -> None:
         """Call `on_death` for the readers that were dropped; to be called once they are.
@@ -259,18 +253,9 @@ class Watch:
         ends = [*[(0, "")] * (count - 1), last]
         watched = self._watched.get(peer.index)
         if watched is not None:  # the first of them
-            ends[0] = (watched.pid, ends[0][1] or self._end_of_replaced(watched))
+            ends[0] = (watched.pid, ends[0][1] or watched.end_of_replaced())
         self._deaths.note_takeovers(peer, [self._replaced(peer.index, *end) for end in ends])
         self._forget(peer.index)
-
-    def _end_of_replaced(self, watched: _Watched) -> str:
-        if watched.gone is not None:
-            return watched.gone
-        if watched.pidfd is None or not watched.pidfd.is_usable():
-            return ""
-        if watched.pidfd.is_dead():
-            return watched.pidfd.how()
-        return "" if is_exiting(watched.pid) else EXECUTED
 
     def _replaced(self, index: int, pid: int, how: str) -> PeerDied:
         name = self._names(index)
@@ -280,7 +265,25 @@ class Watch:
 
     def exited(self, peers: Sequence[_core.Peer]) -> list[int]:
         """Return the readers whose processes have ended, by index; also those that left first."""
-        return [p.index for p in peers[:-1] if p.state != "vacant" and has_ended(p, self._places)]
+        return [p.index for p in peers[:-1] if not never_came(p) and has_ended(p, self._places)]
+
+    def departed(self, peers: Callable[[], Sequence[_core.Peer]]) -> dict[int, str]:
+        """Return who is no more there, by index: "left" for one that has closed, else "dropped".
+
+        That is, too, who will be dropped once the writer sees to it: who has failed, or died.
+
+        Args:
+            peers: looks at all.
+        """
+        before = peers()
+        ended = [(index, before[index].pid) for index in self.exited(before)]
+        states = {}
+        for peer in peers():  # only now: who has left before its process ended has not died
+            if peer.state == "left":
+                states[peer.index] = "left"
+            elif peer.state in ("dropped", "failed") or (peer.index, peer.pid) in ended:
+                states[peer.index] = "dropped"
+        return states
 
     def report_slow(self, seconds: float, is_first: bool, peers: Sequence[_core.Peer]) -> float:
         """Log who is slow, when a wait lasts long; return when to call again, in its seconds."""
@@ -290,7 +293,7 @@ class Watch:
         """Return what this endpoint waits for."""
         from shmcast._endpoints.slow_peers import wait_of  # rarely needed
 
-        return wait_of(self._me, peers, self._slots, self._names(self._writer))
+        return wait_of(self._me, peers, self._slots, self._names(self._writer), self.calls)
 
     def resumed(self, seconds: float) -> None:
         """Log that such a wait went on."""
@@ -311,14 +314,24 @@ class Watch:
             how,
         )
 
+    def death_of(self, peer: _core.Peer) -> PeerDied:
+        """Return how a peer has died, as far as is known here."""
+        watched = self._watched.get(peer.index)
+        how = None
+        if watched is not None and watched.pid == peer.pid:
+            how = watched.gone or watched.end(peer.index, self._places)
+        return self.died(peer, how or "")
+
     def _pid(self, peer: _core.Peer) -> int | None:
-        return peer.pid if peer.pid and peer.pid_namespace == self._pid_namespace else None
+        if not peer.pid or peer.index in self.stand_ins:
+            return None
+        return peer.pid if peer.pid_namespace == self._pid_namespace else None
 
     def _open(self, peer: _core.Peer) -> None:
         """Watch a peer by all that there is."""
         check_pid(peer)
         is_here = peer.pid_namespace == self._pid_namespace
-        watched = _Watched(peer.pid, peer.start_time, peer.holds_lock, is_here=is_here)
+        watched = Watched(peer.pid, peer.start_time, peer.holds_lock, is_here=is_here)
         self._watched[peer.index] = watched
         is_own = is_here and peer.pid == self._owner_pid
         if is_here and not is_own:
@@ -333,7 +346,7 @@ class Watch:
             if not is_here:
                 self._warn_unwatched(peer, "it is in another pid namespace, and holds no lock")
 
-    def _open_pidfd(self, peer: _core.Peer, watched: _Watched) -> None:
+    def _open_pidfd(self, peer: _core.Peer, watched: Watched) -> None:
         try:
             watched.pidfd = pidfd = Pidfd(peer.pid, peer.start_time)
         except ProcessLookupError as error:
@@ -349,7 +362,7 @@ class Watch:
         else:
             self._raise_alarm(watched, lambda ring: ring.watch_process(pidfd.fileno()))
 
-    def _raise_alarm(self, watched: _Watched, add: Callable[[Ring], int]) -> None:
+    def _raise_alarm(self, watched: Watched, add: Callable[[Ring], int]) -> None:
         assert self._ring is not None  # noqa: S101 (observe() has looked)
         self._generation = _core.watch_generation()
         try:
@@ -385,15 +398,3 @@ class Watch:
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(text, ShmcastWarning, stacklevel=3)
-
-
-def _is_watched(known: _Watched, peer: _core.Peer) -> bool:
-    """Return whether a peer is the one that is watched, by all that there can be."""
-    if (known.pid, known.start_time) != (peer.pid, peer.start_time):
-        return False
-    if known.gone is not None:
-        return True
-    if known.pidfd is not None and known.pidfd.is_dead():
-        return True  # which tells how it has ended: a new one could not, if it is reaped
-    # (Somebody may have closed descriptors that were not his.)
-    return not known.must_look and (known.pidfd is None or known.pidfd.is_usable())

@@ -51,7 +51,9 @@ class Wait:
     """However long, it says nothing of anybody's slowness: there may be nothing to send."""
 
 
-def wait_of(me: int, peers: Sequence[_core.Peer], slots: int, writer_name: str) -> Wait:
+def wait_of(
+    me: int, peers: Sequence[_core.Peer], slots: int, writer_name: str, action: str | None = None
+) -> Wait:
     """Find out what a member waits for, and follow that to the member that moves last.
 
     Args:
@@ -59,18 +61,19 @@ def wait_of(me: int, peers: Sequence[_core.Peer], slots: int, writer_name: str) 
         peers: all members.
         slots: of the ring; 0: not known.
         writer_name: how to name the writer.
+        action: how to call what waits; None: "send" or "recv".
     """
     *readers, writer = peers
     behind = [(p, f"{p.behind} fragments behind") for p in readers if p.behind]
     if me == writer.index:
         if behind:
-            return Wait("send", "room", behind)
+            return Wait(action or "send", "room", behind)
         vacant = [(p, "not attached") for p in peers if p.state == "vacant"]
         return Wait("wait_ready", "readers", vacant)
     full = [(p, text) for p, text in behind if slots and p.behind >= slots and p.index != me]
     if full:
-        return Wait("recv", f"a message, as {writer_name} waits for room", full)
-    return Wait("recv", "a message", [(writer, "")], is_usual=True)
+        return Wait(action or "recv", f"a message, as {writer_name} waits for room", full)
+    return Wait(action or "recv", "a message", [(writer, "")], is_usual=True)
 
 
 class SlownessReport:

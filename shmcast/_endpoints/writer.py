@@ -120,7 +120,7 @@ class Writer(ObjectSender, Endpoint):
             reader_label=reader_label,
         )
         Endpoint.__init__(self, frames)
-        ObjectSender.__init__(self, frames, codec, warmup)
+        ObjectSender.__init__(self, frames, codec, warmup, frames.warning_of_messages_after)
 
     @property
     def was_sent(self) -> bool:

@@ -18,6 +18,7 @@ from shmcast._endpoints import tracing
 from shmcast._endpoints.arguments import check_seconds
 from shmcast._endpoints.copying import Copy
 from shmcast._endpoints.frame_reader import FrameReader
+from shmcast._endpoints.long_waits import AS_MADE, AsMade, WarnAfter
 from shmcast._endpoints.objects import FrameSink, ObjectReceiver, refused, unsendable
 from shmcast._endpoints.tracing import Tracer
 from shmcast._endpoints.warmup import Warmup
@@ -110,8 +111,17 @@ class DeviceReceiver(ObjectReceiver):
         if warmup is not None:
             warmup.receive_as(self, DeviceReceiver.recv, "_messages", "_decode")
 
-    def recv(self, timeout: float | None = None, copy: Copy = True) -> Any:
+    def recv(
+        self,
+        timeout: float | None = None,
+        copy: Copy = True,
+        *,
+        warn_after: WarnAfter = AS_MADE,
+    ) -> Any:
         """Receive the next object; see `ShmBroadcaster.recv`."""
+        if not isinstance(warn_after, AsMade):
+            with self._source.warning_of_messages_after(warn_after):
+                return DeviceReceiver.recv(self, timeout, copy)
         began = 0.0 if timeout is None else monotonic()
         try:
             frames = self._messages[timeout, copy]  # (no call, see `FrameReader.messages`)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from shmcast._endpoints.arguments import integer
 from shmcast._nodes.exchange import AllGather, Exchange, check_exchange
 from shmcast.errors import InvalidArgument
 
@@ -62,7 +63,7 @@ def parties_by(exchange: AllGather, rank: int, size: int) -> Parties:
     Raises:
         InvalidArgument: there is no such rank; the others have been told.
     """
-    check_exchange(exchange, rank, size)
+    rank, size = check_exchange(exchange, rank, size)
     return Parties(
         [*range(size)], rank, lambda label, _names, _timeout: Exchange(exchange, rank, size, label)
     )
@@ -88,9 +89,10 @@ def source_rank(ranks: list[int], src: int | None, group_src: int) -> int:
                 "give one of them"
             )
         return ranks.index(src)
-    if not isinstance(group_src, int) or not 0 <= group_src < len(ranks):
+    place = integer(group_src)
+    if place is None or not 0 <= place < len(ranks):
         raise InvalidArgument(
             f"group_src={group_src!r} is not a rank of the group: it has ranks 0 to "
             f"{len(ranks) - 1} (global ranks {ranks}); a global rank is given as src"
         )
-    return group_src
+    return place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from shmcast import _core
 from shmcast._endpoints.handle import Handle
@@ -17,6 +18,8 @@ class HubHandle(Handle):
         reply_slot_bytes: payload bytes of one of these.
     """
 
+    spans_hosts: ClassVar[bool] = False
+    """Its members come together at set-up, and no other can attach."""
     reply_slots: int = 0
     reply_slot_bytes: int = 0
 

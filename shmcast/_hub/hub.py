@@ -217,7 +217,7 @@ class Hub(ReplyReceiver, Writer):
             **options,
         )
         Endpoint.__init__(self, end)
-        ObjectSender.__init__(self, end, codecs[0], sending)
+        ObjectSender.__init__(self, end, codecs[0], sending, end.warning_of_messages_after)
         ReplyReceiver.__init__(self, end, codecs[1])
 
     def fileno(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from shmcast import _core
@@ -69,13 +69,12 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
         member_label: Callable[[int], str],
         warmup: Callable[[], object] | None,
     ) -> None:
-        check_int("members", members, 1, MAX_READERS, label)
-        check_slots(reply_slots, reply_slot_bytes, label, "reply_")
+        members = check_int("members", members, 1, MAX_READERS, label)
+        self._replies_shape = check_slots(reply_slots, reply_slot_bytes, label, "reply_")
         if on_member_death not in ("raise", "drop"):
             raise InvalidArgument(
                 f'{label}: on_member_death={on_member_death!r} is neither "raise" nor "drop"'
             )
-        self._replies_shape = (reply_slots, reply_slot_bytes)
         self._receives = warmup
         super().__init__(
             members,
@@ -120,13 +119,17 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
     def _wait_of_replies(self, peers: Sequence[_core.Peer]) -> Wait:
         from shmcast._endpoints.slow_peers import Wait  # rarely needed
 
-        awaited = self.replies.awaited()
+        awaited = self._awaited_seats()
         who = [
             (peer, "not attached" if peer.state == "vacant" else "")
             for peer in peers
             if peer.index in awaited
         ]
         return Wait("recv", "a reply" if len(awaited) == 1 else "replies", who)
+
+    def _awaited_seats(self) -> Collection[int]:
+        """Return whose replies the call that receives waits for, as they sit here."""
+        return self.replies.awaited()
 
     def _watch_of_receiving(self) -> Waits:
         return self._reply_watch
@@ -146,9 +149,12 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
     def _named_members(self, members: Sequence[int]) -> str:
         return " and ".join(map(self.member_name, members)) or "any member"
 
-    def check_index(self, index: Any) -> None:
-        """Raise InvalidArgument unless it is a member's: to the core, None is any member."""
-        check_int("index", index, 0, self.members - 1, f"{self.label}: recv")
+    def check_index(self, index: Any) -> int:
+        """Return a member's index as an int; raise InvalidArgument for what is none.
+
+        To the core, None is any member.
+        """
+        return check_int("index", index, 0, self.members - 1, f"{self.label}: recv")
 
     def death_of(self, index: int) -> PeerDied:
         """Return how a member has died, whose replies end with that."""

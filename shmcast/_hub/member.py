@@ -10,6 +10,7 @@ from shmcast._codecs.base import Codec
 from shmcast._endpoints import settings
 from shmcast._endpoints.base import Endpoint
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER
+from shmcast._endpoints.long_waits import AS_MADE, WarnAfter
 from shmcast._endpoints.objects import ObjectReceiver, ObjectSender
 from shmcast._endpoints.reader import Reader
 from shmcast._endpoints.statistics import Statistics
@@ -18,6 +19,7 @@ from shmcast._endpoints.warmup import Warmup
 from shmcast._hub.handle import HubHandle
 from shmcast._hub.hub import both_ways
 from shmcast._hub.member_end import MemberEnd
+from shmcast.errors import InvalidArgument
 
 
 class Member(Reader):
@@ -61,6 +63,11 @@ class Member(Reader):
         label: str | None = None,
         peer_label: Callable[[int], str] | None = None,
     ) -> None:
+        if isinstance(handle, HubHandle) and handle.spans_hosts:
+            raise InvalidArgument(
+                f"member {index}: this hub spans hosts: its members come together at set-up, by "
+                "Member.over, and no place is taken later or again; make a new hub by Hub.over"
+            )
         if peer_label is None and isinstance(handle, HubHandle):
             peer_label = functools.partial(_default_label, handle.readers)
         self._begin(
@@ -142,10 +149,12 @@ class Member(Reader):
         )
         Endpoint.__init__(self, end)
         ObjectReceiver.__init__(self, end, codecs[0], receiving)
-        self._sender = ObjectSender(end, codecs[1], sending)
+        self._sender = ObjectSender(end, codecs[1], sending, end.warning_of_replies_after)
         self._send = self._sender.send
 
-    def reply(self, obj: Any, timeout: float | None = None) -> None:
+    def reply(
+        self, obj: Any, timeout: float | None = None, *, warn_after: WarnAfter = AS_MADE
+    ) -> None:
         """Reply to a message. Returns when the reply is in the ring, not when it was read.
 
         Each message that was received can be answered once, and none must be. Either the hub can
@@ -155,6 +164,7 @@ class Member(Reader):
         Args:
             obj: anything that the codec can encode.
             timeout: seconds to wait for room in the ring, None for ever.
+            warn_after: for this call, in place of what the member was made with.
 
         Raises:
             NoMessage: every message that was received has its reply.
@@ -168,7 +178,7 @@ class Member(Reader):
             Forked: this process was forked from the member's.
             MessageTooLarge: more than 1 TiB, or more than 8 388 607 frames.
         """
-        self._send(obj, timeout)
+        self._send(obj, timeout, warn_after=warn_after)
 
     @property
     def was_replied(self) -> bool:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from shmcast._codecs.base import Codec, Received
 from shmcast._endpoints import tracing
 from shmcast._endpoints.copying import Copy, copied_kind
+from shmcast._endpoints.long_waits import AS_MADE, AsMade, WarnAfter
 from shmcast._hub.answers import Whom
 from shmcast._hub.hub_end import HubEnd
-
-
-class AsMade:
-    """Stands for what was chosen when the endpoint was made."""
-
-    def __repr__(self) -> str:
-        return "AS_MADE"
-
-
-AS_MADE: Final = AsMade()
 
 
 class ReplyReceiver:
@@ -44,7 +35,7 @@ class ReplyReceiver:
         timeout: float | None = None,
         copy: Copy = True,
         *,
-        warn_after: float | AsMade | None = AS_MADE,
+        warn_after: WarnAfter = AS_MADE,
     ) -> Any:
         """Receive the next reply of a member.
 
@@ -70,9 +61,9 @@ class ReplyReceiver:
         """
         if not isinstance(warn_after, AsMade):
             with self._end.warning_of_replies_after(warn_after):
-                return self.recv(index, timeout, copy)
+                return ReplyReceiver.recv(self, index, timeout, copy)
         if type(index) is not int:
-            self._end.check_index(index)
+            index = self._end.check_index(index)
         try:
             frames = self._replies[timeout, copy, index]
         except Exception as error:
@@ -92,7 +83,7 @@ class ReplyReceiver:
         timeout: float | None = None,
         copy: Copy = True,
         *,
-        warn_after: float | AsMade | None = AS_MADE,
+        warn_after: WarnAfter = AS_MADE,
     ) -> tuple[int, Any]:
         """Receive a reply of whatever member has one. Nobody is passed over twice in a row.
 
@@ -112,7 +103,7 @@ class ReplyReceiver:
         """
         if not isinstance(warn_after, AsMade):
             with self._end.warning_of_replies_after(warn_after):
-                return self.recv_any(timeout, copy)
+                return ReplyReceiver.recv_any(self, timeout, copy)
         try:
             index, frames = self._replies[timeout, copy, None]
         except Exception as error:
@@ -130,7 +121,7 @@ class ReplyReceiver:
         timeout: float | None = None,
         copy: Copy = True,
         *,
-        warn_after: float | AsMade | None = AS_MADE,
+        warn_after: WarnAfter = AS_MADE,
     ) -> list[Any]:
         """Receive the next reply of each member.
 
@@ -155,7 +146,7 @@ class ReplyReceiver:
         """
         if not isinstance(warn_after, AsMade):
             with self._end.warning_of_replies_after(warn_after):
-                return self.recv_all(timeout, copy)
+                return ReplyReceiver.recv_all(self, timeout, copy)
         try:
             received = self._replies[timeout, copy, ...]
         except Exception as error:
@@ -170,7 +161,14 @@ class ReplyReceiver:
             self._keep(..., received)
             self._end.not_decoded(len(replies), error)
 
-    async def recv_async(self, index: int, timeout: float | None = None, copy: Copy = True) -> Any:
+    async def recv_async(
+        self,
+        index: int,
+        timeout: float | None = None,
+        copy: Copy = True,
+        *,
+        warn_after: WarnAfter = AS_MADE,
+    ) -> Any:
         """Receive the next reply of a member, in a task of an event loop.
 
         See `Reader.recv_async`. Several tasks may wait, each for whom it likes.
@@ -179,14 +177,15 @@ class ReplyReceiver:
             index: the member's.
             timeout: as for `recv`.
             copy: as for `recv`.
+            warn_after: as for `recv`.
 
         Raises:
             RuntimeError: no event loop runs that is known here.
             ShmcastError: what `recv` raises.
         """
         if type(index) is not int:
-            self._end.check_index(index)
-        frames = await self._received(index, timeout, copy)
+            index = self._end.check_index(index)
+        frames = await self._received(index, timeout, copy, warn_after)
         if frames is None:
             raise self._end.death_of(index)
         try:
@@ -196,7 +195,11 @@ class ReplyReceiver:
             self._end.not_decoded(index, error)
 
     async def recv_any_async(
-        self, timeout: float | None = None, copy: Copy = True
+        self,
+        timeout: float | None = None,
+        copy: Copy = True,
+        *,
+        warn_after: WarnAfter = AS_MADE,
     ) -> tuple[int, Any]:
         """Receive a reply of whatever member has one, in a task of an event loop.
 
@@ -205,19 +208,26 @@ class ReplyReceiver:
         Args:
             timeout: as for `recv`.
             copy: as for `recv`.
+            warn_after: as for `recv`.
 
         Raises:
             RuntimeError: no event loop runs that is known here.
             ShmcastError: what `recv_any` raises.
         """
-        index, frames = await self._received(None, timeout, copy)
+        index, frames = await self._received(None, timeout, copy, warn_after)
         try:
             return index, self._end.death_of(index) if frames is None else self._decode(frames)
         except BaseException as error:
             self._keep(index, frames)
             self._end.not_decoded(index, error)
 
-    async def recv_all_async(self, timeout: float | None = None, copy: Copy = True) -> list[Any]:
+    async def recv_all_async(
+        self,
+        timeout: float | None = None,
+        copy: Copy = True,
+        *,
+        warn_after: WarnAfter = AS_MADE,
+    ) -> list[Any]:
         """Receive the next reply of each member, in a task of an event loop.
 
         See `recv_all` and `Reader.recv_async`.
@@ -225,12 +235,13 @@ class ReplyReceiver:
         Args:
             timeout: as for `recv`.
             copy: as for `recv`.
+            warn_after: as for `recv`.
 
         Raises:
             RuntimeError: no event loop runs that is known here.
             ShmcastError: what `recv_all` raises.
         """
-        received = await self._received(..., timeout, copy)
+        received = await self._received(..., timeout, copy, warn_after)
         replies: list[Any] = []
         try:
             self._decode_all(received, replies)
@@ -239,13 +250,15 @@ class ReplyReceiver:
             self._keep(..., received)
             self._end.not_decoded(len(replies), error)
 
-    async def _received(self, whom: Whom, timeout: float | None, copy: Copy) -> Any:
+    async def _received(
+        self, whom: Whom, timeout: float | None, copy: Copy, warn_after: WarnAfter
+    ) -> Any:
         """Await what a look of `whom` finds."""
         replies: Any = self._replies  # (its stub tells what is found of each kind of `whom`)
         if not isinstance(copy, bool):
             copied_kind(copy, f"{self._end.label}: recv_async")
         try:
-            looking = await self._end.awaiting.begin(timeout)
+            looking = await self._end.awaiting.begin(timeout, warn_after)
             while (received := replies[True, whom]) is ...:
                 await looking.again()
         except Exception as error:

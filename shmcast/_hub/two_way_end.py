@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from shmcast import _core
@@ -127,14 +128,12 @@ class TwoWayEnd(FrameEnd):
     @contextlib.contextmanager
     def warning_after(self, seconds: float | None) -> Iterator[None]:
         """Let long waits be told after so many seconds in the block, those of replies, too."""
-        with super().warning_after(seconds), self.warning_of_replies_after(seconds):
+        with self.warning_of_messages_after(seconds), self.warning_of_replies_after(seconds):
             yield
 
-    @contextlib.contextmanager
-    def warning_of_replies_after(self, seconds: float | None) -> Iterator[None]:
+    def warning_of_replies_after(self, seconds: float | None) -> AbstractContextManager[None]:
         """Let long waits of replies be told after so many seconds in the block."""
-        with warning_after(self.replies, self._reply_watch.long_waits, seconds, self.label):
-            yield
+        return warning_after(self.replies, self._reply_watch.long_waits, seconds, self.label)
 
 
 def has_or_have(members: Sequence[int]) -> str:

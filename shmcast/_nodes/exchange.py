@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shmcast._endpoints.arguments import integer
 from shmcast._nodes.stamp import SIZE, check_stamp, is_stamped, stamp
 from shmcast.errors import InvalidArgument, SegmentError
 
@@ -20,8 +21,8 @@ AllGather = Callable[[bytes], Sequence[bytes]]
 """Is given this rank's bytes and returns every rank's, by rank."""
 
 
-def check_exchange(exchange: AllGather, rank: int, size: int) -> None:
-    """Check what the caller has said of the ranks.
+def check_exchange(exchange: AllGather, rank: int, size: int) -> tuple[int, int]:
+    """Check what the caller has said of the ranks; return the rank and their number.
 
     Raises:
         InvalidArgument: there is no such rank; the others have been told.
@@ -31,20 +32,23 @@ def check_exchange(exchange: AllGather, rank: int, size: int) -> None:
             f"exchange={exchange!r} is no function that takes this rank's bytes and returns a list "
             "of every rank's"
         )
-    error = _misfit(rank, size)
-    if error is not None:
+    try:
+        return _checked(rank, size)
+    except InvalidArgument as error:
         Exchange(exchange, rank, size, "").refuse(error)
-        raise error
+        raise
 
 
-def _misfit(rank: object, size: object) -> InvalidArgument | None:
-    if not isinstance(size, int) or size < 1:
-        return InvalidArgument(f"size={size!r} is no number of ranks: there is at least this one")
-    if not isinstance(rank, int) or not 0 <= rank < size:
-        return InvalidArgument(
-            f"rank={rank!r} is no rank of size={size}: they are numbered from 0 to {size - 1}"
+def _checked(rank: object, size: object) -> tuple[int, int]:
+    ranks = integer(size)
+    if ranks is None or ranks < 1:
+        raise InvalidArgument(f"size={size!r} is no number of ranks: there is at least this one")
+    place = integer(rank)
+    if place is None or not 0 <= place < ranks:
+        raise InvalidArgument(
+            f"rank={rank!r} is no rank of size={ranks}: they are numbered from 0 to {ranks - 1}"
         )
-    return None
+    return place, ranks
 
 
 @dataclass(frozen=True)

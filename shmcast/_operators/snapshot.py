@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shmcast import _core
-from shmcast._endpoints.members import LIVING, check_pid
+from shmcast._endpoints.members import LIVING, check_pid, never_came
 from shmcast._host.process import UNKNOWN_START, is_alive, pid_namespace, state_of
 from shmcast._operators.discovery import OpenSegment, open_segments
 
@@ -153,7 +153,7 @@ def _snapshot(name: str, holders: tuple[int, ...], seen: dict[str, Any]) -> Snap
 
 def _member(peer: _core.Peer, name: str, figures: dict[str, Any]) -> Member:
     seat = peer.state
-    if seat == "vacant":
+    if never_came(peer):
         return Member(peer.index, "", None, seat, NOT_ATTACHED, peer.behind, 0.0, figures)
     check_pid(peer)
     state, cpu_seconds = (seat, 0.0) if seat not in LIVING else process_state(peer)

@@ -328,7 +328,7 @@ def test_without_pidfds_and_without_a_thread_it_is_looked_once_a_second(
             """The ring, where the core can start no thread."""
 
             watch_process = watch_lock = staticmethod(refuse)
-            unwatch = ring.unwatch
+            unwatch, tell_death = ring.unwatch, ring.tell_death
 
         writer._end._watch._ring = NoThread()
         job = crew.workers[0].start(attach_only, 0, writer.handle)
@@ -352,7 +352,7 @@ def test_who_is_looked_after_once_a_second_is_known_to_have_ended_how_when_reape
             """The ring, where the core can start no thread."""
 
             watch_process = watch_lock = staticmethod(refuse)
-            unwatch = ring.unwatch
+            unwatch, tell_death = ring.unwatch, ring.tell_death
 
         writer._end._watch._ring = NoThread()
         with pytest.warns(shmcast.ShmcastWarning, match="once a second"):

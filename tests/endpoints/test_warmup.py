@@ -229,8 +229,10 @@ def practised(call: Callable[[], object]) -> list[tuple[str, type]]:
 class Own(Reader):
     """A program's, which has its own `recv`."""
 
-    def recv(self, timeout: float | None = None, copy: Copy = True) -> Any:
-        return "own", super().recv(timeout, copy)
+    def recv(
+        self, timeout: float | None = None, copy: Copy = True, *, warn_after: Any = None
+    ) -> Any:
+        return "own", super().recv(timeout, copy, warn_after=warn_after)
 
 
 class Collected(Reader):

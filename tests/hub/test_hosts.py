@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
+import logging
 import os
 import random
 import signal
@@ -304,10 +306,65 @@ def test_a_time_out_names_who_is_missing_and_loses_nothing(fresh: tuple[Crew, st
             hub.recv_all(0.05)
         with pytest.raises(shmcast.Timeout, match=r"recv\(2\) timed .* no reply of member 2"):
             hub.recv(2, 0)
+        assert hub.recv_any(SECONDS) == (0, ("two", 1))
+        everybody = rf"member 0 on node 0 \(a\) and {who.removeprefix('no reply of ')}"
+        for timeout in (0, 0.05):
+            with pytest.raises(
+                shmcast.Timeout, match=rf"recv_any timed .* no reply of {everybody}"
+            ):
+                hub.recv_any(timeout)
         hub.send("three")
-        assert hub.recv_all(SECONDS) == [("two", rank) for rank in (1, 2, 3)]
+        assert [hub.recv(i, SECONDS) for i in (1, 2)] == [("two", rank) for rank in (2, 3)]
         hub.close()
         results(jobs)
+
+
+def test_a_slow_host_is_told_of_without_a_process(
+    fresh: tuple[Crew, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    crew, path = fresh
+    jobs = members_of(crew, wait_for_two, TWO, path)
+    with hub_over(0, TWO, path) as hub, caplog.at_level(logging.WARNING, "shmcast"):
+        with pytest.raises(shmcast.Timeout):
+            hub.recv_all(0.3, warn_after=0.05)
+        told = caplog.records[0].getMessage()
+        assert f"member 0 on node 0 (a), pid {crew.workers[1].pid}: " in told
+        assert "members 1 and 2 on node 1 (b)" in told
+        assert str(os.getpid()) not in told
+        for text in ("one", "two", "three"):
+            hub.send(text)
+        assert hub.recv_all(SECONDS) == ["one"] * 3
+        hub.close()
+        results(jobs)
+
+
+def fail_once(told: list[shmcast.PeerDied], error: shmcast.PeerDied) -> None:
+    told.append(error)
+    if len(told) == 1:
+        raise KeyError(error.peer)
+
+
+def test_what_is_told_of_a_death_may_raise_and_nothing_is_lost(fresh: tuple[Crew, str]) -> None:
+    crew, path = fresh
+    hosts = ("a", "b", "b", "b")
+    jobs = start_with(crew, hosts, path, 1, "killed")  # (their leader: all of them)
+    told: list[shmcast.PeerDied] = []
+    on_death = functools.partial(fail_once, told)
+    with hub_over(0, hosts, path, on_member_death="drop", on_death=on_death) as hub:
+        hub.send(1)
+        assert hub.recv(0, SECONDS) == answer(1, 0)
+        hub.send(2)
+        with pytest.raises(KeyError):
+            hub.recv(0, SECONDS)
+        for index in range(3):
+            with pytest.raises(shmcast.PeerDied):  # noqa: PT012 (after what came before it)
+                while True:
+                    hub.recv(index, SECONDS)
+        assert len(told) == 3
+        assert {*hub.dropped} == {0, 1, 2}
+    for rank, job in jobs.items():
+        if rank != 1:
+            job.result()
 
 
 def reply_much(rank: int, hosts: tuple[str, ...], path: str, count: int) -> None:
@@ -529,7 +586,7 @@ def test_nobody_else_takes_a_place(fresh: tuple[Crew, str]) -> None:
     crew, path = fresh
     jobs = members_of(crew, echo, TWO, path)
     with hub_over(0, TWO, path) as hub:
-        with pytest.raises(shmcast.InvalidArgument, match="is not a HubHandle"):
+        with pytest.raises(shmcast.InvalidArgument, match=r"this hub spans hosts.* Member\.over"):
             Member(hub.handle, 0)
         with pytest.raises(shmcast.InvalidArgument, match="index"):
             hub.recv(3)

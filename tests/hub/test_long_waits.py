@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import re
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import shmcast
-from shmcast import Hub, Member
+from shmcast import Hub, Member, Reader, Writer
 from shmcast._host import shared_memory
 from tests.support.hub_roles import SECONDS, attach_and_wait, reply_all
 from tests.support.processes import Crew
@@ -60,6 +64,57 @@ def test_when_it_does_so_can_be_set_for_a_call(caplog: pytest.LogCaptureFixture)
         assert re.match(
             r"member 0: reply has waited \d.\d s for room\n  hub, pid \d+, 16 frag", told
         )
+
+
+def test_it_can_be_set_for_each_call_that_waits(caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        Hub(1, slots=2, spill_bytes=0, reply_slots=2) as hub,
+        Member(hub.handle, 0) as member,
+        Writer(1, slots=2, spill_bytes=0) as writer,
+        Reader(writer.handle, 0) as reader,
+        caplog.at_level(logging.DEBUG, "shmcast"),
+    ):
+        calls: dict[str, Callable[..., Any]] = {
+            "hub: recv": functools.partial(hub.recv_any),
+            "hub: recv ": lambda *a, **k: asyncio.run(hub.recv_any_async(*a, **k)),
+            "hub: recv  ": lambda *a, **k: asyncio.run(hub.recv_all_async(*a, **k)),
+            "hub: recv   ": lambda *a, **k: asyncio.run(hub.recv_async(0, *a, **k)),
+            "member 0: recv": member.recv,
+            "member 0: recv ": lambda *a, **k: asyncio.run(member.recv_async(*a, **k)),
+            "reader 0: recv": reader.recv,
+            "reader 0: recv ": lambda *a, **k: asyncio.run(reader.recv_async(*a, **k)),
+        }
+        told_when(calls, caplog)
+        for _ in range(2):
+            hub.send(0)
+            writer.send(0)
+        told_when(
+            {
+                "hub: send": functools.partial(hub.send, 0),
+                "writer: send": functools.partial(writer.send, 0),
+            },
+            caplog,
+        )
+        for _ in range(2):
+            member.reply(member.recv())
+        hub.send(0)
+        member.recv()
+        told_when({"member 0: reply": functools.partial(member.reply, 0)}, caplog)
+
+
+def told_when(calls: dict[str, Callable[..., Any]], caplog: pytest.LogCaptureFixture) -> None:
+    """Hold that each of these calls, by what the log says of it, is told of when it says so."""
+    for told, call in calls.items():
+        with pytest.raises(shmcast.Timeout):
+            call(timeout=0.2, warn_after=0.02)
+        assert caplog.records[0].getMessage().startswith(f"{told.strip()} has waited 0.")
+        caplog.clear()
+        for more in ({}, {"warn_after": None}):
+            with pytest.raises(shmcast.Timeout):
+                call(timeout=0.1, **more)
+        assert caplog.records == []
+        with pytest.raises(shmcast.InvalidArgument, match="warn_after=-1"):
+            call(timeout=0.1, warn_after=-1)
 
 
 def test_a_hub_that_is_collected_leaves_nothing() -> None:

@@ -23,6 +23,7 @@ from tests.support.hub_roles import (
     echo_and_fail,
     fill_ring,
     hub_of_two,
+    receive_and_exit,
     receive_and_wait,
     reply_all,
 )
@@ -65,6 +66,24 @@ def test_a_death_ends_any_wait_of_the_hub(children: Crew, call: str) -> None:
         assert send_until_told(hub).peer == "member 2"
         with pytest.raises(WorkerFailed, match="PeerDied: member 0: member 2"):
             jobs[0].result()
+
+
+@pytest.mark.parametrize("end", [receive_and_wait, receive_and_exit])
+def test_the_first_death_is_named_when_others_have_died_of_it(
+    children: Crew, end: Callable[..., None]
+) -> None:
+    with Hub(3, wait=WaitPolicy.semaphore()) as hub:
+        jobs = children.start(3, end, hub.handle)
+        hub.wait_ready(SECONDS)
+        hub.send(0)
+        jobs[2].kill()
+        for victim in jobs[:2]:
+            with pytest.raises(WorkerFailed):
+                victim.result()
+        for _ in range(2):
+            with pytest.raises(PeerDied, match=KILLED):
+                hub.recv_any(SECONDS)
+        assert send_until_told(hub).peer == "member 2"
 
 
 def test_what_the_dead_has_replied_is_received_first(children: Crew) -> None:

@@ -230,7 +230,7 @@ def test_both_ends_say_what_they_are() -> None:
             hub.wait_ready(0)
 
 
-@pytest.mark.parametrize("index", [None, True, "0", 1.0, np.int64(0)])
+@pytest.mark.parametrize("index", [None, True, "0", 1.0, np.float64(0)])
 def test_an_index_that_is_no_int_takes_nobodys_reply(index: Any) -> None:
     with Hub(1) as hub, Member(hub.handle, 0) as member:
         hub.send(1)
@@ -244,3 +244,27 @@ def test_an_index_that_is_no_int_takes_nobodys_reply(index: Any) -> None:
         with pytest.raises(InvalidArgument, match=told):
             asyncio.run(hub.recv_async(index, SECONDS))
         assert hub.recv(0, SECONDS) == "reply"
+
+
+def test_an_integer_of_numpys_is_one() -> None:
+    two = np.int64(2)
+    shape: dict[str, Any] = {
+        "slots": two, "slot_bytes": 128 * two, "spill_bytes": 4096 * two, "reply_slots": two,
+        "reply_slot_bytes": np.uint16(256), "arena_bytes": np.int32(1 << 20),
+    }  # fmt: skip
+    with Hub(two, **shape) as hub, Member(hub.handle, np.int64(1)) as member:  # type: ignore[arg-type]
+        assert {type(value) for value in (hub.handle.readers, hub.handle.reply_slots)} == {int}
+        hub.send("once", SECONDS)
+        member.reply(member.recv(SECONDS), SECONDS)
+        member_1: Any = np.int64(1)
+        assert hub.recv(member_1, SECONDS) == "once"
+        hub.send("again", SECONDS)
+        member.reply(member.recv(SECONDS), SECONDS)
+        assert asyncio.run(hub.recv_async(member_1, SECONDS)) == "again"
+        bad: Any
+        for bad in (np.int64(2), np.True_, np.float64(1)):
+            with pytest.raises(InvalidArgument, match=r"index=.* must be an integer from 0 to 1"):
+                hub.recv(bad)
+    for name in shape:
+        with pytest.raises(InvalidArgument, match=rf"hub: {name}=np\.int64\(-1\)"):
+            Hub(1, **{name: np.int64(-1)})  # type: ignore[arg-type]

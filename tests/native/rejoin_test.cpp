@@ -1,5 +1,5 @@
-// Readers die at any point and are replaced. Writer and readers are threads over one ring, to be
-// run under ThreadSanitizer.
+// Readers die at any point, of which all tell alike, and are replaced. Writer and readers are
+// threads over one ring, to be run under ThreadSanitizer.
 //
 //     rejoin_test [scale]
 #include <atomic>
@@ -100,6 +100,24 @@ void the_dead_are_replaced(std::uint64_t messages) {
               static_cast<unsigned long>(received));
 }
 
+// Several members find others dead at the same time: all tell of the same death as the first.
+void the_first_death_is_the_same_for_all(int rounds) {
+  constexpr std::uint32_t kMembers = 4;
+  for (int round = 0; round < rounds; ++round) {
+    Memory memory(Geometry{kMembers, 4, 128});
+    memory.format();
+    std::vector<std::uint32_t> first(kMembers);
+    std::vector<std::thread> members;
+    for (std::uint32_t i = 0; i < kMembers; ++i) {
+      members.emplace_back([&, i] { first[i] = tell_death(memory.attach(), i); });
+    }
+    for (std::thread& member : members) member.join();
+    CHECK(first[0] < kMembers);
+    for (const std::uint32_t told : first) CHECK(told == first[0]);
+    CHECK(tell_death(memory.attach(), kMembers) == first[0]);
+  }
+}
+
 }  // namespace
 }  // namespace shmcast
 
@@ -107,4 +125,5 @@ int main(int argc, char** argv) {
   using namespace shmcast;
   const std::uint64_t scale = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 1;
   the_dead_are_replaced(2000 * scale);
+  the_first_death_is_the_same_for_all(100);
 }

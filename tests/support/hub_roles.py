@@ -75,6 +75,16 @@ def receive_and_wait(index: int, handle: HubHandle) -> None:
             member.recv()
 
 
+def receive_and_exit(index: int, handle: HubHandle) -> None:
+    """Do the same, and end with a code when another has died: the kernel tells of it."""
+    member = Member(handle, index)
+    try:
+        while True:
+            member.recv()
+    except shmcast.PeerDied:
+        os._exit(1)
+
+
 def attach_and_wait(index: int, handle: HubHandle) -> None:
     with Member(handle, index):
         signal.pause()

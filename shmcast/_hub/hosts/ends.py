@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
 from shmcast._endpoints.frame_end import FrameEnd
@@ -25,6 +25,7 @@ class HostHandle(HubHandle):
     """The handle of one host's part of a hub, where no other `Member` can attach."""
 
     __slots__ = ()
+    spans_hosts = True
 
     @property
     def tail_bytes(self) -> int:
@@ -132,11 +133,16 @@ class HostsHubEnd(_PagedEnd, HubEnd):
             on_death=on_death,
             **options,
         )
+        self._watch.stand_ins = range(self._at_home, len(self._seats))
         self._packed = PackedReplies(self.replies, self._seats, self._at_home, label, on_death)
         self.answers = self._packed
 
     def _handle(self, ring: Handle) -> HostHandle:
         return host_handle(super()._handle(ring))
+
+    def _awaited_seats(self) -> Collection[int]:
+        awaited = {*self._packed.awaited()}
+        return [seat for seat, members in enumerate(self._seats) if awaited.intersection(members)]
 
     def relay_by(self, relay: Relay) -> None:
         """End only when a relay has passed on what was sent, or has had time for it."""

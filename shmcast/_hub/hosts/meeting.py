@@ -64,7 +64,7 @@ class Meeting:
     seating: Seating
 
     def __init__(self, rank: int, size: int, exchange: AllGather, is_hub: bool, label: str) -> None:
-        check_exchange(exchange, rank, size)
+        rank, size = check_exchange(exchange, rank, size)
         self._exchange = Exchange(exchange, rank, size, label)
         self._is_hub = is_hub
         self._is_told = False  # all know that this has failed, or fail by themselves

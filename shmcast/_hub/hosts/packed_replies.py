@@ -1,4 +1,9 @@
-"""`PackedReplies`: the replies of all members, where those of another host come packed together."""
+"""`PackedReplies`: the replies of all members, where those of another host come packed together.
+
+A signal's handler that raises loses none. Python calls it at the begin of a function, at a loop's
+turn and after a call of C, but not between a subscription and what stores its result: nothing is
+taken from one place by any other step than that which brings it to the next.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,6 @@ from types import EllipsisType
 from typing import Any, cast
 
 from shmcast import _core
-from shmcast._codecs.base import Received
 from shmcast._host.log import tell
 from shmcast._hub.answers import Reply, Whom
 from shmcast._hub.hosts.relay import LEFT
@@ -48,10 +52,13 @@ class PackedReplies:
         self._queues: dict[int, deque[Reply]] = {
             member: deque() for those in members[at_home:] for member in those
         }
-        self._order = deque(self._queues)  # who has waited longest to be taken by `recv_any`
+        self._order = [*self._queues]  # who has waited longest to be taken by `recv_any`
         self._label = label
         self._on_death = on_death
-        self._awaited: list[int] = []
+        self._awaited: list[int] | None = []  # None: any of the seats that are awaited
+        self._parcel: Reply = None  # as it has come
+        self._opened: list[tuple[int, Any]] = []  # what is in it: who has replied, or else ended
+        self._sorted = 0  # so many of these are where they belong
         self.left: set[int] = set()
         """Who has closed, of other hosts."""
         self.deaths: dict[int, PeerDied] = {}
@@ -60,6 +67,7 @@ class PackedReplies:
 
     def __getitem__(self, call: tuple[Any, ...], /) -> Any:
         """Return what `Answers` says."""
+        self._open()  # what a call has left that was interrupted
         *when, copy, whom = call
         wait = _Wait(when[0] if when else ..., copy)
         if whom is None:
@@ -90,7 +98,10 @@ class PackedReplies:
 
     def awaited(self) -> list[int]:
         """Return whose replies the last call has waited for, by index."""
-        return self._awaited
+        if self._awaited is not None:
+            return self._awaited
+        members = (member for seat in self._seats.awaited() for member in self._members[seat])
+        return sorted(m for m in members if m not in self.left and m not in self.deaths)
 
     def _one(self, member: int, wait: _Wait, at_most: float = math.inf) -> Reply | EllipsisType:
         seat = self._seat_of.get(member)
@@ -105,14 +116,18 @@ class PackedReplies:
                 return None
             if member in self.left:
                 raise _core.EndpointClosed
-            frames = self._seats[wait.key(seat, at_most)]
-            if frames is ...:
+            key = wait.key(seat, at_most)
+            self._parcel = self._seats[key]
+            if self._parcel is ...:
+                self._parcel = None
                 return ...
-            self._open(frames)
-        return queue.popleft()
+            self._open()
+        reply = queue[0]
+        del queue[0]  # (no call)
+        return reply
 
     def _any(self, wait: _Wait) -> tuple[int, Reply] | EllipsisType:
-        self._awaited = []
+        self._awaited = None
         while True:
             # In turns with the seats: nobody is passed over for ever.
             self._is_queues_turn = not self._is_queues_turn
@@ -127,87 +142,107 @@ class PackedReplies:
                 found = ...
             if found is ...:
                 return self._queued() or ...
-            seat, frames = found
-            if seat < self._at_home:
-                return self._members[seat][0], frames
-            self._open(frames)
+            if found[0] < self._at_home:
+                return self._members[found[0]][0], found[1]
+            self._parcel = found[1]
+            self._open()
             if (queued := self._queued()) is not None:
                 return queued
 
     def _queued(self) -> tuple[int, Reply] | None:
         """Return a reply that was received with others, of whom has waited longest."""
         for member in self._order:
-            if self._queues[member]:
-                self._order.remove(member)
-                self._order.append(member)
-                return member, self._queues[member].popleft()
+            queue = self._queues[member]
+            if queue:
+                self._order = [*(other for other in self._order if other != member), member]
+                reply = queue[0]
+                del queue[0]  # (no call)
+                return member, reply
         return None
 
     def _all(self, wait: _Wait) -> list[Reply] | EllipsisType:
-        found: dict[int, Reply] = {}
+        found: dict[int, Reply | EllipsisType] = {}
         try:
             self._awaited = self._look_at_all(range(len(self._seat_of)), wait.look(), found)
             if wait.is_look and self._awaited:
+                self._keep_all(found)
                 return ...
             self._wait_for_all(wait, found)
-            replies, found = [found[member] for member in sorted(found)], {}
-            return replies
-        finally:
-            for member, kept in found.items():
-                self.keep(member, kept)
+            replies = [cast("Reply", found[member]) for member in sorted(found)]
+        except BaseException:
+            self._keep_all(found)
+            raise
+        return replies
 
-    def _wait_for_all(self, wait: _Wait, found: dict[int, Reply]) -> None:
+    def _keep_all(self, found: dict[int, Reply | EllipsisType]) -> None:
+        for member, reply in found.items():
+            if not isinstance(reply, EllipsisType):
+                self.keep(member, reply)
+
+    def _wait_for_all(self, wait: _Wait, found: dict[int, Reply | EllipsisType]) -> None:
         """Find a reply of each who is awaited, one after the other.
 
         Now and then, the longer it lasts the rarer, look at the others: one may have closed.
         """
         seconds = _FIRST_LOOK_SECONDS
-        while self._awaited:
+        while awaited := self._awaited:
             try:
-                reply = self._one(self._awaited[0], wait, seconds)
+                found[awaited[0]] = self._one(awaited[0], wait, seconds)
             except _core.TimedOut:
-                self._awaited = self._look_at_all(self._awaited, wait.look(), found)
+                self._awaited = self._look_at_all(awaited, wait.look(), found)
                 if self._awaited and wait.is_over:
                     raise
                 seconds *= 2
             else:
-                assert not isinstance(reply, EllipsisType)  # noqa: S101 (this is no look)
-                found[self._awaited.pop(0)] = reply
+                del awaited[0]
 
     def _look_at_all(
-        self, members: Sequence[int], look: _Wait, found: dict[int, Reply]
+        self, members: Sequence[int], look: _Wait, found: dict[int, Reply | EllipsisType]
     ) -> list[int]:
         """Find a reply of each of these, without waiting; return who has none."""
         missing = []
         for member in members:
-            reply = self._one(member, look)
-            if isinstance(reply, EllipsisType):
+            found[member] = self._one(member, look)
+            if found[member] is ...:
+                del found[member]
                 missing.append(member)
-            else:
-                found[member] = reply
         return missing
 
-    def _open(self, frames: Reply) -> None:
-        """Take what the members of another host have said out of a parcel."""
-        assert frames is not None  # noqa: S101 (such a seat leaves in order, or all is over)
-        parcel = Parcel.of(frames)
-        for member, part in parcel.parts.items():
-            if member in self.left or member in self.deaths:
-                continue
-            if parcel.purpose == LEFT:
-                self.left.add(member)
-            elif isinstance(part, PeerDied):
-                error = PeerDied(f"{self._label}: {part}", part.peer, part.pid, part.how)
-                self.deaths[member] = error
-                self._queues[member].append(None)
-                tell(logging.WARNING, "%s; it is dropped, the others go on", error)
-                if self._on_death is not None:
-                    self._on_death(error)
-            else:
-                self._queues[member].append(cast("list[Received]", part))
+    def _open(self) -> None:
+        """Take what the members of another host have said out of a parcel, if there is one."""
+        if self._parcel is not None:
+            parcel = Parcel.of(self._parcel)
+            told = [
+                (member, ... if parcel.purpose == LEFT else part)
+                for member, part in parcel.parts.items()
+            ]
+            self._opened, self._sorted, self._parcel = told, 0, None
+        while self._sorted < len(self._opened):
+            self._sort(*self._opened[self._sorted])
+
+    def _sort(self, member: int, told: Any) -> None:
+        """Take what a member has said where it belongs, perhaps for a second time."""
+        queue = self._queues[member]
+        death = None
+        if told is ...:
+            self.left.add(member)
+        elif not isinstance(told, PeerDied):
+            if not queue or queue[-1] is not told:
+                queue.append(told)
+        elif member not in self.left and member not in self.deaths:
+            death = PeerDied(f"{self._label}: {told}", told.peer, told.pid, told.how)
+            if not queue or queue[-1] is not None:
+                queue.append(None)
+            self.deaths[member] = death
+        self._sorted += 1
+        if death is not None:
+            tell(logging.WARNING, "%s; it is dropped, the others go on", death)
+            if self._on_death is not None:
+                self._on_death(death)
 
     def close(self) -> None:
         """Forget what was not received."""
+        self._parcel, self._opened, self._sorted = None, [], 0
         for queue in self._queues.values():
             queue.clear()
 
