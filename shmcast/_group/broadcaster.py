@@ -10,7 +10,6 @@ from shmcast._codecs.base import Codec
 from shmcast._endpoints import settings
 from shmcast._endpoints.dependencies import needing_torch
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER, is_orderly
-from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import DEFAULT_SLOT_BYTES, DEFAULT_SLOTS, DEFAULT_SPILL_BYTES
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.statistics import Statistics
@@ -304,11 +303,12 @@ class ShmBroadcaster(Broadcasts, Lender):
 
     @property
     def dropped(self) -> dict[int, PeerDied]:
-        """How ranks of the source's node have died that are dropped, by global rank."""
-        if isinstance(self._end, FrameReader):
-            return {}
-        readers = [rank for rank in self.topology.node_of(self.src).ranks if rank != self.src]
-        return {readers[index]: died for index, died in self._end.dropped().items()}
+        """How ranks have died that are dropped, by global rank; on the source, else empty.
+
+        Of the source's own node, as soon as they have died; and of other nodes, as far as it has
+        noticed: a lost leader is all ranks of its node, others are told of in collectives.
+        """
+        return self._company.all_dropped() if self.is_src and self._company.drops else {}
 
     def statistics(self) -> Statistics:
         """Return what this rank has sent or received so far; on a leader also what it relayed."""

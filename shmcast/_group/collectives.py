@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from shmcast._codecs.base import Codec, Frame
 from shmcast._endpoints import tracing
 from shmcast._endpoints.arguments import check_timeout
 from shmcast._endpoints.objects import refused, unsendable
+from shmcast._group.collective_call import Call, Step
 from shmcast._group.company import Company
 from shmcast._group.node_hub import NodeHub
 from shmcast._group.trunk import Trunk
@@ -36,28 +36,6 @@ SCATTER, BARRIER = "scatter_object", "barrier"
 _PURPOSES = (GATHER, ALL_GATHER, SCATTER, BARRIER)
 
 
-class _Step(NamedTuple):
-    """A part of a collective that may wait. If it raises, it has done nothing, or goes on later."""
-
-    take: Callable[[Deadline], object]
-    waits_for: Callable[[], str]
-    is_in_hub: bool
-
-
-class _Call:
-    """A collective under way: it outlives a call that times out.
-
-    Args:
-        name: of the collective.
-        result: makes what the call returns, when all steps are taken.
-    """
-
-    def __init__(self, name: str, result: Callable[[], Any]) -> None:
-        self.name = name
-        self.steps: deque[_Step] = deque()
-        self.result = result
-
-
 class Collectives:
     """What a rank needs for them, made when it is first needed.
 
@@ -74,9 +52,10 @@ class Collectives:
         self._to_object = tracing.call(self._tracer, tracing.DECODE, codec.decode)
         self._hub = NodeHub(company)
         self._trunk = Trunk(company)
-        self._call: _Call | None = None
+        self._call: Call | None = None
         self._turn = threading.Lock()
         self._parts: dict[int, Part] = {}
+        self._lost: set[int] = set()  # leaders of other nodes
         self._is_in_hub = False  # a call of this rank is
         self._has_passed = False  # the barrier that was begun last
         self._is_leader = company.me == company.here.leader
@@ -86,9 +65,9 @@ class Collectives:
     def gather(self, obj: Any, timeout: float | None) -> list[Any] | None:
         """See `ShmBroadcaster.gather_object`."""
 
-        def begin() -> _Call:
+        def begin() -> Call:
             self._parts = {self._company.me: [] if self._is_src else self._encode(obj)}
-            call = _Call(GATHER, lambda: self._objects(obj) if self._is_src else None)
+            call = Call(GATHER, lambda: self._objects(obj) if self._is_src else None)
             self._add_steps_up(call)
             return call
 
@@ -98,9 +77,9 @@ class Collectives:
     def all_gather(self, obj: Any, timeout: float | None) -> list[Any]:
         """See `ShmBroadcaster.all_gather_object`."""
 
-        def begin() -> _Call:
+        def begin() -> Call:
             self._parts = {self._company.me: self._encode(obj)}
-            call = _Call(ALL_GATHER, lambda: self._objects(obj))
+            call = Call(ALL_GATHER, lambda: self._objects(obj))
             self._add_steps_up(call)
             self._add_steps_down(call, lambda _ranks: self._parts)
             return call
@@ -112,7 +91,7 @@ class Collectives:
         """See `ShmBroadcaster.scatter_object`."""
         company = self._company
 
-        def begin() -> _Call:
+        def begin() -> Call:
             if self._is_src:
                 given = self._checked(objs)
                 self._parts = {
@@ -120,10 +99,10 @@ class Collectives:
                     for rank, obj in zip(company.ranks, given, strict=True)
                     if rank != company.me
                 }
-                call = _Call(SCATTER, lambda: given[company.rank])
+                call = Call(SCATTER, lambda: given[company.rank])
             else:
                 self._parts = {}
-                call = _Call(SCATTER, lambda: self._object(company.me))
+                call = Call(SCATTER, lambda: self._object(company.me, company.src))
             self._add_steps_down(
                 call, lambda ranks: {r: part for r, part in self._parts.items() if r in ranks}
             )
@@ -153,9 +132,9 @@ class Collectives:
         self._hub.barrier(timeout)
         self._has_passed = True
 
-    def _begin_barrier(self) -> _Call:
-        call = _Call(BARRIER, lambda: None)
-        here = _Step(
+    def _begin_barrier(self) -> Call:
+        call = Call(BARRIER, lambda: None)
+        here = Step(
             lambda left: self._hub.barrier(left.left()),
             lambda: self._company.names(self._hub.absent()),
             True,
@@ -186,7 +165,7 @@ class Collectives:
 
     # A call, and how it goes on.
 
-    def _run(self, name: str, begin: Callable[[], _Call], timeout: float | None) -> Any:
+    def _run(self, name: str, begin: Callable[[], Call], timeout: float | None) -> Any:
         company = self._company
         deadline = Deadline.after(check_timeout(timeout, company.label, name))
         company.check_open()
@@ -212,7 +191,7 @@ class Collectives:
             self._is_in_hub = False
             self._turn.release()
 
-    def _go_on(self, call: _Call, deadline: Deadline) -> Any:
+    def _go_on(self, call: Call, deadline: Deadline) -> Any:
         try:
             tracing.call(self._tracer, f"shmcast.{call.name}", self._take_steps)(call, deadline)
             result = call.result()
@@ -230,7 +209,7 @@ class Collectives:
         self._call = None
         return result
 
-    def _take_steps(self, call: _Call, deadline: Deadline) -> None:
+    def _take_steps(self, call: Call, deadline: Deadline) -> None:
         while call.steps:
             self._is_in_hub = call.steps[0].is_in_hub
             call.steps[0].take(deadline)
@@ -238,7 +217,7 @@ class Collectives:
 
     # What a rank says goes up to the source, by way of its leader.
 
-    def _add_steps_up(self, call: _Call) -> None:
+    def _add_steps_up(self, call: Call) -> None:
         if not self._is_leader:
             frames = self._packed(call.name, self._parts)
             self._add_in_hub(
@@ -256,10 +235,10 @@ class Collectives:
                     self._open(frames, call.name, rank)
 
         missing = self._hub.missing
-        call.steps.append(_Step(collect, lambda: self._company.names(missing()), True))
+        call.steps.append(Step(collect, lambda: self._company.names(missing()), True))
         self._add_trunk_up(call)
 
-    def _add_trunk_up(self, call: _Call) -> None:
+    def _add_trunk_up(self, call: Call) -> None:
         company = self._company
         if not self._has_nodes:
             return
@@ -276,7 +255,7 @@ class Collectives:
     # And down to all, by way of the leaders.
 
     def _add_steps_down(
-        self, call: _Call, parts_for: Callable[[Sequence[int]], dict[int, Part]]
+        self, call: Call, parts_for: Callable[[Sequence[int]], dict[int, Part]]
     ) -> None:
         company = self._company
         if not self._is_leader:
@@ -296,7 +275,7 @@ class Collectives:
         self._add_in_hub(call, publish, others)
 
     def _add_trunk_down(
-        self, call: _Call, parts_for: Callable[[Sequence[int]], dict[int, Part]]
+        self, call: Call, parts_for: Callable[[Sequence[int]], dict[int, Part]]
     ) -> None:
         company = self._company
 
@@ -314,25 +293,30 @@ class Collectives:
             self._add_on_trunk(call, leader, functools.partial(send, leader))
 
     def _add_in_hub(
-        self, call: _Call, take: Callable[[Deadline], object], whom: Sequence[int]
+        self, call: Call, take: Callable[[Deadline], object], whom: Sequence[int]
     ) -> None:
-        call.steps.append(_Step(take, lambda: self._company.names(whom), True))
+        call.steps.append(Step(take, lambda: self._company.names(whom), True))
 
-    def _add_on_trunk(self, call: _Call, rank: int, take: Callable[[Deadline], object]) -> None:
+    def _add_on_trunk(self, call: Call, rank: int, take: Callable[[Deadline], object]) -> None:
         """Add a step that needs the leader of another node: it may be dropped, with all of it."""
+        company, ranks = self._company, self._company.topology.node_of(rank).ranks
 
         def take_or_drop(left: Deadline) -> None:
-            try:
-                take(left)
-            except PeerDied as error:
-                if not (self._is_src and self._company.drops):
-                    raise
-                lost = self._company.topology.node_of(rank).ranks
-                self._parts.update(dict.fromkeys(lost, error))
+            if rank not in self._lost:
+                try:
+                    take(left)
+                except PeerDied as error:
+                    if not (self._is_src and company.drops):
+                        raise
+                    self._lost.add(rank)  # (to find it out anew would take a while each time)
+                    company.deaths.update(dict.fromkeys(ranks, error))
+            if rank in self._lost:
+                for dead in ranks:
+                    self._parts.setdefault(dead, company.dropped(dead))
 
-        call.steps.append(_Step(take_or_drop, lambda: self._company.name(rank), False))
+        call.steps.append(Step(take_or_drop, lambda: self._company.name(rank), False))
 
-    def _receive(self, call: _Call, rank: int, left: Deadline) -> None:
+    def _receive(self, call: Call, rank: int, left: Deadline) -> None:
         self._open(self._trunk.receive(rank, left, call.name), call.name, rank)
 
     # Objects, frames and parcels.
@@ -350,6 +334,9 @@ class Collectives:
                 "all ranks must call the same collectives in the same order"
             )
         self._parts.update(parcel.parts)
+        for one, part in parcel.parts.items():
+            if isinstance(part, PeerDied):
+                self._company.deaths[one] = part
 
     def _sent(
         self, send: Callable[[Sequence[Frame], Deadline], None], frames: list[Frame], left: Deadline
@@ -371,9 +358,10 @@ class Collectives:
     def _objects(self, mine: Any) -> list[Any]:
         """Make the objects of all ranks, in the order of the group."""
         ranks = self._company.ranks
-        return [mine if r == self._company.me else self._object(r) for r in ranks]
+        return [mine if r == self._company.me else self._object(r, r) for r in ranks]
 
-    def _object(self, rank: int) -> Any:
+    def _object(self, rank: int, sender: int) -> Any:
+        """Make the object of a rank, or for it."""
         part = self._parts.get(rank)
         if part is None:
             return self._company.dropped(rank)
@@ -385,7 +373,7 @@ class Collectives:
             if is_interruption(error):
                 raise
             raise DecodeError(
-                f"{self._company.label}: can't decode the object of {self._company.name(rank)}: "
+                f"{self._company.label}: can't decode the object of {self._company.name(sender)}: "
                 f"{type(error).__name__}: {error}; this collective is over, all have sent"
             ) from error
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import FrameWriter
@@ -45,6 +45,8 @@ class Company:
     """This rank was told that another has died, and may end because of that."""
     is_interrupted: bool = False
     """A wait that looks up now and then is to end."""
+    deaths: dict[int, PeerDied] = field(default_factory=dict)
+    """How ranks have died that are dropped, as far as collectives have found it."""
 
     @property
     def me(self) -> int:
@@ -98,10 +100,13 @@ class Company:
         """
         self.check_open()
         self.end.check_peers()
-        for rank, state in self.departed().items():
-            if rank in awaited and state == "left":
+        if not awaited:
+            return
+        departed = self.departed()
+        for rank in awaited:
+            if departed.get(rank) == "left":
                 raise Closed(f"{self.label}: {self.name(rank)} has closed, and will not come")
-            if rank in awaited:
+            if rank in departed and self.drops:
                 raise self.dropped(rank)
 
     @contextlib.contextmanager
@@ -131,12 +136,54 @@ class Company:
             raise Closed(f"{self.label}: used after close(); make a new broadcaster")
 
     def departed(self) -> dict[int, str]:
-        """Return which ranks of this node are no more there: "left" or "dropped"."""
-        here = [rank for rank in self.here.ranks if rank != self.src]
+        """Return which ranks are no more there: "left" or "dropped".
+
+        Those of this node, and on the source also those of other nodes that were lost.
+        """
+        here = self._readers()
         members = [*here, self.here.leader]
-        return {members[index]: state for index, state in self.end.departed().items()}
+        gone = {members[index]: state for index, state in self.end.departed().items()}
+        return gone | dict.fromkeys(self._lost(), "dropped")
 
     def dropped(self, rank: int) -> PeerDied:
         """Make the error that stands for a rank that was dropped."""
-        name = self.name(rank)
-        return PeerDied(f"{self.label}: {name} has died, and was dropped", name, 0, "")
+        known = self._dropped_here().get(rank) or self.deaths.get(rank) or self._lost().get(rank)
+        if known is None and rank in (readers := self._readers()):
+            assert not isinstance(self.end, SingleRank)  # noqa: S101 (there is somebody else)
+            known = self.end.death_of_reader(readers.index(rank))
+        if known is None:
+            name = self.name(rank)
+            return PeerDied(f"{self.label}: {name} has died, and was dropped", name, 0, "")
+        return PeerDied(str(known), known.peer, known.pid, known.how)
+
+    def note_death(self, error: PeerDied) -> None:
+        """Note how a rank of this node has died."""
+        self.deaths |= {rank: error for rank in self.here.ranks if self.name(rank) == error.peer}
+
+    def all_dropped(self) -> dict[int, PeerDied]:
+        """Return how all ranks have died that are dropped, as far as the source knows."""
+        gone = [rank for rank, state in self.departed().items() if state == "dropped"]
+        elsewhere = [rank for rank in self.deaths if rank not in self.here.ranks]
+        return {rank: self.dropped(rank) for rank in sorted({*gone, *elsewhere})}
+
+    def _readers(self) -> list[int]:
+        return [rank for rank in self.here.ranks if rank != self.src]
+
+    def _dropped_here(self) -> dict[int, PeerDied]:
+        """Return what the writer of this node's ring has found, on the source."""
+        if self.me != self.src:
+            return {}
+        readers, end = self._readers(), cast("FrameWriter | SourceRelay | SingleRank", self.end)
+        return {readers[index]: error for index, error in end.dropped().items()}
+
+    def _lost(self) -> dict[int, PeerDied]:
+        """Return how the ranks of other nodes were lost, on the source."""
+        if self.me != self.src or len(self.topology.nodes) == 1:
+            return {}
+        lost = {}
+        for index, failure in cast("SourceRelay", self.end).lost_nodes().items():
+            for rank in self.topology.nodes[index].ranks:
+                text = f"{self.label}: {failure.text}"
+                peer = failure.peer or self.name(rank)
+                lost[rank] = PeerDied(text, peer, failure.pid, failure.how)
+        return lost

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from shmcast._codecs.base import Frame
 from shmcast._group.company import Company
-from shmcast._hub.hub_end import HubEnd
-from shmcast._hub.member_end import MemberEnd
+from shmcast._group.node_ends import NodeHubEnd, NodeMemberEnd
 from shmcast._nodes.deadline import Deadline
 from shmcast.errors import PeerDied, Timeout
 
@@ -29,7 +28,7 @@ class NodeHub:
         self._members: list[int] = []
         self.is_complete: bool = False
         """All ranks of the node have their ends."""
-        self.end: HubEnd | MemberEnd | None = None
+        self.end: NodeHubEnd | NodeMemberEnd | None = None
         """This rank's; None: there is none yet, or this rank is alone on its node."""
 
     def begin(self, action: str, deadline: Deadline) -> None:
@@ -44,6 +43,7 @@ class NodeHub:
             ShmcastError: what `Hub` and `Member` raise, and `Company.check`.
         """
         if self.is_complete:
+            self._name(action)
             return
         company = self._company
         if self.end is None and company.here.ranks != (company.me,):
@@ -51,19 +51,26 @@ class NodeHub:
                 self._make()
             else:
                 self._attach(action, deadline)
+        self._name(action)
         if self.end is not None:
             self._wait(self.end, action, deadline)
         self.is_complete = True
 
+    def _name(self, action: str) -> None:
+        if self.end is not None:
+            self.end.call(action)
+
     def _make(self) -> None:
         company = self._company
-        gone = [rank for rank, state in company.departed().items() if state == "dropped"]
+        company.look()  # (where the dead are not dropped, that ends this)
+        departed = company.departed() if company.drops else {}
+        gone = [rank for rank, state in departed.items() if state == "dropped"]
         others = [rank for rank in company.here.ranks if rank != company.me]
         self._members = [rank for rank in others if rank not in gone]
         if not self._members:
             return
         options = company.options
-        self.end = HubEnd(
+        self.end = NodeHubEnd(
             len(self._members),
             slots=_SLOTS,
             slot_bytes=_SLOT_BYTES,
@@ -74,7 +81,7 @@ class NodeHub:
             reply_slot_bytes=_SLOT_BYTES,
             wait=options.wait,
             on_member_death=options.on_reader_death,
-            on_death=None,
+            on_death=company.note_death if company.drops else None,
             warn_after=options.warn_after,
             label=company.label,
             member_label=self._names().__getitem__,
@@ -94,7 +101,7 @@ class NodeHub:
         )
         if company.me not in self._members:
             raise company.dropped(company.me)
-        self.end = MemberEnd(
+        self.end = NodeMemberEnd(
             handle,
             self._members.index(company.me),
             wait=company.options.wait,
@@ -108,7 +115,7 @@ class NodeHub:
         # (No method of this: the end has them, and this has the end.)
         return [self._company.name(rank) for rank in [*self._members, self._company.here.leader]]
 
-    def _wait(self, end: HubEnd | MemberEnd, action: str, deadline: Deadline) -> None:
+    def _wait(self, end: NodeHubEnd | NodeMemberEnd, action: str, deadline: Deadline) -> None:
         """Wait until all are there. Whoever is not is not yet watched by its end here."""
         while True:
             left = deadline.left()
@@ -116,7 +123,7 @@ class NodeHub:
                 end.wait_ready(_LOOK_SECONDS if left is None else min(left, _LOOK_SECONDS))
             except Timeout:
                 missing = end.vacant()
-                self._company.check([self._members[index] for index in missing])
+                self._look_after(missing)
                 if deadline.left() == 0:
                     who = self._company.names([self._members[index] for index in missing])
                     raise Timeout(
@@ -127,41 +134,69 @@ class NodeHub:
             else:
                 return
 
+    def _look_after(self, missing: Sequence[int]) -> None:
+        """Raise why this can't go on waiting; the leader goes on without those who are dropped."""
+        company = self._company
+        departed = company.departed() if company.drops else {}
+        awaited = []
+        for index in missing:
+            rank = self._members[index]
+            if departed.get(rank) != "dropped":
+                awaited.append(rank)
+            elif isinstance(self.end, NodeHubEnd):
+                self.end.excuse(index, company.dropped(rank))
+        company.check(awaited)
+
     # On the leader.
 
     def collect(self, deadline: Deadline) -> dict[int, Sequence[Frame] | PeerDied]:
         """Return a message of each other rank of the node, or how it has died, by rank."""
-        if self.end is None:
-            return {}
-        assert isinstance(self.end, HubEnd)  # noqa: S101 (this is the leader)
-        received = self.end.collect(deadline.left())
-        return {
-            rank: self.end.death_of(index) if frames is None else frames
-            for index, (rank, frames) in enumerate(zip(self._members, received, strict=True))
+        company = self._company
+        told: dict[int, Sequence[Frame] | PeerDied] = {
+            rank: company.dropped(rank)
+            for rank in company.here.ranks
+            if rank not in self._members and rank != company.me
         }
+        if self.end is None:
+            return told
+        assert isinstance(self.end, NodeHubEnd)  # noqa: S101 (this is the leader)
+        received = self.end.collect(deadline.left())
+        for index, frames in enumerate(received):
+            told[self._members[index]] = self.end.death_of(index) if frames is None else frames
+        return told
 
     def missing(self) -> list[int]:
         """Return the ranks that the last `collect` has waited for in vain."""
         if self.end is None:
             return []
-        assert isinstance(self.end, HubEnd)  # noqa: S101 (this is the leader)
+        assert isinstance(self.end, NodeHubEnd)  # noqa: S101 (this is the leader)
         return [self._members[index] for index in self.end.replies.awaited()]
 
     def publish(self, frames: Sequence[Frame], deadline: Deadline) -> None:
-        """Send a message to all other ranks of the node."""
-        if self.end is not None:
+        """Send a message to all other ranks of the node that are left.
+
+        Raises:
+            Closed: all of them have closed.
+            ShmcastError: what else `Hub.send` raises.
+        """
+        if self.end is None:
+            return
+        try:
             self.end.publish(frames, deadline.left())
+        except PeerDied:
+            if not self._company.drops:  # (else it says that nobody is left)
+                raise
 
     # On the others.
 
     def reply(self, frames: Sequence[Frame], deadline: Deadline) -> None:
         """Send a message to the leader."""
-        assert isinstance(self.end, MemberEnd)  # noqa: S101 (this is no leader)
+        assert isinstance(self.end, NodeMemberEnd)  # noqa: S101 (this is no leader)
         self.end.publish(frames, deadline.left())
 
     def consume(self, deadline: Deadline) -> list[bytearray | memoryview]:
         """Receive the next message of the leader."""
-        assert isinstance(self.end, MemberEnd)  # noqa: S101 (this is no leader)
+        assert isinstance(self.end, NodeMemberEnd)  # noqa: S101 (this is no leader)
         return self.end.consume(deadline.left())
 
     # On all of them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 
@@ -30,6 +31,7 @@ class Trunk:
         nodes = company.topology.nodes
         self.leaders: list[int] = [n.leader for n in nodes if company.src not in n.ranks]
         """Of the other nodes than the source's."""
+        self._has_accepted = not self.leaders  # on the source: whoever can still come has
 
     def begin(self, action: str, deadline: Deadline) -> None:
         """Make sure that there are the streams; only the source and the leaders have any.
@@ -50,12 +52,12 @@ class Trunk:
 
     def _accept(self, action: str, deadline: Deadline) -> None:
         company = self._company
-        if len(self._streams) == len(self.leaders):
+        if self._has_accepted:
             return
         if self._acceptor is None:
             self._acceptor = Acceptor(company.notices.key)
             company.notices.post(_SUBJECT, self._acceptor.addresses)
-        while missing := self._acceptor.missing(self.leaders):
+        while missing := self._missing(self._acceptor):
             company.check()
             if deadline.left() == 0:
                 raise Timeout(
@@ -64,22 +66,41 @@ class Trunk:
                     "to the first one yet; call it again to go on waiting"
                 )
             time.sleep(_PAUSE)
+        never_came = self._acceptor.missing(self.leaders)
         for leader in self.leaders:
-            self._streams[leader] = Stream(
-                self._acceptor.connection(leader),
-                company.label,
-                company.name(leader),
-                company.check,
-            )
+            if leader not in never_came:
+                self._streams[leader] = Stream(
+                    self._acceptor.connection(leader),
+                    company.label,
+                    company.name(leader),
+                    functools.partial(company.check, [leader]),
+                )
         self._acceptor.close()
+        self._has_accepted = True
+
+    def _missing(self, acceptor: Acceptor) -> list[int]:
+        """Return the leaders that have yet to come, without those that were dropped."""
+        missing = acceptor.missing(self.leaders)
+        dropped = self._company.departed() if missing and self._company.drops else {}
+        return [leader for leader in missing if leader not in dropped]
+
+    def _stream(self, rank: int) -> Stream:
+        if rank not in self._streams:
+            raise self._company.dropped(rank)
+        return self._streams[rank]
 
     def send(self, rank: int, frames: Sequence[Frame], deadline: Deadline, action: str) -> None:
-        """Send a message to the source, or to a leader; see `Stream.send`."""
-        self._streams[rank].send(frames, deadline, action)
+        """Send a message to the source, or to a leader; see `Stream.send`.
+
+        Raises:
+            PeerDied: that leader has died before it came, or since.
+            ShmcastError: what else `Stream.send` raises.
+        """
+        self._stream(rank).send(frames, deadline, action)
 
     def receive(self, rank: int, deadline: Deadline, action: str) -> list[bytearray]:
         """Receive a message of the source, or of a leader; see `Stream.receive`."""
-        return self._streams[rank].receive(deadline, action)
+        return self._stream(rank).receive(deadline, action)
 
     def close(self, in_order: bool) -> None:
         """End all streams; idempotent."""

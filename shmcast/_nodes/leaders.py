@@ -103,6 +103,8 @@ class Leaders:
         self._listener = Listener(key, self._on_link)
         self.addresses: list[Address] = local_addresses(self._listener.port)
         """Where the leaders find the source."""
+        self.lost: dict[int, Failure] = {}
+        """How the nodes were lost that are dropped, by index."""
 
     def __len__(self) -> int:
         """Return the number of other nodes, the lost ones included."""
@@ -152,6 +154,11 @@ class Leaders:
         """Tell these leaders, which all are ready, to make that group. In the sending thread."""
         for leader in live:
             leader.send({"connect": epoch})
+
+    def note_lost(self, leader: Leader, failure: Failure) -> None:
+        """Note that the others will go on without a leader's node, and log it."""
+        self.lost[leader.node.index] = failure
+        tell(logging.WARNING, "%s: %s; it is dropped, the others go on", self._label, failure.text)
 
     def drop(self, leader: Leader) -> None:
         """Go on without a leader. Under the caller's lock."""

@@ -85,6 +85,8 @@ class RemoteNodes:
         """Where leaders find the source."""
         self.store_port: int = self._outbox.store_port
         """Where they find its store, on the same host."""
+        self.lost: dict[int, Failure] = self._leaders.lost
+        """How the nodes were lost that are dropped, by index."""
         self.failure: Failure | None = None
         """Why everything has ended; None: it has not, or in order."""
         self.closed: bool = False
@@ -362,13 +364,11 @@ class RemoteNodes:
         self._finish_if_done()
 
     def _on_lost(self, leader: Leader, failure: Failure) -> None:
-        if self.failure is not None:
-            return
         if not self._drops:
             self.fail(failure)
-            return
-        tell(logging.WARNING, "%s: %s; it is dropped, the others go on", self._label, failure.text)
-        self._go_on_without(leader)
+        elif self.failure is None:
+            self._leaders.note_lost(leader, failure)
+            self._go_on_without(leader)
 
     def _on_silent(self, leader: Leader, failure: Failure) -> None:
         if self._drops and self.failure is None:

@@ -68,6 +68,7 @@ class SourceRelay:
         """How errors name this end."""
         self._src = src
         self._ring: NodeWriter | NoRing = ring or NoRing(label)
+        self._seats = self._ring  # of the own node's ranks, also of those that are no more there
         self._page = page
         self._drops = drops
         self._turn = threading.Lock()  # one thread sends at a time
@@ -169,9 +170,7 @@ class SourceRelay:
             if self._remote.take_interrupt() and isinstance(self._ring, NoRing):  # (a ring tells)
                 raise Interrupted(f"{self.label}: send was ended by interrupt(); call again")
             if not self._remote.is_connected and isinstance(self._ring, NoRing):
-                raise Closed(
-                    f"{self.label}: send: every rank has closed, nobody is left to receive"
-                )
+                raise self._nobody_is_left()
             # What can be wrong with the frames is found before any node has the message.
             views = flat_views(frames)
             try:
@@ -184,6 +183,15 @@ class SourceRelay:
                 raise
         finally:
             self._turn.release()
+
+    def _nobody_is_left(self) -> ShmcastError:
+        what = f"{self.label}: send: every rank has"
+        lost = [failure.error(self.label) for failure in self._remote.lost.values()]
+        dead = [e for e in [*lost, *self.dropped().values()] if isinstance(e, PeerDied)]
+        if not dead:
+            return Closed(f"{what} closed, nobody is left to receive")
+        text = f"{what} died or closed, nobody is left to receive; the first that died: {dead[0]}"
+        return PeerDied(text, dead[0].peer, dead[0].pid, dead[0].how)
 
     @property
     def outbox(self) -> SourceRelay:
@@ -264,7 +272,11 @@ class SourceRelay:
 
     def dropped(self) -> dict[int, PeerDied]:
         """See `FrameWriter.dropped`: of the source's own node."""
-        return self._ring.dropped()
+        return self._seats.dropped()
+
+    def lost_nodes(self) -> dict[int, Failure]:
+        """Return how other nodes were lost that are dropped, by index. From any thread."""
+        return {**self._remote.lost}
 
     def begin_tensor_set(self) -> None:
         """See `FrameEnd.begin_tensor_set`."""
@@ -285,7 +297,12 @@ class SourceRelay:
 
     def departed(self) -> dict[int, str]:
         """See `FrameEnd.departed`: of the source's own node."""
-        return self._ring.departed()
+        return self._seats.departed()
+
+    def death_of_reader(self, index: int) -> PeerDied:
+        """See `FrameEnd.death_of_reader`: of the source's own node."""
+        assert not isinstance(self._seats, NoRing)  # noqa: S101 (there is such a reader)
+        return self._seats.death_of_reader(index)
 
     # The source's own node.
 

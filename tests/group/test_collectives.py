@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -156,6 +158,24 @@ def test_an_object_that_can_not_be_decoded_is_over_for_all(
     world: Crew, hosts: tuple[str, ...]
 ) -> None:
     assert world.run(4, undecodable, hosts) == [[0, 1, 2, 3], None, None, None]
+
+
+def undecodable_share(rank: int, hosts: tuple[str, ...]) -> Any:
+    with opened(rank, hosts) as bc:
+        objs = [0, 1, 2, Undecodable()] if bc.is_src else None
+        if rank == 3:
+            with pytest.raises(shmcast.DecodeError, match=r"can't decode the object of rank 0"):
+                bc.scatter_object(objs, SECONDS)
+        else:
+            bc.scatter_object(objs, SECONDS)
+        return bc.scatter_object([4, 5, 6, 7] if bc.is_src else None, SECONDS)
+
+
+@on_hosts
+def test_a_share_that_can_not_be_decoded_is_the_source_s(
+    world: Crew, hosts: tuple[str, ...]
+) -> None:
+    assert world.run(4, undecodable_share, hosts) == [4, 5, 6, 7]
 
 
 def late(rank: int, hosts: tuple[str, ...], is_first: bool) -> list[Any]:
@@ -367,6 +387,56 @@ def test_whoever_waits_for_a_rank_that_has_closed_is_told(
     told = world.run(4, leaves, hosts, call)
     assert told[3] == ""
     assert all("closed" in text or "ended" in text for text in told[:3])
+
+
+CALLS = ("barrier", "gather_object", "all_gather_object", "scatter_object")
+
+
+def call_without_one(rank: int, hosts: tuple[str, ...], call: str, ending: str) -> list[str]:
+    """Return what is told by a collective for which one rank does not come.
+
+    For gather, that is rank 3; for scatter, on which the others wait, the source.
+    """
+    missing = 0 if call == "scatter_object" else 3
+    bc = opened(rank, hosts, warn_after=0.2)
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("shmcast").addHandler(handler)
+    bc.barrier(SECONDS)
+    dist.barrier()
+    if rank == missing:
+        if ending == "closes":
+            bc.close()
+        dist.barrier()
+        bc.close()
+        return []
+    told = []
+    try:
+        getattr(bc, call)(timeout=0.3 if ending == "slow" else SECONDS)
+    except shmcast.ShmcastError as error:
+        told.append(f"{type(error).__name__}: {error}")
+    if ending == "closes":
+        bc.close()  # others may wait for this one
+    dist.barrier()
+    bc.close()
+    return told + lines
+
+
+@pytest.mark.parametrize("hosts", [ONE, TWO], ids=["one node", "two nodes"])
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("ending", ["slow", "closes"])
+def test_what_is_told_is_of_ranks_and_collectives(
+    world: Crew, hosts: tuple[str, ...], call: str, ending: str
+) -> None:
+    told = world.run(4, call_without_one, hosts, call, ending)
+    texts = [text for texts in told for text in texts]
+    assert any(re.match(rf"\w+: rank \d of 4: {call}\b", text) for text in texts), texts
+    missing = 0 if call == "scatter_object" else 3
+    kind = "Timeout" if ending == "slow" else "Closed"
+    assert any(text.startswith(kind) and f"rank {missing}" in text for text in texts), texts
+    for text in texts:
+        assert not re.search(r"\b(hub|members?|recv\w*|reply|replies|send)\b", text), text
 
 
 def two_threads(rank: int) -> str:

@@ -33,6 +33,7 @@ def welcome(_rank: int, index: int) -> None:
     ring = getattr(ring, "_ring", ring)  # (of the relay's writer)
     wait_until(lambda: ring.peers()[index].state == "rejoining")
     _open[0].send("welcome", 40)
+    assert _open[0].dropped == {}
     _open[0].close()
 
 
