@@ -16,7 +16,7 @@ from hypothesis import settings
 
 from shmcast import WaitPolicy
 from tests.support import permissions, shared_memory
-from tests.support.processes import ONE_THREAD, Crew, spawning
+from tests.support.processes import ONE_THREAD, Crew, spawning, wait_for_an_engine
 from tests.support.ranks import World
 from tests.support.subprocess_programs import TorchPrograms
 
@@ -50,6 +50,7 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
     Its signal is handled in Python, to which native code that hangs never returns. The run goes on:
     xdist replaces the process, and counts the test as failed.
     """
+    wait_for_an_engine()
     seconds = 3 * settings.timeout
     faulthandler.dump_traceback_later(seconds, exit=True, file=item.config.stash[_terminal])
 

@@ -5,6 +5,7 @@ Runs where a vLLM is installed, or the part of it for which bench/README.md has 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,26 +106,41 @@ def names_of_signatures(_: int) -> list[str]:
     return differ
 
 
+def has_groups(_: int) -> bool:
+    """Return whether there is as much of vLLM as its process groups take."""
+    try:
+        import vllm.distributed.parallel_state
+    except ImportError:
+        return False
+    return bool(vllm.distributed.parallel_state)
+
+
 @pytest.fixture
-def ranks() -> Any:
+def ranks() -> Iterator[Crew]:
     """Start processes that get vLLM's module, for one test alone."""
     with Crew(3) as crew:
         yield crew
+
+
+@pytest.fixture
+def group(ranks: Crew) -> Crew:
+    """Skip a test of groups where there is only a part of vLLM."""
+    if ranks.run(1, has_groups) == [False]:
+        pytest.skip("a part of vLLM only")
+    return ranks
 
 
 def test_its_interface_is_known(ranks: Crew) -> None:
     assert ranks.run(1, names_of_signatures) == [[]]
 
 
-def test_a_groups_queue_broadcasts(ranks: Crew, tmp_path: Path) -> None:
-    pytest.importorskip("vllm.distributed.parallel_state", reason="a part of vLLM only")
-    got = ranks.run(3, broadcast_in_a_group, 3, str(tmp_path))
+def test_a_groups_queue_broadcasts(group: Crew, tmp_path: Path) -> None:
+    got = group.run(3, broadcast_in_a_group, 3, str(tmp_path))
     assert got == [("shmcast.compat.vllm", [{"n": n} for n in range(20)])] * 3
 
 
-def test_a_groups_ranks_reply_to_one(ranks: Crew, tmp_path: Path) -> None:
-    pytest.importorskip("vllm.distributed.parallel_state", reason="a part of vLLM only")
-    first, *others = ranks.run(3, reply_in_a_group, 3, str(tmp_path))
+def test_a_groups_ranks_reply_to_one(group: Crew, tmp_path: Path) -> None:
+    first, *others = group.run(3, reply_in_a_group, 3, str(tmp_path))
     assert first == ("shmcast.compat.vllm", [f"of rank {rank}" for rank in range(3)])
     assert others == [("shmcast.compat.vllm", [])] * 2
 

@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext, ForkServerContext
@@ -38,7 +39,10 @@ ANSWER_SECONDS = 45.0
 LATE_SECONDS = 5.0
 """For those who may wait for ever for a worker that has failed."""
 
-PRELOADED = ["torch", "torch.distributed", "numpy", "shmcast", "msgspec", "pytest", "hypothesis"]
+PRELOADED = [
+    *("torch", "torch.distributed", "numpy", "shmcast", "msgspec", "pytest", "hypothesis"),
+    "tests.support.engine_imports",
+]
 
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -53,6 +57,18 @@ def forking() -> ForkServerContext:
     with mock.patch.dict(os.environ, ONE_THREAD):
         forkserver.ensure_running()
     return context
+
+
+@functools.cache
+def wait_for_an_engine() -> None:
+    """Wait until the server has imported vLLM, where one is installed: it takes longer than tests.
+
+    To be called before a test's time begins.
+    """
+    if find_spec("vllm") is not None:
+        worker = Worker("the first worker")
+        assert worker.pid
+        worker.end()
 
 
 def spawning() -> BaseContext:
