@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from tests.support import confined
+from tests.support import engine_roles as roles
+from tests.support.permissions import needs_mounts, needs_root
 from tests.support.processes import Crew, results
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
@@ -89,6 +92,110 @@ def read_the_engines_own(_: int) -> Any:
     return reader.dequeue(timeout=SECONDS)
 
 
+def exchange_as_rays_executor_does(_: int) -> list[Any]:
+    """Return what a worker on the driver's host answers, and one that is told to be elsewhere.
+
+    And the classes' modules of the queues of both, to the driver.
+    """
+    import pickle
+    import threading
+    from queue import SimpleQueue
+
+    _installed()
+    from vllm.v1.executor import ray_executor_v2
+
+    made = ray_executor_v2.MessageQueue
+    here = "127.0.0.1"
+    calls = made(2, 1, max_chunk_bytes=1 << 20, connect_ip=here)
+    handle = pickle.dumps(calls.export_handle())
+    handles: SimpleQueue[Any] = SimpleQueue()
+
+    def work(rank: int) -> None:
+        asked = made.create_from_handle(pickle.loads(handle), rank)  # noqa: S301 (our own bytes)
+        answers = made(n_reader=1, n_local_reader=1 - rank, connect_ip=here)
+        handles.put((rank, type(answers).__module__, pickle.dumps(answers.export_handle())))
+        asked.wait_until_ready()
+        answers.wait_until_ready()
+        answers.enqueue((rank, asked.dequeue(SECONDS)))
+
+    workers = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    told = sorted(handles.get(timeout=SECONDS) for _ in workers)
+    readers = [made.create_from_handle(pickle.loads(own), 0) for _, _, own in told]  # noqa: S301
+    calls.wait_until_ready()
+    for reader in readers:
+        reader.wait_until_ready()
+    calls.enqueue("a call")
+    got = [reader.dequeue(SECONDS) for reader in readers]
+    for worker in workers:
+        worker.join(SECONDS)
+    return [module.split(".")[0] for _, module, _ in told] + got
+
+
+def refuse_a_changed_queue(_: int) -> tuple[list[str], str, Any]:
+    """Return the log's lines where vLLM's queue has a method more; whose carries what, then."""
+    import os
+
+    from vllm.distributed.device_communicators import shm_broadcast
+
+    from shmcast.compat import vllm
+
+    shm_broadcast.MessageQueue.peek = lambda self: None
+    os.environ["SHMCAST_VLLM"] = "1"
+    lines = roles.told_by("vllm.shmcast")
+    vllm.plugin()
+    queue = shm_broadcast.MessageQueue(1, 1)
+    reader = shm_broadcast.MessageQueue.create_from_handle(queue.export_handle(), 0)
+    queue.enqueue([1, 2])
+    return lines(), type(queue).__module__.split(".")[0], reader.dequeue(timeout=SECONDS)
+
+
+def need_shared_memory(how: str) -> tuple[list[str], str]:
+    """Return the log's lines, and the error of a queue, where there is no shared memory."""
+    own = _installed()
+    lines = roles.told_by(own.logger.name)
+    roles.without_shared_memory(how)
+    try:
+        own.MessageQueue(1, 1)
+    except (OSError, RuntimeError) as error:
+        return lines(), str(error)
+    return lines(), ""
+
+
+def carry_in_64_mib(_: int) -> Any:
+    """Return what a queue carries that has as much shared memory as a container of Docker's."""
+    own = _installed()
+    confined.mount_over("/dev/shm", "size=64m")
+    queue = own.MessageQueue(1, 1)
+    reader = own.MessageQueue.create_from_handle(queue.export_handle(), 0)
+    queue.enqueue([1, 2])
+    return type(queue).__module__, reader.dequeue(timeout=SECONDS)
+
+
+def call_into_another_pid_namespace(_: int) -> tuple[Any, str, str]:
+    """Return what a worker there answers, what is told of its death, and how it ended."""
+    import multiprocessing
+
+    from shmcast import PeerDied
+
+    made = _installed().MessageQueue
+    calls = made(1, 1)
+    ours, theirs = multiprocessing.Pipe()
+    ended = roles.in_another_pid_namespace(roles.answer, made, calls.export_handle(), theirs)
+    reader = made.create_from_handle(ours.recv(), 0)
+    calls.wait_until_ready()
+    reader.wait_until_ready()
+    calls.enqueue("a call")
+    answered = reader.dequeue(SECONDS)
+    calls.enqueue("end")
+    try:
+        reader.dequeue(indefinite=True)
+    except PeerDied as error:
+        return answered, type(error).__name__, ended()
+    return answered, "nothing", ended()
+
+
 def names_of_signatures(_: int) -> list[str]:
     """Return which methods of ours lack a parameter of vLLM's, or have it elsewhere."""
     import inspect
@@ -151,3 +258,34 @@ def test_readers_here_and_elsewhere(ranks: Crew) -> None:
 
 def test_a_queue_of_its_own_is_read_as_before(ranks: Crew) -> None:
     assert results(ranks.start(1, read_the_engines_own)) == [[1, 2]]
+
+
+def test_ray_workers_here_and_elsewhere_answer(group: Crew) -> None:
+    got = group.run(1, exchange_as_rays_executor_does)
+    assert got == [["shmcast", "vllm", (0, "a call"), (1, "a call")]]
+
+
+def test_a_changed_queue_is_left_as_it_is(ranks: Crew) -> None:
+    [([line], carried_by, received)] = ranks.run(1, refuse_a_changed_queue)
+    assert "has what this version of shmcast does not know (peek(self))" in line
+    assert (carried_by, received) == ("vllm", [1, 2])
+
+
+@needs_mounts
+@pytest.mark.parametrize("how", ["read-only", "small", "gone"])
+def test_without_shared_memory_its_own_says_what_it_needs(ranks: Crew, how: str) -> None:
+    lines, error = ranks.workers[0].start(need_shared_memory, how).result()
+    [line] = [line for line in lines if "shmcast" in line]
+    assert line.startswith("vLLM's own queue is used, not shmcast's: ")
+    assert error
+
+
+@needs_mounts
+def test_it_takes_less_shared_memory_than_its_own(ranks: Crew) -> None:
+    assert ranks.run(1, carry_in_64_mib) == [("shmcast.compat.vllm", [1, 2])]
+
+
+@needs_root
+def test_a_worker_in_another_pid_namespace_is_heard_and_its_death_told(ranks: Crew) -> None:
+    got = ranks.run(1, call_into_another_pid_namespace)
+    assert got == [("a call", "PeerDied", "exit code 9")]

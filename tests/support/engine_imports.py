@@ -1,6 +1,6 @@
 """Imports what tests use of vLLM, where one is installed: for the server that forks workers.
 
-It takes four seconds of a CPU: for each of three workers, on a busy machine, longer than a test has.
+It takes four seconds of a CPU: in each of three workers, on a busy machine, more than a test has.
 Where only a part of vLLM is installed, so much is imported as can be.
 """
 

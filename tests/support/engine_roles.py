@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from collections.abc import Callable
 from logging import LogRecord
 from logging.handlers import QueueHandler
-from multiprocessing.connection import Client
+from multiprocessing.connection import Client, Connection
 from queue import SimpleQueue
 from typing import Any
 
@@ -85,39 +86,60 @@ def write_nothing(_: int, address: Any, how: str) -> None:
         hang_here(how)
 
 
-def send_without_shared_memory(how: str) -> tuple[list[Any], list[str]]:
-    """Return what a queue carries where there is no shared memory, and the log's lines."""
-    lines: SimpleQueue[LogRecord] = SimpleQueue()
-    logging.getLogger(LOGGER).addHandler(QueueHandler(lines))
+def without_shared_memory(how: str) -> None:
+    """Go on without it: it is "gone", "read-only", or too "small"."""
     if how == "gone":
         confined.hide("/dev/shm")
     else:
         confined.mount_over("/dev/shm", "size=64k" * (how == "small"), how == "read-only")
+
+
+def send_without_shared_memory(how: str) -> tuple[list[Any], list[str]]:
+    """Return what a queue carries where there is no shared memory, and the log's lines."""
+    lines = told_by(LOGGER)
+    without_shared_memory(how)
     queue = MessageQueue(1, 1)
     reader = MessageQueue.create_from_handle(queue.export_handle(), 0)
     queue.wait_until_ready()
     queue.enqueue("carried")
-    received = [reader.dequeue(SECONDS)]
-    return received, [lines.get().getMessage() for _ in range(lines.qsize())]
+    return [reader.dequeue(SECONDS)], lines()
+
+
+def told_by(logger: str) -> Callable[[], list[str]]:
+    """Listen to a log from now on; return what gives its lines so far."""
+    lines: SimpleQueue[LogRecord] = SimpleQueue()
+    logging.getLogger(logger).addHandler(QueueHandler(lines))
+    return lambda: [lines.get().getMessage() for _ in range(lines.qsize())]
 
 
 def answer_from_another_pid_namespace(handle: Any, address: Any) -> str:
     """Let a worker there answer each message by itself; tell how it ended, when it was told to."""
+    with Client(address) as told:
+        return in_another_pid_namespace(answer, MessageQueue, handle, told)()
+
+
+def in_another_pid_namespace(function: Callable[..., None], *args: Any) -> Callable[[], str]:
+    """Run a function in a fork there; return what waits for its end, and tells how it was."""
     confined.make_pid_namespace()
     pid = os.fork()
     if pid == 0:
         try:
-            answers = MessageQueue(1, 1)
-            with Client(address) as told:
-                told.send(answers.export_handle())
-            calls = MessageQueue.create_from_handle(handle, 0)
-            calls.wait_until_ready()
-            answers.wait_until_ready()
-            while (call := calls.dequeue(SECONDS)) != "end":
-                answers.enqueue(call)
+            function(*args)
         finally:
-            os._exit(9)
-    return f"exit code {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}"
+            os._exit(1)
+    return lambda: f"exit code {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}"
+
+
+def answer(queue: Any, handle: Any, told: Connection) -> None:
+    """Answer each message by itself, over a queue of which it tells; die of "end"."""
+    answers = queue(1, 1)
+    told.send(answers.export_handle())
+    calls = queue.create_from_handle(handle, 0)
+    calls.wait_until_ready()
+    answers.wait_until_ready()
+    while (call := calls.dequeue(SECONDS)) != "end":
+        answers.enqueue(call)
+    os._exit(9)  # at once: who returns would let go of its queues, in order
 
 
 def hang_here(how: str) -> None:
