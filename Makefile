@@ -136,10 +136,10 @@ $(ENGINES)/ready: pyproject.toml constraints.txt CMakeLists.txt $(CORE)
 engines: $(VENV)/ready $(ENGINES)/ready ## let vLLM and SGLang work with their own queues and with shmcast's (15 minutes)
 	$(BIN)/python -m bench engines
 
-# Its tests want more than vLLM does, and pip its build's tools, before it gives out a source distribution.
+# Its tests want more than vLLM does, ours Ray, and pip its build's tools, before it gives out a source distribution.
 $(ENGINES)/tests: $(ENGINES)/ready
 	$(ENGINES)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  hypothesis msgspec multiprocess pytest pytest-asyncio pytest-timeout pytest-xdist setuptools-rust setuptools-scm tblib
+	  hypothesis msgspec multiprocess pytest pytest-asyncio pytest-timeout pytest-xdist ray setuptools-rust setuptools-scm tblib
 	touch $@
 
 engines-tests: $(ENGINES)/tests ## run vLLM's own tests of its queue and executor with shmcast in its place, and ours with whole engines (20 minutes)

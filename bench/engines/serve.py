@@ -46,9 +46,10 @@ class Server:
     Args:
         model: a folder with the model's config.json.
         ranks: of tensor parallelism, each a process.
+        executor: who starts and calls them.
     """
 
-    def __init__(self, model: str, ranks: int) -> None:
+    def __init__(self, model: str, ranks: int, executor: str = "mp") -> None:
         import vllm
 
         self._llm = vllm.LLM(
@@ -56,7 +57,7 @@ class Server:
             load_format="dummy",
             skip_tokenizer_init=True,
             tensor_parallel_size=ranks,
-            distributed_executor_backend="mp",
+            distributed_executor_backend=executor,
             enforce_eager=True,
             max_model_len=1024,
             dtype="float32",

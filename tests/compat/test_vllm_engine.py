@@ -11,6 +11,7 @@ import subprocess
 import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,11 @@ def tokens():
     return server.generate(2, 20)["tokens"]
 
 if __name__ == "__main__":
-    server = Server(sys.argv[1], 1)
+    executor = "mp"
+    if "ray" in sys.argv:
+        from tests.support.ray_workers import start_ray
+        executor = start_ray()
+    server = Server(sys.argv[1], 1, executor)
     made = [tokens()]
     if "restart" in sys.argv:
         import psutil
@@ -114,3 +119,18 @@ def test_the_same_tokens_after_a_restart(
     )
     [tokens] = made_by_its_own
     assert made == [tokens, told, tokens]
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: make engines-tests")
+def test_the_same_tokens_with_rays_executor(tmp_path: Path, made_by_its_own: list[Any]) -> None:
+    made, log = _generate(
+        tmp_path,
+        "ray",
+        SHMCAST_VLLM="1",
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
+        VLLM_USE_RAY_V2_EXECUTOR_BACKEND="1",
+        RAY_USAGE_STATS_ENABLED="0",
+    )
+    assert made == made_by_its_own
+    in_place = [line for line in log.splitlines() if _IN_PLACE in line]
+    assert any("RayWorkerProc" in line for line in in_place), in_place
