@@ -270,18 +270,17 @@ class Watch:
     def departed(self, peers: Callable[[], Sequence[_core.Peer]]) -> dict[int, str]:
         """Return who is no more there, by index: "left" for one that has closed, else "dropped".
 
-        That is, too, who will be dropped once the writer sees to it: who has failed, or died.
-
-        Args:
-            peers: looks at all.
+        That is, too, who will be dropped once the writer sees to it: who has failed, or died; and
+        whose place another has taken. `peers` looks at all.
         """
         before = peers()
-        ended = [(index, before[index].pid) for index in self.exited(before)]
+        ended = [(i, before[i].pid) for i in self.exited(before) if i != self._me]
         states = {}
         for peer in peers():  # only now: who has left before its process ended has not died
+            is_dead = peer.state in ("dropped", "failed") or (peer.index, peer.pid) in ended
             if peer.state == "left":
                 states[peer.index] = "left"
-            elif peer.state in ("dropped", "failed") or (peer.index, peer.pid) in ended:
+            elif is_dead or peer.takeovers:
                 states[peer.index] = "dropped"
         return states
 

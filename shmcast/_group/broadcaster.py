@@ -208,6 +208,7 @@ class ShmBroadcaster(Broadcasts, Lender):
         self._label, self._group_name = meeting.label, meeting.group_name
         self._lane: DeviceLane | None = None
         error: Exception | None = None
+        connection: Connection | None = None
         try:
             options = options.with_settings()
             codec = settings.codec(codec)
@@ -215,7 +216,8 @@ class ShmBroadcaster(Broadcasts, Lender):
         except Exception as caught:
             error = caught
         if self.group_size > 1:
-            self._use(connect(meeting, options, codec, self._lane, error))
+            connection = connect(meeting, options, codec, self._lane, error)
+            self._use(connection)
         else:
             meeting.conclude()
             if (error := meeting.error or error) is not None:
@@ -224,6 +226,8 @@ class ShmBroadcaster(Broadcasts, Lender):
             self._end = SingleRank(self._label)
             self._send, self._warm = self._end.send, self._end.warm
         self._talk_by(options, codec, meeting.store, meeting.key)
+        if connection is not None and connection.call_on_dropped is not None:
+            connection.call_on_dropped(self._company.departures.tell_dropped)
 
     def _use(self, connection: Connection) -> None:
         """Send and receive with what the ranks' meeting has led to."""
@@ -320,9 +324,13 @@ class ShmBroadcaster(Broadcasts, Lender):
 
         After `close` on the source, the other ranks receive what was sent and then raise `Closed`.
         After `close` elsewhere, the source goes on with the others, and a leader relays to its
-        node's other ranks as long as its process lives. Does not wait, but where there are other
-        nodes the source's process waits when it exits, for at most 10 s, until they have taken
-        what was sent.
+        node's other ranks as long as its process lives.
+
+        Waits for at most 10 s for ranks that have yet to begin to receive what `send_object` or
+        `isend_object` has sent them, or on another node to make room for it; then a
+        `ShmcastWarning` says what is lost. Not for ranks that have closed or died. Where there are
+        other nodes, the source's process also waits when it exits, for at most 10 s, until they
+        have taken what was broadcast.
         """
         self._close_talks(in_order=True)
         self._end.close()

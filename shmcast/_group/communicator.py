@@ -14,6 +14,7 @@ from shmcast._endpoints.dependencies import needing_torch
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._group.company import Company
+from shmcast._group.departures import Departures
 from shmcast._group.notices import Notices, NoticeStore
 from shmcast._group.options import Options
 from shmcast._group.single_rank import SingleRank
@@ -30,7 +31,7 @@ class Communicator:
     """The part of a `ShmBroadcaster` that is not for broadcasts.
 
     What it needs is made by the first call that does, of which each rank's waits for all others
-    (point to point, the receiver's for the sender's).
+    (point to point, only the receiver's for the sender's).
     """
 
     topology: Topology
@@ -146,6 +147,7 @@ class Communicator:
             EncodeError: the codec can't encode `obj`; nothing was sent.
             Closed: this broadcaster is closed, or the receiver has closed.
             PeerDied: the receiver has died.
+            NodeLost: its node can't be reached any more.
             SegmentError: the end for it could not be made.
         """
         timeout = self._patient(timeout)
@@ -154,7 +156,7 @@ class Communicator:
     def send_object(self, obj: Any, dst: int, timeout: float | None = None) -> None:
         """Send an object to another rank: `isend_object`, and wait until it is sent.
 
-        The first one to a rank on another node waits until that has begun to receive.
+        Not until it is received: the ring holds it, or to another node as much memory of this one.
 
         Raises:
             ShmcastError: what `isend_object` and its work raise.
@@ -174,7 +176,8 @@ class Communicator:
         Returns:
             The work, whose `wait` returns the object. It raises Timeout and Interrupted (the object
             is for the next call then), PeerDied, NodeLost, DecodeError, and Closed: the sender has
-            closed and all was received, or this broadcaster is closed.
+            closed and all was received, or this broadcaster is closed. Also where the two have
+            never spoken before.
 
         Raises:
             InvalidArgument: `src` is no other rank of the group.
@@ -280,6 +283,7 @@ class Communicator:
     ) -> None:
         """Know what this part needs, once the broadcaster is set up; see `Notices`."""
         self._chosen_codec = codec
+        notices = Notices(store, key, self._label)
         self._company = Company(
             self._label,
             self._ranks,
@@ -288,7 +292,8 @@ class Communicator:
             self.topology,
             self._end,
             options,
-            Notices(store, key, self._label),
+            notices,
+            Departures(notices, is_told=len(self.topology.nodes) > 1),
         )
 
     def _check_source(self, src: int) -> None:
@@ -341,7 +346,7 @@ class Communicator:
         """End this part; idempotent."""
         if os.getpid() != self._company.pid:
             return  # a fork's: all of it is its parent's
-        self._company.is_closed = True
+        self._company.leave(in_order)
         for part in (self._collectives, self._point_to_point):
             if part is not None:
                 part.close(in_order)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import FrameWriter
+from shmcast._group.departures import Departures
 from shmcast._group.notices import Notices
 from shmcast._group.options import Options
 from shmcast._group.single_rank import SingleRank
@@ -39,6 +40,7 @@ class Company:
     """Of the broadcasts: who dies is told there."""
     options: Options
     notices: Notices
+    departures: Departures
     pid: int = field(default_factory=os.getpid)
     is_closed: bool = False
     has_failed: bool = False
@@ -95,19 +97,42 @@ class Company:
 
         Raises:
             Closed: this broadcaster was closed, or one of them has closed theirs.
-            PeerDied: some rank has died; or, where such ranks are dropped, one of these.
+            PeerDied: some rank has died; or, where such ranks are dropped or the source has closed,
+                one of these.
             NodeLost: a node can't be reached any more.
         """
         self.check_open()
+        self.look_at_others(awaited)
+
+    def look_at_others(self, awaited: Collection[int]) -> None:
+        """Do what `look` does, also while this broadcaster is being closed."""
         self.end.check_peers()
-        if not awaited:
-            return
-        departed = self.departed()
+        here = self.departed() if awaited else {}
         for rank in awaited:
-            if departed.get(rank) == "left":
+            state = here.get(rank)
+            if state is None and rank not in self.here.ranks:
+                state = self.departures.of(rank)
+            if state == "left":
                 raise Closed(f"{self.label}: {self.name(rank)} has closed, and will not come")
-            if rank in departed and self.drops:
+            if state is not None:
                 raise self.dropped(rank)
+
+    def check_dropped(self, rank: int) -> None:
+        """Do what `check` does, and look whether a rank was dropped; it may have closed.
+
+        Raises:
+            PeerDied: it was.
+            ShmcastError: what `check` raises.
+        """
+        self.check()
+        if self.drops and self.departed().get(rank) == "dropped":
+            raise self.dropped(rank)
+
+    def leave(self, in_order: bool) -> None:
+        """Take part no more, and tell those who see it nowhere else; idempotent."""
+        is_first, self.is_closed = not self.is_closed, True
+        if is_first and (in_order or self.drops):
+            self.departures.tell(self.me, "left" if in_order else "dropped")
 
     @contextlib.contextmanager
     def telling_causes(self) -> Iterator[None]:
@@ -138,10 +163,10 @@ class Company:
     def departed(self) -> dict[int, str]:
         """Return which ranks are no more there: "left" or "dropped".
 
-        Those of this node, and on the source also those of other nodes that were lost.
+        Those of this node, and on the source also those of other nodes that were lost. Elsewhere
+        also the source, if it has closed: the leader of a node then closes the ring there.
         """
-        here = self._readers()
-        members = [*here, self.here.leader]
+        members = [*self._readers(), self.src]
         gone = {members[index]: state for index, state in self.end.departed().items()}
         return gone | dict.fromkeys(self._lost(), "dropped")
 

@@ -40,6 +40,8 @@ class Connection:
     """On a leader that is not the source."""
     is_relayed: bool = False
     """The group spans nodes."""
+    call_on_dropped: Callable[[Callable[[list[int]], object]], None] | None = None
+    """Of who sees that ranks die, where others can't: the source's, and each leader's."""
     send: Callable[[Any, float | None], Work | None] | None = None
     warm: Callable[[], None] | None = None
     recv: Callable[[float | None, Copy], Any] | None = None
@@ -158,6 +160,9 @@ def connect(
     relay = connect_many_nodes(meeting, topology, options, warm_receive, equip, late_error)
     assert connection is not None  # noqa: S101 (as above)
     connection.relay, connection.is_relayed = relay, True
+    sees = connection.end if relay is None else relay
+    if not isinstance(sees, FrameWriter | FrameReader):
+        connection.call_on_dropped = sees.call_on_dropped
     if meeting.isolation and meeting.rank == meeting.group_src:
         try:
             warn_of_isolation(meeting.label, topology, meeting.isolation)

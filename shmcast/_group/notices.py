@@ -76,14 +76,15 @@ class Notices:
             InvalidArgument: there is no store.
             SegmentError: it can't be reached.
         """
-        store, name = self._reachable(), self._name(subject)
         pause = _SHORTEST_PAUSE
         while True:
             try:
-                if store.check([name]):
-                    return pickle.loads(bytes.fromhex(store.get(name).decode()))  # noqa: S301
-            except RuntimeError as error:
-                raise self._failed(error) from error
+                thing = self.look(subject)
+            except SegmentError:
+                check()  # the store may have ended with a rank that has closed
+                raise
+            if thing is not None:
+                return thing
             check()
             left = deadline.left()
             if left == 0:
@@ -93,6 +94,21 @@ class Notices:
                 )
             time.sleep(pause if left is None else min(pause, left))
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def look(self, subject: str) -> Any:
+        """Return what a rank has told, or None.
+
+        Raises:
+            InvalidArgument: there is no store.
+            SegmentError: it can't be reached.
+        """
+        store, name = self._reachable(), self._name(subject)
+        try:
+            if store.check([name]):
+                return pickle.loads(bytes.fromhex(store.get(name).decode()))  # noqa: S301
+        except RuntimeError as error:
+            raise self._failed(error) from error
+        return None
 
     @property
     def key(self) -> str:

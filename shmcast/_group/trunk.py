@@ -45,9 +45,14 @@ class Trunk:
             self._accept(action, deadline)
         elif company.me in self.leaders and not self._streams:
             source = company.name(company.src)
-            addresses = company.notices.find(_SUBJECT, source, action, deadline, company.check)
+
+            def check() -> None:
+                # (Once there is a stream, who has closed may have sent what this one waits for.)
+                company.check([] if self._streams else [company.src])
+
+            addresses = company.notices.find(_SUBJECT, source, action, deadline, check)
             self._streams[company.src] = stream_to(
-                addresses, company.notices.key, company.me, company.label, source, company.check
+                addresses, company.notices.key, company.me, company.label, source, check
             )
 
     def _accept(self, action: str, deadline: Deadline) -> None:
@@ -58,7 +63,7 @@ class Trunk:
             self._acceptor = Acceptor(company.notices.key)
             company.notices.post(_SUBJECT, self._acceptor.addresses)
         while missing := self._missing(self._acceptor):
-            company.check()
+            company.check(missing)
             if deadline.left() == 0:
                 raise Timeout(
                     f"{company.label}: {action} timed out after {deadline.timeout} s: "
@@ -73,7 +78,7 @@ class Trunk:
                     self._acceptor.connection(leader),
                     company.label,
                     company.name(leader),
-                    functools.partial(company.check, [leader]),
+                    functools.partial(company.check_dropped, leader),
                 )
         self._acceptor.close()
         self._has_accepted = True

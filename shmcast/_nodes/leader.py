@@ -24,7 +24,7 @@ from shmcast._nodes.envelope import CLOSE, HEARTBEAT
 from shmcast._nodes.failure import Failure, FailurePage
 from shmcast._nodes.gloo_group import find_store, leak_at_exit
 from shmcast._nodes.inbox import Inbox, Message
-from shmcast._nodes.node_ring import NodeWriter
+from shmcast._nodes.node_ring import NodeWriter, dropped_of
 from shmcast._nodes.topology import Node, Topology
 from shmcast.errors import Closed, PeerDied, ShmcastError
 
@@ -74,6 +74,7 @@ class LeaderRelay:
         self._source = topology.name(src)
         self._source_node: Node = topology.node_of(src)
         self._source_pid = source_pid
+        self._readers = topology.node_of(rank).ranks
         self._name = topology.name(rank)
         self._label = label
         self._inbox = Inbox(key)
@@ -92,6 +93,7 @@ class LeaderRelay:
         self._failing = threading.RLock()  # held until the source has been told
         self._at_exit: weakref.finalize[[], NodeWriter] | None = None
         self.thread: threading.Thread | None = None
+        self._on_dropped: Callable[[list[int]], object] | None = None
 
     def connect(self, addresses: list[Address], secret: str, rank: int, store_port: int) -> None:
         """Make the control connection, and find the source's store.
@@ -273,6 +275,13 @@ class LeaderRelay:
             self._writer.check_peers()
         except PeerDied as error:
             self.report(error)
+        if self._on_dropped is not None:
+            self._on_dropped(dropped_of(self._writer, self._readers))
+
+    def call_on_dropped(self, on_dropped: Callable[[list[int]], object]) -> None:
+        """Call `on_dropped` in any thread with ranks of this node that are dropped, for dead."""
+        self._on_dropped = on_dropped
+        self._on_death()
 
     def report(self, error: PeerDied) -> None:
         """End the relay because somebody of this node has died; return when the source is told."""

@@ -177,3 +177,9 @@ class NodeReader(FrameReader):
 
     def _blocked_on(self) -> str:
         return f": nothing came from {self._waits_for}"
+
+
+def dropped_of(ring: NodeWriter | NoRing, readers: Sequence[int]) -> list[int]:
+    """Return which readers of a ring have died and are dropped, given their ranks by index."""
+    departed = ring.departed()
+    return [rank for i, rank in enumerate(readers) if departed.get(i) == "dropped"]

@@ -79,6 +79,7 @@ class RemoteNodes:
         self._heartbeat = Heartbeat(
             self._outbox, self._leaders, turn, lambda: self.closed, self._on_silent
         )
+        self.on_node_dropped: Callable[[Node], object] = _ignore  # (in another thread)
         self.interlude: threading.Lock = self._heartbeat.sending
         """Who finds the turn taken asks again, holding this: it may be a heartbeat's."""
         self.addresses: list[Address] = self._leaders.addresses
@@ -251,10 +252,8 @@ class RemoteNodes:
     def backlog(self) -> str:
         """Describe what is in flight and who holds it up. From any thread."""
         outbox = self._outbox
-        return (
-            f"{len(outbox)} messages of {outbox.nbytes} bytes are on their way; "
-            f"{self._leaders.slowest(outbox.seq)}"
-        )
+        flight = f"{len(outbox)} messages of {outbox.nbytes} bytes are on their way"
+        return f"{flight}; {self._leaders.slowest(outbox.seq)}"
 
     # The end.
 
@@ -351,7 +350,7 @@ class RemoteNodes:
         self._on_finish()
         with self._changed:
             # (In a cycle, their owner's memory would wait for the collector.)
-            self._on_failure = self._on_finish = _ignore
+            self._on_failure = self._on_finish = self.on_node_dropped = _ignore
             self._has_ended = True
             self._notify()
 
@@ -369,6 +368,7 @@ class RemoteNodes:
         elif self.failure is None:
             self._leaders.note_lost(leader, failure)
             self._go_on_without(leader)
+            self.on_node_dropped(leader.node)
 
     def _on_silent(self, leader: Leader, failure: Failure) -> None:
         if self._drops and self.failure is None:

@@ -22,7 +22,7 @@ from shmcast._host.log import tell
 from shmcast._nodes.addresses import Address
 from shmcast._nodes.failure import CLOSED, Failure, FailurePage
 from shmcast._nodes.gloo_group import leak_at_exit
-from shmcast._nodes.node_ring import NodeWriter, NoRing
+from shmcast._nodes.node_ring import NodeWriter, NoRing, dropped_of
 from shmcast._nodes.remote_nodes import CLOSE_SECONDS, RemoteNodes
 from shmcast._nodes.topology import Topology
 from shmcast._nodes.views import flat_views
@@ -73,6 +73,7 @@ class SourceRelay:
         self._drops = drops
         self._turn = threading.Lock()  # one thread sends at a time
         here = topology.node_of(src)
+        self._readers = [rank for rank in here.ranks if rank != src]
         self._remote = RemoteNodes(
             [node for node in topology.nodes if node != here],
             label=label,
@@ -88,6 +89,7 @@ class SourceRelay:
         self.store_port: int = self._remote.store_port
         """Where they find its store, on the same host."""
         self._pid = os.getpid()
+        self._on_dropped: Callable[[list[int]], object] | None = None
 
     def join(self, pids: dict[int, int]) -> None:
         """Make the gloo group, with all leaders.
@@ -304,6 +306,15 @@ class SourceRelay:
         assert not isinstance(self._seats, NoRing)  # noqa: S101 (there is such a reader)
         return self._seats.death_of_reader(index)
 
+    def call_on_dropped(self, on_dropped: Callable[[list[int]], object]) -> None:
+        """Call `on_dropped` in any thread with ranks that have died, and are dropped.
+
+        They are of the source's own node, or all ranks of another one that was lost.
+        """
+        self._on_dropped = on_dropped
+        self._remote.on_node_dropped = lambda node: on_dropped([*node.ranks])
+        self._on_death()
+
     # The source's own node.
 
     def _publish_here(self, frames: Sequence[Frame], timeout: float | None) -> None:
@@ -338,6 +349,8 @@ class SourceRelay:
             self._ring.check_peers()
         except PeerDied as error:
             self._remote.fail(Failure.of(error, self.label))
+        if self._on_dropped is not None:
+            self._on_dropped(dropped_of(self._seats, self._readers))
 
     def _on_failure(self, failure: Failure) -> None:
         self._write_page(failure)

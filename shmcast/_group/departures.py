@@ -1,0 +1,74 @@
+"""Who has gone of the ranks of other nodes, whose rings tell it only there: told by notices."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Collection
+
+from shmcast._group.notices import Notices
+from shmcast.errors import InvalidArgument, SegmentError
+
+_LOOK_SECONDS = 0.1  # between two looks for the same rank
+
+
+class Departures:
+    """What ranks tell those of other nodes of a departure: their own, or one that they see.
+
+    Args:
+        notices: of the broadcaster.
+        is_told: whether there is anybody on other nodes.
+    """
+
+    def __init__(self, notices: Notices, is_told: bool) -> None:
+        self._notices = notices
+        self._is_told = is_told
+        self._known: dict[int, str] = {}
+        self._next_looks: dict[int, float] = {}  # on the clock of time.monotonic
+        self._lock = threading.Lock()
+
+    def of(self, rank: int) -> str | None:
+        """Return how a rank of another node has gone, "left" or "dropped"; None: it is there."""
+        with self._lock:
+            now = time.monotonic()
+            is_to_look = self._is_told and now >= self._next_looks.get(rank, 0.0)
+            if rank not in self._known and is_to_look:
+                self._next_looks[rank] = now + _LOOK_SECONDS
+                state = self._found(rank)
+                if state is not None:
+                    self._known[rank] = state
+            return self._known.get(rank)
+
+    def _found(self, rank: int) -> str | None:
+        try:
+            state: str | None = self._notices.look(_subject(rank))
+        except (SegmentError, InvalidArgument):  # nobody can be told of anything any more
+            self._is_told = False
+            return None
+        return state
+
+    def tell(self, rank: int, state: str) -> None:
+        """Tell of a rank that has gone, once."""
+        with self._lock:
+            if not self._is_told or rank in self._known:
+                return
+            self._known[rank] = state
+        with contextlib.suppress(SegmentError, InvalidArgument):
+            self._notices.post(_subject(rank), state)
+
+    def tell_dropped(self, ranks: Collection[int]) -> None:
+        """Tell of ranks that were dropped, without waiting for the store."""
+        ranks = [rank for rank in ranks if rank not in self._known]
+        if ranks:
+            name, target = "shmcast-departures", self._tell_dropped
+            threading.Thread(target=target, name=name, args=(ranks,), daemon=True).start()
+
+    def _tell_dropped(self, ranks: Collection[int]) -> None:
+        for rank in ranks:
+            if self.of(rank) is None:  # (it may have closed before it ended)
+                self.tell(rank, "dropped")
+
+
+def _subject(rank: int) -> str:
+    return f"departure of rank {rank}"
