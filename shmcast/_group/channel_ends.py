@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from shmcast._codecs.base import Frame, Received
@@ -11,27 +13,62 @@ from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._group.company import Company
 from shmcast._nodes.acceptor import Acceptor, stream_to
+from shmcast._nodes.addresses import Address
 from shmcast._nodes.deadline import Deadline
 from shmcast._nodes.stream import Stream
-from shmcast.errors import PeerDied, SegmentNotFound, Timeout
+from shmcast.errors import (
+    Closed,
+    PeerDied,
+    SegmentNotFound,
+    ShmcastError,
+    ShmcastWarning,
+    Timeout,
+)
 
 _SLOTS = 16
 _SLOT_BYTES = 64 * 1024
-_PAUSE = 0.002
-_LINGER_SECONDS = 10.0  # a close waits so long for a receiver that has yet to begin
+_SHORTEST_PAUSE = 0.0005
+_LONGEST_PAUSE = 0.02
+_FIRST_LOOK_SECONDS = 0.02  # after that, a send that waits for room looks whether it still can
+_LOOK_SECONDS = 0.25  # and so often later
 
 
 class Sink(Protocol):
-    """Where frames go to one rank."""
+    """Where frames go to one rank. One thread at a time sends."""
 
-    def publish(self, frames: Sequence[Frame], timeout: float | None) -> None:
-        """Send one message; as `FrameWriter.publish`."""
+    sends_parts: bool
+    """A message may have been sent in part, and then has to be ended."""
 
-    def close(self) -> None:
-        """End it in order; idempotent."""
+    @property
+    def is_broken(self) -> bool:
+        """Return whether it was not, so that no other one can be sent."""
 
-    def give_up(self) -> None:
-        """End it otherwise; idempotent."""
+    backlog_bytes: int
+    """So many bytes of messages may wait here and count as sent."""
+
+    def offer(self, frames: Sequence[Frame]) -> bool:
+        """Send one message if nothing has to be waited for; return whether it was.
+
+        Raises:
+            TypeError, BufferError: `frames` is no sequence of contiguous buffers.
+            ShmcastError: the other rank does not receive any more.
+        """
+
+    def publish(self, frames: Sequence[Frame], deadline: Deadline) -> None:
+        """Send one message.
+
+        Raises:
+            Timeout: there was no room in time.
+            Exception: what `offer` raises, and the check.
+        """
+
+    def close(self, in_order: bool, deadline: Deadline) -> None:
+        """End it; idempotent.
+
+        Args:
+            in_order: the other rank is to know of no failure.
+            deadline: until then it waits for a rank that has yet to begin to receive.
+        """
 
 
 class Source(Protocol):
@@ -50,31 +87,26 @@ class Source(Protocol):
         """End it otherwise; idempotent."""
 
 
-def open_sink(company: Company, dst: int) -> Sink:
+def open_sink(company: Company, dst: int, check: Callable[[], object]) -> Sink:
     """Make the end to send to a rank. Does not wait for it.
 
+    Args:
+        company: the group's.
+        dst: the rank.
+        check: called again and again while a message waits to be sent; what it raises ends that.
+
     Raises:
-        ShmcastError: what `Writer` raises, and `Notices.post`.
+        ShmcastError: what `Writer` raises, `Notices.post`, and `Company.look`.
     """
+    company.look([dst])
     subject = _subject(company.me, dst)
-    if dst not in company.here.ranks:
-        sink = _StreamSink(company, dst)
-        company.notices.post(subject, sink.addresses)
-        return sink
-    options = company.options
-    writer = FrameWriter(
-        1,
-        slots=_SLOTS,
-        slot_bytes=_SLOT_BYTES,
-        spill_bytes=options.spill_bytes,
-        linger=_LINGER_SECONDS,
-        wait=options.wait,
-        warn_after=options.warn_after,
-        label=company.label,
-        reader_label=lambda _index: company.name(dst),
-    )
-    company.notices.post(subject, writer.handle)
-    return writer
+    if dst in company.here.ranks:
+        ring = _RingSink(company, dst, check)
+        company.notices.post(subject, ring.handle)
+        return ring
+    stream = _StreamSink(company, dst, check)
+    company.notices.post(subject, stream.addresses)
+    return stream
 
 
 def open_source(company: Company, src: int, action: str, deadline: Deadline) -> Source:
@@ -84,14 +116,16 @@ def open_source(company: Company, src: int, action: str, deadline: Deadline) -> 
         Timeout: it has not begun in time.
         ShmcastError: what `Reader` raises, and `Company.check`.
     """
-    found = company.notices.find(
-        _subject(src, company.me), company.name(src), action, deadline, lambda: company.check([src])
-    )
+    subject, name = _subject(src, company.me), company.name(src)
+    try:
+        found = company.notices.find(subject, name, action, deadline, lambda: company.check([src]))
+    except (Closed, PeerDied):
+        company.check()
+        found = company.notices.look(subject)
+        if found is None:  # and not: it has begun meanwhile, and ended
+            raise
     if src not in company.here.ranks:
-        stream = stream_to(
-            found, company.notices.key, company.me, company.label, company.name(src), company.check
-        )
-        return _StreamSource(company, stream)
+        return _StreamSource(company, src, found)
     options = company.options
     try:
         return FrameReader(
@@ -105,9 +139,9 @@ def open_source(company: Company, src: int, action: str, deadline: Deadline) -> 
     except SegmentNotFound as error:
         company.check([src])
         raise PeerDied(
-            f"{company.label}: {action}: {company.name(src)} has ended before this rank had begun "
-            "to receive from it",
-            company.name(src),
+            f"{company.label}: {action}: {name} has ended before this rank had begun to receive "
+            "from it",
+            name,
             0,
             "",
         ) from error
@@ -117,54 +151,170 @@ def _subject(src: int, dst: int) -> str:
     return f"from rank {src} to rank {dst}"
 
 
+class _RingSink:
+    """Sends by a ring of one reader, which keeps what that has not received."""
+
+    sends_parts = False
+    is_broken = False
+
+    def __init__(self, company: Company, dst: int, check: Callable[[], object]) -> None:
+        options = company.options
+        self._company = company
+        self._dst = dst
+        self._check = check
+        self._has_receiver = False
+        self._writer = FrameWriter(
+            1,
+            slots=_SLOTS,
+            slot_bytes=_SLOT_BYTES,
+            spill_bytes=options.spill_bytes,
+            wait=options.wait,
+            warn_after=options.warn_after,
+            label=company.label,
+            reader_label=lambda _index: company.name(dst),
+        )
+        # (The ring holds few messages, and spills nothing for a reader that has yet to attach.)
+        self.backlog_bytes = options.spill_bytes
+        self.handle = self._writer.handle
+        """Where the other rank finds the ring."""
+
+    def offer(self, frames: Sequence[Frame]) -> bool:
+        if not self._has_receiver:
+            self._has_receiver = self._is_attached(0)
+            if not self._has_receiver:  # then the ring does not watch it yet
+                self._check()
+        try:
+            self._writer.publish(frames, 0)
+        except Timeout:
+            return False
+        except Closed:
+            raise self._closed() from None
+        return True
+
+    def publish(self, frames: Sequence[Frame], deadline: Deadline) -> None:
+        seconds = _FIRST_LOOK_SECONDS
+        while True:
+            left = deadline.left()
+            try:
+                self._writer.publish(frames, seconds if left is None else min(left, seconds))
+            except Timeout:
+                if deadline.left() == 0:
+                    raise
+            except Closed:
+                raise self._closed() from None
+            else:
+                return
+            self._check()
+            seconds = _LOOK_SECONDS
+
+    def _closed(self) -> Closed:
+        """Make the error for a ring whose reader has gone, or raise why it has."""
+        company = self._company
+        company.look_at_others([self._dst])
+        return Closed(f"{company.label}: {company.name(self._dst)} has closed, and will not come")
+
+    def _is_attached(self, seconds: float) -> bool:
+        """Wait until the other rank has begun to receive; return whether it has."""
+        try:
+            self._writer.wait_ready(seconds)
+        except Timeout:
+            return False
+        return True
+
+    def close(self, in_order: bool, deadline: Deadline) -> None:
+        if not in_order:
+            self._writer.give_up()
+        try:
+            if not self._writer.closed:
+                self._wait_for_receiver(deadline)
+        finally:
+            self._writer.close()
+
+    def _wait_for_receiver(self, deadline: Deadline) -> None:
+        """Wait until it has the ring: it would not find it any more."""
+        company, sent = self._company, self._writer.statistics().messages
+        try:
+            while sent and not self._is_attached(_LONGEST_PAUSE):
+                company.look_at_others([self._dst])
+                if deadline.left() == 0:
+                    warn_of_losses(company, self._dst, sent, deadline)
+                    return
+        except ShmcastError:
+            pass  # it will not come any more
+
+
 class _StreamSink:
     """Sends over a stream, once the other rank has connected."""
 
-    def __init__(self, company: Company, dst: int) -> None:
+    sends_parts = True
+
+    def __init__(self, company: Company, dst: int, check: Callable[[], object]) -> None:
         self._company = company
         self._dst = dst
+        self._check = check
         self._acceptor = Acceptor(company.notices.key)
         self._stream: Stream | None = None
         self.addresses = self._acceptor.addresses
         """Where the other rank may reach this one."""
+        self.backlog_bytes = _SLOTS * _SLOT_BYTES + company.options.spill_bytes  # as of a ring
 
-    def publish(self, frames: Sequence[Frame], timeout: float | None) -> None:
-        deadline = Deadline.after(timeout)
+    @property
+    def is_broken(self) -> bool:
+        return self._stream is not None and self._stream.is_broken
+
+    def offer(self, _frames: Sequence[Frame]) -> bool:
+        if self._stream is None or not self._stream.is_open("send"):
+            self._check()  # now: later nobody might be told
+        return False  # a stream may take a part of a message, and then has to take the rest
+
+    def publish(self, frames: Sequence[Frame], deadline: Deadline) -> None:
         if self._stream is None:
             self._stream = self._accept(deadline)
         self._stream.send(frames, deadline, "send")
 
     def _accept(self, deadline: Deadline) -> Stream:
-        company = self._company
+        company, pause = self._company, _SHORTEST_PAUSE
         while self._acceptor.missing([self._dst]):
-            company.look([self._dst])
+            self._check()
             if deadline.left() == 0:
-                raise Timeout(
-                    f"{company.label}: send timed out after {deadline.timeout} s: "
-                    f"{company.name(self._dst)} has not begun to receive"
-                )
-            time.sleep(_PAUSE)
+                raise Timeout(f"{company.label}: {company.name(self._dst)} has not connected")
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
         connection = self._acceptor.connection(self._dst)
         self._acceptor.close()
-        return Stream(connection, company.label, company.name(self._dst), company.look)
+        return Stream(connection, company.label, company.name(self._dst), self._look)
 
-    def close(self) -> None:
-        self._acceptor.close()
+    def _look(self) -> None:
         if self._stream is not None:
-            self._stream.close()
+            self._stream.is_open("send")
+        self._check()
 
-    def give_up(self) -> None:
+    def close(self, in_order: bool, deadline: Deadline) -> None:
         self._acceptor.close()
-        if self._stream is not None:
-            self._stream.close(in_order=False)
+        if self._stream is None:
+            return
+        if in_order:
+            with contextlib.suppress(ShmcastError):  # (then it is too late)
+                self._stream.leave(deadline, "close")
+        self._stream.close(in_order)
+        self._stream = None
 
 
 class _StreamSource:
     """Receives from a stream."""
 
-    def __init__(self, company: Company, stream: Stream) -> None:
+    def __init__(self, company: Company, src: int, addresses: Sequence[Address]) -> None:
         self._company = company
-        self._stream = stream
+        self._awaited = [src]
+        self._stream = stream_to(
+            addresses,
+            company.notices.key,
+            company.me,
+            company.label,
+            company.name(src),
+            lambda: company.check(self._awaited),
+        )
+        self._awaited = []  # from now on the stream tells: who closes still sends what there is
 
     def consume(self, timeout: float | None) -> Sequence[Received]:
         return self._stream.receive(Deadline.after(timeout), "recv")
@@ -177,3 +327,13 @@ class _StreamSource:
 
     def give_up(self) -> None:
         self._stream.close(in_order=False)
+
+
+def warn_of_losses(company: Company, dst: int, messages: int, deadline: Deadline) -> None:
+    """Say at the end how many messages a rank has not come for."""
+    warnings.warn(
+        f"{company.label}: closed although {company.name(dst)} has not received what was sent to "
+        f"it, in {deadline.timeout} s: {messages} messages are lost to it",
+        ShmcastWarning,
+        stacklevel=2,
+    )

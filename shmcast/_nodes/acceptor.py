@@ -23,7 +23,7 @@ class Acceptor:
         self._connections: dict[int, socket.socket] = {}
         # (Not bound to self: the thread of all listeners would keep it alive.)
         connections = self._connections
-        self._listener = control.Listener(secret, connections.__setitem__)
+        self._listener = control.Listener(secret, on_welcome=connections.__setitem__)
         weakref.finalize(self, self._listener.close).atexit = False
 
     @property

@@ -160,10 +160,17 @@ class Listener:
 
     Args:
         secret: what a leader must send to be accepted.
-        on_link: called with a leader's rank and its connection, in the control thread.
+        on_link: called with a leader's rank and its connection, in the control thread, before it
+            is told that it is welcome: it goes on then, and so may the source.
+        on_welcome: the same, but after that: whoever gets the connection may send at once.
     """
 
-    def __init__(self, secret: str, on_link: Callable[[int, socket.socket], None]) -> None:
+    def __init__(
+        self,
+        secret: str,
+        on_link: Callable[[int, socket.socket], None] | None = None,
+        on_welcome: Callable[[int, socket.socket], None] | None = None,
+    ) -> None:
         if socket.has_dualstack_ipv6():
             self._socket = socket.create_server(
                 ("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024
@@ -173,6 +180,7 @@ class Listener:
         self._socket.setblocking(False)
         self._secret = secret
         self._on_link = on_link
+        self._on_welcome = on_welcome
         # By descriptor: connections that have not sent the secret yet, and what they have sent.
         self._unproven: dict[int, tuple[socket.socket, bytes]] = {}
         self.port: int = self._socket.getsockname()[1]
@@ -187,7 +195,7 @@ class Listener:
             epoll_thread(_THREAD).remove(fd)
             connection.close()
         self._unproven.clear()
-        self._on_link = _refuse  # (its owner may have this listener)
+        self._on_link, self._on_welcome = _refuse, None  # (their owner may have this listener)
 
     def _accept(self, _events: int) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -218,10 +226,12 @@ class Listener:
             connection.close()
             return
         KEEPALIVE.apply(connection)
-        # Before it is told that it is welcome: it goes on then, and so may the source.
-        self._on_link(int(rank), connection)
+        if self._on_link is not None:
+            self._on_link(int(rank), connection)
         with contextlib.suppress(OSError):  # (there is room for it: this does not block)
             connection.send(_WELCOME)
+        if self._on_welcome is not None:
+            self._on_welcome(int(rank), connection)
 
 
 def _refuse(_rank: int, connection: socket.socket) -> None:

@@ -57,7 +57,8 @@ class Stream:
         self._cause_seconds = cause_seconds
         self._received = bytearray()
         self._taking = threading.Lock()  # guards the last: whoever sends may look for a goodbye
-        self._is_broken = False  # in the middle of a message
+        self.is_broken = False
+        """It has ended in the middle of a message."""
         self._has_left = False  # the other end, in order
 
     def send(self, frames: Sequence[Frame], deadline: Deadline, action: str) -> None:
@@ -76,7 +77,7 @@ class Stream:
             pieces = [memoryview(b"".join([head, *views]))]
         else:
             pieces = [memoryview(head), *views]
-        if self._is_broken:
+        if self.is_broken:
             raise Closed(
                 f"{self._label}: {action}: an earlier message to {self._peer} was not ended"
             )
@@ -94,8 +95,28 @@ class Stream:
                     if not sent:
                         self._wait(select.POLLOUT, deadline, action)
         except BaseException:
-            self._is_broken = is_begun
+            if is_begun:
+                self.is_broken = True
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_WR)  # the other end waits for the rest
             raise
+
+    def is_open(self, action: str) -> bool:
+        """Return whether the other end, from which nothing is ever received, is still there.
+
+        Raises:
+            Closed: it has closed in order.
+        """
+        try:
+            is_there = self._take(_HEADER.size)
+        except BlockingIOError:
+            return True
+        except OSError:
+            is_there = False
+        if self._received.startswith(_HEADER.pack(_GOODBYE)):
+            self._has_left = True
+            raise self._left(action)
+        return is_there
 
     def _send_some(self, piece: memoryview, action: str) -> int:
         try:
@@ -210,7 +231,7 @@ class Stream:
             ShmcastError: what `send` raises; then the other end takes it for a death.
         """
         try:
-            rest = memoryview(b"" if self._is_broken else _HEADER.pack(_GOODBYE))
+            rest = memoryview(b"" if self.is_broken else _HEADER.pack(_GOODBYE))
             while rest.nbytes:
                 sent = self._send_some(rest, action)
                 rest = rest[sent:]
@@ -225,7 +246,7 @@ class Stream:
         if self._socket.fileno() < 0:
             return
         with contextlib.suppress(OSError):
-            if in_order and not self._is_broken:
+            if in_order and not self.is_broken:
                 self._socket.send(_HEADER.pack(_GOODBYE), socket.MSG_NOSIGNAL)
             self._socket.shutdown(socket.SHUT_WR)
         self._socket.close()
