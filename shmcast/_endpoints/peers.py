@@ -270,8 +270,8 @@ class Watch:
     def departed(self, peers: Callable[[], Sequence[_core.Peer]]) -> dict[int, str]:
         """Return who is no more there, by index: "left" for one that has closed, else "dropped".
 
-        That is, too, who will be dropped once the writer sees to it: who has failed, or died; and
-        whose place another has taken. `peers` looks at all.
+        That is, too, who will be dropped once the writer sees to it: who has failed, or died.
+        `peers` looks at all.
         """
         before = peers()
         ended = [(i, before[i].pid) for i in self.exited(before) if i != self._me]
@@ -280,7 +280,7 @@ class Watch:
             is_dead = peer.state in ("dropped", "failed") or (peer.index, peer.pid) in ended
             if peer.state == "left":
                 states[peer.index] = "left"
-            elif is_dead or peer.takeovers:
+            elif is_dead:
                 states[peer.index] = "dropped"
         return states
 
