@@ -8,7 +8,7 @@ lets signal handlers run. `shmcast` turns the exceptions below into its own.
 """
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import EllipsisType, FrameType, ModuleType
 from typing import Any, Protocol, overload
 
@@ -129,12 +129,21 @@ class ObjectOutbox:
         Raises: what `encode` raises, through ENCODING, and what the outbox raises.
         """
 
+class Decoded:
+    """A message without frames, which an ObjectInbox gives to `keep`: a signal's handler has raised
+    between the end of its frames and the return of its object.
+    """
+
+    @property
+    def object(self) -> Any: ...
+    def __iter__(self) -> Iterator[bytearray | memoryview]: ...
+
 class ObjectInbox:
     """Takes objects out of a source of frames, in one step.
 
     Args:
         messages: gives frames for a time-out and `copy`: a RingReader, or what stands in for one.
-        keep: takes them back.
+        keep: takes them back, or what was made of them.
         decode: makes an object of them.
         coder: `decode` is its method: with a RingReader there need be no frames. Otherwise None.
         is_practice: only practise, see ObjectCoder; what is returned is None.
@@ -143,7 +152,7 @@ class ObjectInbox:
     def __init__(
         self,
         messages: Any,
-        keep: Callable[[list[Any]], None],
+        keep: Callable[[Any], None],
         decode: Callable[[list[Any]], Any],
         coder: ObjectCoder | None,
         is_practice: bool = False,
@@ -737,7 +746,7 @@ class RingReader(Awaitable):
         """
     @overload
     def __getitem__(self, look_copy: bool, /) -> list[bytearray | memoryview] | EllipsisType: ...
-    def keep(self, frames: list[bytearray | memoryview]) -> None:
+    def keep(self, frames: list[bytearray | memoryview] | Decoded) -> None:
         """Take back the frames of a message: the next consume() returns them again."""
     def discard(self) -> list[bytearray | memoryview]:
         """Forget the frames that were taken back last, and return them."""

@@ -5,6 +5,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include <utility>
 #include <vector>
 
 #include "bindings/gil.hpp"
@@ -13,7 +14,18 @@ namespace shmcast {
 
 namespace nb = nanobind;
 
-// A queue of messages, each a list of frames; rarely more than one. For any thread.
+// A message without frames: the object that was made of them, which its caller has not got.
+class Decoded {
+ public:
+  explicit Decoded(nb::object object) : object_(std::move(object)) {}
+
+  const nb::object& object() const { return object_; }
+
+ private:
+  Reference object_;
+};
+
+// A queue of messages, each a list of frames or Decoded; rarely more than one. For any thread.
 class KeptFrames {
  public:
   KeptFrames() = default;

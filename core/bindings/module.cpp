@@ -351,6 +351,9 @@ void bind_objects(nb::module_& m) {
   nb::class_<ObjectOutbox>(m, "ObjectOutbox", nb::type_slots(outbox_slots))
       .def(nb::init<nb::object, nb::object, nb::object, bool>(), "encode"_a, "outbox"_a,
            "coder"_a.none(), "is_practice"_a = false);
+  nb::class_<Decoded>(m, "Decoded")
+      .def_prop_ro("object", &Decoded::object)
+      .def("__iter__", [](const Decoded&) { return nb::iter(nb::tuple()); });
   nb::class_<ObjectInbox>(m, "ObjectInbox", nb::type_slots(inbox_slots))
       .def(nb::init<nb::object, nb::object, nb::object, nb::object, bool>(), "messages"_a, "keep"_a,
            "decode"_a, "coder"_a.none(), "is_practice"_a = false);

@@ -13,6 +13,7 @@
 
 #include "bindings/codec.hpp"
 #include "bindings/gil.hpp"
+#include "bindings/kept_frames.hpp"
 #include "bindings/reader.hpp"
 #include "bindings/translation.hpp"
 #include "bindings/writer.hpp"
@@ -128,9 +129,11 @@ class ObjectInbox {
     const auto place = [&](std::size_t size) { return message.place(size); };
     nb::object frames = ring_->consume_or_place(timeout, copy, place);
     if (frames.is_valid()) {
-      return decoded([&] { return decode(nb::borrow<nb::list>(frames)); }, [&] { return frames; });
+      return object_of(std::move(frames),
+                       [this](nb::handle list) { return decode(nb::borrow<nb::list>(list)); });
     }
-    return decoded([&] { return decode(message); }, [&] { return message.decoder().frames(); });
+    const auto placed = [&](const auto&...) -> nb::object { return message.decoder().frames(); };
+    return delivered(decoded([&] { return decode(message); }, placed), placed);
   }
 
   int traverse(visitproc visit, void* arg) const {
@@ -143,9 +146,10 @@ class ObjectInbox {
 
  private:
   nb::object receive_frames(nb::handle call) const {
-    const nb::object frames =
+    nb::object frames =
         owned(stops_at_exit([&] { return PyObject_GetItem(messages_.ptr(), call.ptr()); }));
-    return decoded([&] { return shmcast::call(decode_, frames); }, [&] { return frames; });
+    return object_of(std::move(frames),
+                     [this](nb::handle list) { return shmcast::call(decode_, list); });
   }
 
   template <class Message>
@@ -153,20 +157,45 @@ class ObjectInbox {
     return is_practice_ ? coder_->practise_decode(message) : coder_->decode(message);
   }
 
-  // Run a decoding and return its object. A signal that came meanwhile would be handled on the way
-  // back, where its handler's error would take the object's place.
+  // Return the object of a message, whose frames have gone then: to free them may take long.
+  template <class Decode>
+  nb::object object_of(nb::object frames, Decode decode) const {
+    if (!PyList_CheckExact(frames.ptr()) && nb::isinstance<Decoded>(frames)) {
+      return delivered(nb::inst_ptr<Decoded>(frames)->object(), as_decoded);
+    }
+    nb::object object = decoded([&] { return decode(frames); }, [&] { return frames; });
+    {
+      const Reference freed(std::move(frames));
+    }
+    return delivered(std::move(object), as_decoded);
+  }
+
+  // Run a decoding and return its object. If it fails, the message is kept.
   template <class Decode, class Frames>
   nb::object decoded(Decode decode, Frames frames) const {
     try {
-      nb::object object = noting(decoding, decode);
-      handle_signals();
-      return object;
+      return noting(decoding, decode);
     } catch (nb::python_error&) {
       // First of all: nothing can come between, not even a signal.
       call(keep_, frames());
       throw;
     }
   }
+
+  // Return the object, last of all. A signal that came meanwhile would be handled on the way back,
+  // where its handler's error would take the object's place: then the next call returns what `kept`
+  // makes of it.
+  template <class Kept>
+  nb::object delivered(nb::object object, Kept kept) const {
+    try {
+      handle_signals();
+    } catch (nb::python_error&) {
+      call(keep_, kept(object));
+      throw;
+    }
+    return object;
+  }
+  static nb::object as_decoded(const nb::object& object) { return nb::cast(Decoded(object)); }
 
   ObjectCoder* coder_ = nullptr;  // null: there are frames in between
   PyRingReader* ring_ = nullptr;

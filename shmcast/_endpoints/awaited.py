@@ -52,7 +52,7 @@ class AwaitedReceiver(ObjectReceiver):
                 looking.end()
             if kind is not None:
                 copy_of(kind, frames)
-            return self._decode(frames)
+            return self._object_of(frames)
         except BaseException as error:
             self._keep(frames)  # first of all, as in `recv`
             source.not_decoded(error)

@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any, NoReturn, Protocol
 
 from shmcast import _core
-from shmcast._codecs.base import Codec
+from shmcast._codecs.base import Codec, Received
 from shmcast._codecs.object_codec import ObjectCodec, core_coder
 from shmcast._codecs.pickle_codec import PickleCodec
 from shmcast._core import MemoryChanged
@@ -264,7 +264,11 @@ class ObjectReceiver:
         """Do what `recv` does where `copy` is no bool, for which the core has no room."""
         frames = self._source.consume_in_part(timeout, copy)
         try:
-            return self._decode(frames)
+            return self._object_of(frames)
         except BaseException as error:
             self._keep(frames)  # first of all: nothing can come between, not even a signal
             self._source.not_decoded(error)
+
+    def _object_of(self, frames: list[Received] | _core.Decoded) -> Any:
+        """Decode, unless that was done before a signal's handler has raised."""
+        return frames.object if isinstance(frames, _core.Decoded) else self._decode(frames)

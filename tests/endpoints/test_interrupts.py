@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import functools
 import signal
 import sys
 import threading
@@ -146,6 +148,79 @@ def test_while_encoding_a_handler_ends_the_send_with_its_own_error() -> None:
             writer.send(1)
         writer.send(2)
         assert reader.recv(SECONDS) == 2
+
+
+class SignalsWhenFreed(ObjectCodec):
+    """Has a signal come with the end of the first message's frames, when its object is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        signals = ctypes.CDLL(None)["raise"]  # (Python has no look at signals in it, or behind it)
+        signals.argtypes = [ctypes.c_int, ctypes.py_object]
+        self._at_the_end = functools.partial(signals, signal.SIGUSR1)
+        self.decoded = 0
+        self._watched: list[Any] = []
+
+    def decode(self, frames: list[Any]) -> Any:
+        self.decoded += 1
+        if not self._watched:
+            frames.append(frozenset({self.decoded}))
+            self._watched.append(weakref.ref(frames[-1], self._at_the_end))
+        return super().decode(frames[:1])
+
+    sample = None  # type: ignore[assignment]
+
+
+def receive_later(reader: Reader) -> Any:
+    return asyncio.run(reader.recv_async(SECONDS))
+
+
+@pytest.mark.parametrize(
+    "receive",
+    [
+        lambda reader: reader.recv(SECONDS),
+        lambda reader: reader.recv(SECONDS, copy="arrays"),
+        receive_later,
+    ],
+    ids=["recv", "recv in part", "recv_async"],
+)
+def test_a_signal_that_comes_as_the_frames_go_loses_nothing(
+    receive: Callable[[Reader], Any],
+) -> None:
+    codec = SignalsWhenFreed()
+    with Writer(1) as writer, Reader(writer.handle, 0, codec=codec) as reader:
+        for obj in ("first", "second"):
+            writer.send(obj)
+        with handler(fail), pytest.raises(Handled):
+            reader.recv(SECONDS)
+        assert receive(reader) == "first"
+        assert codec.decoded == 1
+        assert receive(reader) == "second"
+
+
+def test_an_object_that_nobody_has_got_ends_with_its_reader() -> None:
+    class Known:
+        pass
+
+    codec = SignalsWhenFreed()
+    decode = codec.decode
+    made: list[weakref.ref[Known]] = []
+
+    def decode_known(frames: list[Any]) -> Known:
+        decode(frames)
+        made.append(weakref.ref(known := Known()))
+        return known
+
+    codec.decode = decode_known  # type: ignore[method-assign]
+    with Writer(1) as writer, Reader(writer.handle, 0, codec=codec) as reader:
+        writer.send("never received")
+        with handler(fail), pytest.raises(Handled):
+            reader.recv(SECONDS)
+        assert made[0]() is not None
+        reader.close()
+        assert made[0]() is None
+        with pytest.raises(shmcast.Closed, match=r"recv after close\(\)"):
+            reader.recv(SECONDS)
 
 
 def test_an_error_of_the_codec_still_consumes_the_message() -> None:

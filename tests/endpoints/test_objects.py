@@ -97,7 +97,9 @@ def test_a_signal_that_comes_while_an_object_is_rebuilt_loses_nothing(
                 reader.recv(SECONDS)
         assert reader.recv(SECONDS) == ["first", None]
         assert reader.recv(SECONDS) == "second"
-        assert len(calls) == 3
+        # (Python looks for signals within the decoding of the one; what the core had decoded of
+        # frames when it looked is not decoded again.)
+        assert len(calls) == (3 if make is PickleCodec else 2)
         assert reader.statistics().messages == 2
 
 
