@@ -130,8 +130,9 @@ class ObjectOutbox:
         """
 
 class Decoded:
-    """A message without frames, which an ObjectInbox gives to `keep`: a signal's handler has raised
-    between the end of its frames and the return of its object.
+    """A message whose frames have gone, and whose object nobody has got: it has no frames.
+
+    An ObjectInbox gives it to `keep` where a signal's handler raises between the two.
     """
 
     @property

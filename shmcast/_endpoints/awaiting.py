@@ -89,7 +89,7 @@ class Awaiting:
         waits = self.waits.long_waits
         if not isinstance(warn_after, AsMade):
             waits = waits.awaited(warn_after)
-        loop = self._enter()
+        loop = self.enter()
         await loop.enter()
         return Looking(loop, seconds, self, waits)
 
@@ -114,20 +114,33 @@ class Awaiting:
         else:
             loop.leave(self._core.close_pipe)
 
-    def _enter(self) -> Loop:
+    def enter(self) -> Loop:
+        """Return the running loop, which is the one that is woken from now on.
+
+        Raises:
+            RuntimeError: no loop runs.
+            _core.EndpointClosed: the end is closed.
+            _core.ConcurrentUse: tasks of another loop wait.
+        """
         key = running_key()
         loop = self._loop
         if loop is not None and loop.key is key:
             return loop
         with self._lock:
-            if self._loop is not None and self._loop.is_in_use:
+            before = self._loop
+            if before is not None and before.is_in_use:
                 raise _core.ConcurrentUse
             fd = self._listen()
-            if self._loop is not None:
-                self._loop.leave(lambda: None)
             self._interval = FIRST_INTERVAL
             self._loop = loop = running(self._core, fd, self._next_interval)
-            return loop
+        # Last, for tasks that were about to wait there: whoever this wakes finds another loop here.
+        if before is not None:
+            before.leave(lambda: None)
+        return loop
+
+    def is_woken(self, loop: Loop) -> bool:
+        """Return whether it is this loop that is woken."""
+        return self._loop is loop
 
     def _listen(self) -> int:
         try:
@@ -187,7 +200,12 @@ class Looking:
 
         Raises:
             _core.TimedOut: it is too late for that.
+            _core.EndpointClosed: the end is closed.
+            _core.ConcurrentUse: another loop came between the look and this, and its tasks wait.
         """
+        if not self._awaiting.is_woken(self._loop):
+            self._loop = self._awaiting.enter()
+            return self._loop.enter()  # and look at once: what woke the other told it of this look
         now = time.monotonic()
         if self._began is None:
             self._began = now

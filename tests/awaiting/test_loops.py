@@ -9,7 +9,7 @@ import os
 import selectors
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,13 +137,96 @@ def test_tasks_of_two_living_loops_are_refused(run: Run, second: Run) -> None:
             writer.send("on")
 
         async def main() -> Any:
-            core = reader._end.awaiting._core
-            with once(core.is_armed, other):
+            with once(lambda: is_awaited(reader), other):
                 return await reader.recv_async()
 
         assert run(main) == "on"
         assert len(told) == 1
         assert "reader 0: recv while" in told[0]
+
+
+def is_awaited(reader: Reader) -> bool:
+    """Return whether a task waits (the pipe is armed before)."""
+    loop = reader._end.awaiting._loop
+    return loop is not None and loop.is_in_use
+
+
+@contextmanager
+def before_it_waits(act: Callable[[], object]) -> Iterator[None]:
+    """Act between the first look of a task, which finds nothing, and its wait."""
+    again = awaiting.Looking.again
+    with pytest.MonkeyPatch.context() as patch:
+
+        def act_once(looking: awaiting.Looking) -> Awaitable[None]:
+            patch.undo()
+            act()
+            return again(looking)
+
+        patch.setattr(awaiting.Looking, "again", act_once)
+        yield
+
+
+def in_thread(act: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=act)
+    thread.start()
+    return thread
+
+
+async def receive_soon(reader: Reader) -> Any:
+    with anyio.fail_after(SECONDS):
+        return await reader.recv_async()
+
+
+@pytest.mark.parametrize("second", LOOPS, ids=lambda run: run.__name__)
+def test_a_task_whose_loop_was_left_before_it_waits_is_woken_all_the_same(
+    run: Run, second: Run
+) -> None:
+    def look_in_another_loop() -> None:
+        def look() -> None:
+            with pytest.raises(shmcast.Timeout):
+                second(lambda: reader.recv_async(0))
+
+        in_thread(look).join()
+
+    with (
+        Writer(1) as writer,
+        Reader(writer.handle, 0) as reader,
+        before_it_waits(look_in_another_loop),
+        once(lambda: is_awaited(reader), lambda: writer.send("on")),
+    ):
+        assert run(lambda: receive_soon(reader)) == "on"
+
+
+@pytest.mark.parametrize("second", LOOPS, ids=lambda run: run.__name__)
+def test_a_task_before_whose_wait_those_of_another_loop_wait_is_refused(
+    run: Run, second: Run
+) -> None:
+    got: list[Any] = []
+    others: list[threading.Thread] = []
+
+    def wait_in_another_loop() -> None:
+        others.append(in_thread(lambda: got.append(second(lambda: receive_soon(reader)))))
+        wait_until(lambda: is_awaited(reader))
+
+    with Writer(1) as writer, Reader(writer.handle, 0) as reader:
+        with (
+            before_it_waits(wait_in_another_loop),
+            pytest.raises(ConcurrentUse, match="reader 0: recv while"),
+        ):
+            run(lambda: receive_soon(reader))
+        writer.send("on")
+        others[0].join()
+        assert got == ["on"]
+
+
+def test_a_task_before_whose_wait_its_end_is_closed_is_told(run: Run) -> None:
+    with (
+        Writer(1) as writer,
+        Reader(writer.handle, 0) as reader,
+        before_it_waits(reader.close),
+        pytest.raises(shmcast.Closed, match="after close"),
+    ):
+        run(lambda: receive_soon(reader))
 
 
 @pytest.mark.usefixtures("only_bytes")
