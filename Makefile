@@ -11,11 +11,13 @@ SANITIZERS := thread address,undefined
 SELF_CONTAINED := $(filter-out core/bindings/%,$(filter %.hpp,$(CORE)))
 CXXFLAGS_TEST := -std=c++20 -Wall -Wextra -Wpedantic -Werror -Icore -pthread
 CROSS := aarch64-linux-gnu-g++
+ZIG := build/zig
+MUSL := $(ZIG)/bin/python -m ziglang c++ -target $(shell uname -m)-linux-musl
 EMULATOR := qemu-aarch64
 
 COMPILER := $(notdir $(CXX))
 
-.PHONY: help demo test matrix lint docs wheel release-check compile sanitize cross prove fuzz chaos soak bench bench-smoke engines engines-tests clean
+.PHONY: help demo test matrix lint docs wheel release-check compile sanitize cross musl prove fuzz chaos soak bench bench-smoke engines engines-tests clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -87,6 +89,15 @@ sanitize: $(foreach test,$(NATIVE_TESTS),$(SANITIZERS:%=build/$(test)-%)) ## run
 cross: $(NATIVE_TESTS:%=build/%-aarch64) ## compile the core for aarch64 and run its tests in an emulator
 	for test in $^; do echo $$test; FORCED_HINT=wfe $(EMULATOR) ./$$test || exit 1; done
 
+# (zig is a clang with musl, and a C++ library for it, in a wheel.)
+$(ZIG)/ready:
+	$(PYTHON) -m venv $(ZIG)
+	$(ZIG)/bin/pip install --quiet --disable-pip-version-check ziglang==0.17.1
+	touch $@
+
+musl: $(NATIVE_TESTS:%=build/%-musl) ## compile the core against musl and run its tests
+	for test in $^; do echo $$test; ./$$test || exit 1; done
+
 prove: ## model-check the protocols (needs spin)
 	models/check
 
@@ -104,6 +115,10 @@ define native_test
 build/$(1)-aarch64: $(NATIVE) $(CORE)
 	mkdir -p build
 	$(CROSS) $(CXXFLAGS_TEST) -O2 -static tests/native/$(1).cpp -o $$@
+
+build/$(1)-musl: $(NATIVE) $(CORE) | $(ZIG)/ready
+	mkdir -p build
+	$(MUSL) $(CXXFLAGS_TEST) -O2 -static tests/native/$(1).cpp -o $$@
 
 build/$(1)-$(COMPILER).o: $(NATIVE) $(CORE)
 	mkdir -p build
