@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.permissions import needs_torch
+
 ROOT = Path(__file__).parents[1]
 
 # As `sitecustomize`, it is in the processes that a program starts, too.
@@ -144,7 +146,9 @@ def test_what_needs_torch_says_so(environment: dict[str, str]) -> None:
     assert takes.endswith(f"rank 0 of 1: recv_tensor_dict(out=) needs torch, {needs}")
 
 
-@pytest.mark.parametrize("lacking", ["0", "1", "01"])
+@pytest.mark.parametrize(
+    "lacking", [pytest.param("0", marks=needs_torch), pytest.param("1", marks=needs_torch), "01"]
+)
 def test_a_group_that_spans_nodes_needs_it_and_every_rank_is_told(lacking: str) -> None:
     told = sorted(_run({**os.environ}, "-c", BETWEEN_NODES, lacking, NO_TORCH))
     needs = "a group that spans nodes needs torch, which is not installed here"

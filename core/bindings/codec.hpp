@@ -208,7 +208,7 @@ class ObjectCoder {
   // Encode the object that was sent last once more, which runs no code of others. If that can't be,
   // or nothing was sent since this was first called, encode another.
   void practise_encode(nb::handle otherwise, Encoded& message) {
-    keeps_sent_ = true;
+    if constexpr (kPractises) keeps_sent_ = true;
     if (sent_.is_none()) return encode(otherwise, message);
     std::unique_ptr<codec::Encoder> encoder = take_encoder();
     if (message.take(encoder->practise(sent_.ptr()), encoder)) return;
@@ -254,9 +254,11 @@ class ObjectCoder {
     Decoding decoding(*this);
     MessageDecoder& decoder = decoding.decoder();
     PyObject* const object = decoder.decode({bytes.data(), bytes.size()}, frames.ptr());
-    const bool can_practise = object != nullptr && !decoder.ran_code() &&
-                              practice_.takes(size_of(frames.ptr(), Memory::none));
-    received_ = can_practise ? without_memory(frames) : nb::none();
+    if constexpr (kPractises) {
+      const bool can_practise = object != nullptr && !decoder.ran_code() &&
+                                practice_.takes(size_of(frames.ptr(), Memory::none));
+      received_ = can_practise ? without_memory(frames) : nb::none();
+    }
     decoder.can_practise = false;
     return owned(object);
   }
@@ -267,9 +269,11 @@ class ObjectCoder {
     placed.can_practise = false;
     if (!is_ours(bytes)) return call(decode_otherwise_, placed.frames());
     PyObject* const object = placed.decode(bytes, nullptr);
-    placed.can_practise =
-        object != nullptr && !placed.ran_code() && practice_.takes(size_with_entry(bytes.size()));
-    received_ = nb::none();
+    if constexpr (kPractises) {
+      placed.can_practise =
+          object != nullptr && !placed.ran_code() && practice_.takes(size_with_entry(bytes.size()));
+      received_ = nb::none();
+    }
     return owned(object);
   }
 
@@ -297,6 +301,12 @@ class ObjectCoder {
   }
 
  private:
+#ifdef Py_GIL_DISABLED
+  // Threads that share a codec would change at once what it keeps for practice.
+  static constexpr bool kPractises = false;
+#else
+  static constexpr bool kPractises = true;
+#endif
   static constexpr int kMostMisses = 6;
   static constexpr std::size_t kMostKept = 1024 * 1024;
   static constexpr Py_ssize_t kEntry = 8;  // of the frame table
@@ -307,7 +317,7 @@ class ObjectCoder {
 
   void practise(MessageDecoder& by, std::span<const std::uint8_t> message, PyObject* frames,
                 Py_ssize_t size) {
-    if (!is_ours(message)) return;
+    if (!kPractises || !is_ours(message)) return;
     const std::int64_t began = monotonic_ns();
     PyObject* const object = by.decode(message, frames, true);
     Py_XDECREF(object);

@@ -5,6 +5,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include <atomic>
 #include <cstdint>
 #include <utility>
 
@@ -30,7 +31,8 @@ struct Watch {
         patience_ns(callee.is_none() ? kForever : timeout_ns(attribute(callee, "patience"))) {}
 
   Reference callee;  // None: nobody is told
-  std::int64_t patience_ns;
+  // relaxed everywhere: a number of its own, for the waits that begin later, from any thread.
+  std::atomic<std::int64_t> patience_ns;
   std::int64_t look_ns = 0;    // when the next look is due
   std::int64_t round_ns = 0;   // when the next call is due in any case
   std::uint32_t arrivals = 0;  // as of the last call

@@ -16,6 +16,7 @@ import pytest
 from shmcast import ObjectCodec
 from tests.support import codec_fuzz
 from tests.support.differential import sent
+from tests.support.permissions import by_core
 
 CALLS: collections.Counter[str] = collections.Counter()
 
@@ -406,6 +407,7 @@ def _keys(cls: Any) -> list[Any]:
     return [{cls(5): 1}, {cls(6)}, frozenset([cls(7)])] if cls in (Hashed, Key) else []
 
 
+@by_core
 def test_what_runs_no_code_is_practised() -> None:
     codec = ObjectCodec()
     plain = [Made(1), {"a": 2}]

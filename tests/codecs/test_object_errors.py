@@ -12,6 +12,7 @@ import shmcast
 from shmcast import ObjectCodec, PickleCodec, Reader, Writer
 from tests.support import zoo, zoo_objects
 from tests.support.differential import by_pickle, check, difference, outcome, sent, through
+from tests.support.permissions import by_core
 
 SECONDS = 30.0
 WRONG = {**zoo_objects.REFUSED, **zoo_objects.UNMADE}
@@ -136,6 +137,7 @@ def repeated(codec: ObjectCodec, depth: int) -> bytearray:
     return bytearray(short[:at] + unit * depth + short[at:])
 
 
+@by_core
 def test_a_message_that_is_too_deep_is_an_error() -> None:
     codec = ObjectCodec()
     assert codec.decode([repeated(codec, 1)]) == codec.decode([repeated(codec, 1)])

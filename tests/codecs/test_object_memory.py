@@ -21,6 +21,7 @@ from tests.support import object_graphs, zoo, zoo_objects
 from tests.support.canonical import canonical
 from tests.support.codec_fuzz import damage
 from tests.support.differential import by_pickle, check, sent, through
+from tests.support.permissions import IS_FREE_THREADED
 
 PAGES_OF_SLACK = 256  # a MiB
 
@@ -98,7 +99,11 @@ def test_an_object_without_cycles_needs_no_collector(no_gc: None) -> None:
             assert [ref() for ref in alive if ref() is not None] == []
 
 
-def leaks(run: Callable[[], object], times: int, rounds: int = 5) -> bool:
+ROUNDS = 20 if IS_FREE_THREADED else 5
+"""(Without the GIL memory is given back later.)"""
+
+
+def leaks(run: Callable[[], object], times: int, rounds: int = ROUNDS) -> bool:
     """Return whether each call leaves a block of memory, as long as one looks.
 
     (Free lists and caches come and go, so that a single look proves nothing.)

@@ -6,6 +6,9 @@ from typing import Any
 
 from shmcast import ObjectCodec
 from tests.support.differential import sent
+from tests.support.permissions import by_core
+
+pytestmark = by_core
 
 LONG = [*range(1000, 13_000)]
 """Takes 36 kB, fewer than are practised, and longer than is practised, on any machine."""

@@ -15,6 +15,7 @@ import pytest
 
 from shmcast import ObjectCodec, PickleCodec
 from tests.support.differential import by_pickle, check, difference, outcome, through
+from tests.support.permissions import by_core
 
 STATES: dict[str, Any] = {
     "an empty list": [],
@@ -184,6 +185,7 @@ class Virtual(Bag):
 ATTRIBUTES: dict[str, Any] = {}
 
 
+@by_core
 def test_instances_of_one_class_have_what_attributes_they_like() -> None:
     names = [f"name_{i}" for i in range(6)]
     orders = [Bag({name: [i] for name in names[i:] + names[:i]}) for i in range(6)]
@@ -353,6 +355,7 @@ class Meddles:
         return int, (7,)
 
 
+@by_core
 def test_a_parent_arrives_as_it_was_when_a_part_changes_it() -> None:
     codec = ObjectCodec()
     for _ in range(2):

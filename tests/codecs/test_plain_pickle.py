@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shmcast import PickleCodec, _core
+from tests.support.permissions import by_core
 
-IS_FREE_THREADED = not getattr(sys, "_is_gil_enabled", lambda: True)()
-pytestmark = pytest.mark.skipif(IS_FREE_THREADED, reason="pickle does it all there")
+pytestmark = by_core
 
 SCALARS = (
     st.none()

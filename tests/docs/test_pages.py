@@ -60,6 +60,7 @@ def test_the_first_program_runs_under_torchrun(tmp_path: Path) -> None:
     assert sorted(done) == [f"rank {rank} of 3 done" for rank in range(3)]
 
 
+@needs_torch
 def test_the_program_that_is_traced_has_a_row_for_each_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

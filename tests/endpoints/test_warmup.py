@@ -20,6 +20,7 @@ from shmcast import ObjectCodec, PickleCodec, Reader, WaitPolicy, Writer
 from shmcast._codecs.base import Frame
 from shmcast._endpoints import objects, warmup
 from shmcast._endpoints.copying import Copy
+from tests.support.permissions import by_core
 
 ROUNDS = 40
 """More than a sample is used for."""
@@ -194,6 +195,7 @@ class Step:
         self.content = content
 
 
+@by_core
 def test_the_last_object_is_kept_once_warm_was_called_unless_it_is_large(no_gc: None) -> None:
     with Writer(1, slots=64, slot_bytes=1 << 16) as writer, Reader(writer.handle, 0) as reader:
         for content, is_kept in ((0, False), (1, True), ([*range(500_000)], False), (2, True)):
@@ -339,6 +341,7 @@ def test_an_interruption_keeps_nothing(
         assert interrupted_in_vain(error, at, is_reader)() is None, at
 
 
+@by_core
 def test_a_view_of_a_large_array_is_not_kept_for_practice(no_gc: None) -> None:
     with Writer(1) as writer, Reader(writer.handle, 0) as reader:
         writer.warm()

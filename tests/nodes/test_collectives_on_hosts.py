@@ -7,6 +7,7 @@ from typing import Any
 import shmcast
 from shmcast import ShmBroadcaster
 from tests.support.hosts import Network, join
+from tests.support.permissions import needs_torch
 from tests.support.processes import results
 
 SECONDS = 30.0
@@ -45,6 +46,7 @@ def until_it_ends(rank: int, size: int) -> tuple[str, str, int]:
             return type(error).__name__, str(error), count
 
 
+@needs_torch
 def test_a_cut_link_ends_in_an_error_on_both_sides(network: Network) -> None:
     jobs = network.start(until_it_ends, 4)
     network.wait_for_traffic(1, 500_000)  # (set-up takes some 100_000)

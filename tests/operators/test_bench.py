@@ -16,6 +16,7 @@ from shmcast._operators.bench.cases import MESSAGES, percentile, reader_counts
 from shmcast._operators.bench.figures import Figure
 from shmcast._operators.bench.transports import TRANSPORTS
 from tests.support.operators import rows
+from tests.support.permissions import needs_torch
 from tests.support.terminal import WIDTH
 
 QUICK = ("bench", "--readers", "2", "--seconds", "0.1")
@@ -27,6 +28,7 @@ def _no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
 
+@needs_torch
 def test_each_transport_is_measured_in_each_case() -> None:
     found = rows("bench", "--readers", "1", "--seconds", "0.1")
     assert [row["error"] for row in found] == [""] * len(found)

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,13 @@ HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="there is no torch here")
 """For tests whose programs import it: others are skipped by the import's failure."""
+
+IS_FREE_THREADED = not getattr(sys, "_is_gil_enabled", lambda: True)()
+
+by_core = pytest.mark.skipif(
+    IS_FREE_THREADED, reason="without the GIL pickle encodes all objects, and nothing is practised"
+)
+"""For tests of what only the core's own codec does."""
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do that to a process")
 
