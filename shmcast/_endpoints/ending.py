@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import traceback
 from collections.abc import Callable, Iterator
 
 from shmcast._host import reports
@@ -69,6 +70,8 @@ def setting_up(label: str, ending: Ending) -> Iterator[None]:
         # The error is what counts; what goes wrong with the ending is likely to come of it.
         with contextlib.suppress(Exception):
             ending()
+        # Its frames may live on, in a cycle (on 3.13 they do), and would keep descriptors open.
+        traceback.clear_frames(error.__traceback__)
         if isinstance(error, SegmentError | HostError):
             raise _labelled(error, label) from error.__cause__
         if isinstance(error, OSError) and not isinstance(error, ShmcastError):

@@ -51,3 +51,4 @@ def test_a_worker_in_another_pid_namespace_is_heard_and_its_death_told(alone: Wo
     with pytest.raises(shmcast.PeerDied):
         reader.dequeue(indefinite=True)
     assert alone.answer() == "exit code 9"
+    reader.shutdown()  # (or a later test would hear of it, as long as the error above lives)

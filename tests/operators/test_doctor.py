@@ -12,6 +12,7 @@ from shmcast._host.memory_limit import MemoryLimit, Room
 from shmcast._host.places import Places
 from shmcast._operators import commands, doctor
 from tests.support.operators import rows
+from tests.support.permissions import needs_torch
 
 
 def finding(name: str) -> doctor.Finding:
@@ -99,7 +100,9 @@ def test_a_setting_that_can_not_be_is_bad(
     assert value in finding(variable).value
 
 
-@pytest.mark.parametrize("value", ["off", "0", "none", "torch", ""])
+@pytest.mark.parametrize(
+    "value", ["off", "0", "none", pytest.param("torch", marks=needs_torch), ""]
+)
 def test_settings_that_can_be_are_no_finding(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHMCAST_TRACE", value)
     monkeypatch.setenv("SHMCAST_SLOTS", "64")

@@ -29,7 +29,7 @@ _lock = threading.Lock()  # of `_open`, which is looked at from the watch's thre
 
 def _queues() -> list[RingQueue]:
     with _lock:
-        return [*_open]
+        return [queue for queue in _open if not queue.shutting_down]
 
 
 def _tell_all(death: PeerDied) -> None:
