@@ -66,7 +66,9 @@ def picture(found: Sequence[Rates], width: int, seconds: float) -> Group:
         table.add_column(name, no_wrap=True, overflow="ellipsis", **options)
     for row in found:
         cells = _cells(row)
-        table.add_row(*map(cells.get, shown), style="bold red" if row.is_stuck else "")
+        # (Text: a str is markup to rich, and what programs call themselves is none.)
+        texts = [Text(cells[name]) for name in shown]
+        table.add_row(*texts, style="bold red" if row.is_stuck else "")
     stuck = sum(row.is_stuck for row in found)
     plural = "" if len(found) == 1 else "s"
     head = Text(f"shmcast: {len(found)} broadcaster{plural}, {stuck} stuck", style="bold")

@@ -85,6 +85,14 @@ def test_who_is_waited_for_is_readable_in_80_columns(waits_for: str, shown: str)
     assert lines[-1].rstrip().endswith(f" {shown}")
 
 
+@pytest.mark.parametrize("label", ["run [/models/llama]", "decode [tp]", ":smile: [red]", "a\\\\[b]"])
+def test_what_a_program_calls_itself_is_shown_as_it_is(label: str) -> None:
+    row = dataclasses.replace(BUSY, label=label, waits_for="[x] :+1: [/]")
+    line = drawn(top.picture([row], 120, 1.0), 120)[-1]
+    assert line.startswith(f"{label} ")
+    assert line.rstrip().endswith(" [x] :+1: [/]")
+
+
 def test_the_picture_fits_80_columns_when_nobody_runs() -> None:
     lines = rendered(top.picture([], WIDTH, 1.0))
     assert lines[-1] == "No process of this user has a broadcaster on this host."
