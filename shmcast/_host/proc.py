@@ -30,6 +30,18 @@ def stat(pid: int) -> list[str] | None:
     return None if number is None else _fields(str(number))
 
 
+def pids() -> list[int]:
+    """Return the processes that /proc shows, by the pids that it has for them, the least first.
+
+    Raises:
+        OSError: there is no /proc; an empty folder is none.
+    """
+    found = sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit())  # noqa: PTH208
+    if not found:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/proc")
+    return found
+
+
 def own_stat() -> list[str] | None:
     """Return those fields of this process; None where /proc doesn't show it."""
     try:

@@ -11,9 +11,11 @@ import os
 import re
 import stat
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from shmcast._host.descriptors import above_stdio
+from shmcast._host.process import own_start_time, pid_namespace
 from shmcast._host.system_errors import SHM_FOLDER, explained, explaining
 from shmcast.errors import SegmentMismatch, SegmentNotFound, ShmcastWarning
 
@@ -70,6 +72,38 @@ def open_name(name: str, flags: int = 0) -> int:
     """
     flags |= os.O_NOFOLLOW
     return above_stdio(os.open(f"{SHM_FOLDER}{name}", flags | _READ_WRITE, MODE))
+
+
+def make(size: int, size_it: Callable[[int], None], kind: str = "") -> tuple[str, int]:
+    """Make a segment's file, named after this process, and size it.
+
+    Args:
+        size: bytes, for errors.
+        size_it: gives the file behind a descriptor its size; where it raises, nothing is left.
+        kind: the end of the name.
+
+    Returns:
+        Its name, and a descriptor, which the caller closes.
+
+    Raises:
+        SharedMemoryFull: there is no room for one more file.
+        HostError: the system refuses.
+    """
+    what = f"a segment of {size} bytes"
+    with explaining(what):
+        owner = f"{os.geteuid()}-{pid_namespace()}-{os.getpid()}-{own_start_time()}"
+    name = f"/shmcast-{owner}-{os.urandom(8).hex()}{kind}"
+    with explaining(what, "open"):
+        fd = open_name(name, os.O_CREAT | os.O_EXCL)
+    try:
+        with explaining(what):
+            os.fchmod(fd, MODE)  # whatever the umask took away
+        size_it(fd)
+    except BaseException:
+        os.close(fd)
+        unlink(name)
+        raise
+    return name, fd
 
 
 def find(name: str, size: int, holder: tuple[int, int] | None = None, rejoin: bool = False) -> int:

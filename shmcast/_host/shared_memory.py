@@ -21,8 +21,8 @@ from shmcast._host import switches
 from shmcast._host.housekeeping import Housekeeping
 from shmcast._host.memory_limit import MemoryLimit, Room
 from shmcast._host.places import Places
-from shmcast._host.process import UNKNOWN_START, is_alive, own_start_time, pid_namespace
-from shmcast._host.segment_file import MODE, NAME, open_name
+from shmcast._host.process import UNKNOWN_START, is_alive, pid_namespace
+from shmcast._host.segment_file import NAME, make
 from shmcast._host.segment_file import SegmentFile as SegmentFile
 from shmcast._host.segment_file import find as find
 from shmcast._host.segment_file import unlink as unlink
@@ -217,11 +217,11 @@ def _arena_room() -> Callable[[], int | None]:
 def _make(size: int, size_it: Callable[[int], None], kind: str = "") -> tuple[str, int]:
     _housekeeping.do()
     try:
-        return _made(size, size_it, kind)
+        return make(size, size_it, kind)
     except SharedMemoryFull:
         if not _has_cleaned():
             raise
-    return _made(size, size_it, kind)
+    return make(size, size_it, kind)
 
 
 def _has_cleaned() -> bool:
@@ -229,24 +229,6 @@ def _has_cleaned() -> bool:
     with contextlib.suppress(HostError):
         return any(found.owner is OwnerState.DEAD for found in clean())
     return False
-
-
-def _made(size: int, size_it: Callable[[int], None], kind: str) -> tuple[str, int]:
-    what = f"a segment of {size} bytes"
-    with explaining(what):
-        owner = f"{os.geteuid()}-{pid_namespace()}-{os.getpid()}-{own_start_time()}"
-    name = f"/shmcast-{owner}-{os.urandom(8).hex()}{kind}"
-    with explaining(what, "open"):
-        fd = open_name(name, os.O_CREAT | os.O_EXCL)
-    try:
-        with explaining(what):
-            os.fchmod(fd, MODE)  # whatever the umask took away
-        size_it(fd)
-    except BaseException:
-        os.close(fd)
-        unlink(name)
-        raise
-    return name, fd
 
 
 def attach(
@@ -272,6 +254,23 @@ def attach(
         return _map(fd, size)
     finally:
         os.close(fd)
+
+
+def try_out(size: int) -> None:
+    """Make a segment, map it as its writer and its readers do, and remove it, but nothing else.
+
+    Raises:
+        SharedMemoryFull: as `create`.
+        SegmentNotFound, SegmentMismatch: as `attach`.
+        HostError: the system refuses.
+    """
+    name, fd = make(size, lambda fd: _reserve(fd, size))
+    try:
+        _map(fd, size).close()
+        attach(name, size).close()
+    finally:
+        os.close(fd)
+        unlink(name)
 
 
 class _NoLocks(Exception):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from shmcast._host import proc
 from shmcast._host.segment_file import NAME
 from shmcast._host.system_errors import explaining
 
@@ -58,7 +59,7 @@ def open_segments() -> list[OpenSegment]:
         HostError: there is no /proc.
     """
     with explaining("the list of processes"):
-        pids = sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit())  # noqa: PTH208
+        pids = proc.pids()
     found: dict[tuple[int, int], OpenSegment] = {}
     for pid in pids:
         for path, name in _segments_of(pid):

@@ -18,10 +18,10 @@ from shmcast._host.memory_limit import MemoryLimit
 from shmcast._host.places import Places
 from shmcast._host.process import pid_namespace, py_spy
 from shmcast._host.shared_memory import OwnerState
-from shmcast._host.system_errors import SHM_FOLDER
+from shmcast._host.system_errors import SHM_FOLDER, explaining
 from shmcast._operators import environment
 from shmcast._operators.formats import size
-from shmcast.errors import ShmcastError
+from shmcast.errors import HostError, SegmentError, ShmcastError
 
 _RING_BYTES = 4_300_000  # of one broadcaster, with the default shape
 _DOCKERS_DEFAULT = 64 * 1024 * 1024
@@ -99,6 +99,21 @@ def _shared_memory() -> Iterator[Finding]:
         yield Finding("left over", "ok", "nothing")
 
 
+def _segment() -> Iterator[Finding]:
+    """Do what every endpoint begins with: whatever the system refuses there is in no list."""
+    try:
+        shared_memory.try_out(_RING_BYTES)
+    except (SegmentError, HostError) as error:
+        yield Finding("a broadcaster's segment", "bad", _told(error))
+    else:
+        yield Finding("a broadcaster's segment", "ok", "can be made, and attached by a reader")
+
+
+def _told(error: ShmcastError) -> str:
+    """Return what an error says, without the number that OSError puts before."""
+    return str(getattr(error, "strerror", None) or error)
+
+
 def _limits() -> Iterator[Finding]:
     room = MemoryLimit().room()
     if room is None:
@@ -121,12 +136,21 @@ def _limits() -> Iterator[Finding]:
 
 
 def _processes() -> Iterator[Finding]:
+    try:
+        with explaining("the list of processes"):
+            proc.pids()
+    except HostError as error:
+        yield Finding("/proc", "bad", _told(error))
+        return
     if proc.is_own():
         yield Finding("/proc", "ok", f"of this pid namespace, {pid_namespace()}")
     else:
         yield Finding(
             "/proc", "note", "of another pid namespace", "mount -t proc proc /proc in this one"
         )
+
+
+def _liveness() -> Iterator[Finding]:
     try:
         os.close(proc.pidfd_open(os.getpid()))
         yield Finding("pidfds", "ok", "there are")
@@ -177,4 +201,7 @@ def _settings() -> Iterator[Finding]:
         yield Finding(variable, "bad" if is_refused else "note", value, advice)
 
 
-_LOOKS = (_versions, _shared_memory, _limits, _processes, _huge_pages, _tools, _settings)
+_LOOKS = (
+    _versions, _shared_memory, _segment, _limits, _processes, _liveness, _huge_pages, _tools,
+    _settings,
+)  # fmt: skip

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
+import io
 import os
+import resource
+from collections.abc import Callable
 from typing import NoReturn
 
 import pytest
 
+from shmcast._host import segment_file
 from shmcast._host.memory_limit import MemoryLimit, Room
 from shmcast._host.places import Places
 from shmcast._operators import commands, doctor
+from tests.support import confined
 from tests.support.operators import rows
-from tests.support.permissions import needs_torch
+from tests.support.permissions import needs_mounts, needs_root, needs_torch
 
 
 def finding(name: str) -> doctor.Finding:
@@ -69,6 +76,67 @@ def test_a_look_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(os, "statvfs", refuse)
     assert finding("shared memory").status == "bad"
     assert finding("CPUs").value
+
+
+def confined_doctor(confine: Callable[[], object]) -> tuple[int, str]:
+    """Confine this process, and return the exit code of a doctor there, and what it says."""
+    confine()
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        code = commands.main(["doctor"])
+    return code, printed.getvalue()
+
+
+def no_room_for_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100 << 10, 100 << 10))
+
+
+def closed_to_others(mode: str) -> None:
+    confined.mount_over("/dev/shm", f"mode={mode}")
+    confined.become_another_user()
+
+
+# How the process is confined, and what it is told.
+NO_ENDPOINT: dict[str, tuple[Callable[[], object], str]] = {
+    "read-only": (
+        functools.partial(confined.mount_over, "/dev/shm", read_only=True),
+        "/dev/shm is mounted read-only: remount it",
+    ),
+    "no inodes": (
+        functools.partial(confined.mount_over, "/dev/shm", "nr_inodes=1"),
+        "/dev/shm has no inode left",
+    ),
+    "another user's": (functools.partial(closed_to_others, "700"), "chmod 1777 /dev/shm"),
+    "not writable": (functools.partial(closed_to_others, "755"), "chmod 1777 /dev/shm"),
+    "small files": (no_room_for_files, "ulimit -f unlimited"),
+    "no /proc": (
+        functools.partial(confined.mount_over, "/proc"),
+        "! /proc: the list of processes: /proc: No such file or directory: there is no /proc here",
+    ),
+}
+
+
+@needs_root
+@needs_mounts
+@pytest.mark.parametrize("case", NO_ENDPOINT)
+def test_where_no_endpoint_can_be_made_it_is_bad_and_the_way_out_is_told(case: str) -> None:
+    confine, told = NO_ENDPOINT[case]
+    with confined.process() as alone:
+        code, said = alone.start(confined_doctor, confine).result()
+    assert code == commands.SOMETHING_WRONG, said
+    assert told in said
+
+
+def test_nothing_but_its_own_segment_is_made_and_removed() -> None:
+    name, fd = segment_file.make(4096, lambda fd: os.ftruncate(fd, 4096))
+    try:
+        before = sorted(os.listdir("/dev/shm"))  # noqa: PTH208
+        assert finding("a broadcaster's segment").status == "ok"
+        assert sorted(os.listdir("/dev/shm")) == before  # noqa: PTH208
+        assert name[1:] in before
+    finally:
+        os.close(fd)
+        segment_file.unlink(name)
 
 
 @pytest.mark.parametrize(

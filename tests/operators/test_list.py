@@ -13,12 +13,13 @@ import pytest
 
 import shmcast
 from shmcast import Handle, Reader, Writer
-from shmcast._host import shared_memory
-from shmcast._operators import listing
+from shmcast._host import segment_file
+from shmcast._operators import commands, listing
 from shmcast._operators.discovery import OpenSegment, open_segments
 from shmcast._operators.snapshot import GONE, Snapshot, all_snapshots, chosen, take
-from tests.support import operators
+from tests.support import confined, operators
 from tests.support.operators import rows, run_shmcast
+from tests.support.permissions import needs_mounts
 from tests.support.processes import Crew
 
 SHM = Path("/dev/shm")
@@ -147,15 +148,28 @@ def test_another_layout_version_is_a_row() -> None:
         assert json.dumps(row)
 
 
+def confined_list() -> str:
+    confined.mount_over("/proc")
+    with pytest.raises(SystemExit) as ended:
+        commands.main(["list"])
+    return str(ended.value)
+
+
+@needs_mounts
+def test_without_proc_nobody_says_that_there_is_no_broadcaster() -> None:
+    with confined.process() as alone:
+        assert "there is no /proc here" in alone.start(confined_list).result()
+
+
 @pytest.mark.parametrize("nbytes", [0, 100, 8192])
 def test_a_segment_that_is_being_made_is_a_row(nbytes: int) -> None:
-    name, fd = shared_memory._made(max(nbytes, 1), lambda fd: os.ftruncate(fd, nbytes), "")
+    name, fd = segment_file.make(max(nbytes, 1), lambda fd: os.ftruncate(fd, nbytes))
     try:
         [seen] = [s for s in all_snapshots() if f"/{s.name}" == name]
         assert "being made" in seen.error
     finally:
         os.close(fd)
-        shared_memory.unlink(name)
+        segment_file.unlink(name)
 
 
 @pytest.mark.parametrize("offset", [12, 16, 24, 32, 40])
