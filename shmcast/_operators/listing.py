@@ -7,6 +7,7 @@ from typing import Any
 
 from shmcast._endpoints.members import LIVING
 from shmcast._host import proc
+from shmcast._host.process import is_alive
 from shmcast._operators.formats import duration, size, table
 from shmcast._operators.snapshot import Member, Snapshot
 
@@ -30,7 +31,7 @@ def as_json(snapshot: Snapshot) -> dict[str, Any]:
         **row,
         "writer_pid": snapshot.writer.pid,
         "writer_state": snapshot.writer.state,
-        "command": "" if snapshot.writer.pid is None else proc.command_line(snapshot.writer.pid),
+        "command": _command_line(snapshot.writer),
         "kind": _kind(snapshot),
         "readers": [
             {"index": r.index, "pid": r.pid, "lag": r.lag, "state": r.state, "name": r.name}
@@ -68,6 +69,13 @@ def as_text(snapshots: Sequence[Snapshot], what: str | None = None) -> str:
             who = ", ".join(map(str, s.holders)) or "nobody"
             parts.append(f"A segment of pid {who}: {s.error}")
     return "\n".join(parts)
+
+
+def _command_line(member: Member) -> str:
+    """Return the command line of a member's process; "" if that has ended, or is elsewhere."""
+    if member.pid is None or not member.is_here or not is_alive(member.pid, member.start_time):
+        return ""
+    return proc.command_line(member.pid)
 
 
 def _row(snapshot: Snapshot) -> tuple[str, ...]:

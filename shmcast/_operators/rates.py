@@ -102,7 +102,11 @@ def _share(pairs: Sequence[tuple[Member, Member]], figure: str, seconds: float) 
 
 
 def _cpu_seconds(before: Snapshot, now: Snapshot) -> float:
-    """Return what all members' processes have used between two looks, each counted once."""
-    used = {member.pid: member.cpu_seconds for member in before.members}
-    grown = {m.pid: m.cpu_seconds - used.get(m.pid, m.cpu_seconds) for m in now.members}
+    """Return what all members' processes have used between two looks, each counted once.
+
+    Those of other pid namespaces are not seen, and may have pids that are others' here.
+    """
+    used = {m.pid: m.cpu_seconds for m in before.members if m.is_here}
+    here = [m for m in now.members if m.is_here]
+    grown = {m.pid: m.cpu_seconds - used.get(m.pid, m.cpu_seconds) for m in here}
     return sum(max(0.0, seconds) for seconds in grown.values())

@@ -37,6 +37,8 @@ class Member:
         lag: fragments published that it has not consumed; the writer's is 0.
         cpu_seconds: CPU time of its process so far.
         figures: the fields of `Statistics`.
+        is_here: its pid is one of this pid namespace.
+        start_time: of its process; UNKNOWN_START: that is not known.
     """
 
     index: int
@@ -47,6 +49,8 @@ class Member:
     lag: int
     cpu_seconds: float
     figures: dict[str, Any]
+    is_here: bool = True
+    start_time: int = UNKNOWN_START
 
     @property
     def is_stuck(self) -> bool:
@@ -158,7 +162,11 @@ def _member(peer: _core.Peer, name: str, figures: dict[str, Any]) -> Member:
     check_pid(peer)
     state, cpu_seconds = (seat, 0.0) if seat not in LIVING else process_state(peer)
     lag = peer.behind if seat in LIVING else 0
-    return Member(peer.index, printable(name), peer.pid, seat, state, lag, cpu_seconds, figures)
+    return Member(
+        peer.index, printable(name), peer.pid, seat, state, lag, cpu_seconds, figures,
+        is_here=peer.pid_namespace == pid_namespace(),
+        start_time=peer.start_time or UNKNOWN_START,  # (it writes its start time last)
+    )  # fmt: skip
 
 
 def process_state(peer: _core.Peer) -> tuple[str, float]:
@@ -183,7 +191,7 @@ def printable(text: str) -> str:
 def chosen(snapshots: Sequence[Snapshot], what: str | None) -> list[Snapshot]:
     """Return those of a process, by its pid, or with a text in their label; None: all.
 
-    A pid is a holder's or a member's.
+    A pid is a holder's, or a member's of this pid namespace, also if that has ended.
     """
     if what is None:
         return [*snapshots]
@@ -191,5 +199,7 @@ def chosen(snapshots: Sequence[Snapshot], what: str | None) -> list[Snapshot]:
     return [
         s
         for s in snapshots
-        if what in s.label or pid in s.holders or (pid and pid in [m.pid for m in s.members])
+        if what in s.label
+        or pid in s.holders
+        or (pid and pid in [m.pid for m in s.members if m.is_here])
     ]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import mmap
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,14 +16,16 @@ import pytest
 
 import shmcast
 from shmcast import Handle, Reader, Writer
-from shmcast._host import segment_file
+from shmcast._host import proc, segment_file
 from shmcast._operators import commands, listing
 from shmcast._operators.discovery import OpenSegment, open_segments
 from shmcast._operators.snapshot import GONE, Snapshot, all_snapshots, chosen, take
 from tests.support import confined, operators
+from tests.support.confined import in_namespaces
 from tests.support.operators import rows, run_shmcast
 from tests.support.permissions import needs_mounts
 from tests.support.processes import Crew
+from tests.support.subprocess_programs import ROOT
 
 SHM = Path("/dev/shm")
 
@@ -80,6 +85,39 @@ def test_segments_of_another_user_are_not_listed(fresh: tuple[Crew, str]) -> Non
     assert theirs in [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()]
     assert chosen(all_snapshots(), str(theirs)) == []
     crew.workers[0].start(operators.close_all, 0).result()
+
+
+WRITE_ELSEWHERE = """
+import os
+from shmcast import Writer
+writer = Writer(1, label="elsewhere")
+print(os.getpid(), flush=True)
+input()
+"""
+
+
+def test_pids_of_another_pid_namespace_are_nobodys_here() -> None:
+    command = [*in_namespaces("--pid"), sys.executable, "-c", WRITE_ELSEWHERE]
+    with subprocess.Popen(  # noqa: S603
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        theirs = int(process.stdout.readline())
+        [row] = rows("list", "elsewhere: ")
+        by_pid = chosen(all_snapshots(), str(theirs))
+        process.communicate("\n")
+    assert (row["writer_pid"], row["command"]) == (theirs, "")
+    assert row["writer_state"] == "in another pid namespace"
+    assert row["name"] not in {s.name for s in by_pid}
+
+
+def test_the_command_is_not_that_of_another_process_with_the_writers_pid() -> None:
+    with Writer(1, label="its own") as writer:
+        seen = snapshot_of(writer.handle)
+    assert seen.writer is not None
+    assert listing.as_json(seen)["command"] == proc.command_line(os.getpid())
+    another = dataclasses.replace(seen.writer, start_time=seen.writer.start_time - 1)
+    assert listing.as_json(dataclasses.replace(seen, writer=another))["command"] == ""
 
 
 def test_what_a_segment_has_is_told() -> None:

@@ -117,6 +117,16 @@ def test_rates_are_what_happened_between_two_looks() -> None:
     assert (idle.messages, idle.p50, idle.cpu) == (0, 0, 0)
 
 
+def test_the_cpu_time_of_a_process_is_not_lost_to_one_elsewhere_with_its_pid() -> None:
+    with Writer(1, label="here") as writer, Reader(writer.handle, 0):
+        before = snapshot_of("here:")
+    elsewhere = dataclasses.replace(before.members[-1], cpu_seconds=0.0, is_here=False)
+    before = dataclasses.replace(before, writer=elsewhere)
+    assert before.readers[0].cpu_seconds > 0
+    now = dataclasses.replace(before, taken=before.taken + 1)
+    assert rates(before, now).cpu == 0
+
+
 def test_what_can_not_be_read_is_a_row_too() -> None:
     broken = Snapshot("shmcast-x", (1,), "it is damaged")
     assert rates(broken, broken).label == "it is damaged"
