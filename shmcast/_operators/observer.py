@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from shmcast._operators.discovery import OpenSegment, open_segments
-from shmcast._operators.rates import SORT_KEYS, Rates, rates
+from shmcast._operators.rates import Rates, ordered, rates
 from shmcast._operators.snapshot import GONE, Snapshot, take
 
 
@@ -44,7 +44,7 @@ def observed(key: str, seconds: float) -> Iterator[list[Rates]]:
     """Yield how all segments did, again and again.
 
     Args:
-        key: of SORT_KEYS, in which order.
+        key: of SORT_KEYS, in which order; those that are stuck come first.
         seconds: between two looks.
 
     Raises:
@@ -54,4 +54,4 @@ def observed(key: str, seconds: float) -> Iterator[list[Rates]]:
     observer.look()
     while True:
         time.sleep(seconds)
-        yield sorted(observer.look(), key=SORT_KEYS[key])
+        yield ordered(observer.look(), key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,12 @@ SORT_KEYS: dict[str, Callable[[Rates], Any]] = {
     "c": lambda r: -r.cpu,
 }
 """By the key that chooses it: label, messages, bytes, p99, lag, CPU time."""
+
+
+def ordered(found: Iterable[Rates], key: str) -> list[Rates]:
+    """Return rows in the order of a key of `SORT_KEYS`, after those that are stuck."""
+    by = SORT_KEYS[key]
+    return sorted(found, key=lambda row: (not row.is_stuck, by(row)))
 
 
 @dataclass(frozen=True)

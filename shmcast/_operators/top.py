@@ -10,7 +10,7 @@ from shmcast._operators import output
 from shmcast._operators.formats import duration, rate
 from shmcast._operators.listing import nobody
 from shmcast._operators.observer import Observer, observed
-from shmcast._operators.rates import SORT_KEYS, Rates
+from shmcast._operators.rates import SORT_KEYS, Rates, ordered
 from shmcast.errors import MissingDependency
 
 try:
@@ -42,16 +42,21 @@ _TEXTS = {"LABEL": {"ratio": 1, "min_width": 9}, "WAITS FOR": {"max_width": 18}}
 # What is shown of a state; the first two are usual.
 _SHORT = {": sleeping": "", ": running": "", ": not attached": ": absent"}
 _LEAST_WIDTH = 80
+_OTHER_LINES = 4  # beside the rows: what is drawn, the keys, an empty one, the heads
 
 
-def picture(found: Sequence[Rates], width: int, seconds: float) -> Group:
+def picture(found: Sequence[Rates], width: int, seconds: float, height: int | None = None) -> Group:
     """Return what is drawn.
 
     Args:
         found: the rows, in their order.
         width: of the terminal, in columns.
         seconds: between two looks.
+        height: of the terminal, in lines; how many rows have no room is told. None: all have.
     """
+    room = len(found) if height is None else max(1, height - _OTHER_LINES)
+    # (The line that tells it needs one, too.)
+    rows = found if len(found) <= room else found[: max(1, room - 1)]
     table = Table(
         box=None,
         padding=(0, 1, 0, 0),
@@ -64,7 +69,7 @@ def picture(found: Sequence[Rates], width: int, seconds: float) -> Group:
     for name in shown:
         options: dict[str, Any] = _TEXTS.get(name, {"justify": "right"})
         table.add_column(name, no_wrap=True, overflow="ellipsis", **options)
-    for row in found:
+    for row in rows:
         cells = _cells(row)
         # (Text: a str is markup to rich, and what programs call themselves is none.)
         texts = [Text(cells[name]) for name in shown]
@@ -73,10 +78,12 @@ def picture(found: Sequence[Rates], width: int, seconds: float) -> Group:
     plural = "" if len(found) == 1 else "s"
     head = Text(f"shmcast: {len(found)} broadcaster{plural}, {stuck} stuck", style="bold")
     head.append(f"   every {seconds:g} s", style="dim")
-    rows = table if found else Text(nobody(None))
     lines = Text("\n").join([head, Text(_KEYS, style="dim"), Text()])
     lines.no_wrap, lines.overflow = True, "ellipsis"
-    return Group(lines, rows)
+    if not found:
+        return Group(lines, Text(nobody(None)))
+    cut = len(found) - len(rows)
+    return Group(lines, table, Text(f"… {cut} more", style="dim")) if cut else Group(lines, table)
 
 
 def _cells(row: Rates) -> dict[str, str]:
@@ -125,7 +132,7 @@ def run(once: bool, key: str, seconds: float) -> None:
     found: list[Rates] = []
     with output.printing(), Terminal(console) as terminal:
         while True:
-            terminal.draw(picture(found, console.width, seconds))
+            terminal.draw(picture(found, console.width, seconds, console.height))
             event = terminal.wait(seconds)
             if event == "q":
                 return
@@ -133,4 +140,4 @@ def run(once: bool, key: str, seconds: float) -> None:
                 key = event
             elif event != REDRAW:
                 found = observer.look()
-            found = sorted(found, key=SORT_KEYS[key])
+            found = ordered(found, key)

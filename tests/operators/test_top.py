@@ -19,7 +19,7 @@ import pytest
 from shmcast import Reader, Writer
 from shmcast._operators import commands, observer, top
 from shmcast._operators.discovery import OpenSegment
-from shmcast._operators.rates import SORT_KEYS, Rates, rates
+from shmcast._operators.rates import SORT_KEYS, Rates, ordered, rates
 from shmcast._operators.snapshot import GONE, Snapshot, all_snapshots, chosen, take
 from tests.support.operators import rows, run_shmcast
 from tests.support.terminal import WIDTH, drawn, rendered
@@ -85,7 +85,10 @@ def test_who_is_waited_for_is_readable_in_80_columns(waits_for: str, shown: str)
     assert lines[-1].rstrip().endswith(f" {shown}")
 
 
-@pytest.mark.parametrize("label", ["run [/models/llama]", "decode [tp]", ":smile: [red]", "a\\\\[b]"])
+LITERAL = ["run [/models/llama]", "decode [tp]", ":smile: [red]", "a\\\\[b]"]
+
+
+@pytest.mark.parametrize("label", LITERAL)
 def test_what_a_program_calls_itself_is_shown_as_it_is(label: str) -> None:
     row = dataclasses.replace(BUSY, label=label, waits_for="[x] :+1: [/]")
     line = drawn(top.picture([row], 120, 1.0), 120)[-1]
@@ -139,6 +142,25 @@ def test_a_segment_whose_processes_have_ended_is_no_row(monkeypatch: pytest.Monk
     assert take(ended).error == GONE
     looking = observer.Observer()
     assert [looking.look(), looking.look()] == [[], []]
+
+
+@pytest.mark.parametrize("key", SORT_KEYS)
+def test_those_that_are_stuck_come_first_whatever_the_order(key: str) -> None:
+    quick, idle = dataclasses.replace(BUSY, label="z", is_stuck=False), Rates("a label before", "b")
+    stuck = Rates("m", "c", is_stuck=True)
+    found = ordered([quick, stuck, idle], key)
+    assert found[0] is stuck
+    assert found[1:] == sorted([quick, idle], key=SORT_KEYS[key])
+
+
+@pytest.mark.parametrize(("height", "shown"), [(8, 3), (24, 12), (16, 12), (15, 10), (1, 1)])
+def test_what_has_no_room_in_the_terminal_is_counted(height: int, shown: int) -> None:
+    found = [BUSY, *(Rates(f"idle {n}", str(n)) for n in range(11))]
+    lines = drawn(top.picture(found, 40, 1.0, height), 40)
+    names = [line for line in lines if line.startswith(("decode", "idle"))]
+    assert len(names) == shown
+    assert (lines[-1] == f"… {12 - shown} more") == (shown < 12)
+    assert len(lines) <= max(height, 6)
 
 
 @pytest.mark.parametrize("key", SORT_KEYS)
