@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         SystemExit: the arguments are wrong, or the system refuses.
     """
     try:
+        output.escape()
         parser = _parser()
         arguments = parser.parse_args(argv)
         if "run" not in arguments:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
 
 from shmcast.errors import ShmcastError
+
+
+def escape(how: str = "backslashreplace") -> None:
+    """Let stdout print what its encoding lacks otherwise, rather than raise.
+
+    Args:
+        how: an error handler of `codecs`; "replace" keeps columns where they are.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=how)
 
 
 def write(text: str) -> bool:

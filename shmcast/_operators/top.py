@@ -119,6 +119,7 @@ def run(once: bool, key: str, seconds: float) -> None:
     Raises:
         HostError: there is no /proc.
     """
+    output.escape("replace")
     console = Console()
     if once or not console.is_terminal:
         width = max(console.width, _LEAST_WIDTH)

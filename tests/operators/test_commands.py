@@ -14,6 +14,7 @@ import shmcast
 from shmcast import Writer
 from shmcast._operators import commands
 from tests.support.operators import rows, run_shmcast
+from tests.support.terminal import WIDTH
 
 
 def test_the_console_script_and_the_module_are_the_same_program() -> None:
@@ -50,7 +51,13 @@ COMMANDS = [
 def run_in_shell(command: str) -> subprocess.CompletedProcess[str]:
     program = f"set -o pipefail; {command.format(shmcast=f'{sys.executable} -m shmcast')}"
     return subprocess.run(  # noqa: S602
-        program, shell=True, executable="/bin/bash", capture_output=True, text=True, check=False
+        program,
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+        check=False,
+        errors="replace",
     )
 
 
@@ -70,6 +77,25 @@ def test_what_is_not_read_is_no_error(command: str, where: str) -> None:
     assert (ran.returncode in (0, commands.SOMETHING_WRONG), ran.stdout, ran.stderr) == (
         True, "", ""
     ), ran  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("top --json")])
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1:strict"])
+def test_what_the_encoding_lacks_is_printed_otherwise(command: str, encoding: str) -> None:
+    with Writer(1, label="größer → als vierzig Zeichen, damit es gekürzt wird"):
+        ran = run_in_shell(f"PYTHONIOENCODING={encoding} {{shmcast}} {command}")
+    assert (ran.returncode in (0, commands.SOMETHING_WRONG), ran.stderr) == (True, ""), ran
+    if command == "list":
+        assert r"\u2026" in ran.stdout
+    if command == "top --once --seconds 0.1":
+        assert "gr" in ran.stdout
+        assert max(map(len, ran.stdout.splitlines())) <= WIDTH
+
+
+def test_an_argument_that_is_no_text_is_told_too() -> None:
+    ran = run_in_shell("{shmcast} list $'\\xff\\xe4'")
+    assert (ran.returncode, ran.stderr) == (commands.NOTHING_FOUND, "")
+    assert "No process of this user has a broadcaster" in ran.stdout
 
 
 @pytest.mark.parametrize("unbuffered", ["", "PYTHONUNBUFFERED=1 "])
