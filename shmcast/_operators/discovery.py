@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -12,6 +13,10 @@ from shmcast._host.segment_file import NAME
 from shmcast._host.system_errors import explaining
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class NoSegment(Exception):
+    """A file has the name of a segment, and is none."""
 
 
 @dataclass
@@ -33,11 +38,14 @@ class OpenSegment:
         """Open the file for reading, by whichever way is open, in the block.
 
         Raises:
+            NoSegment: it is a FIFO, say, which is not even opened: that could wake others.
             OSError: there is none: the processes have just ended, or are closed to this one.
         """
         error: OSError = FileNotFoundError(f"nobody has {self.name} open")
         for path in self.paths:
             try:
+                if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+                    raise NoSegment("it is no segment, nor any regular file: it only has the name")
                 fd = os.open(path, _READ)
             except OSError as refused:
                 error = refused

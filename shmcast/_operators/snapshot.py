@@ -11,7 +11,7 @@ from typing import Any
 from shmcast import _core
 from shmcast._endpoints.members import LIVING, check_pid, never_came
 from shmcast._host.process import UNKNOWN_START, is_alive, pid_namespace, state_of
-from shmcast._operators.discovery import OpenSegment, open_segments
+from shmcast._operators.discovery import NoSegment, OpenSegment, open_segments
 
 NOT_ATTACHED = "not attached"
 DEAD = "dead"
@@ -125,7 +125,7 @@ def take(segment: OpenSegment) -> Snapshot:
         with segment.opened() as fd:
             seen = _core.observe(fd)
         return _snapshot(segment.name, holders, seen)
-    except (_core.LayoutMismatch, _core.SegmentCorrupted) as error:
+    except (NoSegment, _core.LayoutMismatch, _core.SegmentCorrupted) as error:
         return Snapshot(segment.name, holders, str(error))
     except (FileNotFoundError, ProcessLookupError):
         return Snapshot(segment.name, holders, GONE)

@@ -9,7 +9,7 @@ import mmap
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -208,6 +208,22 @@ def test_a_segment_that_is_being_made_is_a_row(nbytes: int) -> None:
     finally:
         os.close(fd)
         segment_file.unlink(name)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_only_has_a_segments_name_is_a_row(make: Callable[[Path], None]) -> None:
+    name, fd = segment_file.make(1, lambda fd: os.ftruncate(fd, 1))
+    os.close(fd)
+    segment_file.unlink(name)
+    path = SHM / name[1:]
+    make(path)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        [seen] = [s for s in all_snapshots() if f"/{s.name}" == name]
+        assert seen.error.startswith("it is no segment")
+    finally:
+        os.close(fd)
+        path.rmdir() if path.is_dir() else path.unlink()
 
 
 @pytest.mark.parametrize("offset", [12, 16, 24, 32, 40])
