@@ -63,6 +63,7 @@ def register(
     Raises:
         InvalidArgument: it is no endpoint, or another that is open has the name; or `registry` is
             none.
+        Closed: the endpoint was closed.
     """
     _collectors.add(registry, endpoint, name)
 

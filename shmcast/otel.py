@@ -62,6 +62,7 @@ def register(
     Raises:
         InvalidArgument: it is no endpoint, or another that is open has the name; or `provider` is
             none.
+        Closed: the endpoint was closed.
     """
     _providers.add(get_meter_provider() if provider is None else provider, endpoint, name)
 

@@ -93,6 +93,7 @@ class ShmBroadcaster(Broadcasts, Lender):
     """
 
     _relay: LeaderRelay | None = None
+    _was_closed = False
 
     def __init__(
         self,
@@ -319,6 +320,11 @@ class ShmBroadcaster(Broadcasts, Lender):
         base = self._end.statistics()
         return base if self._relay is None else self._relay.statistics(base)
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called here."""
+        return self._was_closed
+
     def close(self) -> None:
         """End this rank's part; idempotent, not a collective.
 
@@ -332,6 +338,7 @@ class ShmBroadcaster(Broadcasts, Lender):
         other nodes, the source's process also waits when it exits, for at most 10 s, until they
         have taken what was broadcast.
         """
+        self._was_closed = True
         self._close_talks(in_order=True)
         self._end.close()
         if self._relay is not None:

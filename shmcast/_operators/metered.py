@@ -12,7 +12,7 @@ from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.latencies import bounds
 from shmcast._operators.discovery import OpenSegment
 from shmcast._operators.snapshot import Snapshot, take
-from shmcast.errors import InvalidArgument
+from shmcast.errors import Closed, InvalidArgument
 
 if TYPE_CHECKING:
     from shmcast._endpoints.statistics import Statistics
@@ -130,12 +130,15 @@ class Metered:
 
     Raises:
         InvalidArgument: it is no endpoint.
+        Closed: it was closed, and has no metrics any more.
     """
 
     def __init__(self, endpoint: Endpoint, name: str | None) -> None:
         if not callable(getattr(endpoint, "statistics", None)):
             raise InvalidArgument(f"register(): {endpoint!r} is no endpoint of shmcast")
         self._endpoint = weakref.ref(endpoint)
+        if self.is_gone:
+            raise Closed(f"register(): {endpoint!r} was closed, and has no metrics any more")
         handle = endpoint.handle
         self._segment = None if handle is None else _file_of(handle)
         if name is None:
@@ -233,6 +236,7 @@ class Collectors(Generic[_Owner]):
 
         Raises:
             InvalidArgument: one is none, or another endpoint that is open has the name.
+            Closed: the endpoint was closed.
         """
         metered = Metered(endpoint, name)
         if not isinstance(owner, self._kind):

@@ -25,6 +25,8 @@ def broadcast_objects(rank: int, src: int | None, group_src: int, policy: WaitPo
         assert bc.is_src == (rank == bc.src)
         got = [bc.broadcast_object(obj if bc.is_src else None, 30) for obj in OBJECTS]
         messages = bc.statistics().messages
+        assert not bc.closed
+    assert bc.closed
     assert messages == len(OBJECTS)
     return [fingerprint(obj) for obj in got]
 

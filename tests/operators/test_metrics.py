@@ -20,7 +20,7 @@ from prometheus_client.openmetrics import parser
 from prometheus_client.parser import text_string_to_metric_families
 
 import shmcast
-from shmcast import Hub, Reader, Statistics, Writer, metrics
+from shmcast import Hub, Reader, ShmBroadcaster, Statistics, Writer, metrics
 from shmcast._operators import metered
 
 DASHBOARD = Path(__file__).parents[2] / "docs" / "operations" / "grafana.json"
@@ -149,6 +149,26 @@ def test_each_endpoint_needs_a_name_of_its_own(registry: CollectorRegistry) -> N
 def test_what_is_no_endpoint_is_refused(registry: CollectorRegistry) -> None:
     with pytest.raises(shmcast.InvalidArgument, match="is no endpoint"):
         metrics.register(object(), registry=registry)  # type: ignore[arg-type]
+
+
+def test_a_closed_broadcaster_has_no_metrics(registry: CollectorRegistry) -> None:
+    with ShmBroadcaster.over(0, 1, lambda mine: [mine]) as alone:
+        metrics.register(alone, "decode", registry)
+        assert [*registry.collect()]
+        assert not alone.closed
+    assert alone.closed
+    assert not [*registry.collect()]
+    with pytest.raises(shmcast.Closed):
+        metrics.register(alone, "decode", registry)
+
+
+def test_what_is_closed_is_refused(registry: CollectorRegistry) -> None:
+    with Writer(1, label="over") as writer, Reader(writer.handle, 0) as reader:
+        pass
+    for endpoint in (writer, reader):
+        with pytest.raises(shmcast.Closed, match="was closed, and has no metrics"):
+            metrics.register(endpoint, registry=registry)
+    assert not [*registry.collect()]
 
 
 def test_the_dashboard_asks_for_metrics_that_there_are(
