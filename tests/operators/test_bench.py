@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pty
 import signal
 import subprocess
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
 from shmcast._operators.bench import figures
 from shmcast._operators.bench.cases import MESSAGES, percentile, reader_counts
+from shmcast._operators.bench.crew import Crew, CrewFailed
 from shmcast._operators.bench.figures import Figure
 from shmcast._operators.bench.transports import TRANSPORTS
+from tests.support import operators
+from tests.support.confined import in_namespaces
 from tests.support.operators import rows
 from tests.support.permissions import needs_torch
 from tests.support.terminal import WIDTH
@@ -57,6 +62,47 @@ def test_a_peer_that_is_not_there_is_named_and_the_others_are_measured() -> None
     assert text.endswith(
         "\n\ngloo was not measured: the source: ImportError: there is no torch here"
     )
+
+
+def test_without_a_network_gloo_is_given_up_at_once() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(operators, "COMMAND", [*in_namespaces("--net"), *operators.COMMAND])
+        found = rows(*QUICK)
+    errors = {row["transport"]: row["error"] for row in found}
+    assert errors.pop("gloo").startswith(
+        "the source: ConnectionError: there is no loopback network here: "
+    )
+    assert errors == {"shmcast": "", "pipe": ""}
+
+
+def said_and_ended(answer: tuple[str, object] | None) -> Connection:
+    """Return the end to a process that has said this, and ended."""
+    mine, its = multiprocessing.Pipe()
+    with its:
+        if answer is not None:
+            its.send(answer)
+    return mine
+
+
+@pytest.mark.parametrize(
+    ("source", "reader", "told"),
+    [
+        (("ready", ""), ("failed", "no"), "reader 0: no"),
+        (("failed", "why"), ("failed", "no"), "the source: why"),
+        (("failed", "why"), None, "the source: why"),
+        (("ready", ""), None, "reader 0 has ended"),
+        (None, None, "the source has ended"),
+    ],
+)
+def test_who_fails_is_told_before_others_give_up(
+    source: tuple[str, object] | None, reader: tuple[str, object] | None, told: str
+) -> None:
+    crew = Crew.__new__(Crew)
+    crew._controls = [*map(said_and_ended, (source, reader, ("ready", "")))]
+    with pytest.raises(CrewFailed, match=f"^{told}$"):
+        crew.meet()
+    for control in crew._controls:
+        control.close()
 
 
 @pytest.mark.usefixtures("_no_torch")

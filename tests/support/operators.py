@@ -14,13 +14,16 @@ from shmcast._endpoints.handle import Handle
 from shmcast._host import reports
 from tests.support import ranks
 
+COMMAND = [sys.executable, "-W", "error", "-m", "shmcast"]
+"""What runs the command line, with warnings as errors."""
+
 _kept: list[Any] = []
 
 
 def run_shmcast(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own, with warnings as errors."""
+    """Run the command line in a process of its own."""
     return subprocess.run(  # noqa: S603
-        [sys.executable, "-W", "error", "-m", "shmcast", *arguments],
+        [*COMMAND, *arguments],
         capture_output=True,
         text=True,
         timeout=50,

@@ -7,6 +7,8 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from multiprocessing.connection import wait
+from typing import Any
 
 from shmcast._operators.bench.member import Turn, serve
 from shmcast._operators.bench.transports import MEET_SECONDS
@@ -14,6 +16,10 @@ from shmcast._operators.bench.transports import MEET_SECONDS
 _START_SECONDS = 2 * MEET_SECONDS
 _TURN_SECONDS = 60.0
 _LEAVE_SECONDS = 5.0
+_CAUSE_SECONDS = 5.0
+
+_ENDED = "ended", ""  # in place of an answer
+_FAILURES = ("failed", "ended")
 
 
 class CrewFailed(Exception):
@@ -68,20 +74,39 @@ class Crew:
         return self._answers(_TURN_SECONDS)
 
     def _answers(self, seconds: float) -> list[Sequence[int]]:
+        """Return what each process answers, as soon as all have, or one has failed."""
         until = time.monotonic() + seconds
-        answers = []
-        for rank, control in enumerate(self._controls):
-            who = "the source" if rank == 0 else f"reader {rank - 1}"
-            if not control.poll(max(0.0, until - time.monotonic())):
-                raise CrewFailed(f"{who} gave no answer in {seconds:g} s")
-            try:
-                kind, value = control.recv()
-            except (EOFError, OSError):
-                raise CrewFailed(f"{who} has ended") from None
-            if kind == "failed":
-                raise CrewFailed(f"{who}: {value}")
-            answers.append(value)
-        return answers
+        answers: dict[int, Sequence[int]] = {}
+        while len(answers) < len(self._controls):
+            awaited = [rank for rank in range(len(self._controls)) if rank not in answers]
+            left = max(0.0, until - time.monotonic())
+            ready = wait([self._controls[rank] for rank in awaited], left)
+            if not ready:
+                raise CrewFailed(f"{_name(awaited[0])} gave no answer in {seconds:g} s")
+            for rank in awaited:
+                if self._controls[rank] in ready:
+                    kind, value = self._received(rank)
+                    if kind in _FAILURES:
+                        raise self._failure(rank, kind, value, is_source_awaited=0 not in answers)
+                    answers[rank] = value
+        return [answers[rank] for rank in range(len(self._controls))]
+
+    def _received(self, rank: int) -> tuple[str, Any]:
+        try:
+            answer: tuple[str, Any] = self._controls[rank].recv()
+        except (EOFError, OSError):
+            return _ENDED
+        return answer
+
+    def _failure(self, rank: int, kind: str, value: str, is_source_awaited: bool) -> CrewFailed:
+        # What fails everywhere is told of the source, who may also know why a reader has ended.
+        if is_source_awaited and rank and self._controls[0].poll(_CAUSE_SECONDS):
+            answer = self._received(0)
+            if answer[0] == "failed":
+                rank, (kind, value) = 0, answer
+        return CrewFailed(
+            f"{_name(rank)}: {value}" if kind == "failed" else f"{_name(rank)} has ended"
+        )
 
     def end(self, in_order: bool) -> None:
         """End all processes.
@@ -101,6 +126,10 @@ class Crew:
             process.join()
         for control in self._controls:
             control.close()
+
+
+def _name(rank: int) -> str:
+    return "the source" if rank == 0 else f"reader {rank - 1}"
 
 
 @contextlib.contextmanager

@@ -68,24 +68,25 @@ class _Seen:
 class _Measurement:
     """All cases of a number of readers."""
 
-    def __init__(self, readers: int, seconds: float) -> None:
+    def __init__(self, readers: int, seconds: float, tell: Callable[[str], None]) -> None:
         self._cases = cases(readers)
         self._seconds = seconds
         self._crews: dict[str, Crew] = {}
         self._errors: dict[str, str] = {}
         self._seen = {(name, case): _Seen() for name in TRANSPORTS for case in self._cases}
         self._readers = readers
+        self._tell = tell
 
-    def run(self, tell: Callable[[str], None]) -> list[Figure]:
+    def run(self) -> list[Figure]:
         with contextlib.ExitStack() as undo:
             undo.callback(self._abandon)
-            tell(f"{self._readers} reader(s): processes start")
+            self._tell(f"{self._readers} reader(s): processes start")
             for name in TRANSPORTS:
                 self._crews[name] = Crew(name, self._readers)
             for name in TRANSPORTS:
                 self._attempt(name, self._crews[name].meet)
             for number in range(_ROUNDS):
-                tell(f"{self._readers} reader(s): round {number + 1} of {_ROUNDS}")
+                self._tell(f"{self._readers} reader(s): round {number + 1} of {_ROUNDS}")
                 for case in self._cases:
                     for name in [*self._crews]:
                         self._attempt(name, lambda: self._turn(name, case))  # noqa: B023
@@ -106,6 +107,7 @@ class _Measurement:
             step()
         except CrewFailed as error:
             self._errors[name] = str(error)
+            self._tell(f"{name} is not measured: {error}")
             self._crews.pop(name).end(in_order=False)
 
     def _turn(self, name: str, case: Case) -> None:
@@ -151,7 +153,7 @@ def measure(counts: Sequence[int], seconds: float, tell: Callable[[str], None]) 
         seconds: for each of the turns.
         tell: is told what is under way.
     """
-    return [row for readers in counts for row in _Measurement(readers, seconds).run(tell)]
+    return [row for readers in counts for row in _Measurement(readers, seconds, tell).run()]
 
 
 def as_text(rows: Sequence[Figure]) -> str:

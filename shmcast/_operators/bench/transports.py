@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +16,9 @@ from shmcast._endpoints.writer import Writer
 
 MEET_SECONDS = 90.0
 """For the others to come."""
+
+_LOOPBACK = "127.0.0.1"
+_LOOPBACK_SECONDS = 5.0  # for an answer: a packet filter may drop what is asked
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ def _pipe(seat: Seat) -> End:
 
 def _gloo(seat: Seat) -> End:
     """Call `torch.distributed.broadcast_object_list`, over gloo on the loopback interface."""
+    _check_loopback()
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     import torch
     import torch.distributed as dist
@@ -67,9 +72,9 @@ def _gloo(seat: Seat) -> End:
     torch.set_num_threads(1)
     seconds = timedelta(seconds=MEET_SECONDS)
     if seat.rank:
-        store = TCPStore("127.0.0.1", seat.pipes[0].recv(), None, False, seconds)
+        store = TCPStore(_LOOPBACK, seat.pipes[0].recv(), None, False, seconds)
     else:
-        store = TCPStore("127.0.0.1", 0, None, True, seconds, wait_for_workers=False)
+        store = TCPStore(_LOOPBACK, 0, None, True, seconds, wait_for_workers=False)
         for pipe in seat.pipes:
             pipe.send(store.port)
     dist.init_process_group(
@@ -85,6 +90,17 @@ def _gloo(seat: Seat) -> End:
         return place[0]
 
     return End(recv if seat.rank else send, dist.destroy_process_group)
+
+
+def _check_loopback() -> None:
+    """Raise at once where there is no loopback network, which gloo's store would wait for long."""
+    try:
+        with socket.create_server((_LOOPBACK, 0)) as server:
+            socket.create_connection(server.getsockname(), _LOOPBACK_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"there is no loopback network here: {error.strerror or error} (ip link set lo up)"
+        ) from error
 
 
 def _shmcast(seat: Seat) -> End:
