@@ -67,7 +67,8 @@ def _attempted(look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
         yield from look()
     except (OSError, ShmcastError) as error:
         name = look.__name__.strip("_").replace("_", " ")
-        yield Finding(name, "bad", f"could not be looked at: {error}")
+        why = _told(error) if isinstance(error, ShmcastError) else error
+        yield Finding(name, "bad", f"could not be looked at: {why}")
 
 
 def _versions() -> Iterator[Finding]:
