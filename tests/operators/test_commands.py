@@ -63,7 +63,7 @@ def run_in_shell(command: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def broadcaster() -> Iterator[Writer]:
-    with Writer(1, label="told to nobody") as writer:
+    with Writer(1, label="told to no one") as writer:
         yield writer
 
 

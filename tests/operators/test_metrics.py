@@ -163,7 +163,7 @@ def test_a_closed_broadcaster_has_no_metrics(registry: CollectorRegistry) -> Non
 
 
 def test_what_is_closed_is_refused(registry: CollectorRegistry) -> None:
-    with Writer(1, label="over") as writer, Reader(writer.handle, 0) as reader:
+    with Writer(1, label="unmetered") as writer, Reader(writer.handle, 0) as reader:
         pass
     for endpoint in (writer, reader):
         with pytest.raises(shmcast.Closed, match="was closed, and has no metrics"):

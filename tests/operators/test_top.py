@@ -121,8 +121,8 @@ def test_rates_are_what_happened_between_two_looks() -> None:
 
 
 def test_the_cpu_time_of_a_process_is_not_lost_to_one_elsewhere_with_its_pid() -> None:
-    with Writer(1, label="here") as writer, Reader(writer.handle, 0):
-        before = snapshot_of("here:")
+    with Writer(1, label="counted twice") as writer, Reader(writer.handle, 0):
+        before = snapshot_of("counted twice:")
     elsewhere = dataclasses.replace(before.members[-1], cpu_seconds=0.0, is_here=False)
     before = dataclasses.replace(before, writer=elsewhere)
     assert before.readers[0].cpu_seconds > 0
