@@ -806,6 +806,8 @@ class ReplyWriter(RingWriter):
         Raises: TimedOut, Interrupted, EndpointClosed (also: somebody has closed and not come),
             SegmentCorrupted, ConcurrentUse, Forked.
         """
+    def barriers_passed(self) -> int:
+        """Return how many barriers this member has passed, whatever was raised of it."""
     def absent(self) -> list[int]:
         """Return who has not come to the barrier: members, and the hub as their number."""
 
@@ -883,6 +885,8 @@ class Hub(Awaitable):
 
         See ReplyWriter.
         """
+    def barriers_passed(self) -> int:
+        """Return how many barriers this hub has passed, whatever was raised of it."""
     def absent(self) -> list[int]:
         """Return the members that have not come to the barrier."""
     def keep(self, whom: int | EllipsisType | None, received: Any) -> None:

@@ -151,6 +151,7 @@ class PyHub final : public Awaitable, public Relief {
     }
     barrier_.leave();
   }
+  std::uint64_t barriers_passed() const { return barrier_.passed(); }
   // Return who had not come to the last barrier when it was looked at.
   nb::list absent() const { return list_of(barrier_.absent()); }
 

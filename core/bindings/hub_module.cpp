@@ -88,6 +88,7 @@ void bind_hub(nb::module_& m) {
            "watch"_a.none())
       .def("interrupt", &PyReplyWriter::interrupt_calls)
       .def("barrier", &PyReplyWriter::pass_barrier, "timeout"_a = nb::none())
+      .def("barriers_passed", &PyReplyWriter::barriers_passed)
       .def("absent", &PyReplyWriter::absent)
       .def(
           "publish",
@@ -102,6 +103,7 @@ void bind_hub(nb::module_& m) {
            "warmup"_a.none(), "watch"_a.none(), "who"_a)
       .def("interrupt", &PyHub::interrupt_calls)
       .def("barrier", &PyHub::pass_barrier, "timeout"_a = nb::none())
+      .def("barriers_passed", &PyHub::barriers_passed)
       .def("absent", &PyHub::absent)
       .def("keep", &keep, "whom"_a.none(), "received"_a.none())
       .def(

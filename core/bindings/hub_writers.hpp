@@ -121,6 +121,7 @@ class PyReplyWriter final : public PyRingWriter {
     }
     barrier_.leave();
   }
+  std::uint64_t barriers_passed() const { return barrier_.passed(); }
   // Return who had not come to the last barrier when it was looked at.
   nb::list absent() const { return list_of(barrier_.absent()); }
 

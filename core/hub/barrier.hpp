@@ -47,6 +47,9 @@ class Barrier {
     Gate(tail_.bell().gate).wake();
   }
 
+  // Return how many barriers this one has passed.
+  std::uint64_t passed() const { return number_ - (is_within_ ? 1 : 0); }
+
   // Return whether all have come. For who is within, as the others are.
   bool all_have_come() {
     while (missing_ <= members() && has_come(missing_)) ++missing_;

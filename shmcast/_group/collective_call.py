@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from shmcast._codecs.base import Frame
 from shmcast._nodes.deadline import Deadline
 
 
 class Step(NamedTuple):
-    """A part of a collective that may wait. If it raises, it has done nothing, or goes on later."""
+    """A part of a collective that may wait. If it raises, it has done nothing, or goes on later.
+
+    But for a signal's handler, which may raise when all was done: then `is_over` tells, after which
+    the step is not taken again. A step without it may be.
+    """
 
     take: Callable[[Deadline], object]
     waits_for: Callable[[], str]
     is_in_hub: bool
+    is_over: Callable[[], bool] = lambda: False
 
 
 class Call:
@@ -29,3 +35,11 @@ class Call:
         self.name = name
         self.steps: deque[Step] = deque()
         self.result = result
+        self.received: Sequence[Frame] | None = None
+        """Of the step before, by the one that looks at it."""
+        self.replies: Sequence[Sequence[Frame] | None] | None = None
+        """The same, of each other rank of the node."""
+        self.is_sending = False
+        """Whether what this rank sends in the hub was begun: one message in a call, at most."""
+        self.barriers_passed: int | None = None
+        """Of this rank, before the barrier that it is in."""

@@ -7,33 +7,28 @@ over a stream: one message a node in each direction.
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from shmcast._codecs.base import Codec, Frame
 from shmcast._endpoints import tracing
 from shmcast._endpoints.arguments import check_timeout
-from shmcast._endpoints.objects import refused, unsendable
+from shmcast._endpoints.objects import unsendable
 from shmcast._group.collective_call import Call, Step
 from shmcast._group.company import Company
 from shmcast._group.node_hub import NodeHub
+from shmcast._group.shares import ALL_GATHER, BARRIER, GATHER, SCATTER, Shares
 from shmcast._group.trunk import Trunk
 from shmcast._host.signals import is_interruption
 from shmcast._nodes.deadline import Deadline
-from shmcast._nodes.parcel import Parcel, Part
+from shmcast._nodes.parcel import Part
 from shmcast.errors import (
     ConcurrentUse,
-    DecodeError,
     Interrupted,
     InvalidArgument,
     PeerDied,
     Timeout,
 )
-
-GATHER, ALL_GATHER = "gather_object", "all_gather_object"
-SCATTER, BARRIER = "scatter_object", "barrier"
-_PURPOSES = (GATHER, ALL_GATHER, SCATTER, BARRIER)
 
 
 class Collectives:
@@ -48,16 +43,13 @@ class Collectives:
         self._company = company
         self._codec = codec
         self._tracer = tracing.chosen()
-        self._to_frames = tracing.call(self._tracer, tracing.ENCODE, codec.encode)
-        self._to_object = tracing.call(self._tracer, tracing.DECODE, codec.decode)
         self._hub = NodeHub(company)
         self._trunk = Trunk(company)
         self._call: Call | None = None
-        self._turn = threading.Lock()
-        self._parts: dict[int, Part] = {}
+        self._is_called = False
+        self._shares = Shares(company, codec)
         self._lost: set[int] = set()  # leaders of other nodes
         self._is_in_hub = False  # a call of this rank is
-        self._has_passed = False  # the barrier that was begun last
         self._is_leader = company.me == company.here.leader
         self._is_src = company.me == company.src
         self._has_nodes = len(company.topology.nodes) > 1
@@ -66,8 +58,10 @@ class Collectives:
         """See `ShmBroadcaster.gather_object`."""
 
         def begin() -> Call:
-            self._parts = {self._company.me: [] if self._is_src else self._encode(obj)}
-            call = Call(GATHER, lambda: self._objects(obj) if self._is_src else None)
+            self._shares.parts = {
+                self._company.me: [] if self._is_src else self._shares.encode(obj)
+            }
+            call = Call(GATHER, lambda: self._shares.objects(obj) if self._is_src else None)
             self._add_steps_up(call)
             return call
 
@@ -78,10 +72,10 @@ class Collectives:
         """See `ShmBroadcaster.all_gather_object`."""
 
         def begin() -> Call:
-            self._parts = {self._company.me: self._encode(obj)}
-            call = Call(ALL_GATHER, lambda: self._objects(obj))
+            self._shares.parts = {self._company.me: self._shares.encode(obj)}
+            call = Call(ALL_GATHER, lambda: self._shares.objects(obj))
             self._add_steps_up(call)
-            self._add_steps_down(call, lambda _ranks: self._parts)
+            self._add_steps_down(call, lambda _ranks: self._shares.parts)
             return call
 
         gathered: list[Any] = self._run(ALL_GATHER, begin, timeout)
@@ -93,18 +87,19 @@ class Collectives:
 
         def begin() -> Call:
             if self._is_src:
-                given = self._checked(objs)
-                self._parts = {
-                    rank: self._encode(obj)
+                given = self._shares.checked(objs)
+                self._shares.parts = {
+                    rank: self._shares.encode(obj)
                     for rank, obj in zip(company.ranks, given, strict=True)
                     if rank != company.me
                 }
                 call = Call(SCATTER, lambda: given[company.rank])
             else:
-                self._parts = {}
-                call = Call(SCATTER, lambda: self._object(company.me, company.src))
+                self._shares.parts = {}
+                call = Call(SCATTER, lambda: self._shares.object(company.me, company.src))
             self._add_steps_down(
-                call, lambda ranks: {r: part for r, part in self._parts.items() if r in ranks}
+                call,
+                lambda ranks: {r: part for r, part in self._shares.parts.items() if r in ranks},
             )
             return call
 
@@ -116,33 +111,36 @@ class Collectives:
             self._run(BARRIER, self._begin_barrier, timeout)
             return
         self._is_in_hub = True  # nothing but that: it is over in microseconds
-        self._has_passed = False
+        passed = self._hub.barriers_passed
         try:
-            tracing.call(self._tracer, f"shmcast.{BARRIER}", self._pass_barrier)(timeout)
+            tracing.call(self._tracer, f"shmcast.{BARRIER}", self._hub.barrier)(timeout)
         except BaseException as error:
-            is_to_go_on = isinstance(error, Timeout | Interrupted) or is_interruption(error)
-            if is_to_go_on and not self._has_passed:
+            if isinstance(error, Timeout | Interrupted) or is_interruption(error):
                 self._call = self._begin_barrier()
+                self._call.barriers_passed = passed
             with self._company.telling_causes():
                 raise
         finally:
             self._is_in_hub = False
 
-    def _pass_barrier(self, timeout: float | None) -> None:
-        self._hub.barrier(timeout)
-        self._has_passed = True
-
     def _begin_barrier(self) -> Call:
         call = Call(BARRIER, lambda: None)
-        here = Step(
-            lambda left: self._hub.barrier(left.left()),
-            lambda: self._company.names(self._hub.absent()),
-            True,
-        )
+
+        def take(left: Deadline) -> None:
+            if call.barriers_passed is None:
+                call.barriers_passed = self._hub.barriers_passed
+            if self._hub.barriers_passed == call.barriers_passed:
+                self._hub.barrier(left.left())
+            call.barriers_passed = None
+
+        def names() -> str:
+            return self._company.names(self._hub.absent())
+
+        here = Step(take, names, True)
         call.steps.append(here)
         if self._has_nodes:
             if self._is_leader:
-                self._parts = {}
+                self._shares.parts = {}
                 self._add_trunk_up(call)
                 self._add_trunk_down(call, lambda _ranks: {})
             call.steps.append(here)
@@ -152,7 +150,7 @@ class Collectives:
         """End the call that waits in another thread; return whether there is one."""
         if self._is_in_hub:
             self._hub.interrupt()
-        elif self._turn.locked():
+        elif self._is_called:
             self._company.is_interrupted = True
         else:
             return False
@@ -169,11 +167,13 @@ class Collectives:
         company = self._company
         deadline = Deadline.after(check_timeout(timeout, company.label, name))
         company.check_open()
-        if not self._turn.acquire(blocking=False):
+        # No signal is handled, and no other thread is switched to, between a look and a note of it.
+        if self._is_called:
             raise ConcurrentUse(
                 f"{company.label}: {name} while another thread is in a collective of this "
                 "broadcaster; give each thread a broadcaster of its own"
             )
+        self._is_called = True
         try:
             with company.telling_causes():
                 if self._call is None:
@@ -186,10 +186,12 @@ class Collectives:
                         f"{company.label}: {name} while {self._call.name} is not over, which has "
                         f"timed out or was interrupted: call {self._call.name} again first"
                     )
-                return self._go_on(self._call, deadline)
+                result = self._go_on(self._call, deadline)
         finally:
             self._is_in_hub = False
-            self._turn.release()
+            self._is_called = False
+        self._call = None  # at the very end: whoever is called again by a signal's is to get it
+        return result
 
     def _go_on(self, call: Call, deadline: Deadline) -> Any:
         try:
@@ -206,36 +208,44 @@ class Collectives:
             if not is_interruption(error):
                 self._call = None
             raise
-        self._call = None
         return result
 
     def _take_steps(self, call: Call, deadline: Deadline) -> None:
         while call.steps:
-            self._is_in_hub = call.steps[0].is_in_hub
-            call.steps[0].take(deadline)
-            call.steps.popleft()
+            step = call.steps[0]
+            self._is_in_hub = step.is_in_hub
+            try:
+                step.take(deadline)
+            except BaseException as error:
+                if is_interruption(error) and step.is_over():
+                    call.steps.popleft()
+                raise
+            call.steps.popleft()  # (a signal is handled after this, and not before)
 
     # What a rank says goes up to the source, by way of its leader.
 
     def _add_steps_up(self, call: Call) -> None:
         if not self._is_leader:
-            frames = self._packed(call.name, self._parts)
-            self._add_in_hub(
-                call,
-                lambda left: self._sent(self._hub.reply, frames, left),
-                [self._company.here.leader],
-            )
+            frames = self._shares.packed(call.name, self._shares.parts)
+            self._add_send(call, self._hub.reply, lambda: frames, [self._company.here.leader])
             return
 
         def collect(left: Deadline) -> None:
-            for rank, frames in self._hub.collect(left).items():
-                if isinstance(frames, PeerDied):
-                    self._parts[rank] = frames
-                else:
-                    self._open(frames, call.name, rank)
+            if call.replies is None:
+                call.replies = self._hub.collect(left)
 
-        missing = self._hub.missing
-        call.steps.append(Step(collect, lambda: self._company.names(missing()), True))
+        def take_in(_left: Deadline) -> None:
+            for rank, frames in self._hub.by_rank(call.replies or []).items():
+                if isinstance(frames, PeerDied):
+                    self._shares.parts[rank] = frames
+                else:
+                    self._shares.take_in(frames, call.name, rank)
+
+        def missing() -> str:
+            return self._company.names(self._hub.missing())
+
+        call.steps.append(Step(collect, missing, True))
+        call.steps.append(Step(take_in, missing, True))
         self._add_trunk_up(call)
 
     def _add_trunk_up(self, call: Call) -> None:
@@ -244,7 +254,9 @@ class Collectives:
             return
 
         def send(left: Deadline) -> None:
-            self._trunk.send(company.src, self._packed(call.name, self._parts), left, call.name)
+            self._trunk.send(
+                company.src, self._shares.packed(call.name, self._shares.parts), left, call.name
+            )
 
         if not self._is_src:
             self._add_on_trunk(call, company.src, send)
@@ -259,20 +271,22 @@ class Collectives:
     ) -> None:
         company = self._company
         if not self._is_leader:
+            leader = company.here.leader
 
             def consume(left: Deadline) -> None:
-                self._open(self._hub.consume(left), call.name, company.here.leader)
+                if call.received is None:
+                    call.received = self._hub.consume(left)
 
-            self._add_in_hub(call, consume, [company.here.leader])
+            self._add_in_hub(call, consume, [leader])
+            self._add_in_hub(call, lambda _left: self._take_in(call, leader), [leader])
             return
         self._add_trunk_down(call, parts_for)
 
-        def publish(left: Deadline) -> None:
-            frames = self._packed(call.name, parts_for(company.here.ranks))
-            self._sent(self._hub.publish, frames, left)
+        def parcel() -> list[Frame]:
+            return self._shares.packed(call.name, parts_for(company.here.ranks))
 
         others = [rank for rank in company.here.ranks if rank != company.me]
-        self._add_in_hub(call, publish, others)
+        self._add_send(call, self._hub.publish, parcel, others)
 
     def _add_trunk_down(
         self, call: Call, parts_for: Callable[[Sequence[int]], dict[int, Part]]
@@ -281,7 +295,7 @@ class Collectives:
 
         def send(rank: int, left: Deadline) -> None:
             parts = parts_for(company.topology.node_of(rank).ranks)
-            self._trunk.send(rank, self._packed(call.name, parts), left, call.name)
+            self._trunk.send(rank, self._shares.packed(call.name, parts), left, call.name)
 
         if not self._has_nodes:
             return
@@ -291,6 +305,24 @@ class Collectives:
             return
         for leader in self._trunk.leaders:
             self._add_on_trunk(call, leader, functools.partial(send, leader))
+
+    def _add_send(
+        self,
+        call: Call,
+        send: Callable[[Sequence[Frame], Deadline], None],
+        frames: Callable[[], list[Frame]],
+        whom: Sequence[int],
+    ) -> None:
+        """Add a step that sends a message in the hub, once."""
+
+        def take(left: Deadline) -> None:
+            message = frames()
+            self._hub.begin_to_send()
+            call.is_sending = True  # (from here on `was_sent` speaks of this message)
+            self._sent(send, message, left)
+
+        names = functools.partial(self._company.names, whom)
+        call.steps.append(Step(take, names, True, lambda: call.is_sending and self._hub.was_sent))
 
     def _add_in_hub(
         self, call: Call, take: Callable[[Deadline], object], whom: Sequence[int]
@@ -312,31 +344,20 @@ class Collectives:
                     company.deaths.update(dict.fromkeys(ranks, error))
             if rank in self._lost:
                 for dead in ranks:
-                    self._parts.setdefault(dead, company.dropped(dead))
+                    self._shares.parts.setdefault(dead, company.dropped(dead))
 
         call.steps.append(Step(take_or_drop, lambda: self._company.name(rank), False))
 
     def _receive(self, call: Call, rank: int, left: Deadline) -> None:
-        self._open(self._trunk.receive(rank, left, call.name), call.name, rank)
+        if call.received is None:
+            call.received = self._trunk.receive(rank, left, call.name)
+        self._take_in(call, rank)
 
-    # Objects, frames and parcels.
-
-    def _packed(self, name: str, parts: dict[int, Part]) -> list[Frame]:
-        return Parcel(_PURPOSES.index(name), parts).frames()
-
-    def _open(self, frames: Sequence[Frame], name: str, rank: int) -> None:
-        """Take in what a rank has sent."""
-        parcel = Parcel.of(frames)
-        theirs = _PURPOSES[parcel.purpose]
-        if theirs != name:
-            raise InvalidArgument(
-                f"{self._company.label}: {name} while {self._company.name(rank)} calls {theirs}: "
-                "all ranks must call the same collectives in the same order"
-            )
-        self._parts.update(parcel.parts)
-        for one, part in parcel.parts.items():
-            if isinstance(part, PeerDied):
-                self._company.deaths[one] = part
+    def _take_in(self, call: Call, rank: int) -> None:
+        """Take in what was received of a rank; once more, if a signal's handler has raised."""
+        if call.received is not None:
+            self._shares.take_in(call.received, call.name, rank)
+            call.received = None
 
     def _sent(
         self, send: Callable[[Sequence[Frame], Deadline], None], frames: list[Frame], left: Deadline
@@ -346,43 +367,3 @@ class Collectives:
         except (TypeError, BufferError) as error:
             told = unsendable(error, self._codec, self._company.label)
             raise told or error from error
-
-    def _encode(self, obj: Any) -> Sequence[Frame]:
-        try:
-            return self._to_frames(obj)
-        except Exception as error:
-            if is_interruption(error):
-                raise
-            raise refused(obj, error, self._codec, self._company.label) from error
-
-    def _objects(self, mine: Any) -> list[Any]:
-        """Make the objects of all ranks, in the order of the group."""
-        ranks = self._company.ranks
-        return [mine if r == self._company.me else self._object(r, r) for r in ranks]
-
-    def _object(self, rank: int, sender: int) -> Any:
-        """Make the object of a rank, or for it."""
-        part = self._parts.get(rank)
-        if part is None:
-            return self._company.dropped(rank)
-        if isinstance(part, PeerDied):
-            return part
-        try:
-            return self._to_object([*part])  # type: ignore[list-item]
-        except Exception as error:
-            if is_interruption(error):
-                raise
-            raise DecodeError(
-                f"{self._company.label}: can't decode the object of {self._company.name(sender)}: "
-                f"{type(error).__name__}: {error}; this collective is over, all have sent"
-            ) from error
-
-    def _checked(self, objs: Sequence[Any] | None) -> Sequence[Any]:
-        size = len(self._company.ranks)
-        if not isinstance(objs, Sequence) or isinstance(objs, str | bytes) or len(objs) != size:
-            what = f"{len(objs)} objects" if isinstance(objs, Sequence) else repr(objs)
-            raise InvalidArgument(
-                f"{self._company.label}: scatter_object({what}): the source gives a list of {size} "
-                "objects, one for each rank of the group"
-            )
-        return objs

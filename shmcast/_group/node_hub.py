@@ -149,8 +149,17 @@ class NodeHub:
 
     # On the leader.
 
-    def collect(self, deadline: Deadline) -> dict[int, Sequence[Frame] | PeerDied]:
-        """Return a message of each other rank of the node, or how it has died, by rank."""
+    def collect(self, deadline: Deadline) -> Sequence[Sequence[Frame] | None]:
+        """Receive a message of each other rank of the node, for `by_rank`; None: it has died."""
+        if self.end is None:
+            return []
+        assert isinstance(self.end, NodeHubEnd)  # noqa: S101 (this is the leader)
+        return self.end.collect(deadline.left())
+
+    def by_rank(
+        self, collected: Sequence[Sequence[Frame] | None]
+    ) -> dict[int, Sequence[Frame] | PeerDied]:
+        """Return what was collected by rank, with how those that are dead have died."""
         company = self._company
         told: dict[int, Sequence[Frame] | PeerDied] = {
             rank: company.dropped(rank)
@@ -160,8 +169,7 @@ class NodeHub:
         if self.end is None:
             return told
         assert isinstance(self.end, NodeHubEnd)  # noqa: S101 (this is the leader)
-        received = self.end.collect(deadline.left())
-        for index, frames in enumerate(received):
+        for index, frames in enumerate(collected):
             told[self._members[index]] = self.end.death_of(index) if frames is None else frames
         return told
 
@@ -200,6 +208,21 @@ class NodeHub:
         return self.end.consume(deadline.left())
 
     # On all of them.
+
+    def begin_to_send(self) -> None:
+        """Forget what was sent before, for `was_sent`."""
+        if self.end is not None:
+            self.end.not_encoded()
+
+    @property
+    def was_sent(self) -> bool:
+        """Whether a message was sent since then, whatever was raised of it."""
+        return self.end is not None and self.end.was_sent
+
+    @property
+    def barriers_passed(self) -> int:
+        """How many barriers this rank has passed, whatever was raised of it."""
+        return 0 if self.end is None else self.end.replies.barriers_passed()
 
     def barrier(self, timeout: float | None) -> None:
         """Wait until all ranks of the node have come."""
