@@ -167,7 +167,8 @@ class Collectives:
         company = self._company
         deadline = Deadline.after(check_timeout(timeout, company.label, name))
         company.check_open()
-        # No signal is handled, and no other thread is switched to, between a look and a note of it.
+        # No signal is handled, and the GIL is not let go, between a look and a note of it. (Without
+        # a GIL, two threads may come this far: the ends refuse the second.)
         if self._is_called:
             raise ConcurrentUse(
                 f"{company.label}: {name} while another thread is in a collective of this "

@@ -446,7 +446,7 @@ def two_threads(rank: int) -> str:
         if rank == 0:
             thread = threading.Thread(target=lambda: bc.gather_object(0, SECONDS))
             thread.start()
-            wait_until(lambda: bc._collectives is not None and bc._collectives._turn.locked())
+            wait_until(lambda: bc._collectives is not None and bc._collectives._is_called)
             with pytest.raises(shmcast.ConcurrentUse, match="another thread") as caught:
                 bc.all_gather_object(0)
             told = str(caught.value)
