@@ -61,10 +61,14 @@ struct Identity {
   std::uint64_t holds_lock = 0;  // 1: it holds the LifeLock of its place while it takes part
 };
 
+// In place of nodes: the segment is one rank's messages to another, which the sender holds back for
+// as long as they are not received, while its program goes on.
+inline constexpr std::uint32_t kBetweenTwo = 0;
+
 // What a segment says of itself to people who look at a host's segments.
 struct Description {
   std::string_view label;         // UTF-8; of more than kLabelBytes the end is lost
-  std::uint32_t nodes = 1;        // over which its group is spread
+  std::uint32_t nodes = 1;        // over which its group is spread; 0: see kBetweenTwo
   std::uint64_t arena_bytes = 0;  // at most
   std::int64_t made_ns = 0;       // CLOCK_REALTIME
 };
@@ -216,8 +220,9 @@ struct Geometry {
     return names_offset(readers + 1) + index * held_stride();
   }
   std::uint64_t slots_offset() const { return held_offset(readers); }
+  static constexpr std::uint64_t writer_seat_offset() { return sizeof(Header) + sizeof(Lobby); }
   std::uint64_t member_offset(std::uint64_t index) const {
-    return sizeof(Header) + sizeof(Lobby) + sizeof(WriterSeat) + index * sizeof(Member);
+    return writer_seat_offset() + sizeof(WriterSeat) + index * sizeof(Member);
   }
   std::uint64_t figures_offset(std::uint64_t index) const {
     return member_offset(readers) + index * sizeof(Figures);
@@ -304,7 +309,7 @@ class Segment {
   const Geometry& geometry() const { return geometry_; }
   Header& header() const { return at<Header>(0); }
   Lobby& lobby() const { return at<Lobby>(sizeof(Header)); }
-  WriterSeat& writer_seat() const { return at<WriterSeat>(sizeof(Header) + sizeof(Lobby)); }
+  WriterSeat& writer_seat() const { return at<WriterSeat>(Geometry::writer_seat_offset()); }
   // The words of the Gates on which the readers park, and the writer.
   std::uint64_t& readers_gate() const { return *readers_gate_; }
   std::uint64_t& writer_gate() const { return *writer_gate_; }

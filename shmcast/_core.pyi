@@ -451,6 +451,7 @@ def observe(fd: int) -> dict[str, Any]:
         label: str, what its writer calls it.
         made: float, when it was made, in seconds since the epoch.
         nodes: int, over how many its group is spread.
+        is_between_two: bool, whether it is one rank's messages to another.
         slots, slot_bytes, arena_bytes, spill_bytes: int.
         is_hub: bool.
         sent: float, when the last message was sent, by the writer's CLOCK_MONOTONIC; 0: unknown.
@@ -459,8 +460,13 @@ def observe(fd: int) -> dict[str, Any]:
         peers: list[Peer], as peers() returns it.
         names: list[str], how errors name each of them; "" for who has not come.
         figures: list[dict], the figures() of each of them.
-        replies: list[tuple[int, int]], of a hub: for each member the replies that it has sent, and
-            the fragments of them that the hub has not taken out of the ring.
+        sleeps: list[bool], of each of them: whether it sleeps until it is woken, as far as that can
+            be seen, which is of readers in an event loop, and of hubs.
+        replies: list[tuple[int, int, float, bool]], of a hub: for each member the replies that it
+            has sent, the fragments of them that the hub has not taken out of the ring, the seconds
+            it has waited for room for them or in barriers, and whether there is no room for more.
+        barriers: list[int | None], of a hub: how many barriers each member has come to, and behind
+            them the hub; None: nobody waits for it any more.
 
     Raises:
         LayoutMismatch: there is nothing to see; the text says why: it is being made, damaged, or of

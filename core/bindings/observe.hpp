@@ -5,6 +5,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <string_view>
 #include <vector>
@@ -33,20 +34,28 @@ inline nb::dict observe(int fd) {
   const Geometry& geometry = seen.geometry();
   std::vector<nb::object> names;
   std::vector<nb::dict> figures;
+  std::vector<nb::object> sleeps;
   std::vector<nb::object> replies;
   for (std::uint32_t i = 0; i <= geometry.readers; ++i) {
     const Latencies* latencies = i < geometry.readers ? &segment.latencies(i) : nullptr;
     names.push_back(text_of(seen.name(i)));
+    sleeps.push_back(nb::cast(seen.sleeps(i)));
     figures.push_back(as_dict(segment.reader_figures(i), latencies));
   }
   for (const Replies& of : seen.replies()) {
-    replies.push_back(nb::make_tuple(of.messages, of.behind));
+    const double waited = static_cast<double>(of.waited_ns) / 1e9;
+    replies.push_back(nb::make_tuple(of.messages, of.behind, waited, of.has_no_room));
+  }
+  std::vector<nb::object> barriers;
+  for (const std::uint64_t number : seen.barriers()) {
+    barriers.push_back(number == kNever ? nb::none() : nb::cast(number));
   }
   const std::uint64_t wake_at = peek(segment.writer_seat().wake_at);
   nb::dict dict = new_dict();
   dict["label"] = text_of(seen.label());
   dict["made"] = static_cast<double>(header.made_ns) / 1e9;
-  dict["nodes"] = header.nodes;
+  dict["nodes"] = std::max(header.nodes, 1u);
+  dict["is_between_two"] = header.nodes == kBetweenTwo;
   dict["slots"] = geometry.slots;
   dict["slot_bytes"] = geometry.slot_capacity;
   dict["arena_bytes"] = header.arena_bytes;
@@ -57,7 +66,9 @@ inline nb::dict observe(int fd) {
   dict["peers"] = list_of(peers(segment));
   dict["names"] = list_of(names);
   dict["figures"] = list_of(figures);
+  dict["sleeps"] = list_of(sleeps);
   dict["replies"] = list_of(replies);
+  dict["barriers"] = list_of(barriers);
   return dict;
 }
 

@@ -25,13 +25,16 @@
 #include "descriptor.hpp"
 #include "hub/tail.hpp"
 #include "layout.hpp"
+#include "wait/gate.hpp"
 
 namespace shmcast {
 
 // What a hub has of a member's replies.
 struct Replies {
-  std::uint64_t messages;  // that the member has sent
-  std::uint64_t behind;    // fragments of them that the hub has not taken out of the ring
+  std::uint64_t messages;   // that the member has sent
+  std::uint64_t behind;     // fragments of them that the hub has not taken out of the ring
+  std::uint64_t waited_ns;  // that the member has waited for room for them, and in barriers
+  bool has_no_room;         // the ring is full, or the member waits for room
 };
 
 class Observation {
@@ -68,6 +71,15 @@ class Observation {
   std::int64_t sent_ns() const { return sent_ns_; }
   // Of each member of a hub.
   const std::vector<Replies>& replies() const { return replies_; }
+  // How many barriers each member of a hub has come to, and behind them the hub; kNever: nobody
+  // waits for it any more.
+  const std::vector<std::uint64_t>& barriers() const { return barriers_; }
+  // Return whether a member sleeps until it is woken, as far as that can be seen: of a reader
+  // whether its loop does, of a hub whether a thread or its loop does, of any other writer nothing.
+  bool sleeps(std::uint32_t member) const {
+    if (member == geometry_.readers) return hub_sleeps_;
+    return segment().member(member).doorbell.armed != 0;
+  }
 
  private:
   struct Aligned {
@@ -152,14 +164,24 @@ class Observation {
         tail.bytes() != geometry_.tail) {
       damaged();
     }
+    Bell bell;
+    read(&bell, sizeof bell, begin);
+    hub_sleeps_ = Gate::has_waiters(bell.gate);
+    barriers_.resize(geometry_.readers + 1);
+    read(barriers_.data(), barriers_.size() * sizeof barriers_[0], begin + tail.barriers_offset(0));
     const Geometry& ring = tail.replies;
     for (std::uint32_t i = 0; i < geometry_.readers; ++i) {
       Figures figures;
       Member hub;
+      WriterSeat seat;
       read(&figures, sizeof figures, begin + tail.ring_offset(i) + ring.figures_offset(1));
       read(&hub, sizeof hub, begin + tail.ring_offset(i) + ring.member_offset(0));
-      const bool is_behind = hub.consumed < figures.fragments;
-      replies_.push_back({figures.messages, is_behind ? figures.fragments - hub.consumed : 0});
+      read(&seat, sizeof seat, begin + tail.ring_offset(i) + Geometry::writer_seat_offset());
+      const std::uint64_t behind =
+          hub.consumed < figures.fragments ? figures.fragments - hub.consumed : 0;
+      const bool is_full = behind >= ring.slots;  // (one that spins does not say that it waits)
+      replies_.push_back({figures.messages, behind, figures.spun_ns + figures.parked_ns,
+                          is_full || seat.wake_at != kNever});
     }
   }
 
@@ -176,6 +198,8 @@ class Observation {
   Geometry geometry_{};
   std::int64_t sent_ns_ = kNothingSent;
   std::vector<Replies> replies_;
+  std::vector<std::uint64_t> barriers_;
+  bool hub_sleeps_ = false;
 };
 
 }  // namespace shmcast

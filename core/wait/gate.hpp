@@ -84,7 +84,7 @@ class Gate {
     // seq_cst: pairs with announce() and arm(). The change to be seen was stored seq_cst as well.
     std::uint64_t word = std::atomic_ref(word_).load(std::memory_order_seq_cst);
     do {
-      if (static_cast<std::uint32_t>(word) == 0) return false;
+      if (!has_waiters(word)) return false;
       // relaxed on failure: the loop looks at the count again.
     } while (!std::atomic_ref(word_).compare_exchange_weak(
         word, std::uint64_t{wake_ups(word) + 1} << 32, std::memory_order_seq_cst,
@@ -108,6 +108,8 @@ class Gate {
     return true;
   }
 
+  // Return whether threads are parked, or about to, or loops armed.
+  static bool has_waiters(std::uint64_t word) { return static_cast<std::uint32_t>(word) != 0; }
   static std::uint32_t wake_ups(std::uint64_t word) {
     return static_cast<std::uint32_t>(word >> 32);
   }

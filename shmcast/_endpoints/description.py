@@ -8,6 +8,11 @@ from pathlib import Path
 
 from shmcast import _core
 
+_TO = " to "
+
+BETWEEN_TWO = 0
+"""In place of nodes: one rank's messages to another, held back while they are not received."""
+
 
 @dataclass(frozen=True, slots=True)
 class Description:
@@ -15,11 +20,16 @@ class Description:
 
     Attributes:
         title: what it is called, in front of the program's name.
-        nodes: over how many its group is spread.
+        nodes: over how many its group is spread; `BETWEEN_TWO`: see there.
     """
 
     title: str
     nodes: int = 1
+
+    @classmethod
+    def between(cls, sender: str, receiver: str) -> Description:
+        """Describe one rank's messages to another, by how errors name the two."""
+        return cls(f"{sender}{_TO}{receiver}", BETWEEN_TWO)
 
     @property
     def label(self) -> str:
@@ -37,6 +47,11 @@ class Description:
             name: how errors name the writer.
         """
         return self.label, self.nodes, encodable(name)
+
+
+def receiver_of(label: str) -> str:
+    """Return how errors name the receiver, of a label made by `Description.between`."""
+    return label.rpartition(_TO)[2].rpartition(": ")[0]
 
 
 def program() -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from shmcast._codecs.base import Frame, Received
+from shmcast._endpoints.description import Description
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._group.company import Company
@@ -172,6 +173,7 @@ class _RingSink:
             warn_after=options.warn_after,
             label=company.label,
             reader_label=lambda _index: company.name(dst),
+            description=Description.between(company.label, company.name(dst)),
         )
         # (The ring holds few messages, and spills nothing for a reader that has yet to attach.)
         self.backlog_bytes = options.spill_bytes

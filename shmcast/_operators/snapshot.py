@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ class Member:
         figures: the fields of `Statistics`.
         is_here: its pid is one of this pid namespace.
         start_time: of its process; UNKNOWN_START: that is not known.
+        waited: seconds that it has waited so far, in whichever call.
+        sleeps: it sleeps until it is woken, as far as `_core.observe` can see.
     """
 
     index: int
@@ -51,11 +54,28 @@ class Member:
     figures: dict[str, Any]
     is_here: bool = True
     start_time: int = UNKNOWN_START
+    waited: float = 0.0
+    sleeps: bool = False
 
     @property
     def is_stuck(self) -> bool:
         """Whether its process does nothing, and should."""
         return self.seat in LIVING and self.state in STUCK
+
+
+@dataclass(frozen=True)
+class Replies:
+    """What a hub has of a member's replies.
+
+    Attributes:
+        messages: that the member has sent.
+        lag: fragments of them that the hub has not taken.
+        has_no_room: the member can send no more of them before the hub takes some.
+    """
+
+    messages: int
+    lag: int
+    has_no_room: bool
 
 
 @dataclass(frozen=True)
@@ -77,7 +97,11 @@ class Snapshot:
         waits_until: see `_core.observe`.
         readers: by index.
         writer: who sends.
-        replies: of a hub, how many each member has sent.
+        replies: of a hub, those of each member.
+        barriers: of a hub, how many barriers each of the members has come to, the hub last; None:
+            nobody waits for it any more.
+        is_between_two: one rank's messages to another, which the sender holds back for as long as
+            they are not received, while its program goes on.
         taken: when it was taken, in seconds of the monotonic clock.
     """
 
@@ -95,7 +119,9 @@ class Snapshot:
     waits_until: int | None = None
     readers: tuple[Member, ...] = ()
     writer: Member | None = None
-    replies: tuple[int, ...] = ()
+    replies: tuple[Replies, ...] = ()
+    barriers: tuple[int | None, ...] = ()
+    is_between_two: bool = False
     taken: float = field(default_factory=time.monotonic)
 
     @property
@@ -134,8 +160,16 @@ def take(segment: OpenSegment) -> Snapshot:
 
 
 def _snapshot(name: str, holders: tuple[int, ...], seen: dict[str, Any]) -> Snapshot:
+    of_replies = [waited for _, _, waited, _ in seen["replies"]]
+    waited = [
+        figures["spun_seconds"] + figures["parked_seconds"] + (of_replies[i : i + 1] or [0.0])[0]
+        for i, figures in enumerate(seen["figures"])
+    ]
     members = [
-        _member(*each) for each in zip(seen["peers"], seen["names"], seen["figures"], strict=True)
+        dataclasses.replace(_member(*each), waited=seconds, sleeps=sleeps)
+        for *each, seconds, sleeps in zip(
+            seen["peers"], seen["names"], seen["figures"], waited, seen["sleeps"], strict=True
+        )
     ]
     return Snapshot(
         name,
@@ -151,7 +185,9 @@ def _snapshot(name: str, holders: tuple[int, ...], seen: dict[str, Any]) -> Snap
         waits_until=seen["waits_until"],
         readers=tuple(members[:-1]),
         writer=members[-1],
-        replies=tuple(count for count, _ in seen["replies"]),
+        replies=tuple(Replies(count, lag, full) for count, lag, _, full in seen["replies"]),
+        barriers=tuple(seen["barriers"]),
+        is_between_two=seen["is_between_two"],
     )
 
 

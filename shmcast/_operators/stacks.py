@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shmcast._endpoints.members import LIVING
 from shmcast._host import reports
 from shmcast._host.process import py_spy, stack_of
 from shmcast._operators.snapshot import DEAD, ELSEWHERE, Member
@@ -29,7 +30,7 @@ NO_STACKS = Stacks()
 
 def stacks_of(member: Member) -> Stacks:
     """Return what the threads of a member's process do."""
-    if member.pid is None or member.state == DEAD:
+    if member.pid is None or member.state == DEAD or member.seat not in LIVING:
         return NO_STACKS
     if member.state == ELSEWHERE:
         return Stacks(why_none="its threads are not seen from this pid namespace")
