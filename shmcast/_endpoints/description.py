@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from shmcast import _core
-
-_TO = " to "
 
 BETWEEN_TWO = 0
 """In place of nodes: one rank's messages to another, held back while they are not received."""
@@ -27,9 +26,15 @@ class Description:
     nodes: int = 1
 
     @classmethod
-    def between(cls, sender: str, receiver: str) -> Description:
-        """Describe one rank's messages to another, by how errors name the two."""
-        return cls(f"{sender}{_TO}{receiver}", BETWEEN_TWO)
+    def between(cls, sender: str, receiver: str, title: str) -> Description:
+        """Describe one rank's messages to another.
+
+        Args:
+            sender: how errors name that rank.
+            receiver: how they name the other.
+            title: what their group is called.
+        """
+        return cls(f"{sender} to {receiver} of {title}", BETWEEN_TWO)
 
     @property
     def label(self) -> str:
@@ -51,7 +56,8 @@ class Description:
 
 def receiver_of(label: str) -> str:
     """Return how errors name the receiver, of a label made by `Description.between`."""
-    return label.rpartition(_TO)[2].rpartition(": ")[0]
+    found = re.match("(?:.*?) to (.*?) of ", label)
+    return found[1] if found else "the receiver"
 
 
 def program() -> str:

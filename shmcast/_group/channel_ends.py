@@ -173,7 +173,9 @@ class _RingSink:
             warn_after=options.warn_after,
             label=company.label,
             reader_label=lambda _index: company.name(dst),
-            description=Description.between(company.label, company.name(dst)),
+            description=Description.between(
+                company.name(company.me), company.name(dst), company.title
+            ),
         )
         # (The ring holds few messages, and spills nothing for a reader that has yet to attach.)
         self.backlog_bytes = options.spill_bytes

@@ -15,6 +15,7 @@ from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import FrameWriter
 from shmcast._group.company import Company
 from shmcast._group.departures import Departures
+from shmcast._group.group_handle import title_of
 from shmcast._group.notices import Notices, NoticeStore
 from shmcast._group.options import Options
 from shmcast._group.single_rank import SingleRank
@@ -37,6 +38,7 @@ class Communicator:
     topology: Topology
 
     _label: str
+    _group_name: str
     _end: FrameWriter | FrameReader | SourceRelay | SingleRank
     _company: Company
     _chosen_codec: Codec | None
@@ -286,6 +288,7 @@ class Communicator:
         notices = Notices(store, key, self._label)
         self._company = Company(
             self._label,
+            title_of(self._ranks, self._group_name),
             self._ranks,
             self.group_rank,
             self.src,

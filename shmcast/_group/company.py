@@ -30,6 +30,8 @@ class Company:
 
     label: str
     """How errors name this rank."""
+    title: str
+    """What the group's segments are called."""
     ranks: list[int]
     """In the order of the group."""
     rank: int

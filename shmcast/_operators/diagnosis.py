@@ -95,8 +95,7 @@ class Diagnosis:
         if chain.verdict != "waits":
             return _VERDICTS[chain.verdict]
         age = self.snapshot.sent_age
-        last = "nothing was sent yet" if age is None else f"nothing was sent for {duration(age)}"
-        return f"waits, {last}"
+        return "waits" if age is None else f"waits, the last message was sent {duration(age)} ago"
 
 
 _MOST_NAMED = 8
@@ -157,7 +156,7 @@ def _name(snapshot: Snapshot, member: Member) -> str:
     if member.name:
         return f"{member.name}'s relay" if _is_relay(snapshot, member) else member.name
     if snapshot.is_between_two and member is not snapshot.writer:
-        return receiver_of(snapshot.label) or "the receiver"
+        return receiver_of(snapshot.label)
     if member is snapshot.writer:
         return "hub" if snapshot.is_hub else "writer"
     return f"{'member' if snapshot.is_hub else 'reader'} {member.index}"

@@ -136,6 +136,32 @@ void a_hub_is_seen_with_its_replies() {
   CHECK(seen.replies()[0].messages == 0);
   CHECK(seen.replies()[1].messages == 1);
   CHECK(seen.replies()[1].behind == 1);
+  CHECK(!seen.replies()[1].has_no_room);
+  CHECK((seen.barriers() == std::vector<std::uint64_t>{0, 0, 0}));
+  CHECK(!seen.sleeps(0) && !seen.sleeps(2));
+}
+
+void it_is_seen_who_waits_in_a_hub() {
+  const TailGeometry tail{2, {1, 4, 128}};
+  Memory memory({2, 4, 128, 0, 0, tail.bytes()});
+  const Segment messages = memory.format();
+  const Tail there(messages, tail.replies);
+  RingWriter full(there.format_ring(0, Segment::Nonce(kNonce), kWho), kPark);
+  const Segment waiting = there.format_ring(1, Segment::Nonce(kNonce), kWho);
+  for (int i = 0; i < 4; ++i) publish(full, {});
+  waiting.writer_seat().wake_at = 1;
+  waiting.writer_figures().parked_ns = 5;
+  waiting.writer_figures().spun_ns = 2;
+  there.barriers(0) = kNever;
+  there.barriers(2) = 3;
+  Gate(there.bell().gate).announce();
+  messages.member(1).doorbell.armed = 1;
+  const File file(memory.span());
+  const Observation seen(file.fd());
+  CHECK(seen.replies()[0].has_no_room && seen.replies()[1].has_no_room);
+  CHECK(seen.replies()[1].waited_ns == 7);
+  CHECK((seen.barriers() == std::vector<std::uint64_t>{kNever, 0, 3}));
+  CHECK(!seen.sleeps(0) && seen.sleeps(1) && seen.sleeps(2));
 }
 
 void what_is_no_segment_is_said_to_be_none() {
@@ -192,6 +218,7 @@ int main() {
   latencies_are_counted_by_the_reader();
   what_is_seen_is_what_is_there();
   a_hub_is_seen_with_its_replies();
+  it_is_seen_who_waits_in_a_hub();
   what_is_no_segment_is_said_to_be_none();
   damage_is_an_error_and_nothing_worse();
   std::puts("ok");

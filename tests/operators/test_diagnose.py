@@ -13,10 +13,10 @@ from shmcast._operators import diagnosis, stacks
 from shmcast._operators.snapshot import Member as Seen
 from shmcast._operators.snapshot import all_snapshots, chosen
 from shmcast._operators.stacks import NO_STACKS
-from shmcast._operators.wait_chain import Chain, follow
+from shmcast._operators.wait_chain import Chain, Link, follow
 from tests.support import operators
 from tests.support.operators import rows, run_shmcast
-from tests.support.processes import Crew
+from tests.support.processes import Crew, results
 from tests.support.ring_roles import attach_only
 from tests.support.subprocess_programs import wait_until
 
@@ -25,6 +25,10 @@ def chain_of(label: str) -> Chain:
     [found] = diagnosis.diagnose(label, lambda _member: NO_STACKS)
     assert found.chain is not None
     return found.chain
+
+
+def links_of(label: str) -> tuple[Link, ...]:
+    return chain_of(label).links
 
 
 @pytest.mark.parametrize("stopped", [3, 0], ids=["a reader", "the source"])
@@ -45,17 +49,21 @@ def test_of_four_ranks_the_stopped_one_is_the_root(fresh: tuple[Crew, str], stop
 def test_a_full_ring_leads_to_the_reader_that_is_in_the_way(crew: Crew) -> None:
     with Writer(2, slots=2, slot_bytes=128, label="full") as writer:
         pid = crew.workers[0].start(operators.keep_reader, 1, writer.handle).result()
+        quick = crew.workers[1]
+        quick.start(operators.keep_reader, 0, writer.handle).result()
+        receiving = quick.start(operators.receive_until_closed, 0)
         try:
-            with Reader(writer.handle, 0) as quick:
-                for _ in range(2):
-                    writer.send("x", 10)
-                    quick.recv(10)
-                with pytest.raises(Timeout):
-                    writer.send("x", 0.0)
-                chain = chain_of("full:")
-                ran = run_shmcast("diagnose", "full:")
+            for _ in range(2):
+                writer.send("x", 10)
+            with pytest.raises(Timeout):
+                writer.send("x", 0.0)
+            wait_until(lambda: len(chain_of("full:").links) == 3)
+            chain = chain_of("full:")
+            ran = run_shmcast("diagnose", "full:")
         finally:
-            crew.workers[0].start(operators.close_all, 0).result()
+            writer.close()
+            receiving.result()
+            crew.run(2, operators.close_all)
     assert [link.does for link in chain.links] == [
         "waits for a message",
         "waits for room",
@@ -134,18 +142,18 @@ def test_who_has_not_attached_has_no_threads_to_tell_of() -> None:
     assert ran.stdout.endswith("reader 0 (not attached): is 2 fragments behind\n")
 
 
-def test_an_idle_broadcaster_is_not_stuck() -> None:
-    with (
-        Writer(2, label="idle") as writer,
-        Reader(writer.handle, 0) as reader,
-        Reader(writer.handle, 1) as other,
-    ):
+def test_an_idle_broadcaster_is_not_stuck(crew: Crew) -> None:
+    with Writer(2, label="idle") as writer:
+        crew.run(2, operators.keep_reader, writer.handle)
+        jobs = crew.start(2, operators.receive_until_closed)
+        wait_until(lambda: len(links_of("idle:")) == 2 and len(links_of("idle:")[0].members) == 2)
         chain = chain_of("idle:")
         assert [link.does for link in chain.links] == ["wait for a message", "has sent nothing yet"]
         writer.send("x")
-        for each in (reader, other):
-            each.recv(10)
+        wait_until(lambda: len(links_of("idle:")) == 2)
         chain = chain_of("idle:")
+    results(jobs)
+    crew.run(2, operators.close_all)
     assert chain.links[0].does == "wait for a message"
     assert re.fullmatch(r"has sent nothing for [\d.]+ m?s", chain.links[1].does)
     assert (chain.root.pid, chain.is_stuck) == (os.getpid(), False)

@@ -19,7 +19,7 @@ from shmcast import Handle, Reader, Writer
 from shmcast._host import proc, segment_file
 from shmcast._operators import commands, listing
 from shmcast._operators.discovery import OpenSegment, open_segments
-from shmcast._operators.snapshot import GONE, Snapshot, all_snapshots, chosen, take
+from shmcast._operators.snapshot import GONE, Replies, Snapshot, all_snapshots, chosen, take
 from tests.support import confined, operators
 from tests.support.confined import in_namespaces
 from tests.support.operators import rows, run_shmcast
@@ -165,7 +165,8 @@ def test_a_hub_is_listed_with_its_replies(crew: Crew) -> None:
     try:
         [row] = rows("list", "a hub:")
         assert (row["kind"], len(row["readers"])) == ("hub", 2)
-        assert snapshot_of(handle).replies == (0, 0)
+        assert snapshot_of(handle).replies == (Replies(0, 0, False),) * 2
+        assert snapshot_of(handle).barriers == (0, 0, 0)
     finally:
         crew.workers[0].start(operators.close_all, 0).result()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 from typing import Any
 
-from shmcast import Hub, Reader, ShmBroadcaster, Writer
+from shmcast import Closed, Hub, HubHandle, Member, Reader, ShmBroadcaster, Writer
 from shmcast._endpoints.handle import Handle
 from shmcast._host import reports
 from tests.support import ranks
@@ -88,6 +89,37 @@ def broadcast_for_ever(rank: int) -> None:
     """Send or receive until somebody ends this process."""
     while True:
         _kept[0].broadcast_object("step" if rank == 0 else None)
+
+
+def call(_index: int, method: str, *args: Any) -> None:
+    """Call a method of the first thing that this process keeps."""
+    getattr(_kept[0], method)(*args)
+
+
+def receive_until_closed(_index: int) -> None:
+    """Receive with what this process keeps."""
+    with contextlib.suppress(Closed):
+        while True:
+            _kept[0].recv()
+
+
+def reply_until_closed(_index: int) -> None:
+    """Receive, and reply at once."""
+    with contextlib.suppress(Closed):
+        while True:
+            _kept[0].reply(_kept[0].recv())
+
+
+def keep_member(index: int, handle: HubHandle) -> int:
+    """Keep a member of a hub; return the pid."""
+    _kept.append(Member(handle, index))
+    return os.getpid()
+
+
+def send_ahead(_index: int, dst: int, count: int) -> None:
+    """Send so many objects to a rank that has not received any."""
+    for number in range(count):
+        _kept[0].isend_object(number, dst=dst)
 
 
 def wait_for_death() -> None:
