@@ -85,6 +85,9 @@ class Diagnosis:
             if len(link.members) > _MOST_NAMED:
                 who.append(f"{len(link.members) - _MOST_NAMED} more")
             yield f"  {', '.join(who)}: {link.does}"
+        nodes = self.snapshot.nodes
+        if nodes > 1 and self.chain.waits and self.chain.root is self.snapshot.writer:
+            yield f"    its group spans {nodes} nodes: run this on the hosts of the others, too"
         if self.told_under:
             yield f"    its threads: see above, {self.told_under}"
             return
@@ -154,7 +157,7 @@ class _Asked:
 def _name(snapshot: Snapshot, member: Member) -> str:
     """Return how errors name a member, or its place where it has not come."""
     if member.name:
-        return f"{member.name}'s relay" if _is_relay(snapshot, member) else member.name
+        return f"relay of {member.name}" if _is_relay(snapshot, member) else member.name
     if snapshot.is_between_two and member is not snapshot.writer:
         return receiver_of(snapshot.label)
     if member is snapshot.writer:
@@ -165,7 +168,7 @@ def _name(snapshot: Snapshot, member: Member) -> str:
 def _is_relay(snapshot: Snapshot, member: Member) -> bool:
     """Return whether it is the thread by which a node's leader passes on what another node sends.
 
-    It has the leader's name, as has the leader's own end.
+    It has the leader's name, as the leader's own end has.
     """
     if member is not snapshot.writer or snapshot.nodes == 1:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -15,6 +16,7 @@ from shmcast._operators import diagnosis
 from shmcast._operators.diagnosis import Diagnosis
 from shmcast._operators.snapshot import Member as Seen
 from shmcast._operators.stacks import Stacks
+from shmcast._operators.wait_chain import Chain, Link
 from tests.support import operators
 from tests.support.operators import rows
 from tests.support.processes import Crew
@@ -158,9 +160,7 @@ def test_messages_held_back_for_another_rank_are_nobodys_fault(fresh: tuple[Crew
     label = "rank 0 to rank 1 of pipeline, ranks 0-1: "
     wait_until(lambda: does(look(label))[0] == "holds messages back")
     [row] = rows("diagnose", label)
-    receiving = [crew.workers[1].start(operators.call, 1, "recv_object", 0) for _ in range(1)]
-    for job in receiving:
-        job.result()
+    crew.workers[1].start(operators.call, 1, "recv_object", 0).result()
     assert [link["does"] for link in row["chain"]] == [
         "holds messages back",
         "has not received 16 fragments",
@@ -168,6 +168,25 @@ def test_messages_held_back_for_another_rank_are_nobodys_fault(fresh: tuple[Crew
     assert [m["name"] for m in row["chain"][1]["members"]] == ["rank 1"]
     assert row["chain"][0]["members"][0]["pid"] == pids[0]
     assert row["is_stuck"] is False
+
+
+def test_the_thread_that_passes_on_what_another_node_sends_is_told_from_its_rank() -> None:
+    with Writer(1, label="alone") as writer, Reader(writer.handle, 0):
+        found = look("alone:")
+    assert found.snapshot.writer is not None
+    pid = os.getpid()
+    relay = dataclasses.replace(found.snapshot.writer, name="rank 3 of 4")
+    [leader] = (dataclasses.replace(r, name="rank 3 of 4") for r in found.snapshot.readers)
+    there = dataclasses.replace(found.snapshot, nodes=2, writer=relay, readers=(leader,))
+    chain = Chain(
+        (Link((leader,), "waits for a message"), Link((relay,), "has sent nothing")), False, True
+    )
+    text = Diagnosis(there, chain).as_text().splitlines()
+    assert text[1] == f"  rank 3 of 4 (pid {pid}, {leader.state}): waits for a message"
+    assert text[2] == f"  relay of rank 3 of 4 (pid {pid}, {relay.state}): has sent nothing"
+    assert text[3] == "    its group spans 2 nodes: run this on the hosts of the others, too"
+    late = Chain((Link((relay,), "waits for room"), Link((leader,), "is 1 fragment behind")), True)
+    assert "nodes" not in Diagnosis(there, late).as_text()  # it is here that somebody hangs
 
 
 def test_each_process_is_asked_once() -> None:
