@@ -455,6 +455,7 @@ def observe(fd: int) -> dict[str, Any]:
         slots, slot_bytes, arena_bytes, spill_bytes: int.
         is_hub: bool.
         sent: float, when the last message was sent, by the writer's CLOCK_MONOTONIC; 0: unknown.
+        replied: float, when the last reply was, likewise.
         waits_until: int | None, the fragments that all readers must have consumed before the writer
             goes on, which waits for that; None: it does not wait.
         peers: list[Peer], as peers() returns it.

@@ -62,6 +62,7 @@ inline nb::dict observe(int fd) {
   dict["spill_bytes"] = geometry.spill_bytes;
   dict["is_hub"] = geometry.tail != 0;
   dict["sent"] = static_cast<double>(seen.sent_ns()) / 1e9;
+  dict["replied"] = static_cast<double>(seen.replied_ns()) / 1e9;
   dict["waits_until"] = wake_at == kNever ? nb::none() : nb::cast(wake_at);
   dict["peers"] = list_of(peers(segment));
   dict["names"] = list_of(names);

@@ -40,7 +40,7 @@ struct Replies {
 class Observation {
  public:
   static constexpr std::uint32_t kMostReaders = 4096;  // as the package makes them
-  static constexpr std::uint64_t kNothingSent = 0;
+  static constexpr std::int64_t kNothingSent = 0;
 
   // Look at the segment that is open as `fd`, for reading at least. Throws LayoutMismatch, which
   // says why there is nothing to see; and std::system_error.
@@ -54,7 +54,7 @@ class Observation {
     // Once more the header that was checked: somebody may have written to it.
     std::memcpy(copy_.get(), &header, sizeof header);
     geometry_ = geometry;
-    observe_slots();
+    sent_ns_ = last_sent(geometry_, 0, peek(segment().writer_figures().fragments));
     if (geometry.tail != 0) observe_replies();
   }
 
@@ -69,6 +69,8 @@ class Observation {
   }
   // When the last message was sent, by the writer's CLOCK_MONOTONIC. kNothingSent: it is not known.
   std::int64_t sent_ns() const { return sent_ns_; }
+  // When the last reply was, likewise.
+  std::int64_t replied_ns() const { return replied_ns_; }
   // Of each member of a hub.
   const std::vector<Replies>& replies() const { return replies_; }
   // How many barriers each member of a hub has come to, and behind them the hub; kNever: nobody
@@ -137,17 +139,16 @@ class Observation {
     return geometry;
   }
 
-  void observe_slots() {
-    const std::uint64_t published = peek(segment().writer_figures().fragments);
-    const std::uint64_t there = std::min<std::uint64_t>(geometry_.slots, published);
+  // Return when the last message of a ring was sent of which so much is published.
+  std::int64_t last_sent(const Geometry& ring, std::uint64_t begin, std::uint64_t published) const {
+    const std::uint64_t there = std::min<std::uint64_t>(ring.slots, published);
     for (std::uint64_t back = 1; back <= std::min(there, kMostFragments); ++back) {
-      const std::uint64_t place = (published - back) & (geometry_.slots - 1);
+      const std::uint64_t place = (published - back) & (ring.slots - 1);
       Slot slot;
-      read(&slot, sizeof slot, geometry_.slots_offset() + place * geometry_.slot_stride());
-      if (!Descriptor::starts(slot.descriptor)) continue;
-      sent_ns_ = slot.sent_ns;
-      return;
+      read(&slot, sizeof slot, begin + ring.slots_offset() + place * ring.slot_stride());
+      if (Descriptor::starts(slot.descriptor)) return slot.sent_ns;
     }
+    return kNothingSent;
   }
 
   void observe_replies() {
@@ -177,6 +178,8 @@ class Observation {
       read(&figures, sizeof figures, begin + tail.ring_offset(i) + ring.figures_offset(1));
       read(&hub, sizeof hub, begin + tail.ring_offset(i) + ring.member_offset(0));
       read(&seat, sizeof seat, begin + tail.ring_offset(i) + Geometry::writer_seat_offset());
+      const std::int64_t replied = last_sent(ring, begin + tail.ring_offset(i), figures.fragments);
+      replied_ns_ = std::max(replied_ns_, replied);
       const std::uint64_t behind =
           hub.consumed < figures.fragments ? figures.fragments - hub.consumed : 0;
       const bool is_full = behind >= ring.slots;  // (one that spins does not say that it waits)
@@ -197,6 +200,7 @@ class Observation {
   std::unique_ptr<std::byte[], Aligned> copy_;
   Geometry geometry_{};
   std::int64_t sent_ns_ = kNothingSent;
+  std::int64_t replied_ns_ = kNothingSent;
   std::vector<Replies> replies_;
   std::vector<std::uint64_t> barriers_;
   bool hub_sleeps_ = false;

@@ -52,7 +52,7 @@ class Diagnosis:
             "root_name": _name(self.snapshot, root),
             "is_stuck": self.chain.is_stuck,
             "verdict": self.chain.verdict,
-            "last_sent_seconds": self.snapshot.sent_age,
+            "quiet_seconds": self.snapshot.quiet,
             "chain": [
                 {
                     "does": link.does,
@@ -97,8 +97,8 @@ class Diagnosis:
     def _verdict(self, chain: Chain) -> str:
         if chain.verdict != "waits":
             return _VERDICTS[chain.verdict]
-        age = self.snapshot.sent_age
-        return "waits" if age is None else f"waits, the last message was sent {duration(age)} ago"
+        quiet = self.snapshot.quiet
+        return "waits" if quiet is None else f"waits, nothing was sent for {duration(quiet)}"
 
 
 _MOST_NAMED = 8

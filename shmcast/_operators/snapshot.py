@@ -94,6 +94,7 @@ class Snapshot:
         arena_bytes: the arena's, at most.
         is_hub: its members reply.
         sent_age: seconds since the last message was sent; None: that is not known.
+        quiet: seconds since the last message or reply was sent; None: that is not known.
         waits_until: see `_core.observe`.
         readers: by index.
         writer: who sends.
@@ -116,6 +117,7 @@ class Snapshot:
     arena_bytes: int = 0
     is_hub: bool = False
     sent_age: float | None = None
+    quiet: float | None = None
     waits_until: int | None = None
     readers: tuple[Member, ...] = ()
     writer: Member | None = None
@@ -181,7 +183,8 @@ def _snapshot(name: str, holders: tuple[int, ...], seen: dict[str, Any]) -> Snap
         slot_bytes=seen["slot_bytes"],
         arena_bytes=seen["arena_bytes"],
         is_hub=seen["is_hub"],
-        sent_age=max(0.0, time.monotonic() - seen["sent"]) if seen["sent"] else None,
+        sent_age=_age(seen["sent"]),
+        quiet=_age(max(seen["sent"], seen["replied"])),
         waits_until=seen["waits_until"],
         readers=tuple(members[:-1]),
         writer=members[-1],
@@ -189,6 +192,11 @@ def _snapshot(name: str, holders: tuple[int, ...], seen: dict[str, Any]) -> Snap
         barriers=tuple(seen["barriers"]),
         is_between_two=seen["is_between_two"],
     )
+
+
+def _age(sent: float) -> float | None:
+    """Return the seconds since then, by CLOCK_MONOTONIC; None: 0, which is not known."""
+    return max(0.0, time.monotonic() - sent) if sent else None
 
 
 def _member(peer: _core.Peer, name: str, figures: dict[str, Any]) -> Member:

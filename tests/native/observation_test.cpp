@@ -137,6 +137,7 @@ void a_hub_is_seen_with_its_replies() {
   CHECK(seen.replies()[1].messages == 1);
   CHECK(seen.replies()[1].behind == 1);
   CHECK(!seen.replies()[1].has_no_room);
+  CHECK(seen.sent_ns() == Observation::kNothingSent && seen.replied_ns() > 0);
   CHECK((seen.barriers() == std::vector<std::uint64_t>{0, 0, 0}));
   CHECK(!seen.sleeps(0) && !seen.sleeps(2));
 }

@@ -134,7 +134,7 @@ def test_who_lets_a_hub_wait_for_a_reply_is_the_root(crew: Crew, others: int) ->
     assert found.chain.root.index == others
     assert (found.is_stuck, found.stacks.text) == (False, f"the stack of {os.getpid()}")
     assert found.as_text().startswith("asks long: ")
-    assert "waits, the last message was sent " in found.as_text()
+    assert "waits, nothing was sent for " in found.as_text()
 
 
 def test_who_does_something_else_is_not_said_to_wait() -> None:
@@ -213,3 +213,18 @@ def test_each_process_is_asked_once() -> None:
     assert texts[0].endswith("\n    the only stack")
     assert texts[1].endswith(f"\n    its threads: see above, {found[0].snapshot.label}")
     assert [each.as_json()["stack"] for each in found] == ["the only stack"] * 2
+
+
+def test_a_reply_ends_the_quiet_as_a_message_does() -> None:
+    with Hub(1, label="quiet") as hub, Member(hub.handle, 0) as member:
+        assert look("quiet:").snapshot.quiet is None
+        hub.send("question")
+        member.recv(10)
+        before = look("quiet:").snapshot
+        member.reply("answer")
+        seen = look("quiet:").snapshot
+    assert before.sent_age is not None
+    assert before.quiet == pytest.approx(before.sent_age, abs=0.1)
+    assert seen.sent_age is not None
+    assert seen.quiet is not None
+    assert seen.quiet < seen.sent_age  # (two looks were between the two)
