@@ -32,6 +32,7 @@ _SHORTEST_PAUSE = 0.0005
 _LONGEST_PAUSE = 0.02
 _FIRST_LOOK_SECONDS = 0.02  # after that, a send that waits for room looks whether it still can
 _LOOK_SECONDS = 0.25  # and so often later
+_GRACE_SECONDS = 10.0  # for the rest of a message on a stream, beyond its time-out
 
 
 class Sink(Protocol):
@@ -274,7 +275,21 @@ class _StreamSink:
     def publish(self, frames: Sequence[Frame], deadline: Deadline) -> None:
         if self._stream is None:
             self._stream = self._accept(deadline)
-        self._stream.send(frames, deadline, "send")
+        stream = self._stream
+        try:
+            self._send(stream, frames, deadline)
+        finally:
+            if stream.is_partial:
+                stream.abandon()
+
+    def _send(self, stream: Stream, frames: Sequence[Frame], deadline: Deadline) -> None:
+        turn = object()
+        try:
+            stream.send(frames, deadline, "send", turn)
+        except Timeout:
+            if not stream.is_partial:
+                raise
+            stream.send(frames, Deadline.after(_GRACE_SECONDS), "send", turn)
 
     def _accept(self, deadline: Deadline) -> Stream:
         company, pause = self._company, _SHORTEST_PAUSE

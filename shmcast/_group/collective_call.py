@@ -43,3 +43,6 @@ class Call:
         """Whether what this rank sends in the hub was begun: one message in a call, at most."""
         self.barriers_passed: int | None = None
         """Of this rank, before the barrier that it is in."""
+        # (Not the call itself, which holds its objects: whoever is given it may keep it.)
+        self.turn = object()
+        """Tells its messages between nodes from others': one in each direction of a stream."""

@@ -255,9 +255,8 @@ class Collectives:
             return
 
         def send(left: Deadline) -> None:
-            self._trunk.send(
-                company.src, self._shares.packed(call.name, self._shares.parts), left, call.name
-            )
+            frames = self._shares.packed(call.name, self._shares.parts)
+            self._trunk.send(company.src, frames, left, call.name, call.turn)
 
         if not self._is_src:
             self._add_on_trunk(call, company.src, send)
@@ -296,7 +295,8 @@ class Collectives:
 
         def send(rank: int, left: Deadline) -> None:
             parts = parts_for(company.topology.node_of(rank).ranks)
-            self._trunk.send(rank, self._shares.packed(call.name, parts), left, call.name)
+            frames = self._shares.packed(call.name, parts)
+            self._trunk.send(rank, frames, left, call.name, call.turn)
 
         if not self._has_nodes:
             return
@@ -351,7 +351,7 @@ class Collectives:
 
     def _receive(self, call: Call, rank: int, left: Deadline) -> None:
         if call.received is None:
-            call.received = self._trunk.receive(rank, left, call.name)
+            call.received = self._trunk.receive(rank, left, call.name, call.turn)
         self._take_in(call, rank)
 
     def _take_in(self, call: Call, rank: int) -> None:

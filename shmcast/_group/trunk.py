@@ -94,18 +94,20 @@ class Trunk:
             raise self._company.dropped(rank)
         return self._streams[rank]
 
-    def send(self, rank: int, frames: Sequence[Frame], deadline: Deadline, action: str) -> None:
+    def send(
+        self, rank: int, frames: Sequence[Frame], deadline: Deadline, action: str, turn: object
+    ) -> None:
         """Send a message to the source, or to a leader; see `Stream.send`.
 
         Raises:
             PeerDied: that leader has died before it came, or since.
             ShmcastError: what else `Stream.send` raises.
         """
-        self._stream(rank).send(frames, deadline, action)
+        self._stream(rank).send(frames, deadline, action, turn)
 
-    def receive(self, rank: int, deadline: Deadline, action: str) -> list[bytearray]:
+    def receive(self, rank: int, deadline: Deadline, action: str, turn: object) -> list[bytearray]:
         """Receive a message of the source, or of a leader; see `Stream.receive`."""
-        return self._stream(rank).receive(deadline, action)
+        return self._stream(rank).receive(deadline, action, turn)
 
     def close(self, in_order: bool) -> None:
         """End all streams; idempotent."""

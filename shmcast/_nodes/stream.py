@@ -6,16 +6,21 @@ that the connection does not tell, or be interrupted.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import itertools
+import operator
 import select
 import socket
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from shmcast._codecs.base import Frame
 from shmcast._nodes.deadline import Deadline
+from shmcast._nodes.silence import Silence
 from shmcast._nodes.views import flat_views
 from shmcast.errors import Closed, PeerDied, ShmcastError, Timeout
 
@@ -25,9 +30,61 @@ _GOODBYE = 2**64 - 1  # in place of that number: closed in order
 _LOOK_SECONDS = 0.05
 _JOINED_BYTES = 64 * 1024  # so much is sent in one piece
 _CHUNK = 256 * 1024
-_GRACE_SECONDS = 10.0
-"""For the rest of a message that has begun, beyond its time-out."""
 _CAUSE_SECONDS = 1.0  # within which whoever knows better tells why a connection has ended
+
+
+class _Message:
+    """What is to be sent, and how much of it was.
+
+    Args:
+        frames: of the message.
+        turn: see `Stream.send`.
+    """
+
+    def __init__(self, frames: Sequence[Frame], turn: object) -> None:
+        self.turn = turn
+        views = flat_views(frames)
+        head = _HEADER.pack(len(views)) + b"".join(_LENGTH.pack(view.nbytes) for view in views)
+        if sum(view.nbytes for view in views) <= _JOINED_BYTES:
+            self._pieces = [memoryview(b"".join([head, *views]))]
+        else:
+            self._pieces = [memoryview(head), *views]
+        self._ends = [*itertools.accumulate(piece.nbytes for piece in self._pieces)]
+        self._nbytes = self._ends[-1]
+        self._sent = deque([0], maxlen=1)  # so many bytes of it
+
+    @classmethod
+    def goodbye(cls) -> _Message:
+        """Make the message that says that no other one follows."""
+        message = cls([], None)
+        message._pieces = [memoryview(_HEADER.pack(_GOODBYE))]
+        return message
+
+    @property
+    def has_begun(self) -> bool:
+        return self._sent[0] > 0
+
+    @property
+    def is_sent(self) -> bool:
+        return self._sent[0] == self._nbytes
+
+    def send_some(self, connection: socket.socket) -> None:
+        """Send what there is room for.
+
+        Raises:
+            OSError: as `socket.send`; for one, BlockingIOError where there is none.
+        """
+        sent = self._sent[0]
+        index = bisect.bisect_right(self._ends, sent)
+        piece = self._pieces[index]
+        rest = piece[piece.nbytes - (self._ends[index] - sent) :]
+        # No signal's handler runs between these calls in C: how much was sent is known, always.
+        counts = map(connection.send, (rest,), (socket.MSG_NOSIGNAL,))
+        self._sent.extend(map(operator.add, (sent,), counts))
+
+    def release(self) -> None:
+        """Hold the frames no more: nothing of them, or all was sent."""
+        self._pieces = []
 
 
 class Stream:
@@ -55,51 +112,57 @@ class Stream:
         self._peer = peer
         self._check = check
         self._cause_seconds = cause_seconds
-        self._received = bytearray()
+        self._silence = Silence(connection)
+        self._message = _Message([], None)  # the last one that was sent, at least in part
+        self._last: tuple[object, list[bytearray]] | None = None  # received, and for what
+        self._received: deque[memoryview] = deque()
         self._taking = threading.Lock()  # guards the last: whoever sends may look for a goodbye
         self.is_broken = False
-        """It has ended in the middle of a message."""
+        """A message was abandoned in its middle."""
         self._has_left = False  # the other end, in order
 
-    def send(self, frames: Sequence[Frame], deadline: Deadline, action: str) -> None:
-        """Send a message.
+    def send(
+        self, frames: Sequence[Frame], deadline: Deadline, action: str, turn: object = None
+    ) -> None:
+        """Send a message, after the rest of an earlier one, if there is any.
+
+        Args:
+            frames: they may not change until all is sent; or, if that fails, until the rest is.
+            deadline: of this call.
+            action: how errors name it.
+            turn: what the message is for. With that of the last one, a call goes on with it, or
+                does nothing if it was sent: also one that a signal's handler has ended.
 
         Raises:
-            Timeout: it could not be begun in time, or not be ended some time later: that ends the
-                connection.
-            Closed: the other end has closed, or an earlier message was not ended.
+            Timeout: it was not sent in time. If a part was (`is_partial`), the rest comes first in
+                the next call.
+            Closed: the other end has closed, or an earlier message was abandoned.
             PeerDied: the other process has died.
         """
-        views = flat_views(frames)
-        lengths = b"".join(_LENGTH.pack(view.nbytes) for view in views)
-        head = _HEADER.pack(len(views)) + lengths
-        if sum(view.nbytes for view in views) <= _JOINED_BYTES:
-            pieces = [memoryview(b"".join([head, *views]))]
-        else:
-            pieces = [memoryview(head), *views]
         if self.is_broken:
             raise Closed(
                 f"{self._label}: {action}: an earlier message to {self._peer} was not ended"
             )
-        is_begun = False
+        if turn is None or self._message.turn is not turn or not self._message.has_begun:
+            if self.is_partial:
+                self._send_rest(self._message, deadline, action)
+            self._message = _Message(frames, turn)
         try:
-            for piece in pieces:
-                rest = piece
-                while rest.nbytes:
-                    sent = self._send_some(rest, action)
-                    if sent and not is_begun:
-                        is_begun = True
-                        left = deadline.left()
-                        deadline = Deadline.after(None if left is None else left + _GRACE_SECONDS)
-                    rest = rest[sent:]
-                    if not sent:
-                        self._wait(select.POLLOUT, deadline, action)
-        except BaseException:
-            if is_begun:
-                self.is_broken = True
-                with contextlib.suppress(OSError):
-                    self._socket.shutdown(socket.SHUT_WR)  # the other end waits for the rest
-            raise
+            self._send_rest(self._message, deadline, action)
+        finally:
+            if not self.is_partial:
+                self._message.release()
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether a part of the last message was sent, and not all."""
+        return self._message.has_begun and not self._message.is_sent
+
+    def abandon(self) -> None:
+        """Send nothing more, not even the rest of a message: the other end is to wait for none."""
+        self.is_broken = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
 
     def is_open(self, action: str) -> bool:
         """Return whether the other end, from which nothing is ever received, is still there.
@@ -113,47 +176,61 @@ class Stream:
             return True
         except OSError:
             is_there = False
-        if self._received.startswith(_HEADER.pack(_GOODBYE)):
+        with self._taking:
+            begin = self._whole()[: _HEADER.size]
+        if begin == _HEADER.pack(_GOODBYE):
             self._has_left = True
             raise self._left(action)
         return is_there
 
-    def _send_some(self, piece: memoryview, action: str) -> int:
-        try:
-            return self._socket.send(piece, socket.MSG_NOSIGNAL)
-        except BlockingIOError:
-            return 0
-        except OSError as error:
-            raise self._end(error, action) from error
+    def _send_rest(self, message: _Message, deadline: Deadline, action: str) -> None:
+        while not message.is_sent:
+            try:
+                message.send_some(self._socket)
+            except BlockingIOError:
+                self._wait(select.POLLOUT, deadline, action)
+            except OSError as error:
+                raise self._end(error, action) from error
 
-    def receive(self, deadline: Deadline, action: str) -> list[bytearray]:
+    def receive(self, deadline: Deadline, action: str, turn: object = None) -> list[bytearray]:
         """Receive the next message. What a call that fails has received of it, the next one keeps.
+
+        Args:
+            deadline: of this call.
+            action: how errors name it.
+            turn: what the message is for. With that of the last one, it is returned once more: a
+                signal's handler may have ended the call that had it.
 
         Raises:
             Timeout: it has not come in time.
             Closed: the other end has closed.
             PeerDied: the other process has died.
         """
-        self._need(_HEADER.size, deadline, action)
-        (count,) = _HEADER.unpack_from(self._received)
+        if turn is not None and self._last is not None and self._last[0] is turn:
+            return self._last[1]
+        whole = self._need(_HEADER.size, deadline, action)
+        (count,) = _HEADER.unpack_from(whole)
         if count == _GOODBYE:
             self._has_left = True
             raise self._left(action)
         at = _HEADER.size + count * _LENGTH.size
-        self._need(at, deadline, action)
-        lengths = struct.unpack_from(f"<{count}Q", self._received, _HEADER.size)
-        self._need(at + sum(lengths), deadline, action)
+        whole = self._need(at, deadline, action)
+        lengths = struct.unpack_from(f"<{count}Q", whole, _HEADER.size)
+        whole = self._need(at + sum(lengths), deadline, action)
         frames = []
+        for length in lengths:
+            frames.append(bytearray(whole[at : at + length]))
+            at += length
+        last = None if turn is None else (turn, frames)
         with self._taking:
-            with memoryview(self._received) as whole:
-                for length in lengths:
-                    frames.append(bytearray(whole[at : at + length]))
-                    at += length
-            del self._received[:at]
+            rest = deque([self._whole()[at:]])
+            # (One statement, so that no signal's handler leaves half of it done.)
+            self._last, self._received = last, rest
         return frames
 
-    def _need(self, nbytes: int, deadline: Deadline, action: str) -> None:
-        while nbytes > len(self._received):
+    def _need(self, nbytes: int, deadline: Deadline, action: str) -> memoryview:
+        """Return what has come, once it is so much."""
+        while nbytes > self._count():
             try:
                 is_open = self._take(nbytes)
             except BlockingIOError:
@@ -163,16 +240,28 @@ class Stream:
                 raise self._end(error, action) from error
             if not is_open:
                 raise self._end(None, action)
+        with self._taking:
+            return self._whole()
 
     def _take(self, nbytes: int) -> bool:
         """Take what has come, up to about `nbytes` in all; return False at the connection's end."""
         with self._taking:
-            missing = nbytes - len(self._received)
+            missing = nbytes - self._count()
             if missing <= 0:
                 return True
-            chunk = self._socket.recv(max(missing, _CHUNK) if missing < 2**30 else 2**30)
-            self._received += chunk
-            return bool(chunk)
+            most = max(missing, _CHUNK) if missing < 2**30 else 2**30
+            # (No signal's handler runs between the two calls in C, and loses what has come.)
+            self._received.extend(map(memoryview, map(self._socket.recv, (most,))))
+            return self._received[-1].nbytes > 0
+
+    def _count(self) -> int:
+        return sum(map(len, self._received))
+
+    def _whole(self) -> memoryview:
+        """Return all that has come, in one piece; the caller holds the lock."""
+        if len(self._received) != 1:
+            self._received = deque([memoryview(b"".join(self._received))])
+        return self._received[0]
 
     def _wait(self, events: int, deadline: Deadline, action: str) -> None:
         poll = select.poll()
@@ -183,6 +272,10 @@ class Stream:
             seconds = _LOOK_SECONDS if left is None else min(left, _LOOK_SECONDS)
             if poll.poll(1000 * seconds):
                 return
+            try:
+                self._silence.check()
+            except OSError as error:
+                raise self._end(error, action) from error
             if left == 0:
                 raise Timeout(
                     f"{self._label}: {action} timed out after {deadline.timeout} s: it waits for "
@@ -203,10 +296,10 @@ class Stream:
         Whoever sends to it is told by the kernel first that the connection has ended.
         """
         with contextlib.suppress(OSError):  # (what has come before it ended is still there)
-            while self._take(len(self._received) + _CHUNK):
+            while self._take(self._count() + _CHUNK):
                 pass
         with self._taking:
-            received = bytes(self._received)
+            received = self._whole()
         at = 0
         while len(received) >= at + _HEADER.size:
             (count,) = _HEADER.unpack_from(received, at)
@@ -231,12 +324,8 @@ class Stream:
             ShmcastError: what `send` raises; then the other end takes it for a death.
         """
         try:
-            rest = memoryview(b"" if self.is_broken else _HEADER.pack(_GOODBYE))
-            while rest.nbytes:
-                sent = self._send_some(rest, action)
-                rest = rest[sent:]
-                if not sent:
-                    self._wait(select.POLLOUT, deadline, action)
+            if not (self.is_broken or self.is_partial):
+                self._send_rest(_Message.goodbye(), deadline, action)
         finally:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_WR)
@@ -246,7 +335,7 @@ class Stream:
         if self._socket.fileno() < 0:
             return
         with contextlib.suppress(OSError):
-            if in_order and not self.is_broken:
+            if in_order and not (self.is_broken or self.is_partial):
                 self._socket.send(_HEADER.pack(_GOODBYE), socket.MSG_NOSIGNAL)
             self._socket.shutdown(socket.SHUT_WR)
         self._socket.close()
