@@ -339,7 +339,7 @@ class _StreamSource:
         return self._stream.receive(Deadline.after(timeout), "recv")
 
     def interrupt(self) -> None:
-        self._company.is_interrupted = True
+        self._company.interrupt()
 
     def close(self) -> None:
         self._stream.close()

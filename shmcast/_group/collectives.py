@@ -151,7 +151,7 @@ class Collectives:
         if self._is_in_hub:
             self._hub.interrupt()
         elif self._is_called:
-            self._company.is_interrupted = True
+            self._company.interrupt()
         else:
             return False
         return True
@@ -167,6 +167,7 @@ class Collectives:
         company = self._company
         deadline = Deadline.after(check_timeout(timeout, company.label, name))
         company.check_open()
+        company.begin_to_wait()
         # No signal is handled, and the GIL is not let go, between a look and a note of it. (Without
         # a GIL, two threads may come this far: the ends refuse the second.)
         if self._is_called:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
@@ -47,10 +48,11 @@ class Company:
     is_closed: bool = False
     has_failed: bool = False
     """This rank was told that another has died, and may end because of that."""
-    is_interrupted: bool = False
-    """A wait that looks up now and then is to end."""
     deaths: dict[int, PeerDied] = field(default_factory=dict)
     """How ranks have died that are dropped, as far as collectives have found it."""
+    _interrupts: int = 0
+    _calls: threading.local = field(default_factory=threading.local)
+    """Of each thread, how many interrupts there had been when its last call began to wait."""
 
     @property
     def me(self) -> int:
@@ -75,6 +77,17 @@ class Company:
         """Return how errors name some ranks."""
         return " and ".join(map(self.name, ranks)) or "nobody"
 
+    def begin_to_wait(self) -> None:
+        """Note that a call begins, which may `check` while it waits: earlier interrupts are past.
+
+        To be called before `interrupt` can know of the call.
+        """
+        self._calls.interrupts = self._interrupts
+
+    def interrupt(self) -> None:
+        """End all calls that have begun to wait and look up now and then, whatever thread's."""
+        self._interrupts += 1
+
     def check(self, awaited: Collection[int] = ()) -> None:
         """Look whether a call of this rank can go on waiting: `look`, and whether it is to end.
 
@@ -82,12 +95,12 @@ class Company:
             awaited: see `look`.
 
         Raises:
-            Interrupted: `is_interrupted` was set; it is used up.
+            Interrupted: `interrupt` was called since this thread's `begin_to_wait`.
             ShmcastError: what `look` raises.
         """
         self.check_open()
-        if self.is_interrupted:
-            self.is_interrupted = False
+        if getattr(self._calls, "interrupts", self._interrupts) != self._interrupts:
+            self.begin_to_wait()
             raise Interrupted(f"{self.label}: the call was ended by interrupt(); call again")
         self.look(awaited)
 

@@ -81,6 +81,7 @@ class Incoming:
         if receipt.is_withdrawn:  # a signal has ended an earlier wait
             receipt.is_withdrawn = False
             self._pending.append(receipt)
+        self._company.begin_to_wait()
         try:
             with self._lock:
                 if self._receiver is None:
@@ -188,7 +189,7 @@ class Incoming:
             self._interrupts = self._waiting
             self._changed.notify_all()
         if self._source is None:
-            self._company.is_interrupted = True
+            self._company.interrupt()
         else:
             self._source.interrupt()
         return True

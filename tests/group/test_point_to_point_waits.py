@@ -14,8 +14,7 @@ import torch.distributed as dist
 
 import shmcast
 from shmcast import ShmBroadcaster
-from shmcast._group import point_to_point
-from shmcast._nodes import stream
+from shmcast._group import channel_ends, point_to_point
 from tests.support.fake_nodes import ONE, TWO, opened
 from tests.support.processes import Crew
 from tests.support.subprocess_programs import wait_until
@@ -62,7 +61,10 @@ def test_a_send_waits_for_no_receive(
 
 
 def is_slow_to_receive(rank: int, hosts: tuple[str, ...]) -> None:
-    with opened(rank, hosts, spill_bytes=0) as bc, mock.patch.object(stream, "_GRACE_SECONDS", 0.0):
+    with (
+        opened(rank, hosts, spill_bytes=0) as bc,
+        mock.patch.object(channel_ends, "_GRACE_SECONDS", 0),
+    ):
         if rank < 2:
             bc.send_object("first", rank + 2, SECONDS)
             work = bc.isend_object(LARGE, rank + 2)
@@ -87,7 +89,10 @@ def test_a_send_without_a_time_out_waits_for_a_slow_receiver(
 
 def breaks_off(rank: int) -> None:
     """Rank 0 gives up in the middle of a message to rank 2, on another node."""
-    with opened(rank, TWO, spill_bytes=0) as bc, mock.patch.object(stream, "_GRACE_SECONDS", 0.0):
+    with (
+        opened(rank, TWO, spill_bytes=0) as bc,
+        mock.patch.object(channel_ends, "_GRACE_SECONDS", 0),
+    ):
         if rank == 0:
             bc.send_object("first", 2, SECONDS)
             dist.barrier()

@@ -1,17 +1,30 @@
-"""A stream's end says why it has ended: closed in order, or not."""
+"""A stream's end says why it has ended, and what ends a call in between leaves nothing in doubt."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import functools
+import itertools
 import socket
-from collections.abc import Iterator
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+from unittest import mock
 
 import pytest
 
 import shmcast
+from shmcast._nodes import control, silence, stream
 from shmcast._nodes.deadline import Deadline
 from shmcast._nodes.stream import Stream
 
 FOREVER = Deadline.after(None)
+NOW = Deadline.after(0.0)
+LARGE = [bytes(range(256)) * 40_000, b"", b"end"]  # more than the kernel takes
 
 
 @pytest.fixture
@@ -47,3 +60,159 @@ def test_an_end_that_is_not_in_order_is_a_death(ends: list[Stream]) -> None:
     assert here.receive(FOREVER, "gather") == [b"first"]
     with pytest.raises(shmcast.PeerDied, match="rank 0: rank 1 has died: its connection has ended"):
         here.receive(FOREVER, "gather")
+
+
+def received(end: Stream) -> tuple[threading.Thread, list[list[bytearray]]]:
+    """Receive in a thread, until the other end closes."""
+    got: list[list[bytearray]] = []
+
+    def run() -> None:
+        with contextlib.suppress(shmcast.Closed):
+            while True:
+                got.append(end.receive(FOREVER, "gather"))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, got
+
+
+def test_a_message_that_has_begun_goes_on_where_it_was(ends: list[Stream]) -> None:
+    here, there = ends
+    turn = object()
+    for _ in range(3):
+        with pytest.raises(shmcast.Timeout):
+            here.send(LARGE, NOW, "gather", turn)
+        assert here.is_partial
+    thread, got = received(there)
+    here.send(LARGE, FOREVER, "gather", turn)
+    here.send(LARGE, FOREVER, "gather", turn)  # it was sent
+    assert not here.is_partial
+    here.send([b"next"], FOREVER, "gather", object())
+    here.close()
+    thread.join()
+    assert got == [LARGE, [b"next"]]
+
+
+def test_the_rest_of_a_message_comes_before_the_next_one(ends: list[Stream]) -> None:
+    here, there = ends
+    with pytest.raises(shmcast.Timeout):
+        here.send(LARGE, NOW, "gather", object())
+    with pytest.raises(shmcast.Timeout):
+        here.send([b"next"], NOW, "gather", turn := object())
+    thread, got = received(there)
+    here.send([b"next"], FOREVER, "gather", turn)
+    here.close()
+    thread.join()
+    assert got == [LARGE, [b"next"]]
+
+
+def test_an_abandoned_message_is_no_end_in_order(ends: list[Stream]) -> None:
+    here, there = ends
+    with pytest.raises(shmcast.Timeout):
+        here.send(LARGE, NOW, "gather")
+    here.abandon()
+    with pytest.raises(shmcast.Closed, match="an earlier message to rank 1 was not ended"):
+        here.send([b"next"], FOREVER, "gather")
+    here.close()
+    with pytest.raises(shmcast.PeerDied):
+        there.receive(FOREVER, "gather")
+
+
+class Alarmed(BaseException):
+    """What a signal's handler raises."""
+
+
+def is_interrupted(call: Callable[[], object], at: int) -> bool:
+    """Call, and raise at the `at`-th line of streams; return whether there are so many."""
+    left = at
+
+    def trace(frame: FrameType, event: str, _arg: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename != stream.__file__:
+            return None
+        if event in ("line", "return"):
+            left -= 1
+            if left < 0:
+                raise Alarmed
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except Alarmed:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_a_signal_at_any_moment_neither_loses_nor_doubles_a_message(ends: list[Stream]) -> None:
+    here, there = ends
+    for at in itertools.count():
+        sent = [f"message {at}".encode(), b"x" * at]
+        turn = object()
+        send = functools.partial(here.send, sent, FOREVER, "gather", turn)
+        receive = functools.partial(there.receive, FOREVER, "gather", turn)
+        was_interrupted = is_interrupted(send, at)
+        send()
+        if is_interrupted(receive, at):
+            was_interrupted = True
+        assert receive() == sent
+        assert not here.is_broken
+        if not was_interrupted:
+            assert at > 30
+            return
+
+
+@pytest.fixture
+def connections() -> Iterator[list[socket.socket]]:
+    """Two ends of a TCP connection."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        here = socket.create_connection(server.getsockname())
+        there, _ = server.accept()
+    with here, there:
+        yield [here, there]
+
+
+def test_an_end_that_has_no_room_but_answers_is_not_silent(
+    connections: list[socket.socket],
+) -> None:
+    here, there = connections
+    with mock.patch.object(control, "KEEPALIVE", control.Keepalive(1, 1, 0)):
+        control.KEEPALIVE.apply(here)
+        assert control.KEEPALIVE.seconds == 1
+        sender = Stream(here, "rank 0", "rank 1", lambda: None)
+        with pytest.raises(shmcast.Timeout):  # (the kernel would have ended it after 1 s)
+            sender.send(LARGE, Deadline.after(2.5), "gather", turn := object())
+        thread, got = received(Stream(there, "rank 1", "rank 0", lambda: None))
+        sender.send(LARGE, FOREVER, "gather", turn)
+        sender.close()
+        thread.join()
+        assert got == [LARGE]
+
+
+def test_an_end_that_answers_nothing_for_so_long_is_lost(
+    connections: list[socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what the kernel would tell, and a clock of its own."""
+    now, told = 100.0, (0, 0, 0)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    connection = mock.Mock(wraps=connections[0], family=socket.AF_INET)
+    connection.getsockopt = lambda *_: silence._INFO.pack(*told)
+    watched = silence.Silence(connection)
+    watched.check()
+    for told in ((1, 0, 500), (0, 1, 500)):
+        watched.check()
+        now += 9.9
+        told = (*told[:2], 9800)  # something was acknowledged since: a new count begins
+        watched.check()
+        now += 9.9
+        told = (*told[:2], 19700)
+        watched.check()
+        now += 0.2
+        with pytest.raises(TimeoutError) as error:
+            watched.check()
+        assert error.value.errno == errno.ETIMEDOUT
+        told = (0, 0, 20000)  # all was answered
+        watched.check()
