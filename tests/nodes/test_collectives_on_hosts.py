@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import Any
+
+import pytest
 
 import shmcast
 from shmcast import ShmBroadcaster
-from tests.support.hosts import Network, join
+from shmcast._nodes import control
+from shmcast._nodes.deadline import Deadline
+from shmcast._nodes.stream import Stream
+from tests.support.hosts import PORT, Network, hurry, join
 from tests.support.permissions import needs_torch
 from tests.support.processes import results
+from tests.support.subprocess_programs import wait_until
 
 SECONDS = 30.0
 
@@ -56,3 +64,44 @@ def test_a_cut_link_ends_in_an_error_on_both_sides(network: Network) -> None:
         assert error.startswith(f"rank {rank} of 4: ")
         assert ("node 1 (there)" if rank < 2 else "node 0 (here)") in error
         assert count > 0
+
+
+_kept: list[Any] = []  # in a rank's process: what it has open between two steps of a test
+
+
+def fill(rank: int, silent_seconds: float) -> None:
+    """Let rank 0 send to rank 1, which takes nothing, for longer than a silent end gets."""
+    hurry()
+    address = ("", PORT) if rank == 0 else (os.environ["MASTER_ADDR"], PORT)
+    if rank:
+        wait_until(lambda: not _connect(address))
+        return
+    with socket.create_server(address) as server:
+        connection, _ = server.accept()
+    control.KEEPALIVE.apply(connection)
+    stream = Stream(connection, "rank 0", "rank 1", lambda: None, cause_seconds=0.0)
+    _kept.append(stream)
+    with pytest.raises(shmcast.Timeout):
+        stream.send([bytes(60_000_000)], Deadline.after(silent_seconds), "send")
+    assert stream.is_partial
+
+
+def _connect(address: tuple[str, int]) -> int:
+    connection = socket.socket()
+    _kept.append(connection)
+    return connection.connect_ex(address)
+
+
+def go_on_sending(_rank: int) -> str:
+    with pytest.raises(shmcast.PeerDied) as error:
+        _kept.pop().send([b"next"], Deadline.after(SECONDS), "send")
+    return f"{type(error.value.__cause__).__name__}: {error.value}"
+
+
+@needs_torch
+@pytest.mark.parametrize("network", [(["here", "there"], (1, 1))], indirect=True)
+def test_no_room_is_no_silence_but_a_cut_link_is(network: Network) -> None:
+    results(network.start(fill, 5.0))
+    network.cut(1)
+    (told,) = results([network.workers[0].start(go_on_sending, 0)])
+    assert told.startswith("TimeoutError: rank 0: rank 1 has died: [Errno 110]")
