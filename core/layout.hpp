@@ -41,7 +41,7 @@ namespace shmcast {
 
 inline constexpr std::uint64_t kMagic = 0x0074'7361'636d'6873;  // "shmcast\0"
 // Counts every change of what processes tell one another: here, or in the codec's wire.
-inline constexpr std::uint32_t kLayoutVersion = 15;
+inline constexpr std::uint32_t kLayoutVersion = 16;
 inline constexpr std::uint32_t kFirstVersionOfThisHeader = 7;
 inline constexpr std::size_t kNonceBytes = 16;
 inline constexpr std::size_t kLabelBytes = 224;

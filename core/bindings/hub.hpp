@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -22,6 +21,7 @@
 #include "bindings/hub_writers.hpp"
 #include "bindings/member_replies.hpp"
 #include "bindings/reliever.hpp"
+#include "bindings/round.hpp"
 #include "hub/barrier.hpp"
 #include "hub/tail.hpp"
 #include "layout.hpp"
@@ -120,10 +120,8 @@ class PyHub final : public Awaitable, public Relief {
     std::vector<nb::object> all;
     {
       const Turn turn(*this, is_look(timeout));
-      Deadline end = deadline_of(timeout);
-      while (!have_all_replied(copy)) await(end);
-      all.reserve(members_);
-      for (const auto& member : replies_) all.push_back(member->pop());
+      for (Deadline end = deadline_of(timeout); !have_all_replied(copy);) await(end);
+      all = round_.take();
     }
     if (signal_handler_raised()) {
       for (std::uint32_t i = 0; i < members_; ++i) replies_[i]->keep(std::move(all[i]));
@@ -200,6 +198,7 @@ class PyHub final : public Awaitable, public Relief {
     if (!is_sending || is_busy() || is_armed()) interrupt_call();
   }
 
+  void note_admitted(std::uint32_t member) override { replies_[member]->note_admitted(); }
   // seq_cst, here and where it is read: a receiver reads it between announce() and park(). And it
   // and `busy` are two flags, each of which a thread sets before it reads the other's.
   void set_needed(bool is_needed) override {
@@ -259,14 +258,16 @@ class PyHub final : public Awaitable, public Relief {
     return false;
   }
 
-  // Take what there is. Those who have not replied are awaited.
+  // Take what there is. Those of whom there must be a reply yet are awaited.
   bool have_all_replied(bool copy) {
-    begin_look();
-    for (std::uint32_t i = 0; i < members_; ++i) {
-      if (!replies_[i]->has(copy) && look_again(i, copy, false) == Found::nobody) {
-        throw EndpointClosed("a member has closed");
+    do {
+      begin_look();
+      round_.begin(copy);
+      for (std::uint32_t i = 0; i < members_; ++i) {
+        if (!round_.is_for(i)) continue;
+        if (look_again(i, copy, false) == Found::nobody) throw EndpointClosed("a member closed");
       }
-    }
+    } while (round_.has_changed(awaited_.empty()));
     return awaited_.empty();
   }
 
@@ -383,6 +384,7 @@ class PyHub final : public Awaitable, public Relief {
   std::uint32_t members_;
   Listener listener_{tail_.bell().gate, tail_.bell().doorbell};
   std::vector<std::unique_ptr<MemberReplies>> replies_;
+  Round round_{replies_};
   Barrier barrier_;
   Figures figures_{};
   Waiter waiter_;

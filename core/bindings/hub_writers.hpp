@@ -30,6 +30,8 @@ namespace nb = nanobind;
 // What else is to be done while a message waits for room: its readers may be waiting themselves.
 class Relief {
  public:
+  // Called before the first message of who has taken the place of a dead member.
+  virtual void note_admitted(std::uint32_t member) = 0;
   // Say whether a message waits for room now.
   virtual void set_needed(bool is_needed) = 0;
   // Return whether relieve() would do something. Called without the GIL.
@@ -79,6 +81,9 @@ class PyHubWriter final : public PyRingWriter {
     // The caller then looks for signals and peers, has rest() called, and goes on.
     return outcome == Outcome::closed && is_due ? Outcome::interrupted : outcome;
   }
+  void note_admitted(std::uint32_t reader) override {
+    if (relief_ != nullptr) relief_->note_admitted(reader);
+  }
   void rest(std::int64_t /*now*/) override {
     if (relief_ != nullptr) relief_->relieve();
   }
@@ -103,6 +108,7 @@ class PyReplyWriter final : public PyRingWriter {
       const Use use(*this);  // that it is closed, say, comes first
       throw NothingToAnswer("every message that was received has its reply");
     }
+    note_asked();
     publish(message, timeout);
   }
 
@@ -152,6 +158,7 @@ class PyReplyWriter final : public PyRingWriter {
                      nb::none()),
         reader_object_(reader),
         reader_(reader_of(reader)),
+        tail_(tail),
         barrier_(reader_.segment(), tail, reader_.place()),
         received_before_(peek(reader_.ring().figures().messages)),
         replied_before_(peek(ring().figures().messages)) {
@@ -160,6 +167,13 @@ class PyReplyWriter final : public PyRingWriter {
     // release: pairs with PyHub::is_of_another(). Before this member can answer anything.
     std::atomic_ref(lane.takeovers)
         .store(peek(segment().member(reader_.place()).takeovers), std::memory_order_release);
+  }
+
+  // Say what the next reply answers: the message that was received last. It is published with it.
+  void note_asked() {
+    const std::uint64_t received = peek(reader_.ring().figures().messages) - received_before_;
+    put(tail_.asked_by(place(), ring().published()),
+        peek(tail_.lane(place()).joined_at) + received);
   }
 
   static PyRingReader& reader_of(const nb::object& reader) {
@@ -175,6 +189,7 @@ class PyReplyWriter final : public PyRingWriter {
 
   Reference reader_object_;
   PyRingReader& reader_;
+  Tail tail_;
   Barrier barrier_;
   std::uint64_t received_before_;  // by those who had this place before
   std::uint64_t replied_before_;

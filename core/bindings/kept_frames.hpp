@@ -5,6 +5,8 @@
 
 #include <nanobind/nanobind.h>
 
+#include <cstdint>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -35,34 +37,47 @@ class KeptFrames {
 
   bool is_empty() const { return kept_.empty(); }
 
-  void push(const nb::object& frames) {
+  // `number`: what is to be known of it beside its frames.
+  void push(const nb::object& frames, std::uint64_t number = 0) {
     const nb::ft_lock_guard guard(mutex_);
-    kept_.push_back(frames.inc_ref().ptr());
+    kept_.push_back({frames.inc_ref().ptr(), number});
+  }
+  // Return the number of the next one; nothing: there is none, or None in its place.
+  std::optional<std::uint64_t> number() {
+    const nb::ft_lock_guard guard(mutex_);
+    if (kept_.empty() || kept_.front().frames == Py_None) return {};
+    return kept_.front().number;
   }
   // Take back what pop() has returned: it is the next one again.
   void put_back(nb::object frames) {
     const nb::ft_lock_guard guard(mutex_);
-    kept_.insert(kept_.begin(), frames.release().ptr());
+    kept_.insert(kept_.begin(), {frames.release().ptr(), last_});
   }
   // Return the next one; null: there is none.
   nb::object pop() {
     const nb::ft_lock_guard guard(mutex_);
     if (kept_.empty()) return {};
-    PyObject* const frames = kept_.front();
+    const Kept first = kept_.front();
     kept_.erase(kept_.begin());
-    return nb::steal(frames);
+    last_ = first.number;
+    return nb::steal(first.frames);
   }
   void drop_all() {
-    std::vector<PyObject*> kept;
+    std::vector<Kept> kept;
     {
       const nb::ft_lock_guard guard(mutex_);
       kept.swap(kept_);
     }
-    for (PyObject* const frames : kept) stops_at_exit([frames] { Py_DECREF(frames); });
+    for (const Kept& one : kept) stops_at_exit([&one] { Py_DECREF(one.frames); });
   }
 
  private:
-  std::vector<PyObject*> kept_;
+  struct Kept {
+    PyObject* frames;
+    std::uint64_t number;
+  };
+  std::vector<Kept> kept_;
+  std::uint64_t last_ = 0;  // the number of what pop() has returned
   nb::ft_mutex mutex_;
 };
 

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "bindings/kept_frames.hpp"
@@ -32,8 +33,11 @@ class alignas(kLine) MemberReplies {
                 Segment::Nonce nonce, const Identity& hub)
       : reader_(std::make_unique<PyRingReader>(memory, tail.format_ring(index, nonce, hub), hub,
                                                nb::none())),
+        messages_(messages),
         member_(messages.member(index)),
-        lane_(tail.lane(index)) {
+        tail_(tail),
+        lane_(tail.lane(index)),
+        index_(index) {
     look_on();
   }
   MemberReplies(const MemberReplies&) = delete;
@@ -69,7 +73,7 @@ class alignas(kLine) MemberReplies {
     const nb::object reply = reader_->poll(copy);
     if (!reply.is_valid()) return false;
     if (is_of_another()) taken_.push(nb::none());
-    taken_.push(reply);
+    taken_.push(reply, asked_by_of_taken());
     return true;
   }
 
@@ -99,6 +103,34 @@ class alignas(kLine) MemberReplies {
 
   // Return whether the member is dead, perhaps found so by another thread, and that is to be told.
   bool has_news() const { return ended_so_far() > told_; }
+
+  // Return the number of the message that has asked for the next reply; nothing: there is none.
+  std::optional<std::uint64_t> asked_by() { return taken_.number(); }
+  // Return whether a death is the next that is to be told.
+  bool is_death_next() { return !taken_.is_empty() && !taken_.number(); }
+
+  // Return how many messages were sent before who has the place now was asked for anything;
+  // nothing: it was there from the first one on, or is no more.
+  std::optional<std::uint64_t> joined_at() const {
+    // acquire: as in ended_so_far().
+    const auto takeovers = std::atomic_ref(member_.takeovers).load(std::memory_order_acquire);
+    if (takeovers == 0 || seat_state() == SeatState::dropped) return {};
+    // acquire: pairs with note_admitted(). Until then, nothing has asked it.
+    const auto known = std::atomic_ref(lane_.joined_takeovers).load(std::memory_order_acquire);
+    return known == takeovers ? peek(lane_.joined_at) : sent();
+  }
+  // Return whether who has the place now has come in that of another, and was asked for nothing.
+  bool is_unasked() const {
+    const SeatState state = seat_state();
+    return state != SeatState::left && joined_at() == sent();
+  }
+  // Note that who has taken the place is attached, before its first message. For who sends.
+  void note_admitted() {
+    put(lane_.joined_at, sent());
+    // release: pairs with joined_at().
+    std::atomic_ref(lane_.joined_takeovers)
+        .store(peek(member_.takeovers), std::memory_order_release);
+  }
 
   // Return the next reply, which there must be.
   nb::object pop() { return taken_.pop(); }
@@ -135,6 +167,14 @@ class alignas(kLine) MemberReplies {
     return true;
   }
 
+  // Return what has asked for the reply that was just taken; 0, and no line is fetched for it, as
+  // long as everybody was there from the first message on.
+  std::uint64_t asked_by_of_taken() const {
+    // acquire: pairs with take_seat(). Who answers what was sent after that, has seen it.
+    const auto rejoins = std::atomic_ref(messages_.lobby().rejoins).load(std::memory_order_acquire);
+    return rejoins == 0 ? 0 : peek(tail_.asked_by(index_, reader_->ring().first()));
+  }
+  std::uint64_t sent() const { return peek(messages_.writer_figures().messages); }
   SeatState seat_state() const {
     // acquire: pairs with RingWriter::drop() and RingReader::leave().
     return Seat::state(std::atomic_ref(member_.seat).load(std::memory_order_acquire));
@@ -153,8 +193,11 @@ class alignas(kLine) MemberReplies {
   std::atomic<const std::uint64_t*> seq_;
   std::atomic<std::uint64_t> number_;
   std::unique_ptr<PyRingReader> reader_;
+  Segment messages_;
   Member& member_;
+  Tail tail_;
   Lane& lane_;
+  std::uint32_t index_;
   std::uint64_t told_ = 0;  // so many who had the place are told to have died
 };
 

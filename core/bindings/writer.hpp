@@ -80,6 +80,7 @@ class PyRingWriter : public Endpoint {
     ring_.begin(pieces_, entries_);
     for (const std::uint32_t reader : ring_.admitted()) {
       if (arena_ != nullptr) arena_->mark_alive(reader);
+      note_admitted(reader);
     }
     try {
       if (ring_.is_immediate()) {
@@ -190,6 +191,8 @@ class PyRingWriter : public Endpoint {
   // Publish what is left of a message that does not find room at once, as RingWriter::advance().
   virtual Outcome advance(std::int64_t deadline_ns) { return ring_.advance(deadline_ns, stop()); }
 
+  // Called before the first message of a reader that has come in the place of a dead one.
+  virtual void note_admitted(std::uint32_t /*reader*/) {}
   std::uint32_t place() const override { return segment_.geometry().readers; }
   void interrupt() override { ring_.interrupt(); }
   void drop(std::uint32_t index, std::uint64_t seat) override {

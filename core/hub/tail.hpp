@@ -3,6 +3,7 @@
 // Does not know: how anybody waits, or who the members are.
 //
 //   | Bell | Lane x members | barriers x (members + 1) | segment of one reader x members |
+//   | asked-by x members |
 #pragma once
 
 #include <cstddef>
@@ -19,6 +20,9 @@ namespace shmcast {
 struct alignas(kLinePair) Lane {
   std::uint64_t begins_at;  // the fragment with which the replies of the present member begin
   std::uint64_t takeovers;  // Member::takeovers when it came: so many had the place before
+  // Written by the hub, when it attaches who has taken the place.
+  std::uint64_t joined_at;         // the messages sent before: it is asked by all that follow
+  std::uint64_t joined_takeovers;  // Member::takeovers then
 };
 
 struct TailGeometry {
@@ -34,15 +38,26 @@ struct TailGeometry {
     return lane_offset(members) + index * sizeof(std::uint64_t);
   }
   std::uint64_t ring_offset(std::uint64_t index) const {
-    const std::uint64_t end = barriers_offset(members + 1);
-    return (end + kLinePair - 1) / kLinePair * kLinePair + index * ring_stride();
+    return whole_pairs(barriers_offset(members + 1)) + index * ring_stride();
   }
   // Rings lie an odd number of line pairs apart: the slots that a hub looks at for any reply spread
   // over all cache sets.
   std::uint64_t ring_stride() const {
     return (replies.segment_bytes() / kLinePair | 1) * kLinePair;
   }
-  std::uint64_t bytes() const { return ring_offset(members); }
+  // By which message each reply of a member was asked for, by the reply's first fragment: twice as
+  // many as there are slots, so that the hub can read it when it has made room for the next one.
+  std::uint64_t asked_slots() const { return 2 * std::uint64_t{replies.slots}; }
+  std::uint64_t asked_offset(std::uint64_t index) const {
+    const std::uint64_t bytes = asked_slots() * sizeof(std::uint64_t);
+    return ring_offset(members) + index * whole_pairs(bytes);
+  }
+  std::uint64_t bytes() const { return asked_offset(members); }
+
+ private:
+  static std::uint64_t whole_pairs(std::uint64_t bytes) {
+    return (bytes + kLinePair - 1) / kLinePair * kLinePair;
+  }
 };
 
 // The tail in memory, as typed words. Copies refer to the same memory and do not own it.
@@ -63,6 +78,12 @@ class Tail {
   }
   std::uint64_t& barriers(std::uint32_t index) const {
     return *reinterpret_cast<std::uint64_t*>(base_ + geometry_.barriers_offset(index));
+  }
+  // The number of the message that has asked for the reply of a member which begins with a
+  // fragment.
+  std::uint64_t& asked_by(std::uint32_t index, std::uint64_t fragment) const {
+    auto* const asked = reinterpret_cast<std::uint64_t*>(base_ + geometry_.asked_offset(index));
+    return asked[fragment % geometry_.asked_slots()];
   }
   // Format the ring of a member's replies, or attach to it. Its reader, the hub, parks on the bell.
   Segment format_ring(std::uint32_t index, Segment::Nonce nonce, const Identity& hub) const {

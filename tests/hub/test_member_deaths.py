@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import re
 import threading
@@ -21,13 +22,14 @@ from tests.support.hub_roles import (
     echo,
     echo_and_die,
     echo_and_fail,
+    echo_even,
     fill_ring,
     hub_of_two,
     receive_and_exit,
     receive_and_wait,
     reply_all,
 )
-from tests.support.processes import Crew, WorkerFailed, results
+from tests.support.processes import Crew, Job, WorkerFailed, results
 from tests.support.ring_roles import send_until_told
 from tests.support.subprocess_programs import wait_until
 
@@ -220,6 +222,115 @@ def test_replies_of_two_in_one_place_are_told_apart(crew: Crew, call: str) -> No
         assert isinstance(got[1], PeerDied)
         hub.close()
         assert job.result() == (1, "Closed")
+
+
+def take_the_place(crew: Crew, hub: Hub, role: Callable[..., object] = echo) -> Job:
+    """Have another process take the place of member 1, which has died."""
+    job = crew.workers[1].start(role, 1, hub.handle)
+    wait_until(lambda: hub._end._ring.peers()[1].state == "rejoining")
+    return job
+
+
+def start_one_that_dies(crew: Crew, hub: Hub, count: int) -> Job:
+    """Start member 1, which answers so many messages."""
+    job = crew.workers[1].start(echo_and_die, 1, hub.handle, count)
+    wait_until(lambda: hub._end._ring.peers()[1].state == "attached")
+    return job
+
+
+def await_death(job: Job) -> None:
+    with pytest.raises(WorkerFailed, match="exit code -9"):
+        job.result()
+
+
+def recv_all(hub: Hub, awaits: bool) -> list[Any]:
+    """Receive a reply of each, in a task or not; return "dead" for a `PeerDied`."""
+    got = asyncio.run(hub.recv_all_async(SECONDS)) if awaits else hub.recv_all(SECONDS)
+    return ["dead" if isinstance(reply, PeerDied) else reply for reply in got]
+
+
+def both(number: int) -> list[Any]:
+    return [answer(number, 0), answer(number, 1)]
+
+
+@pytest.mark.parametrize("awaits", [False, True])
+def test_who_has_come_after_a_message_owes_no_answer_to_it(crew: Crew, awaits: bool) -> None:
+    with Hub(2, on_member_death="drop") as hub:
+        crew.workers[0].start(echo, 0, hub.handle)
+        dies = start_one_that_dies(crew, hub, 1)
+        hub.send(0)
+        assert recv_all(hub, awaits) == both(0)
+        await_death(dies)
+        hub.send(1)
+        assert recv_all(hub, awaits) == [answer(1, 0), "dead"]
+        hub.send(2)
+        take_the_place(crew, hub)
+        assert recv_all(hub, awaits) == [answer(2, 0), "dead"]
+        hub.send(3)
+        assert recv_all(hub, awaits) == both(3)
+
+
+@pytest.mark.parametrize("awaits", [False, True])
+def test_answers_to_two_messages_are_not_in_one_list(crew: Crew, awaits: bool) -> None:
+    """Nor when the next message is sent before anybody asks for the answers to the last one."""
+    with Hub(2, on_member_death="drop") as hub:
+        crew.workers[0].start(echo, 0, hub.handle)
+        await_death(start_one_that_dies(crew, hub, 0))
+        hub.send(1)
+        hub.send(2)
+        take_the_place(crew, hub)
+        hub.send(3)
+        hub.send(4)
+        wait_until(lambda: sum(hub.reply_statistics().lag) == 6)
+        assert recv_all(hub, awaits) == [answer(1, 0), "dead"]
+        hub.send(5)
+        assert recv_all(hub, awaits) == [answer(2, 0), "dead"]
+        assert [recv_all(hub, awaits) for _ in range(3)] == [both(3), both(4), both(5)]
+
+
+@pytest.mark.parametrize("awaits", [False, True])
+def test_a_death_that_owes_nothing_takes_no_place_in_a_list(crew: Crew, awaits: bool) -> None:
+    deaths: list[PeerDied] = []
+    with Hub(2, on_member_death="drop", on_death=deaths.append) as hub:
+        crew.workers[0].start(echo, 0, hub.handle)
+        dies = start_one_that_dies(crew, hub, 1)
+        hub.send(0)
+        assert recv_all(hub, awaits) == both(0)
+        await_death(dies)
+        take_the_place(crew, hub)
+        hub.send(1)
+        assert recv_all(hub, awaits) == both(1)
+        hub.send(2)
+        assert recv_all(hub, awaits) == both(2)
+
+
+def test_messages_that_need_no_answer_shift_nothing(crew: Crew) -> None:
+    with Hub(2, on_member_death="drop") as hub:
+        crew.workers[0].start(echo_even, 0, hub.handle)
+        dies = start_one_that_dies(crew, hub, 1)
+        hub.send(0)
+        assert recv_all(hub, awaits=False) == both(0)
+        await_death(dies)
+        for number in (1, 3, 5):
+            hub.send(number)
+        take_the_place(crew, hub, echo_even)
+        for number in (7, 8, 9, 10):
+            hub.send(number)
+        assert [recv_all(hub, awaits=False) for _ in range(2)] == [both(8), both(10)]
+
+
+def test_in_a_hub_of_one_nobody_is_waited_for_who_was_asked_nothing(crew: Crew) -> None:
+    with Hub(1, on_member_death="drop") as hub:
+        dies = crew.workers[0].start(echo_and_die, 0, hub.handle, 1)
+        hub.send(0)
+        assert recv_all(hub, awaits=False) == [answer(0, 0)]
+        await_death(dies)
+        assert recv_all(hub, awaits=False) == ["dead"]
+        crew.workers[0].start(echo, 0, hub.handle)
+        wait_until(lambda: hub._end._ring.peers()[0].state == "rejoining")
+        assert recv_all(hub, awaits=False) == ["dead"]
+        hub.send(1)
+        assert recv_all(hub, awaits=False) == [answer(1, 0)]
 
 
 def test_when_the_last_has_died_there_is_nobody_to_wait_for(children: Crew) -> None:

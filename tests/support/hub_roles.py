@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -34,6 +35,14 @@ def echo(index: int, handle: HubHandle, wait: WaitPolicy | None = None) -> tuple
                 count += 1
         except shmcast.ShmcastError as error:
             return count, type(error).__name__
+
+
+def echo_even(index: int, handle: HubHandle) -> None:
+    """Answer every even number, until the hub closes."""
+    with Member(handle, index) as member, contextlib.suppress(shmcast.Closed):
+        while True:
+            if (number := member.recv(SECONDS)) % 2 == 0:
+                member.reply(answer(number, index), SECONDS)
 
 
 def echo_some(index: int, handle: HubHandle, count: int) -> None:
