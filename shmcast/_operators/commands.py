@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -162,12 +163,20 @@ def _readers(text: str) -> int:
 
 
 def _top(arguments: argparse.Namespace) -> int:
+    if not arguments.once:
+        _give_way()
     if arguments.json:
         return _top_of_numbers(arguments)
     from shmcast._operators import top  # (needs rich)
 
     top.run(arguments.once, arguments.sort, arguments.seconds)
     return 0
+
+
+def _give_way() -> None:
+    """Let this process run after all others: a reader that it takes a core from waits otherwise."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, 19)
 
 
 def _top_of_numbers(arguments: argparse.Namespace) -> int:

@@ -194,6 +194,7 @@ def test_programs_get_a_line_of_numbers_for_each_look_until_they_have_enough() -
     ):
         assert process.stdout is not None
         looks = [json.loads(process.stdout.readline()) for _ in range(2)]
+        assert os.getpriority(os.PRIO_PROCESS, process.pid) == 19  # it takes nobody's core
         process.stdout.close()
         assert process.wait(40) == 0
     for found in looks:
