@@ -36,7 +36,7 @@ class Call:
         self.steps: deque[Step] = deque()
         self.result = result
         self.received: Sequence[Frame] | None = None
-        """Of the step before, by the one that looks at it."""
+        """In the hub, of the leader: kept, so that the step may be taken again."""
         self.replies: Sequence[Sequence[Frame] | None] | None = None
         """The same, of each other rank of the node."""
         self.is_sending = False

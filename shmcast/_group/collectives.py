@@ -198,7 +198,7 @@ class Collectives:
     def _go_on(self, call: Call, deadline: Deadline) -> Any:
         try:
             tracing.call(self._tracer, f"shmcast.{call.name}", self._take_steps)(call, deadline)
-            result = call.result()
+            return call.result()
         except Interrupted:
             raise
         except Timeout:
@@ -210,7 +210,6 @@ class Collectives:
             if not is_interruption(error):
                 self._call = None
             raise
-        return result
 
     def _take_steps(self, call: Call, deadline: Deadline) -> None:
         while call.steps:
@@ -235,9 +234,7 @@ class Collectives:
         def collect(left: Deadline) -> None:
             if call.replies is None:
                 call.replies = self._hub.collect(left)
-
-        def take_in(_left: Deadline) -> None:
-            for rank, frames in self._hub.by_rank(call.replies or []).items():
+            for rank, frames in self._hub.by_rank(call.replies).items():
                 if isinstance(frames, PeerDied):
                     self._shares.parts[rank] = frames
                 else:
@@ -247,7 +244,6 @@ class Collectives:
             return self._company.names(self._hub.missing())
 
         call.steps.append(Step(collect, missing, True))
-        call.steps.append(Step(take_in, missing, True))
         self._add_trunk_up(call)
 
     def _add_trunk_up(self, call: Call) -> None:
@@ -277,9 +273,9 @@ class Collectives:
             def consume(left: Deadline) -> None:
                 if call.received is None:
                     call.received = self._hub.consume(left)
+                self._shares.take_in(call.received, call.name, leader)
 
-            self._add_in_hub(call, consume, [leader])
-            self._add_in_hub(call, lambda _left: self._take_in(call, leader), [leader])
+            call.steps.append(Step(consume, lambda: company.name(leader), True))
             return
         self._add_trunk_down(call, parts_for)
 
@@ -326,11 +322,6 @@ class Collectives:
         names = functools.partial(self._company.names, whom)
         call.steps.append(Step(take, names, True, lambda: call.is_sending and self._hub.was_sent))
 
-    def _add_in_hub(
-        self, call: Call, take: Callable[[Deadline], object], whom: Sequence[int]
-    ) -> None:
-        call.steps.append(Step(take, lambda: self._company.names(whom), True))
-
     def _add_on_trunk(self, call: Call, rank: int, take: Callable[[Deadline], object]) -> None:
         """Add a step that needs the leader of another node: it may be dropped, with all of it."""
         company, ranks = self._company, self._company.topology.node_of(rank).ranks
@@ -351,15 +342,8 @@ class Collectives:
         call.steps.append(Step(take_or_drop, lambda: self._company.name(rank), False))
 
     def _receive(self, call: Call, rank: int, left: Deadline) -> None:
-        if call.received is None:
-            call.received = self._trunk.receive(rank, left, call.name, call.turn)
-        self._take_in(call, rank)
-
-    def _take_in(self, call: Call, rank: int) -> None:
-        """Take in what was received of a rank; once more, if a signal's handler has raised."""
-        if call.received is not None:
-            self._shares.take_in(call.received, call.name, rank)
-            call.received = None
+        frames = self._trunk.receive(rank, left, call.name, call.turn)
+        self._shares.take_in(frames, call.name, rank)
 
     def _sent(
         self, send: Callable[[Sequence[Frame], Deadline], None], frames: list[Frame], left: Deadline
