@@ -301,12 +301,6 @@ class ObjectCoder {
   }
 
  private:
-#ifdef Py_GIL_DISABLED
-  // Threads that share a codec would change at once what it keeps for practice.
-  static constexpr bool kPractises = false;
-#else
-  static constexpr bool kPractises = true;
-#endif
   static constexpr int kMostMisses = 6;
   static constexpr std::size_t kMostKept = 1024 * 1024;
   static constexpr Py_ssize_t kEntry = 8;  // of the frame table

@@ -86,9 +86,7 @@ class Endpoint : public Alarm {
   }
 
   // Tell the watch of waits that last so long from now on.
-  void set_patience(nb::handle seconds) {
-    watch_.patience_ns.store(timeout_ns(seconds), std::memory_order_relaxed);
-  }
+  void set_patience(nb::handle seconds) { watch_.set_patience(timeout_ns(seconds)); }
   void set_policy(const WaitPolicy& policy) {
     const Use use(*this);
     waiter().set_policy(policy);
@@ -191,7 +189,7 @@ class Endpoint : public Alarm {
   template <class Step>
   Outcome wait(Deadline& end_of_call, Step step) {
     const std::int64_t deadline = end_of_call.ns();
-    LongWait long_wait{monotonic_ns(), watch_.patience_ns.load(std::memory_order_relaxed)};
+    LongWait long_wait{monotonic_ns(), watch_.patience()};
     const EndOfWait end(waiter());
     observe_changes(long_wait.began_ns);
     for (;;) {

@@ -10,6 +10,13 @@
 
 namespace shmcast {
 
+#ifdef Py_GIL_DISABLED
+// Threads that share a codec would change at once what it keeps for practice.
+inline constexpr bool kPractises = false;
+#else
+inline constexpr bool kPractises = true;
+#endif
+
 // A message that takes long is given up for a while, and so are others of its size. (Three times in
 // a row, because the first round meets cold caches. Not for ever, because a busy machine makes any
 // message take long.)

@@ -31,7 +31,9 @@ struct Watch {
         patience_ns(callee.is_none() ? kForever : timeout_ns(attribute(callee, "patience"))) {}
 
   Reference callee;  // None: nobody is told
-  // relaxed everywhere: a number of its own, for the waits that begin later, from any thread.
+  // Of waits that begin from now on; from any thread. relaxed: a number of its own.
+  std::int64_t patience() const { return patience_ns.load(std::memory_order_relaxed); }
+  void set_patience(std::int64_t ns) { patience_ns.store(ns, std::memory_order_relaxed); }
   std::atomic<std::int64_t> patience_ns;
   std::int64_t look_ns = 0;    // when the next look is due
   std::int64_t round_ns = 0;   // when the next call is due in any case
