@@ -212,8 +212,12 @@ class WaitPolicy:
 def idle_hint() -> str:
     """Return how this CPU idles in a spin loop: umwait, mwaitx, pause, wfet, wfe or isb."""
 
-def read_small_file(path: str) -> bytes | None:
-    """Return the first 128 bytes of a file, or None if it can't be read."""
+def read_file(path: str) -> bytes | OSError:
+    """Return what a file of the kernel holds, or why it can't be read.
+
+    For waits, where a signal's handler may raise any exception at any time: none can leave the file
+    open, and none is taken for the file's, as who would catch OSError would do.
+    """
 
 def piece_collector(
     pieces: list[bytes], buffers: list[Any]

@@ -7,8 +7,10 @@
 #include <nanobind/nanobind.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -46,15 +48,29 @@ inline std::int64_t timeout_ns(nb::handle timeout) {
   return seconds < 9e9 ? static_cast<std::int64_t>(seconds * 1e9) : kForever;
 }
 
-// Return the first bytes of a file of the kernel, enough for one line; None: it can't be read. No
-// Python code runs meanwhile, so that no signal handler's exception can be taken for one of these.
-inline nb::object read_small_file(const char* path) {
-  const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0) return nb::none();
-  char text[128];
-  const ssize_t size = read(fd, text, sizeof text);
-  close(fd);
-  return size < 0 ? nb::none() : nb::object(nb::bytes(text, static_cast<std::size_t>(size)));
+// Return what a file of the kernel holds, as bytes; or the OSError, which who calls would have to
+// catch, and with it what signal handlers raise. None runs meanwhile, and leaves the file open.
+inline nb::object read_file(const char* path) {
+  std::string text;
+  const int failure = [&] {
+    const WithoutGil waiting;  // (for a lock of another process's memory, as cmdline does)
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) return errno;
+    char part[4096];
+    ssize_t size;
+    while ((size = read(fd, part, sizeof part)) > 0 || (size < 0 && errno == EINTR)) {
+      if (size > 0) text.append(part, static_cast<std::size_t>(size));
+    }
+    const int error = size < 0 ? errno : 0;
+    close(fd);
+    return error;
+  }();
+  if (failure != 0) {
+    return owned(stops_at_exit([=] {
+      return PyObject_CallFunction(PyExc_OSError, "iss", failure, std::strerror(failure), path);
+    }));
+  }
+  return nb::bytes(text.data(), text.size());
 }
 
 // Return the counts of latencies, by bucket.

@@ -87,7 +87,7 @@ void bind_waiting(nb::module_& m) {
       .def_static(
           "adaptive", [](std::int64_t ns) { return WaitPolicy{Mode::adaptive, ns}; },
           "max_spin_ns"_a);
-  m.def("read_small_file", &read_small_file, "path"_a);
+  m.def("read_file", &read_file, "path"_a);
   m.def("idle_hint", [] { return best_hint().name; });
 }
 

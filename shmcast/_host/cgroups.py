@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from shmcast import _core
+
 
 def limiting(
     proc: Path, cgroups: Path, controller: str, v2: str, v1: str
@@ -22,11 +24,10 @@ def limiting(
     Yields:
         Whether it is v2, and the folder. Nothing where the cgroups can't be read.
     """
-    try:
-        lines = (proc / "cgroup").read_text().splitlines()
-    except (OSError, ValueError):
+    text = _core.read_file(str(proc / "cgroup"))
+    if isinstance(text, OSError):
         return
-    for line in lines:
+    for line in map(os.fsdecode, text.splitlines()):
         controllers, _, path = line.partition(":")[2].partition(":")
         is_v2 = not controllers
         if is_v2:
@@ -47,3 +48,9 @@ def limiting(
                 if level == mount:
                     break
                 level = level.rpartition("/")[0]
+
+
+def words_by_line(path: str) -> list[list[bytes]]:
+    """Return the words of a file of a cgroup, by line; none where it can't be read."""
+    text = _core.read_file(path)
+    return [line.split() for line in text.splitlines()] if isinstance(text, bytes) else []

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from shmcast import _core
-from shmcast._host.cgroups import limiting
+from shmcast._host.cgroups import limiting, words_by_line
 
 
 class CpuQuota:
@@ -35,20 +34,20 @@ class CpuQuota:
         return min([math.inf, *(read(folder) for read, folder in self._quotas)])
 
 
-# These run in waits, where a signal handler may raise any exception at any time: they catch none.
-
-
 def _quota_v2(folder: str) -> float:
-    match (_core.read_small_file(f"{folder}/cpu.max") or b"").split():
-        case [quota, period]:
+    match words_by_line(f"{folder}/cpu.max"):
+        case [[quota, period]]:
             return _ratio(quota, period)
     return math.inf
 
 
 def _quota_v1(folder: str) -> float:
-    quota = _core.read_small_file(f"{folder}/cpu.cfs_quota_us") or b""
-    period = _core.read_small_file(f"{folder}/cpu.cfs_period_us") or b""
-    return _ratio(quota.strip(), period.strip())
+    match words_by_line(f"{folder}/cpu.cfs_quota_us") + words_by_line(
+        f"{folder}/cpu.cfs_period_us"
+    ):
+        case [[quota], [period]]:
+            return _ratio(quota, period)
+    return math.inf
 
 
 def _ratio(quota: bytes, period: bytes) -> float:

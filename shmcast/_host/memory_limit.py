@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from shmcast._host.cgroups import limiting
+from shmcast._host.cgroups import limiting, words_by_line
 
 _UNLIMITED = 1 << 60  # v1 has a number near 2**63 for it
 
@@ -98,11 +98,12 @@ _V1 = _Files(
 
 
 def _number(path: Path) -> float | None:
-    try:
-        text = path.read_text().strip()
-        return math.inf if text == "max" else int(text)
-    except (OSError, ValueError):
-        return None
+    match words_by_line(str(path)):
+        case [[b"max"]]:
+            return math.inf
+        case [[number]] if number.isdigit():
+            return int(number)
+    return None
 
 
 def _droppable(folder: Path, kind: _Files) -> int:
@@ -112,8 +113,8 @@ def _droppable(folder: Path, kind: _Files) -> int:
 
 def _fields(path: Path) -> dict[str, int]:
     """Return the numbers of a file of lines "name number [unit]"."""
-    try:
-        lines = [line.split() for line in path.read_text().splitlines()]
-    except OSError:
-        return {}
-    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
+    return {
+        words[0].decode(): int(words[1])
+        for words in words_by_line(str(path))
+        if len(words) > 1 and words[1].isdigit()
+    }

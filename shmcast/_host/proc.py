@@ -11,6 +11,7 @@ import os
 import re
 from pathlib import Path
 
+from shmcast import _core
 from shmcast._host.signals import is_interruption
 
 # What `os` lacks in Pythons built against headers of before Linux 5.3 (as portable ones are).
@@ -67,11 +68,8 @@ def tells_status(pid: int) -> bool:
 
 def command_line(pid: int) -> str:
     """Return the command line of process `pid`, words apart by spaces; "" where it is not told."""
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes() if is_own() else b""
-    except OSError as error:
-        if not _is_of_proc(error):
-            raise
+    words = _core.read_file(f"/proc/{pid}/cmdline") if is_own() else b""
+    if isinstance(words, OSError):
         return ""
     return words.rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
 
@@ -81,11 +79,14 @@ def is_own() -> bool:
     try:
         if Path("/proc/self").readlink() != Path(str(os.getpid())):
             return False
-        found = _NUMBERS.search(Path("/proc/self/status").read_bytes())
     except OSError as error:
         if not _is_of_proc(error):
             raise
         return False
+    status = _core.read_file("/proc/self/status")
+    if isinstance(status, OSError):
+        return False
+    found = _NUMBERS.search(status)
     # (Sandboxes lack the line. Without it, two namespaces may number one process alike.)
     return found is None or len(found[1].split()) == 1
 
@@ -118,7 +119,7 @@ def _number(pid: int) -> int | None:
     try:
         pidfd = pidfd_open(pid)
         try:
-            found = _NUMBER.search(Path(f"/proc/self/fdinfo/{pidfd}").read_bytes())
+            info = _core.read_file(f"/proc/self/fdinfo/{pidfd}")
         finally:
             os.close(pidfd)
     except ProcessLookupError:
@@ -126,16 +127,21 @@ def _number(pid: int) -> int | None:
     except OSError as error:
         if not _is_of_proc(error):
             raise
-        found = None
+        info = b""
+    found = None if isinstance(info, OSError) else _NUMBER.search(info)
     if found is None or not int(found[1]):
         raise PermissionError(errno.EACCES, f"/proc does not show process {pid}")
     return int(found[1])
 
 
 def _fields(name: str) -> list[str] | None:
-    try:
-        line = Path(f"/proc/{name}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):  # the latter when it ends between open and read
-        return None
+    line = _core.read_file(f"/proc/{name}/stat")
+    if isinstance(line, FileNotFoundError | ProcessLookupError):
+        return None  # (the latter when it ends between open and read)
+    if isinstance(line, OSError):
+        try:
+            raise line
+        finally:
+            del line  # (it would keep this frame, which would keep it)
     # The name before may hold anything, spaces and parentheses included.
     return line[line.rindex(b")") + 1 :].decode().split()

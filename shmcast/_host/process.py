@@ -332,11 +332,12 @@ def _boot_offset() -> int:
             != Path("/proc/self/ns/time_for_children").readlink()
         ):
             return 0
-        lines = Path("/proc/self/timens_offsets").read_text().splitlines()
     except OSError:  # no time namespaces in this kernel
         return 0
-    for clock, seconds, nanoseconds in map(str.split, lines):
-        if clock == "boottime":
+    offsets = _core.read_file("/proc/self/timens_offsets")
+    lines = offsets.splitlines() if isinstance(offsets, bytes) else []
+    for clock, seconds, nanoseconds in map(bytes.split, lines):
+        if clock == b"boottime":
             shift = int(seconds) + int(nanoseconds) / 1e9
             return round(shift * _TICKS_PER_SECOND)
     return 0
