@@ -20,6 +20,10 @@ import pytest
 
 import shmcast
 from shmcast import Reader, WaitPolicy, Writer
+from shmcast._host import proc
+from shmcast._host.cpus import CpuQuota
+from shmcast._host.memory_limit import MemoryLimit
+from shmcast._host.process import how_it_ends, is_alive
 from tests.support.alarms import Alarmed, AlarmedError, Alarms
 from tests.support.shared_memory import segments_of
 
@@ -227,3 +231,24 @@ def test_a_handler_that_closes_ends_the_call() -> None:
         finally:
             signal.signal(signal.SIGALRM, before)
             signal.setitimer(signal.ITIMER_REAL, *timer)
+
+
+@pytest.mark.parametrize("raises", KINDS)
+def test_a_look_at_the_host_passes_on_what_a_handler_raises(raises: type[BaseException]) -> None:
+    pid, quota, limit = os.getpid(), CpuQuota(), MemoryLimit()
+    looks: list[Callable[[], object]] = [
+        quota.read,
+        limit.room,
+        lambda: proc.stat(pid),
+        lambda: proc.command_line(pid),
+        lambda: how_it_ends(pid),
+        lambda: is_alive(pid),
+    ]
+    passed_on = 0
+    with Alarms(raises).in_place() as alarms:
+        for k in rounds(alarms):
+            try:
+                alarms.during(looks[k % len(looks)], 100e-6)
+            except raises:
+                passed_on += 1
+        assert passed_on == alarms.count  # (and no file was left open: its warning is an error)
