@@ -157,7 +157,9 @@ class Pidfd:
     def _ask_as_parent(self) -> int | None:
         try:
             ended = os.waitid(_P_PIDFD, self._fd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except OSError:  # no child of this process, or reaped; before Linux 5.4 never
+        except OSError as error:  # no child of this process, or reaped; before Linux 5.4 never
+            if is_interruption(error):
+                raise
             return None
         if ended is None:
             return None
@@ -179,7 +181,9 @@ class Pidfd:
         info = bytearray(_PIDFD_INFO.pack(_PIDFD_INFO_EXIT, 0))
         try:
             fcntl.ioctl(self._fd, _PIDFD_GET_INFO, info)
-        except OSError:
+        except OSError as error:
+            if is_interruption(error):
+                raise
             return None
         mask, status = _PIDFD_INFO.unpack(info)
         return status if mask & _PIDFD_INFO_EXIT else None
@@ -305,7 +309,9 @@ def stack_of(pid: int, timeout: float = 3.0) -> str:
             timeout=timeout,
             check=True,
         ).stdout
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError) as error:
+        if is_interruption(error):
+            raise
         return ""
     # Not what comes before the threads: a command line may hold what is not for logs.
     return dump.partition("\n\n")[2]
@@ -332,7 +338,9 @@ def _boot_offset() -> int:
             != Path("/proc/self/ns/time_for_children").readlink()
         ):
             return 0
-    except OSError:  # no time namespaces in this kernel
+    except OSError as error:  # no time namespaces in this kernel
+        if is_interruption(error):
+            raise
         return 0
     offsets = _core.read_file("/proc/self/timens_offsets")
     lines = offsets.splitlines() if isinstance(offsets, bytes) else []

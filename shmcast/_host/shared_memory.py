@@ -26,6 +26,7 @@ from shmcast._host.segment_file import NAME, make
 from shmcast._host.segment_file import SegmentFile as SegmentFile
 from shmcast._host.segment_file import find as find
 from shmcast._host.segment_file import unlink as unlink
+from shmcast._host.signals import is_interruption
 from shmcast._host.system_errors import SHM_FOLDER, explaining
 from shmcast.errors import HostError, SharedMemoryFull
 
@@ -174,8 +175,10 @@ def add_spill(fd: int, offset: int, nbytes: int) -> _core.Mapping | None:
         return _core.Mapping(
             fd, nbytes, True, dump=dumps_segments(), room=_arena_room(), offset=offset
         )
-    except OSError:
+    except OSError as error:
         os.ftruncate(fd, size)
+        if is_interruption(error):
+            raise
         return None
 
 
@@ -183,7 +186,9 @@ def map_spill(fd: int, offset: int, nbytes: int) -> _core.Mapping | None:
     """Map for reading what `add_spill` has added; None: the system refuses."""
     try:
         return _core.Mapping(fd, nbytes, False, dump=dumps_segments(), keep_fd=False, offset=offset)
-    except OSError:
+    except OSError as error:
+        if is_interruption(error):
+            raise
         return None
 
 

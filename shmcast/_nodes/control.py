@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shmcast._host.epoll_thread import epoll_thread
+from shmcast._host.signals import is_interruption
 from shmcast._nodes.addresses import Address
 
 _LONGEST_LINE = 64 * 1024
@@ -254,6 +255,8 @@ def connect(addresses: Iterable[Address], secret: str, rank: int) -> socket.sock
         try:
             connection = socket.create_connection((host, port), _CONNECT_SECONDS)
         except OSError as error:
+            if is_interruption(error):
+                raise
             errors.append(f"{host} port {port}: {error}")
             continue
         try:
@@ -269,6 +272,8 @@ def connect(addresses: Iterable[Address], secret: str, rank: int) -> socket.sock
                 raise ConnectionError("something else listens there")
         except OSError as error:
             connection.close()
+            if is_interruption(error):
+                raise
             errors.append(f"{host} port {port}: {error}")
             continue
         return connection

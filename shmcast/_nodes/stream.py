@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from shmcast._codecs.base import Frame
+from shmcast._host.signals import is_interruption
 from shmcast._nodes.deadline import Deadline
 from shmcast._nodes.silence import Silence
 from shmcast._nodes.views import flat_views
@@ -174,7 +175,9 @@ class Stream:
             is_there = self._take(_HEADER.size)
         except BlockingIOError:
             return True
-        except OSError:
+        except OSError as error:
+            if is_interruption(error):
+                raise
             is_there = False
         with self._taking:
             begin = self._whole()[: _HEADER.size]
@@ -190,6 +193,8 @@ class Stream:
             except BlockingIOError:
                 self._wait(select.POLLOUT, deadline, action)
             except OSError as error:
+                if is_interruption(error):
+                    raise
                 raise self._end(error, action) from error
 
     def receive(self, deadline: Deadline, action: str, turn: object = None) -> list[bytearray]:
@@ -237,6 +242,8 @@ class Stream:
                 self._wait(select.POLLIN, deadline, action)
                 continue
             except OSError as error:
+                if is_interruption(error):
+                    raise
                 raise self._end(error, action) from error
             if not is_open:
                 raise self._end(None, action)
@@ -275,6 +282,8 @@ class Stream:
             try:
                 self._silence.check()
             except OSError as error:
+                if is_interruption(error):
+                    raise
                 raise self._end(error, action) from error
             if left == 0:
                 raise Timeout(
@@ -295,9 +304,12 @@ class Stream:
 
         Whoever sends to it is told by the kernel first that the connection has ended.
         """
-        with contextlib.suppress(OSError):  # (what has come before it ended is still there)
+        try:
             while self._take(self._count() + _CHUNK):
                 pass
+        except OSError as error:  # (what has come before it ended is still there)
+            if is_interruption(error):
+                raise
         with self._taking:
             received = self._whole()
         at = 0

@@ -22,6 +22,7 @@ import shmcast
 from shmcast._nodes import silence, stream
 from shmcast._nodes.deadline import Deadline
 from shmcast._nodes.stream import Stream
+from tests.support.alarms import Alarmed, AlarmedError
 
 FOREVER = Deadline.after(None)
 NOW = Deadline.after(0.0)
@@ -119,11 +120,7 @@ def test_an_abandoned_message_is_no_end_in_order(ends: list[Stream]) -> None:
         there.receive(FOREVER, "gather")
 
 
-class Alarmed(BaseException):
-    """What a signal's handler raises."""
-
-
-def is_interrupted(call: Callable[[], object], at: int) -> bool:
+def is_interrupted(call: Callable[[], object], at: int, raises: type[BaseException]) -> bool:
     """Call, and raise at the `at`-th line of streams; return whether there are so many."""
     left = at
 
@@ -136,30 +133,33 @@ def is_interrupted(call: Callable[[], object], at: int) -> bool:
         if event == "return" or (event == "line" and not line.startswith("with ")):
             left -= 1
             if left < 0:
-                raise Alarmed
+                raise raises
         return trace
 
     before = sys.gettrace()
     sys.settrace(trace)
     try:
         call()
-    except Alarmed:
+    except raises:
         return True
     finally:
         sys.settrace(before)
     return False
 
 
-def test_a_signal_at_any_moment_neither_loses_nor_doubles_a_message(ends: list[Stream]) -> None:
+@pytest.mark.parametrize("raises", [Alarmed, AlarmedError])
+def test_a_signal_at_any_moment_neither_loses_nor_doubles_a_message(
+    ends: list[Stream], raises: type[BaseException]
+) -> None:
     here, there = ends
     for at in itertools.count():
         sent = [f"message {at}".encode(), b"x" * at]
         turn = object()
         send = functools.partial(here.send, sent, FOREVER, "gather", turn)
         receive = functools.partial(there.receive, FOREVER, "gather", turn)
-        was_interrupted = is_interrupted(send, at)
+        was_interrupted = is_interrupted(send, at, raises)
         send()
-        if is_interrupted(receive, at):
+        if is_interrupted(receive, at, raises):
             was_interrupted = True
         assert receive() == sent
         assert not here.is_broken

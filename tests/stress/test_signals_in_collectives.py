@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.alarms import Alarmed, Alarms
+from tests.support.alarms import Alarmed, AlarmedError, Alarms
 from tests.support.exchanges import over_store
 from tests.support.fake_nodes import ONE, TWO
 from tests.support.processes import Crew
@@ -28,14 +28,14 @@ pytestmark = [
 def take_part(rank: int, hosts: tuple[str, ...], path: str, alarmed: int, seed: int) -> int:
     """Take part in many collectives, which a handler ends on one of the ranks again and again."""
     bc = over_store(rank, hosts, path)
-    alarms = Alarms(Alarmed, seed)
+    alarms = Alarms(Alarmed, AlarmedError, seed=seed)
     with bc, alarms.in_place():
 
         def call(function: Callable[[], Any]) -> Any:
             while rank == alarmed:
                 try:
                     return alarms.during(function, 300e-6)
-                except Alarmed:
+                except (Alarmed, AlarmedError):
                     pass
             return function()
 

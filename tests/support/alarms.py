@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import signal
 from collections.abc import Callable, Iterator
@@ -24,12 +25,12 @@ class Alarms:
     """Raises in calls of this thread, the main one.
 
     Args:
-        raises: what; it is made anew each time.
+        raises: what, in turns; it is made anew each time.
         seed: of the moments.
     """
 
-    def __init__(self, raises: type[BaseException], seed: int = 1) -> None:
-        self._raises = raises
+    def __init__(self, *raises: type[BaseException], seed: int = 1) -> None:
+        self._raises = itertools.cycle(raises)
         self._random = random.Random(seed)  # noqa: S311
         self._is_armed = False
         self.count = 0
@@ -48,7 +49,7 @@ class Alarms:
         if self._is_armed:
             self._is_armed = False
             self.count += 1
-            raise self._raises
+            raise next(self._raises)
 
     @contextmanager
     def in_place(self) -> Iterator[Alarms]:

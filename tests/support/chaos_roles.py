@@ -19,7 +19,7 @@ from typing import Any
 
 from shmcast import Reader, ShmcastError, WaitPolicy, Writer
 from shmcast._endpoints.handle import Handle
-from tests.support.alarms import Alarmed, Alarms
+from tests.support.alarms import Alarmed, AlarmedError, Alarms
 
 ENDINGS = {
     "killed": signal.SIGKILL,
@@ -130,7 +130,7 @@ class Calls:
     """
 
     def __init__(self, seed: int | None) -> None:
-        self._alarms = None if seed is None else Alarms(Alarmed, seed)
+        self._alarms = None if seed is None else Alarms(Alarmed, AlarmedError, seed=seed)
 
     def __enter__(self) -> Calls:
         self._open = contextlib.ExitStack()
@@ -201,7 +201,7 @@ def write(connection: Connection, role: Role, readers: int, on_death: Any) -> Re
         def send(number: int, data: Any) -> None:
             """Send, again and again if need be, until it is sent."""
             while writer.statistics().messages == number:
-                with contextlib.suppress(Alarmed):
+                with contextlib.suppress(Alarmed, AlarmedError):
                     calls.make(lambda: writer.send((number, data)))
 
         number = 0
@@ -252,7 +252,7 @@ def read(connection: Connection, role: Role, handle: Handle, index: int, rejoin:
                 copy = rng.random() < 0.3
                 try:
                     number, data = calls.make(functools.partial(receive, copy=copy))
-                except Alarmed:
+                except (Alarmed, AlarmedError):
                     excused += 1
                     kept.drop_all()  # the message that is lost may have been the one that says so
                     continue
