@@ -229,13 +229,22 @@ def deaths_table(rows: list[Row]) -> Table:
 
 
 def collectives_table(rows: list[Row]) -> Table:
-    """Return the rows for a terminal: ours and gloo's, which follow one another, in one line."""
-    figures = ("shmcast\np50 µs", "p99 µs", "gloo\np50 µs", "p99 µs", "times\nless")
+    """Return the rows for a terminal: all transports of an operation in one line."""
+    figures = ("shmcast\np50 / p99 µs", "gloo\np50 / p99 µs", "pthread\np50 µs", "gloo/\nours")
     made = terminal.table("operation, arrival", *figures)
-    for ours, gloo in zip(rows[::2], rows[1::2], strict=True):
+    lines: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        lines.setdefault(f"{row['operation']}, {row['arrival']}", {})[row["transport"]] = row
+    for name, by in lines.items():
+        ours, gloo, pthread = (
+            by[collectives.OURS],
+            by[collectives.GLOO],
+            by.get(collectives.PTHREAD),
+        )
         made.add_row(
-            f"{ours['operation']}, {ours['arrival']}",
-            *(short(row[name]) for row in (ours, gloo) for name in ("p50_us", "p99_us")),
+            name,
+            *(f"{short(row['p50_us'])} / {short(row['p99_us'])}" for row in (ours, gloo)),
+            short(pthread["p50_us"]) if pthread else "",
             ratio(gloo["p50_us"] / ours["p50_us"]),
         )
     return made

@@ -1,5 +1,8 @@
 """The suite "collectives": barrier and gathers of a `ShmBroadcaster` beside gloo's, in turns.
 
+And the C library's own barrier between processes: what is left of a barrier without Python, a
+ring and anybody who might die.
+
 Times are from when the last rank comes to when the last one has its result; back to back, from one
 result of the source to its next. On CLOCK_MONOTONIC, which all processes of a host share.
 """
@@ -7,6 +10,9 @@ result of the source to its next. On CLOCK_MONOTONIC, which all processes of a h
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
+import mmap
 import multiprocessing
 import random
 import tempfile
@@ -30,14 +36,21 @@ WHAT = "barrier, gather and all-gather of 49 bytes, of 4 ranks, beside gloo's"
 RANKS = 4
 CALLS = 300
 TURNS = 5
-OURS, GLOO = "shmcast", "gloo"
+OURS, GLOO, PTHREAD = "shmcast", "gloo", "pthread"
 BACK_TO_BACK, RANDOM = "back to back", "random arrival"
-OPERATIONS = ("barrier", "gather", "all-gather")
+OPERATIONS = {
+    "barrier": (OURS, GLOO, PTHREAD),
+    "gather": (OURS, GLOO),
+    "all-gather": (OURS, GLOO),
+}
+"""And who has each."""
 
 _CONTEXT = multiprocessing.get_context("spawn")
 _SECONDS = 120.0
 _LATEST_MS = 1.0  # of a random arrival
 _WARM_UP = 20
+_PTHREAD_PROCESS_SHARED = 1  # of glibc and musl
+_ATTRIBUTES_BYTES = 64  # more than they need
 _MESSAGE = {"rank": 0, "step": 1, "tokens": [1, 2, 3]}
 
 
@@ -48,13 +61,13 @@ def run(console: Console, ranks: int, calls: int, turns: int) -> list[Row]:
         console: where to print.
         ranks: how many.
         calls: in each turn.
-        turns: of each of the two.
+        turns: of each transport.
 
     Raises:
         RuntimeError: a rank has not answered.
     """
     rows: list[Row] = []
-    cases = [(name, arrival) for name in OPERATIONS for arrival in (BACK_TO_BACK, RANDOM)]
+    cases = [(*each, arrival) for each in OPERATIONS.items() for arrival in (BACK_TO_BACK, RANDOM)]
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.ExitStack() as stack,
@@ -62,10 +75,10 @@ def run(console: Console, ranks: int, calls: int, turns: int) -> list[Row]:
     ):
         task = progress.add_task(SUITE, total=len(cases) * turns)
         crew = [_start(stack, rank, ranks, Path(folder) / "store") for rank in range(ranks)]
-        for name, arrival in cases:
-            times: dict[str, list[npt.NDArray[np.float64]]] = {OURS: [], GLOO: []}
+        for name, transports, arrival in cases:
+            times: dict[str, list[npt.NDArray[np.float64]]] = {who: [] for who in transports}
             for _ in range(turns):
-                for who in (OURS, GLOO):
+                for who in transports:
                     for member in crew:
                         member.send((who, name, arrival, calls))
                     times[who].append(_times(np.array([_answer(m) for m in crew]), arrival))
@@ -131,6 +144,7 @@ def _serve(control: Connection, rank: int, ranks: int, store: str) -> None:
     rng = random.Random(rank)  # noqa: S311 (the same in each run, no more)
     with shmcast.ShmBroadcaster() as bc, contextlib.suppress(EOFError):
         operations = _operations(bc, ranks)
+        operations[PTHREAD, "barrier"] = _pthread_barrier(Path(f"{store}.barrier"), rank, ranks)
         while True:
             who, name, arrival, calls = control.recv()
             call = operations[who, name]
@@ -154,6 +168,25 @@ def _operations(
         (OURS, "all-gather"): lambda: bc.all_gather_object(_MESSAGE),
         (GLOO, "all-gather"): lambda: dist.all_gather_object(everybody, _MESSAGE),
     }
+
+
+def _pthread_barrier(path: Path, rank: int, ranks: int) -> Callable[[], object]:
+    """Return the wait of pthread_barrier_wait(3) in memory that all ranks share."""
+    import torch.distributed as dist
+
+    library = ctypes.CDLL(None)
+    if rank == 0:
+        path.write_bytes(bytes(mmap.PAGESIZE))
+    dist.barrier()
+    with path.open("r+b") as file:
+        barrier = ctypes.c_char.from_buffer(mmap.mmap(file.fileno(), mmap.PAGESIZE))
+    if rank == 0:
+        attributes = ctypes.create_string_buffer(_ATTRIBUTES_BYTES)
+        library.pthread_barrierattr_init(attributes)
+        library.pthread_barrierattr_setpshared(attributes, _PTHREAD_PROCESS_SHARED)
+        library.pthread_barrier_init(ctypes.byref(barrier), attributes, ranks)
+    dist.barrier()
+    return functools.partial(library.pthread_barrier_wait, ctypes.byref(barrier))
 
 
 def _stamps(

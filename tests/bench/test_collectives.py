@@ -1,4 +1,4 @@
-"""`python -m bench collectives`: every operation with either arrival, ours and gloo's."""
+"""`python -m bench collectives`: every operation with either arrival, beside its peers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def test_each_operation_is_measured_beside_gloos() -> None:
     rows = collectives.run(terminal.console(), ranks=2, calls=5, turns=2)
     assert [(row["operation"], row["arrival"], row["transport"]) for row in rows] == [
         (operation, arrival, who)
-        for operation in collectives.OPERATIONS
+        for operation, transports in collectives.OPERATIONS.items()
         for arrival in (collectives.BACK_TO_BACK, collectives.RANDOM)
-        for who in (collectives.OURS, collectives.GLOO)
+        for who in transports
     ]
     assert {row["calls"] for row in rows} == {8, 10}
     assert all(row["p50_us"] <= row["p99_us"] for row in rows)
     lines = rendered(commands.collectives_table(rows))  # (a heading of two lines)
-    assert len(lines) == 3 + len(rows) // 2
+    assert len(lines) == 3 + 2 * len(collectives.OPERATIONS)
     assert lines[3].startswith("barrier, back to back")
     assert {*multiprocessing.active_children()} <= before
 
