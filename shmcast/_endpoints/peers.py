@@ -97,6 +97,7 @@ class Watch:
         self._drops = drops
         self._pid_namespace = pid_namespace()
         self._watched: dict[int, Watched] = {}
+        self._ends: dict[int, tuple[int, str]] = {}  # whose, of the last one of each index
         self._ring: Ring | None = None
         self._places: Places
         self._generation = 0
@@ -316,10 +317,17 @@ class Watch:
     def death_of(self, peer: _core.Peer) -> PeerDied:
         """Return how a peer has died, as far as is known here."""
         watched = self._watched.get(peer.index)
-        how = None
         if watched is not None and watched.pid == peer.pid:
-            how = watched.gone or watched.end(peer.index, self._places)
-        return self.died(peer, how or "")
+            self._note_end(
+                peer.index, watched, watched.gone or watched.end(peer.index, self._places)
+            )
+        pid, how = self._ends.get(peer.index, (peer.pid, ""))
+        return self.died(peer, how if pid == peer.pid else "")
+
+    def _note_end(self, index: int, watched: Watched, how: str | None) -> None:
+        """Note how a peer has ended: soon nobody can tell it any more, if somebody reaps it."""
+        if how:
+            self._ends[index] = watched.pid, how
 
     def _pid(self, peer: _core.Peer) -> int | None:
         if not peer.pid or peer.index in self.stand_ins:
@@ -377,9 +385,11 @@ class Watch:
             )
 
     def _forget(self, index: int) -> None:
-        watched = self._watched.pop(index, None)
+        watched = self._watched.get(index)
         if watched is None:
             return
+        self._note_end(index, watched, watched.known_end())
+        del self._watched[index]
         if self._ring is not None:
             for alarm in watched.alarms:
                 self._ring.unwatch(alarm)

@@ -56,6 +56,12 @@ class Watched:
             return ""
         return None if is_exiting(self.pid) else EXECUTED
 
+    def known_end(self) -> str:
+        """Return how it has ended, as far as nothing needs to be looked for; "": it may live."""
+        if self.gone is None and self.pidfd is not None and self.pidfd.is_dead():
+            return self.pidfd.how()
+        return self.gone or ""
+
     def _is_dead_by_pid(self) -> bool:
         return self.is_here and not is_alive(self.pid, self.start_time)
 

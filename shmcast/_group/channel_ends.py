@@ -16,7 +16,7 @@ from shmcast._group.company import Company
 from shmcast._nodes.acceptor import Acceptor, stream_to
 from shmcast._nodes.addresses import Address
 from shmcast._nodes.deadline import Deadline
-from shmcast._nodes.stream import Stream
+from shmcast._nodes.stream import Stream, wait_for_cause
 from shmcast.errors import (
     Closed,
     PeerDied,
@@ -139,7 +139,7 @@ def open_source(company: Company, src: int, action: str, deadline: Deadline) -> 
             peer_label=lambda index: company.name(src if index else company.me),
         )
     except SegmentNotFound as error:
-        company.check([src])
+        wait_for_cause(lambda: company.check([src]))  # (it ends what it sends by before the rest)
         raise PeerDied(
             f"{company.label}: {action}: {name} has ended before this rank had begun to receive "
             "from it",
@@ -214,9 +214,8 @@ class _RingSink:
 
     def _closed(self) -> Closed:
         """Make the error for a ring whose reader has gone, or raise why it has."""
-        company = self._company
-        company.look_at_others([self._dst])
-        return Closed(f"{company.label}: {company.name(self._dst)} has closed, and will not come")
+        self._company.look_at_others([self._dst])
+        return self._company.left(self._dst)
 
     def _is_attached(self, seconds: float) -> bool:
         """Wait until the other rank has begun to receive; return whether it has."""

@@ -296,7 +296,7 @@ class Communicator:
             self._end,
             options,
             notices,
-            Departures(notices, is_told=len(self.topology.nodes) > 1),
+            Departures(notices, has_others=len(self.topology.nodes) > 1),
         )
 
     def _check_source(self, src: int) -> None:

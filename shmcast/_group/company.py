@@ -125,10 +125,11 @@ class Company:
         here = self.departed() if awaited else {}
         for rank in awaited:
             state = here.get(rank)
-            if state is None and rank not in self.here.ranks:
+            # (Of who is in its close(), the ring of this node does not tell yet.)
+            if state is None and (self.is_closed or rank not in self.here.ranks):
                 state = self.departures.of(rank)
             if state == "left":
-                raise Closed(f"{self.label}: {self.name(rank)} has closed, and will not come")
+                raise self.left(rank)
             if state is not None:
                 raise self.dropped(rank)
 
@@ -184,6 +185,10 @@ class Company:
         members = [*self._readers(), self.src]
         gone = {members[index]: state for index, state in self.end.departed().items()}
         return gone | dict.fromkeys(self._lost(), "dropped")
+
+    def left(self, rank: int) -> Closed:
+        """Make the error for a rank that has closed."""
+        return Closed(f"{self.label}: {self.name(rank)} has closed, and will not come")
 
     def dropped(self, rank: int) -> PeerDied:
         """Make the error that stands for a rank that was dropped."""

@@ -1,4 +1,4 @@
-"""Who has gone of the ranks of other nodes, whose rings tell it only there: told by notices."""
+"""Who has gone of those whose rings do not tell it here, or not yet: told by notices."""
 
 from __future__ import annotations
 
@@ -14,25 +14,29 @@ _LOOK_SECONDS = 0.1  # between two looks for the same rank
 
 
 class Departures:
-    """What ranks tell those of other nodes of a departure: their own, or one that they see.
+    """What ranks tell others of a departure: their own, or one that they see.
+
+    On other nodes nobody else tells of it. On its own one, a rank's ring tells that it has closed
+    only when others have what it had sent to them.
 
     Args:
         notices: of the broadcaster.
-        is_told: whether there is anybody on other nodes.
+        has_others: whether there is anybody on other nodes.
     """
 
-    def __init__(self, notices: Notices, is_told: bool) -> None:
+    def __init__(self, notices: Notices, has_others: bool) -> None:
         self._notices = notices
-        self._is_told = is_told
+        self._has_others = has_others
+        self._is_reachable = True
         self._known: dict[int, str] = {}
         self._next_looks: dict[int, float] = {}  # on the clock of time.monotonic
         self._lock = threading.Lock()
 
     def of(self, rank: int) -> str | None:
-        """Return how a rank of another node has gone, "left" or "dropped"; None: it is there."""
+        """Return how a rank has gone, "left" or "dropped"; None: nobody has told that it has."""
         with self._lock:
             now = time.monotonic()
-            is_to_look = self._is_told and now >= self._next_looks.get(rank, 0.0)
+            is_to_look = self._is_reachable and now >= self._next_looks.get(rank, 0.0)
             if rank not in self._known and is_to_look:
                 self._next_looks[rank] = now + _LOOK_SECONDS
                 state = self._found(rank)
@@ -44,14 +48,22 @@ class Departures:
         try:
             state: str | None = self._notices.look(_subject(rank))
         except (SegmentError, InvalidArgument):  # nobody can be told of anything any more
-            self._is_told = False
+            self._is_reachable = False
             return None
         return state
 
     def tell(self, rank: int, state: str) -> None:
-        """Tell of a rank that has gone, once."""
+        """Tell other nodes of a rank that has gone, once."""
+        if self._has_others:
+            self._tell(rank, state)
+
+    def tell_all_of_close(self, rank: int) -> None:
+        """Tell everybody that a rank has begun to close, once."""
+        self._tell(rank, "left")
+
+    def _tell(self, rank: int, state: str) -> None:
         with self._lock:
-            if not self._is_told or rank in self._known:
+            if not self._is_reachable or rank in self._known:
                 return
             self._known[rank] = state
         with contextlib.suppress(SegmentError, InvalidArgument):

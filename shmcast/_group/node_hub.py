@@ -8,7 +8,8 @@ from shmcast._codecs.base import Frame
 from shmcast._group.company import Company
 from shmcast._group.node_ends import NodeHubEnd, NodeMemberEnd
 from shmcast._nodes.deadline import Deadline
-from shmcast.errors import PeerDied, Timeout
+from shmcast._nodes.stream import wait_for_cause
+from shmcast.errors import Closed, PeerDied, SegmentNotFound, Timeout
 
 _SLOTS = 16
 _SLOT_BYTES = 16 * 1024
@@ -101,29 +102,44 @@ class NodeHub:
         )
         if company.me not in self._members:
             raise company.dropped(company.me)
-        self.end = NodeMemberEnd(
-            handle,
-            self._members.index(company.me),
-            wait=company.options.wait,
-            warn_after=company.options.warn_after,
-            label=company.label,
-            peer_label=self._names().__getitem__,
-        )
+        try:
+            self.end = NodeMemberEnd(
+                handle,
+                self._members.index(company.me),
+                wait=company.options.wait,
+                warn_after=company.options.warn_after,
+                label=company.label,
+                peer_label=self._names().__getitem__,
+            )
+        except SegmentNotFound as error:
+            wait_for_cause(self._check_all)
+            raise company.left(leader) from error
         self.end.populate()
+
+    def _check_all(self) -> None:
+        """Raise why the leader has ended its hub: it may have been told of somebody's end."""
+        company = self._company
+        others = [index for index, rank in enumerate(self._members) if rank != company.me]
+        dropped = self._dropped(others)
+        self._check([index for index in others if index not in dropped])
+        company.check([company.here.leader])
 
     def _names(self) -> list[str]:
         # (No method of this: the end has them, and this has the end.)
         return [self._company.name(rank) for rank in [*self._members, self._company.here.leader]]
 
     def _wait(self, end: NodeHubEnd | NodeMemberEnd, action: str, deadline: Deadline) -> None:
-        """Wait until all are there. Whoever is not is not yet watched by its end here."""
+        """Wait until all are there. Whoever is not is not yet watched by its end here.
+
+        It is looked after them first of all: signals or interrupts may end each wait too early.
+        """
+        self._look_after(end)
         while True:
             left = deadline.left()
             try:
                 end.wait_ready(_LOOK_SECONDS if left is None else min(left, _LOOK_SECONDS))
             except Timeout:
-                missing = end.vacant()
-                self._look_after(missing)
+                missing = self._look_after(end)
                 if deadline.left() == 0:
                     who = self._company.names([self._members[index] for index in missing])
                     raise Timeout(
@@ -134,18 +150,37 @@ class NodeHub:
             else:
                 return
 
-    def _look_after(self, missing: Sequence[int]) -> None:
-        """Raise why this can't go on waiting; the leader goes on without those who are dropped."""
+    def _look_after(self, end: NodeHubEnd | NodeMemberEnd) -> Sequence[int]:
+        """Return who has not come yet; raise why this can't go on waiting for them.
+
+        Only what two looks have found in the same state: between its parts, whoever is found to
+        have gone may have come, sent what it had to, and closed.
+        """
+        before = None
+        while True:
+            missing = end.vacant()
+            dropped = self._dropped(missing)
+            try:
+                self._check([index for index in missing if index not in dropped])
+            except (Closed, PeerDied):
+                if (missing, dropped) == before:
+                    raise
+                before = missing, dropped
+            else:
+                return missing
+
+    def _dropped(self, missing: Sequence[int]) -> list[int]:
+        """Return who is dropped, without whom the leader goes on."""
         company = self._company
         departed = company.departed() if company.drops else {}
-        awaited = []
-        for index in missing:
-            rank = self._members[index]
-            if departed.get(rank) != "dropped":
-                awaited.append(rank)
-            elif isinstance(self.end, NodeHubEnd):
-                self.end.excuse(index, company.dropped(rank))
-        company.check(awaited)
+        dropped = [index for index in missing if departed.get(self._members[index]) == "dropped"]
+        if isinstance(self.end, NodeHubEnd):
+            for index in dropped:
+                self.end.excuse(index, company.dropped(self._members[index]))
+        return dropped
+
+    def _check(self, awaited: Sequence[int]) -> None:
+        self._company.check([self._members[index] for index in awaited])
 
     # On the leader.
 

@@ -79,6 +79,8 @@ class PointToPoint:
         """End all ends; idempotent. What has found no room yet is never sent."""
         until = Deadline.after(_LINGER_SECONDS)
         outgoing = [*self._outgoing.values()]
+        if outgoing and in_order:
+            self._company.departures.tell_all_of_close(self._company.me)
         for channel in outgoing:
             channel.begin_to_close(in_order, until)
         for incoming in [*self._incoming.values()]:

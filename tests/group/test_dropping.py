@@ -16,7 +16,7 @@ from shmcast._nodes import stream
 from shmcast._operators.snapshot import all_snapshots
 from tests.support import ranks
 from tests.support.fake_nodes import ONE, TWO, opened
-from tests.support.processes import Crew, WorkerFailed
+from tests.support.processes import Crew, WorkerFailed, results
 
 SECONDS = 30.0
 APART = ("a", "b", "c", "d")
@@ -133,3 +133,34 @@ def test_all_collectives_go_on_with_who_is_left(
                 assert len(about) == 1 or not is_told_here or len(gone) == 3
             others = {hosts[dead] for dead in gone} - {hosts[0]}
             assert waits_for_a_cause <= len(others)
+
+
+def tell_of_one_death(rank: int, store: str) -> list[str]:
+    """Receive from a rank that is killed, and send to it when the source has dropped it."""
+    ranks.join(rank, 4, store)
+    bc = opened(rank, ONE, on_reader_death="drop")
+    dist.barrier()
+    if rank == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with bc:
+        hows = []
+        if rank == 1:
+            with pytest.raises(shmcast.PeerDied) as told:
+                bc.recv_object(3, SECONDS)
+            hows.append(told.value.how)
+        bc.barrier(SECONDS)
+        bc.barrier(SECONDS)  # (in the first one, it may have been the source's turn to wait)
+        if rank == 1:
+            with pytest.raises(shmcast.PeerDied) as told:
+                bc.send_object("nobody", 3, SECONDS)
+            hows.append(told.value.how)
+        return hows
+
+
+def test_a_death_is_told_in_the_same_words_once_it_is_dropped(fresh: tuple[Crew, str]) -> None:
+    crew, store = fresh
+    jobs = crew.start(4, tell_of_one_death, store)
+    _, hows, _ = results(jobs[:3])
+    with pytest.raises(WorkerFailed, match="exit code -9"):
+        jobs[3].result()
+    assert hows[0] == hows[1]  # ("" if its parent has reaped it before anybody could look)

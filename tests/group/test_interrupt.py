@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from unittest import mock
 
 import pytest
 import torch.distributed as dist
 
 import shmcast
+from shmcast._endpoints.frame_end import FrameEnd
 from tests.support.fake_nodes import ONE, TWO, opened
 from tests.support.processes import Crew
 from tests.support.subprocess_programs import wait_until
@@ -74,3 +76,22 @@ def two_receive_and_are_interrupted(rank: int, hosts: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("hosts", HOSTS.values(), ids=HOSTS)
 def test_an_interrupt_ends_all_receives_that_wait(world: Crew, hosts: tuple[str, ...]) -> None:
     world.run(4, two_receive_and_are_interrupted, hosts)
+
+
+def told_although_each_wait_is_interrupted(rank: int) -> None:
+    bc = opened(rank, ONE)
+    if rank == 1:
+        bc.close()
+    dist.barrier()
+    if rank != 1:
+        ended = mock.patch.object(FrameEnd, "wait_ready", side_effect=shmcast.Interrupted)
+        with ended, pytest.raises(shmcast.Closed, match="rank 1 has closed, and will not come"):
+            bc.barrier(SECONDS)
+    dist.barrier()
+    bc.close()
+
+
+def test_a_first_collective_tells_who_has_closed_however_soon_its_waits_are_ended(
+    world: Crew,
+) -> None:
+    world.run(4, told_although_each_wait_is_interrupted)

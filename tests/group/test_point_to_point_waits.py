@@ -273,6 +273,26 @@ def closes_towards_the_closed(rank: int, hosts: tuple[str, ...]) -> None:
     dist.barrier()
 
 
+def closes_as_all_do(rank: int, hosts: tuple[str, ...], nbytes: int) -> None:
+    bc = opened(rank, hosts)
+    bc.send_object(bytes(nbytes), (rank + 1) % 4, SECONDS)
+    dist.barrier()
+    with (
+        warnings.catch_warnings(action="error"),
+        mock.patch.object(point_to_point, "_LINGER_SECONDS", 10 * SECONDS),  # (none waits for it)
+    ):
+        bc.close()
+    dist.barrier()
+
+
+@on_hosts
+@pytest.mark.parametrize("nbytes", [1, 9_000_000])
+def test_a_close_waits_for_no_receiver_that_is_closing_itself(
+    world: Crew, hosts: tuple[str, ...], nbytes: int
+) -> None:
+    world.run(4, closes_as_all_do, hosts, nbytes)
+
+
 @on_hosts
 def test_a_close_waits_for_no_receiver_that_has_closed(world: Crew, hosts: tuple[str, ...]) -> None:
     world.run(4, closes_towards_the_closed, hosts)
