@@ -43,9 +43,14 @@ def joined(rank: int, size: int, store: str, numbers: list[int] | None) -> dist.
 
 def unregistered(rank: int, size: int, store: distributed_c10d.Store) -> dist.ProcessGroup:
     """Make a gloo group that torch has no register of, as vLLM's stateless groups are."""
-    group = dist.ProcessGroup(store, rank, size)
     kind = dist.ProcessGroup.BackendType.GLOO
-    group._set_default_backend(kind)
+    group_class: Any = dist.ProcessGroup  # (typed as the newest torch has it)
+    group: dist.ProcessGroup
+    if hasattr(group_class, "_set_default_backend"):
+        group = group_class(store, rank, size)
+        group._set_default_backend(kind)
+    else:  # before torch 2.6, options name the backend
+        group = group_class(store, rank, size, group_class.Options(backend="gloo"))
     gloo = dist.ProcessGroupGloo(PrefixStore("gloo", store), rank, size, timeout=SECONDS)
     group._register_backend(torch.device("cpu"), kind, gloo)
     return group
