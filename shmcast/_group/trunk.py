@@ -11,7 +11,7 @@ from shmcast._group.company import Company
 from shmcast._nodes.acceptor import Acceptor, stream_to
 from shmcast._nodes.deadline import Deadline
 from shmcast._nodes.stream import Stream
-from shmcast.errors import Timeout
+from shmcast.errors import Closed, PeerDied, Timeout
 
 _SUBJECT = "trunk"
 _PAUSE = 0.002
@@ -63,7 +63,7 @@ class Trunk:
             self._acceptor = Acceptor(company.notices.key)
             company.notices.post(_SUBJECT, self._acceptor.addresses)
         while missing := self._missing(self._acceptor):
-            company.check(missing)
+            self._check(self._acceptor, missing)
             if deadline.left() == 0:
                 raise Timeout(
                     f"{company.label}: {action} timed out after {deadline.timeout} s: "
@@ -82,6 +82,16 @@ class Trunk:
                 )
         self._acceptor.close()
         self._has_accepted = True
+
+    def _check(self, acceptor: Acceptor, missing: list[int]) -> None:
+        """Look whether the missing can still come."""
+        unseen = acceptor.unseen(missing)
+        try:
+            self._company.check(unseen)
+        except (Closed, PeerDied):
+            # (Who comes, sends all that it has to and closes may do so between the two looks.)
+            if acceptor.unseen(missing) == unseen:
+                raise
 
     def _missing(self, acceptor: Acceptor) -> list[int]:
         """Return the leaders that have yet to come, without those that were dropped."""

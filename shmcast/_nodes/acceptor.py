@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 import weakref
 from collections.abc import Callable, Sequence
 
@@ -10,6 +11,8 @@ from shmcast._nodes import control
 from shmcast._nodes.addresses import Address, local_addresses
 from shmcast._nodes.stream import Stream, wait_for_cause
 from shmcast.errors import SegmentError
+
+_PAUSE = 0.0001
 
 
 class Acceptor:
@@ -21,9 +24,12 @@ class Acceptor:
 
     def __init__(self, secret: str) -> None:
         self._connections: dict[int, socket.socket] = {}
+        self._seen: set[int] = set()  # before they know it: whatever they do then comes after
         # (Not bound to self: the thread of all listeners would keep it alive.)
-        connections = self._connections
-        self._listener = control.Listener(secret, on_welcome=connections.__setitem__)
+        connections, seen = self._connections, self._seen
+        self._listener = control.Listener(
+            secret, lambda rank, _: seen.add(rank), connections.__setitem__
+        )
         weakref.finalize(self, self._listener.close).atexit = False
 
     @property
@@ -32,11 +38,17 @@ class Acceptor:
         return local_addresses(self._listener.port)
 
     def missing(self, ranks: Sequence[int]) -> list[int]:
-        """Return which of these have not connected yet."""
+        """Return to which of these there is no connection yet."""
         return [rank for rank in ranks if rank not in self._connections]
+
+    def unseen(self, ranks: Sequence[int]) -> list[int]:
+        """Return which of these have not come, whatever they may have done since."""
+        return [rank for rank in ranks if rank not in self._seen]
 
     def connection(self, rank: int) -> socket.socket:
         """Return the connection of a rank, which has come; it is the caller's from now on."""
+        while rank in self._seen and rank not in self._connections:
+            time.sleep(_PAUSE)  # it may know that it is welcome before this process does
         return self._connections.pop(rank)
 
     def close(self) -> None:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import socket
+import threading
+from collections.abc import Callable, Collection
+from typing import Any
 
 import pytest
 import torch.distributed as dist
 
 import shmcast
 from shmcast import ShmBroadcaster
+from shmcast._group.company import Company
+from shmcast._nodes import control
 from tests.support import ranks
 from tests.support.exchanges import over_store
 from tests.support.fake_nodes import ONE, TWO, opened
 from tests.support.processes import Crew, WorkerFailed, results
+from tests.support.subprocess_programs import wait_until
 
 HOSTS = {"one node": ONE, "two nodes": TWO, "0 alone": tuple("abbb")}
 SECONDS = 30.0
@@ -225,3 +231,55 @@ def test_a_death_is_told_on_its_node_also_once_the_source_has_closed(
     with pytest.raises(WorkerFailed, match="exit code -9"):
         jobs[3].result()
     results(jobs[:3])
+
+
+_look = Company.look_at_others
+
+
+def look_when_all_have_closed(patch: pytest.MonkeyPatch) -> None:
+    """Let the source find that nobody has come yet, and not run for a while then."""
+
+    def look(company: Company, awaited: Collection[int]) -> None:
+        for rank in awaited:
+            wait_until(lambda rank=rank: company.departures.of(rank) == "left")  # type: ignore[misc]
+        _look(company, awaited)
+
+    patch.setattr(Company, "look_at_others", look)
+
+
+def look_before_the_welcomed_are_noted(patch: pytest.MonkeyPatch) -> None:
+    """Let the source's control thread welcome a rank, and not run for a while then."""
+    has_looked = threading.Event()
+
+    class Slow(control.Listener):
+        def __init__(self, secret: str, on_link: Any, on_welcome: Any) -> None:
+            def late(rank: int, connection: socket.socket) -> None:
+                assert has_looked.wait(SECONDS)
+                on_welcome(rank, connection)
+
+            super().__init__(secret, on_link, late)
+
+    def look(company: Company, awaited: Collection[int]) -> None:
+        has_closed = any(company.departures.of(rank) == "left" for rank in (1, 2, 3))
+        try:
+            _look(company, awaited)
+        finally:
+            if has_closed:
+                has_looked.set()
+
+    patch.setattr(control, "Listener", Slow)
+    patch.setattr(Company, "look_at_others", look)
+
+
+def gathered_late(rank: int, slowed: Callable[[pytest.MonkeyPatch], None]) -> list[int] | None:
+    with opened(rank, tuple("abcd")) as bc, pytest.MonkeyPatch.context() as patch:
+        if bc.is_src:
+            slowed(patch)
+        return bc.gather_object(rank, SECONDS)
+
+
+@pytest.mark.parametrize("slowed", [look_when_all_have_closed, look_before_the_welcomed_are_noted])
+def test_who_has_sent_all_may_close_before_the_source_has_seen_it_come(
+    world: Crew, slowed: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    assert world.run(4, gathered_late, slowed) == [[0, 1, 2, 3], None, None, None]
