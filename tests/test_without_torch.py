@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.permissions import needs_torch
+from tests.support.subprocess_programs import WARNINGS
 
 ROOT = Path(__file__).parents[1]
 
@@ -94,7 +95,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def _run(environment: dict[str, str], *arguments: str) -> list[str]:
     ran = subprocess.run(  # noqa: S603
-        [sys.executable, "-W", "error", *arguments],
+        [sys.executable, *WARNINGS, *arguments],
         capture_output=True,
         text=True,
         timeout=55,

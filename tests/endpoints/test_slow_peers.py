@@ -8,7 +8,6 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import cast
 
 import pytest
@@ -195,10 +194,7 @@ def test_a_process_that_is_gone_is_told_so(caplog: pytest.LogCaptureFixture) -> 
 def test_a_process_that_may_not_be_looked_at_breaks_no_report(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_path: Path) -> bytes:
-        raise PermissionError
-
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(_core, "read_file", lambda _path: PermissionError())
     Wait(60, [SlowPeer("rank 1", os.getpid())]).until(60)
     assert "not in /proc" in caplog.text
 
@@ -206,10 +202,10 @@ def test_a_process_that_may_not_be_looked_at_breaks_no_report(
 def test_a_time_limit_that_goes_off_in_a_report_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A handler of SIGALRM raises TimeoutError, which is an OSError, wherever the program is."""
 
-    def interrupt(_path: Path) -> bytes:
+    def interrupt(_path: str) -> bytes:
         raise TimeoutError
 
-    monkeypatch.setattr(Path, "read_bytes", interrupt)
+    monkeypatch.setattr(_core, "read_file", interrupt)
     with pytest.raises(TimeoutError):
         Wait(60, [SlowPeer("rank 1", os.getpid())]).until(60)
 

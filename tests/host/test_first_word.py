@@ -12,7 +12,7 @@ import pytest
 
 from shmcast._host.first_word import FirstWord
 from shmcast._host.process import how_it_ends
-from tests.support.subprocess_programs import ROOT, wait_until
+from tests.support.subprocess_programs import ROOT, WARNINGS, wait_until
 
 # It says what it offers, then ends as it is told to, and is a zombie until the test reaps it.
 PROGRAM = """
@@ -34,7 +34,7 @@ exec(sys.stdin.readline())
 @contextlib.contextmanager
 def offering(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], int, int]]:
     """Run the program; give it, its pid and its descriptor."""
-    command = [sys.executable, "-W", "error", "-c", PROGRAM, *arguments]
+    command = [sys.executable, *WARNINGS, "-c", PROGRAM, *arguments]
     with subprocess.Popen(  # noqa: S603
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

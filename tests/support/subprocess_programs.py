@@ -24,6 +24,7 @@ imports_torch = pytest.mark.timeout(TORCH_SECONDS + 10)
 """Marks a test of such a program."""
 
 WARNINGS = ("-W", "error", "-W", "ignore:This process:DeprecationWarning")
+"""Of a Python that runs a program: errors, but those of forks beside threads, as in the tests."""
 
 BLOCKS = "input()"
 SPINS = "while True: pass"
@@ -92,10 +93,10 @@ class TorchPrograms:
         self._process: subprocess.Popen[str] | None = None
 
     def run_to_its_end(self, program: str) -> subprocess.CompletedProcess[str]:
-        """Run `program`, with warnings as errors, and keep what it prints."""
+        """Run `program`, with warnings as errors but those of forks, and keep what it prints."""
         if self._process is None:
             self._process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-W", "error", "-c", _FORKS],
+                [sys.executable, *WARNINGS, "-c", _FORKS],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
