@@ -248,6 +248,7 @@ def test_the_death_of_a_worker_ends_the_wait_for_another_one(
     for reader in readers:
         reader.wait_until_ready()
     leaving, dying, asked = (reader.handle.writer for reader in readers)
+    monkeypatch.setattr(ring_queue, "_LEFT_ALONE_S", 0.0)
     workers[0].send("leave")
     with pytest.raises(shmcast.Closed):
         readers[0].dequeue(indefinite=True)
@@ -259,6 +260,7 @@ def test_the_death_of_a_worker_ends_the_wait_for_another_one(
         readers[2].dequeue(indefinite=True)
     assert (died.value.peer, died.value.pid) == (dying.name, dying.pid)
     os.kill(asked.pid, signal.SIGKILL)
+    wait_until(lambda: readers[2]._death.pid == asked.pid)
     with pytest.raises(shmcast.PeerDied):
         readers[2].dequeue()
     for worker in workers:
@@ -288,6 +290,7 @@ def test_a_time_out_says_who_hangs_and_where(
     assert "CPU time" in text
     assert [record.getMessage() for record in caplog.records] == [text]
     os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: reader._death is not None)  # (and the next test's queues are not told)
 
 
 def _refuse(*_: object) -> None:
@@ -311,3 +314,42 @@ def test_a_queue_that_nobody_has_any_more_ends_in_order() -> None:
     assert reader.dequeue() == "last"
     with pytest.raises(shmcast.Closed):
         reader.dequeue()
+
+
+def test_a_worker_without_work_whose_core_has_closed_is_left_to_who_ends_it(
+    pair: tuple[Any, Any],
+) -> None:
+    writer, reader = pair
+    writer._writer.close()
+    ended: list[str] = []
+
+    def work() -> None:
+        with pytest.raises(RuntimeError) as raised:
+            reader.dequeue(indefinite=True)
+        ended.append(str(raised.value))
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    reader.shutdown()  # (whether the thread waits by now or not)
+    worker.join()
+    assert ended == ["cancelled"]
+    with pytest.raises(RuntimeError, match=r"^cancelled$"):
+        reader.dequeue()
+
+
+def test_a_worker_that_nobody_ends_is_told_that_its_core_has_closed(
+    pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ring_queue, "_LEFT_ALONE_S", 0.01)
+    writer, reader = pair
+    writer._writer.close()
+    with pytest.raises(shmcast.Closed):
+        reader.dequeue(indefinite=True)
+
+
+def test_a_death_ends_the_wait_of_a_worker_whose_core_has_closed(pair: tuple[Any, Any]) -> None:
+    writer, reader = pair
+    writer._writer.close()
+    reader.note_death(shmcast.PeerDied("core has died", "core", 1, "killed by SIGKILL"))
+    with pytest.raises(shmcast.PeerDied):
+        reader.dequeue(indefinite=True)

@@ -134,3 +134,4 @@ def test_the_same_tokens_with_rays_executor(tmp_path: Path, made_by_its_own: lis
     assert made == made_by_its_own
     in_place = [line for line in log.splitlines() if _IN_PLACE in line]
     assert any("RayWorkerProc" in line for line in in_place), in_place
+    assert "RayWorkerProc failed" not in log  # when it ends

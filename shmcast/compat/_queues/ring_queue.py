@@ -17,10 +17,12 @@ from shmcast.compat._queues.deaths import Watch
 from shmcast.compat._queues.diagnosis import Process, describe
 from shmcast.compat._queues.interface import Engine
 from shmcast.compat._queues.patience import wait_in_parts
-from shmcast.errors import Interrupted, PeerDied, ShmcastError, Timeout
+from shmcast.errors import Closed, Interrupted, PeerDied, ShmcastError, Timeout
 
 _WORTH_A_LOOK = 1.0
 """Seconds of a time-out from which on it is told what the others were doing: not of a mere look."""
+
+_LEFT_ALONE_S = 5.0  # a worker whose core has closed the queue, until whoever started it ends it
 
 _watch = Watch()
 _open: weakref.WeakSet[RingQueue] = weakref.WeakSet()
@@ -108,6 +110,7 @@ class RingQueue:
         self._is_remote_reader = False
         self.local_reader_rank = -1
         self.shutting_down = False
+        self._is_over = threading.Event()  # by `shutdown`, or by a death
         self._interval = self.engine.warning_interval()
         end = writer or reader
         assert end is not None  # noqa: S101
@@ -177,6 +180,7 @@ class RingQueue:
     def shutdown(self) -> None:
         """End the wait of a reader, which then raises RuntimeError; from any thread."""
         self.shutting_down = True
+        self._is_over.set()
         if self._reader is not None:
             self._reader.interrupt()
 
@@ -187,6 +191,7 @@ class RingQueue:
         """
         if self._reader is not None:
             self._death = PeerDied(str(death), death.peer, death.pid, death.how)
+            self._is_over.set()
             self._reader.interrupt()
 
     def enqueue(self, obj: Any, timeout: float | None = None) -> None:
@@ -218,11 +223,13 @@ class RingQueue:
 
         Args:
             timeout: seconds, None for ever.
-            indefinite: a long wait is nothing to be told of.
+            indefinite: a long wait is nothing to be told of: a worker waits for work. If its core
+                has closed the queue, it is left alone for 5 s, in which it should be ended.
 
         Raises:
             TimeoutError: there was none in time; nothing is lost.
             RuntimeError: `shutdown` was called and nothing is left; or this is a writer's end.
+            Closed: the writer's end was closed and nothing is left.
             PeerDied: the writer has died, or another reader has, or anybody else from whom this
                 process reads.
             ShmcastError: what else `Reader.recv` raises.
@@ -231,18 +238,26 @@ class RingQueue:
             raise RuntimeError("Only readers can dequeue")
         part = math.inf if indefinite else self._interval
         while True:
-            is_over = self.shutting_down or self._death is not None
-            seconds = 0.0 if is_over else timeout
+            seconds = 0.0 if self._is_over.is_set() else timeout
             try:
                 return wait_in_parts(self._receive, seconds, part, self._tell_long_wait)
             except Interrupted:
                 continue  # by `shutdown`, or by a death
+            except Closed:
+                # The engine's own reader would wait for ever, and be ended in silence.
+                if indefinite and timeout is None:
+                    self._is_over.wait(_LEFT_ALONE_S)
+                self._raise_if_over()
+                raise
             except Timeout as error:
-                if self._death is not None:
-                    raise self._death from None
-                if self.shutting_down:
-                    raise RuntimeError("cancelled") from None
+                self._raise_if_over()
                 raise self._explained(error, "dequeue", timeout) from None
+
+    def _raise_if_over(self) -> None:
+        if self._death is not None:
+            raise self._death from None
+        if self.shutting_down:
+            raise RuntimeError("cancelled") from None
 
     @contextlib.contextmanager
     def acquire_write(self, timeout: float | None = None) -> Iterator[memoryview]:
