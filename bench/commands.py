@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bench import terminal
+from bench import result_files, terminal
 from bench.engines import runs as engines
+from bench.engines.process import NotThere
 from bench.report import codec_tables, report
 from bench.report.tables import cadence, ratio, short
 from bench.run import codecs, collectives, deaths, job, machine, smoke, versions
@@ -30,9 +28,6 @@ app.command("smoke")(smoke.main)
 
 Measured = tuple[list[Row], dict[str, str]]
 """A suite's rows, and why transports have none."""
-
-Write = Callable[[list[Row], dict[str, str]], None]
-"""Writes such rows."""
 
 Names = Annotated[list[str] | None, typer.Option(help="repeatable")]
 Numbers = Annotated[list[int] | None, typer.Option(help="repeatable")]
@@ -87,8 +82,8 @@ def run(
     console = terminal.console()
     here = machine.describe()
     if folder is None:
-        folder = _default_folder()
-    _check_free(folder, [one.suite for one in chosen], overwrite)
+        folder = result_files.default_folder()
+    result_files.check_free(folder, [one.suite for one in chosen], overwrite)
     facts = [(name.replace("_", " "), str(fact)) for name, fact in here.items()]
     console.print(terminal.definitions(facts, "Machine"), highlight=False)
     for one in chosen:
@@ -125,13 +120,13 @@ def codec(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     console = terminal.console()
-    folder = folder or _default_folder()
-    _check_free(folder, [codecs.SUITE], overwrite)
+    folder = folder or result_files.default_folder()
+    result_files.check_free(folder, [codecs.SUITE], overwrite)
     peers = {
         name: {"settings": codecs.CODECS[name].settings, "version": codecs.CODECS[name].version}
         for name in names
     }
-    write = _writer(folder, codecs.SUITE, peers)
+    write = result_files.writer(folder, codecs.SUITE, peers)
     rows: list[Row] = []
     skipped: dict[str, str] = {}
     for case in cases:
@@ -157,9 +152,9 @@ def measure_deaths(
     --gaps chooses the cadences; -1: no messages.
     """
     console = terminal.console()
-    folder = folder or _default_folder()
-    _check_free(folder, [deaths.SUITE], overwrite)
-    write = _writer(folder, deaths.SUITE, {})
+    folder = folder or result_files.default_folder()
+    result_files.check_free(folder, [deaths.SUITE], overwrite)
+    write = result_files.writer(folder, deaths.SUITE, {})
     rows = deaths.run(console, gaps or deaths.GAPS_MS, kills, lambda rows: write(rows, {}))
     console.print(deaths_table(rows))
     console.print(f"wrote {report.write(folder)}", soft_wrap=True, highlight=False)
@@ -182,20 +177,35 @@ def measure_engines(
         list[int] | None, typer.Option(help="of tensor parallelism, repeatable")
     ] = None,
     rounds: Annotated[int, typer.Option(help="of each engine", min=1)] = engines.ROUNDS,
+    cases: Annotated[
+        list[str] | None, typer.Option(help=f"repeatable: {', '.join(engines.CASES)}")
+    ] = None,
     folder: Folder = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Let real engines work with their own queues and with shmcast's, in turns.
 
-    `make engines` makes the environment that they run in, and calls this.
+    `make engines` makes the environment that they run in, and calls this. With --overwrite, what
+    the folder has of other ranks and cases than are measured stays, if it is of this machine.
     """
     console = terminal.console()
-    folder = folder or _default_folder()
-    _check_free(folder, [engines.SUITE], overwrite)
+    folder = folder or result_files.default_folder()
+    for case in cases or []:
+        if case not in engines.CASES:
+            raise typer.BadParameter(f"case {case!r} is none of {', '.join(engines.CASES)}")
+    result_files.check_free(folder, [engines.SUITE], overwrite)
     try:
-        write = _writer(folder, engines.SUITE, engines.peers())
-        engines.run(console, ranks or engines.RANKS, rounds, lambda rows: write(rows, {}))
-    except engines.NotThere as error:
+        peers = engines.peers()
+        kept = result_files.kept(folder, engines.SUITE, peers)
+        write = result_files.writer(folder, engines.SUITE, peers)
+        engines.run(
+            console,
+            ranks or engines.RANKS,
+            rounds,
+            lambda rows: write(engines.merged(kept, rows), {}),
+            cases or engines.CASES,
+        )
+    except NotThere as error:
         raise typer.BadParameter(str(error)) from None
     console.print(f"wrote {report.write(folder)}", soft_wrap=True, highlight=False)
 
@@ -250,45 +260,9 @@ def collectives_table(rows: list[Row]) -> Table:
     return made
 
 
-def _default_folder() -> Path:
-    return report.RESULTS / f"{time.strftime('%Y-%m-%d')}-{machine.describe()['name']}"
-
-
-def _check_free(folder: Path, suites: list[str], overwrite: bool) -> None:
-    """Raise BadParameter if a folder has results of a suite that are not to be replaced."""
-    there = [file.name for suite in suites if (file := _path(folder, suite)).exists()]
-    if there and not overwrite:
-        raise typer.BadParameter(
-            f"{folder} has results already ({', '.join(there)}): name another --folder, or pass "
-            "--overwrite"
-        )
-
-
-def _writer(folder: Path, suite: str, peers: dict[str, dict[str, str]]) -> Write:
-    """Return what writes the results of a suite that begins now."""
-    here, steal = machine.describe(), machine.Steal()
-    path = _path(folder, suite)
-
-    def write(rows: list[Row], skipped: dict[str, str]) -> None:
-        result = {
-            "suite": suite,
-            "machine": here | {"steal": steal.share()},
-            "peers": peers,
-            "skipped": skipped,
-            "rows": rows,
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        # (Replaced at once: what is there is whole, whenever this process ends.)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(result, indent=None, separators=(",", ":")) + "\n")
-        part.replace(path)
-
-    return write
-
-
 def _measure(console: Console, folder: Path, chosen: Chosen, turns: int) -> None:
     """Run a suite, and write what there is of it after each case."""
-    write = _writer(folder, chosen.suite, versions.described(chosen.transports))
+    write = result_files.writer(folder, chosen.suite, versions.described(chosen.transports))
     if chosen.suite == job.SUITE:
         rows, skipped = job.run(console, chosen.transports, turns, write)
     else:
@@ -298,15 +272,13 @@ def _measure(console: Console, folder: Path, chosen: Chosen, turns: int) -> None
     for what, why in skipped.items():
         console.print(f"skipped: {what}: {why}", style="yellow", highlight=False)
     if rows:
-        console.print(f"wrote {_path(folder, chosen.suite)}", soft_wrap=True, highlight=False)
+        console.print(
+            f"wrote {result_files.path_of(folder, chosen.suite)}", soft_wrap=True, highlight=False
+        )
     else:
         console.print(
             f"{chosen.suite}: nothing was measured, so nothing is written", style="yellow"
         )
-
-
-def _path(folder: Path, suite: str) -> Path:
-    return folder / f"{suite}.json"
 
 
 def run_cases(
@@ -315,7 +287,7 @@ def run_cases(
     names: list[str],
     cases: list[Case],
     turns: int,
-    write: Write = lambda _rows, _skipped: None,
+    write: result_files.Write = lambda _rows, _skipped: None,
 ) -> Measured:
     """Run cases and print a table of each; return the rows, and why some are missing.
 

@@ -1,8 +1,9 @@
 """A plugin of vLLM's that notes when messages are enqueued and dequeued, in every process.
 
-For each end of a queue there is a file, mapped into memory: a count, then two times of
-CLOCK_MONOTONIC in ns for each message, of the call and of its return. When a call raises, its
-process notes the time, and what it was.
+For each end of a queue there is a file, mapped into memory: a count, then for each message the time
+of the call and of its return, on CLOCK_MONOTONIC, and the CPU time that was spent in all calls so
+far, also in those that raised; in ns. When a call raises, its process notes the time, and what it
+was.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ FOLDER = "SHMCAST_BENCH_PROBE"
 
 _RAISED = "raised"
 _MESSAGES = 1 << 20  # of one file; what comes later is not noted
+_FIELDS = 3  # of a message
 _MODULE = "vllm.distributed.device_communicators.shm_broadcast"
 
 
@@ -51,26 +53,46 @@ def install() -> None:
         queue.dequeue = _noted(queue.dequeue, "reader")
 
 
+class _Notes:
+    """Writes the file of one end."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("w+b") as file:
+            file.truncate(8 * (1 + _FIELDS * _MESSAGES))
+            self._times = memoryview(mmap.mmap(file.fileno(), 0)).cast("q")
+        self._spent = 0
+
+    def spend(self, began: int) -> None:
+        """Count the CPU time of this thread since `began`."""
+        self._spent += time.thread_time_ns() - began
+
+    def add(self, called: int, returned: int) -> None:
+        count = self._times[0]
+        if count < _MESSAGES:
+            for at, ns in enumerate((called, returned, self._spent), 1 + _FIELDS * count):
+                self._times[at] = ns
+            self._times[0] = count + 1
+
+
 def _noted(method: Callable[..., Any], role: str) -> Callable[..., Any]:
-    ends: dict[int, Any] = {}  # by queue
+    ends: dict[int, _Notes] = {}  # by queue
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        end = ends.get(id(self))
-        if end is None:
-            end = ends[id(self)] = _times(_name_of(self.handle), role)
+        notes = ends.get(id(self))
+        if notes is None:
+            notes = ends[id(self)] = _Notes(_path(_name_of(self.handle), role))
+        began = time.thread_time_ns()
         called = time.monotonic_ns()
         try:
             result = method(self, *args, **kwargs)
         except Exception as error:
+            notes.spend(began)
             _note_error(error)
             raise
         returned = time.monotonic_ns()
-        count = end[0]
-        if count < _MESSAGES:
-            end[1 + 2 * count] = called
-            end[2 + 2 * count] = returned
-            end[0] = count + 1
+        notes.spend(began)
+        notes.add(called, returned)
         return result
 
     return call
@@ -99,11 +121,8 @@ def _name_of(handle: Any) -> str:
     return name.strip("/")
 
 
-def _times(queue: str, role: str) -> Any:
-    path = Path(os.environ[FOLDER]) / f"{queue}.{role}.{os.getpid()}.{os.getppid()}"
-    with path.open("w+b") as file:
-        file.truncate(8 * (1 + 2 * _MESSAGES))
-        return memoryview(mmap.mmap(file.fileno(), 0)).cast("q")
+def _path(queue: str, role: str) -> Path:
+    return Path(os.environ[FOLDER]) / f"{queue}.{role}.{os.getpid()}.{os.getppid()}"
 
 
 @dataclass(frozen=True)
@@ -130,8 +149,9 @@ class End:
         return int(self.times[0])
 
     def messages(self, begin: int, end: int) -> Any:
-        """Return the times of messages `begin` to `end`, a row each."""
-        return np.array(self.times[1 + 2 * begin : 1 + 2 * end]).reshape(-1, 2)
+        """Return the times of messages `begin` to `end`, a row each: call, return, CPU so far."""
+        times = self.times[1 + _FIELDS * begin : 1 + _FIELDS * end]
+        return np.array(times).reshape(-1, _FIELDS)
 
 
 def ends(folder: Path) -> list[End]:
@@ -170,6 +190,18 @@ class Link:
         """Return for each message how long the writer's call took."""
         sent = self.writer.messages(begin, end)
         return (sent[:, 1] - sent[:, 0]) / 1e3
+
+    def waiting_cpu(self, begin: int, end: int) -> float:
+        """Return the share of a CPU that a reader spends in its calls, the mean of the readers.
+
+        From the return of message `begin` to that of the last one before `end`, so that all calls
+        are whole.
+        """
+        shares = []
+        for reader in self.readers:
+            first, *_, last = reader.messages(begin, end)
+            shares.append((last[2] - first[2]) / (last[1] - first[1]))
+        return float(np.mean(shares))
 
 
 def links(found: list[End]) -> tuple[Link, Link]:

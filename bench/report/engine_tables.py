@@ -10,11 +10,12 @@ from bench.report.tables import markdown, ratio, short
 _TOKENS = (
     "tokens/s and CPU time per token; then p50 / p90 / p99 in µs: of a call from the engine's core "
     "to its last worker, of the enqueueing itself, of the first worker's reply. Medians of the "
-    "rounds. In brackets: times the engine's own."
+    "rounds, and what the rounds' tokens/s were between. In brackets: times the engine's own."
 )
 _WAITING = (
-    "A worker's CPU between steps that come so far apart, and the CPU of each process of an engine "
-    "that has nothing to do."
+    "A worker's CPU between steps that come so far apart, and the part of it that waiting takes: "
+    "all of its calls of dequeue. Idle: the CPU of each process of an engine that has nothing to "
+    "do, and the part of its main thread, the one that waits."
 )
 _KILLED = (
     "From the kill of a worker while it generates to the error in the engine's core, and in who "
@@ -54,10 +55,15 @@ def summary(rows: Sequence[EngineRow]) -> str:
         f"a worker's CPU, {gaps} ms between steps": lambda cases: _joined(
             f"{row['cpu']:.0%}" for row in cases["waiting"] if row["gap_ms"] >= 0
         ),
-        "a killed worker is told to the core": lambda cases: _joined(
-            f"{row['core_s']:.2f} s" for row in cases["killed"]
+        "of that, waiting": lambda cases: _joined(
+            f"{row['waiting_cpu']:.0%}" for row in cases["waiting"] if row["gap_ms"] >= 0
+        ),
+        "a killed worker is told to the core, ms": lambda cases: _joined(
+            short(row["core_s"] * 1e3) for row in cases["killed"]
         ),
     }
+    if not all("waiting_cpu" in row for row in made["waiting"]):
+        del lines["of that, waiting"]
     cells = [[what, *map(figures, engines.values())] for what, figures in lines.items()]
     return markdown(["vLLM", *engines], cells)
 
@@ -83,26 +89,24 @@ def tokens(rows: Sequence[EngineRow]) -> str:
             [
                 f"TP{row['ranks']}, batch {row['batch']}, {row['transport']}",
                 _beside(row, own, "tokens_per_s"),
+                _range(row.get("of_rounds", {}).get("tokens_per_s", [])),
                 _beside(row, own, "cpu_us_per_token"),
                 *times,
             ]
         )
-    head = ["vLLM", "tokens/s", "CPU, µs per token", "call", "enqueue", "reply"]
+    head = ["vLLM", "tokens/s", "rounds", "CPU, µs per token", "call", "enqueue", "reply"]
     return markdown(head, lines)
 
 
 def waiting(rows: Sequence[EngineRow]) -> str:
-    """Return what waiting costs."""
-    by_engine: dict[str, dict[float, float]] = {}
+    """Return what a worker uses between steps, and what of it waiting costs."""
+    by_engine: dict[str, dict[float, str]] = {}
     for row in rows:
         shares = by_engine.setdefault(f"TP{row['ranks']}, {row['transport']}", {})
-        shares[row["gap_ms"]] = row["cpu"]
+        shares[row["gap_ms"]] = _shares(row)
     gaps = list(dict.fromkeys(row["gap_ms"] for row in rows))
     head = ["vLLM", *("idle" if gap_ms < 0 else f"{gap_ms:g} ms" for gap_ms in gaps)]
-    lines = [
-        [engine, *(f"{shares[gap_ms]:.1%}" for gap_ms in gaps)]
-        for engine, shares in by_engine.items()
-    ]
+    lines = [[engine, *(shares[gap_ms] for gap_ms in gaps)] for engine, shares in by_engine.items()]
     return markdown(head, lines)
 
 
@@ -111,13 +115,13 @@ def killed(rows: Sequence[EngineRow]) -> str:
     lines = [
         [
             f"TP{row['ranks']}, {row['transport']}",
-            f"{row['core_s']:.3f}",
-            f"{row['user_s']:.3f}",
+            short(row["core_s"] * 1e3),
+            short(row["user_s"] * 1e3),
             row["told"].replace("|", "/"),
         ]
         for row in rows
     ]
-    return markdown(["vLLM", "core, s", "user, s", "what the core is told"], lines)
+    return markdown(["vLLM", "core, ms", "user, ms", "what the core is told"], lines)
 
 
 def requests(rows: Sequence[EngineRow]) -> str:
@@ -140,6 +144,17 @@ def _own(rows: Sequence[EngineRow], row: EngineRow, what: str) -> EngineRow | No
     key = (row["ranks"], dict(row)[what])
     others = (each for each in rows if each["transport"] != OURS)
     return next((each for each in others if (each["ranks"], dict(each)[what]) == key), None)
+
+
+def _range(values: list[float]) -> str:
+    return f"{short(min(values))} to {short(max(values))}" if values else ""
+
+
+def _shares(row: EngineRow) -> str:
+    """Return a share of a CPU, and the part of it that waiting takes if that was measured."""
+    digits = 1 if row["gap_ms"] >= 0 else 2
+    shares = [row["cpu"], *([row["waiting_cpu"]] if "waiting_cpu" in row else [])]
+    return " / ".join(f"{share:.{digits}%}" for share in shares)
 
 
 def _beside(row: EngineRow, own: EngineRow | None, name: str) -> str:

@@ -127,13 +127,15 @@ class _EngineCase(TypedDict):
 class EngineRow(_EngineCase, total=False):
     """An engine with its own queues or with shmcast's, in one case, which has some of the figures.
 
-    `case`: "tokens" (generation), "waiting" (a worker's CPU with steps `gap_ms` apart; below 0:
-    that of each process of an idle engine), "killed" (until a worker's death is told), "requests"
-    (SGLang's broadcast of lists).
+    `case`: "tokens" (generation), "waiting" (a worker's CPU with steps `gap_ms` apart, and that
+    inside of `dequeue`; below 0: that of each process of an idle engine, and that of its main
+    thread), "killed" (until a worker's death is told), "requests" (SGLang's broadcast of lists).
+    `of_rounds`: of which the figures are the medians, by their names.
     """
 
     batch: int
     rounds: int
+    of_rounds: dict[str, list[float]]
     tokens_per_s: float
     cpu_us_per_token: float
     rpc_p50_us: float
@@ -147,6 +149,7 @@ class EngineRow(_EngineCase, total=False):
     reply_p99_us: float
     gap_ms: float
     cpu: float
+    waiting_cpu: float
     core_s: float
     user_s: float
     told: str

@@ -325,13 +325,16 @@ def test_every_block_can_be_generated(folder: Path) -> None:
     assert "| 2, shmcast |" in found["job"]
     for cadence in ("back to back", "20 ms apart", "none"):
         assert f"| {cadence}, the other reader | 4.0 | 8.0 | 16.0 | 100 |" in found["deaths"]
-    assert "| TP2, batch 8, shmcast | 800 (4.00) | 300 (0.25) | 50.0 / 90" in found["engines"]
+    tokens = "| TP2, batch 8, shmcast | 800 (4.00) | 400 to 1,600 | 300 (0.25) | 50.0 / 90"
+    assert tokens in found["engines"]
     assert "| vLLM | 10 ms | idle |" in found["engines"]
-    assert "| TP2, shmcast | 10.0% | 0.1% |" in found["engines"]
+    assert "| TP2, shmcast | 10.0% / 4.0% | 0.10% / 0.02% |" in found["engines"]
     assert "| 3 ranks, no request, shmcast | 25.0 (0.10) | 50.0 |" in found["engines"]
     assert found["engines-summary"].splitlines()[0] == "| vLLM | TP2, vLLM | TP2, shmcast |"
     assert "| tokens/s, batch 8 | 200 | 800 |" in found["engines-summary"]
     assert "| a worker's CPU, 10 ms between steps | 10% | 10% |" in found["engines-summary"]
+    assert "| of that, waiting | 4% | 4% |" in found["engines-summary"]
+    assert "| a killed worker is told to the core, ms | 50.0 | 50.0 |" in found["engines-summary"]
     assert (
         "Tokens per second, vLLM and shmcast: TP2, batch 8: 200 and 800. Core to last worker"
         in found["plot-engines"]

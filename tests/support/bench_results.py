@@ -183,9 +183,10 @@ def engines() -> list[dict[str, Any]]:
             for percent in (50, 90, 99)
         }
         rows += [
-            {"case": "tokens", "batch": 8, "rounds": 3, **case, **tokens, **delays},
-            {"case": "waiting", "gap_ms": 10.0, "cpu": 0.1, **case},
-            {"case": "waiting", "gap_ms": -1.0, "cpu": 0.001, **case},
+            {"case": "tokens", "batch": 8, "rounds": 3, **case, **tokens, **delays}
+            | {"of_rounds": {"tokens_per_s": [factor * 800 / times for factor in (1, 0.5, 2)]}},
+            {"case": "waiting", "gap_ms": 10.0, "cpu": 0.1, "waiting_cpu": 0.04, **case},
+            {"case": "waiting", "gap_ms": -1.0, "cpu": 0.001, "waiting_cpu": 0.0002, **case},
             {"case": "killed", "core_s": 0.05, "user_s": 0.2, "told": "PeerDied", **case},
         ]
     for transport, times in (("SGLang", 250.0), ("shmcast", 25.0)):
