@@ -75,9 +75,9 @@ class EngineProcess:
         """Return the CPU time of the core and of each worker, by pid."""
         return {pid: _cpu_seconds(pid) for pid in self._processes}
 
-    def main_cpu_seconds(self) -> float:
-        """Return the CPU time of their main threads: those wait, for requests and in `dequeue`."""
-        return sum(_main_cpu_seconds(pid) for pid in self._processes)
+    def gloo_cpu_seconds(self) -> float:
+        """Return the CPU time of all their threads that torch's gloo has started."""
+        return sum(_gloo_cpu_seconds(pid) for pid in self._processes)
 
     @property
     def _processes(self) -> list[int]:
@@ -94,8 +94,10 @@ def _cpu_seconds(pid: int) -> float:
     return time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED)
 
 
-def _main_cpu_seconds(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+def _gloo_cpu_seconds(pid: int) -> float:
+    threads = [*Path(f"/proc/{pid}/task").iterdir()]
+    its = [each for each in threads if (each / "comm").read_text().startswith("gloo_")]
+    return sum(int((each / "schedstat").read_text().split()[0]) for each in its) / 1e9
 
 
 @contextlib.contextmanager

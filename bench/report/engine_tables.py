@@ -15,7 +15,7 @@ _TOKENS = (
 _WAITING = (
     "A worker's CPU between steps that come so far apart, and the part of it that waiting takes: "
     "all of its calls of dequeue. Idle: the CPU of each process of an engine that has nothing to "
-    "do, and the part of its main thread, the one that waits."
+    "do, and that without the threads of torch's gloo, each of which wakes up 100 times a second."
 )
 _KILLED = (
     "From the kill of a worker while it generates to the error in the engine's core, and in who "

@@ -128,8 +128,8 @@ class EngineRow(_EngineCase, total=False):
     """An engine with its own queues or with shmcast's, in one case, which has some of the figures.
 
     `case`: "tokens" (generation), "waiting" (a worker's CPU with steps `gap_ms` apart, and that
-    inside of `dequeue`; below 0: that of each process of an idle engine, and that of its main
-    thread), "killed" (until a worker's death is told), "requests" (SGLang's broadcast of lists).
+    inside of `dequeue`; below 0: that of each process of an idle engine, and that without gloo's
+    threads), "killed" (until a worker's death is told), "requests" (SGLang's broadcast of lists).
     `of_rounds`: of which the figures are the medians, by their names.
     """
 
