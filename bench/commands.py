@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bench import result_files, terminal
+from bench import terminal
 from bench.engines import runs as engines
 from bench.engines.process import NotThere
 from bench.report import codec_tables, report
 from bench.report.tables import cadence, ratio, short
-from bench.run import codecs, collectives, deaths, job, machine, smoke, versions
+from bench.run import codecs, collectives, deaths, job, machine, result_files, smoke, versions
 from bench.run.case import Case
 from bench.run.harness import TURNS, Harness, Row
 from bench.run.selection import Chosen, NoSuchName, choose
@@ -82,7 +83,7 @@ def run(
     console = terminal.console()
     here = machine.describe()
     if folder is None:
-        folder = result_files.default_folder()
+        folder = _default_folder()
     result_files.check_free(folder, [one.suite for one in chosen], overwrite)
     facts = [(name.replace("_", " "), str(fact)) for name, fact in here.items()]
     console.print(terminal.definitions(facts, "Machine"), highlight=False)
@@ -120,7 +121,7 @@ def codec(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     console = terminal.console()
-    folder = folder or result_files.default_folder()
+    folder = folder or _default_folder()
     result_files.check_free(folder, [codecs.SUITE], overwrite)
     peers = {
         name: {"settings": codecs.CODECS[name].settings, "version": codecs.CODECS[name].version}
@@ -152,7 +153,7 @@ def measure_deaths(
     --gaps chooses the cadences; -1: no messages.
     """
     console = terminal.console()
-    folder = folder or result_files.default_folder()
+    folder = folder or _default_folder()
     result_files.check_free(folder, [deaths.SUITE], overwrite)
     write = result_files.writer(folder, deaths.SUITE, {})
     rows = deaths.run(console, gaps or deaths.GAPS_MS, kills, lambda rows: write(rows, {}))
@@ -189,7 +190,7 @@ def measure_engines(
     the folder has of other ranks and cases than are measured stays, if it is of this machine.
     """
     console = terminal.console()
-    folder = folder or result_files.default_folder()
+    folder = folder or _default_folder()
     for case in cases or []:
         if case not in engines.CASES:
             raise typer.BadParameter(f"case {case!r} is none of {', '.join(engines.CASES)}")
@@ -258,6 +259,10 @@ def collectives_table(rows: list[Row]) -> Table:
             ratio(gloo["p50_us"] / ours["p50_us"]),
         )
     return made
+
+
+def _default_folder() -> Path:
+    return report.RESULTS / f"{time.strftime('%Y-%m-%d')}-{machine.describe()['name']}"
 
 
 def _measure(console: Console, folder: Path, chosen: Chosen, turns: int) -> None:

@@ -211,7 +211,10 @@ def _at_rest(engines: Engines, ranks: int) -> list[Row]:
         used = sum(engine.cpu_seconds().values()) - sum(before.values())
         seconds = (time.monotonic() - begin) * len(before)
         case = {"case": WAITING, "ranks": ranks, "gap_ms": IDLE, "transport": name}
-        rows.append(case | {"cpu": used / seconds, "waiting_cpu": (used - gloo) / seconds})
+        waiting = max(
+            0.0, used - gloo
+        )  # (two clocks: in a process of gloo's alone they may differ)
+        rows.append(case | {"cpu": used / seconds, "waiting_cpu": waiting / seconds})
     return rows
 
 

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import typer
 
-from bench.report import report
 from bench.run import machine
 from bench.run.harness import Row
 
 Write = Callable[[list[Row], dict[str, str]], None]
 """Writes a suite's rows, and why transports have none."""
-
-
-def default_folder() -> Path:
-    """Return the one for results of this machine and day."""
-    return report.RESULTS / f"{time.strftime('%Y-%m-%d')}-{machine.describe()['name']}"
 
 
 def check_free(folder: Path, suites: list[str], overwrite: bool) -> None:
