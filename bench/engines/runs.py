@@ -211,9 +211,7 @@ def _at_rest(engines: Engines, ranks: int) -> list[Row]:
         used = sum(engine.cpu_seconds().values()) - sum(before.values())
         seconds = (time.monotonic() - begin) * len(before)
         case = {"case": WAITING, "ranks": ranks, "gap_ms": IDLE, "transport": name}
-        waiting = max(
-            0.0, used - gloo
-        )  # (two clocks: in a process of gloo's alone they may differ)
+        waiting = max(0.0, used - gloo)  # (by two clocks)
         rows.append(case | {"cpu": used / seconds, "waiting_cpu": waiting / seconds})
     return rows
 
