@@ -51,13 +51,17 @@ class EpollThread:
     def _run(self) -> None:
         while True:
             for fd, events in self._epoll.poll():
-                handler = self._handlers.get(fd)
-                if handler is None:
-                    continue
-                try:
-                    handler(events)
-                except Exception:  # one handler's error must not end the others
-                    _log.exception("in thread %s", threading.current_thread().name)
+                self._call(fd, events)
+
+    def _call(self, fd: int, events: int) -> None:
+        # (Not in the loop, whose local would keep the last handler until there is another event.)
+        handler = self._handlers.get(fd)
+        if handler is None:
+            return
+        try:
+            handler(events)
+        except Exception:  # one handler's error must not end the others
+            _log.exception("in thread %s", threading.current_thread().name)
 
 
 def _epoll() -> select.epoll:
