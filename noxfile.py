@@ -26,7 +26,7 @@ LOWEST = {
     "3.12": ["torch==2.4.*", "numpy==1.26.*", "msgspec==0.19.*"],
     "3.13": ["torch==2.5.*", "numpy==2.1.*", "msgspec==0.19.*"],
     "3.14": ["torch==2.9.*", "numpy==2.3.*", "msgspec==0.20.*"],
-    "3.15": ["numpy==2.5.*", "msgspec==0.22.*"],
+    "3.15": ["torch==2.15.*", "numpy==2.5.*", "msgspec==0.22.*"],
 }
 NEWEST = ["--constraint=constraints.txt", "torch", "numpy", "msgspec"]
 
