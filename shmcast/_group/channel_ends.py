@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from shmcast._codecs.base import Frame, Received
+from shmcast._codecs.base import Frame
 from shmcast._endpoints.description import Description
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import FrameWriter
@@ -16,7 +16,7 @@ from shmcast._group.company import Company
 from shmcast._nodes.acceptor import Acceptor, stream_to
 from shmcast._nodes.addresses import Address
 from shmcast._nodes.deadline import Deadline
-from shmcast._nodes.stream import Stream, wait_for_cause
+from shmcast._nodes.stream import Stream, Turn, wait_for_cause
 from shmcast.errors import (
     Closed,
     PeerDied,
@@ -76,8 +76,8 @@ class Sink(Protocol):
 class Source(Protocol):
     """Where the frames of one rank come from."""
 
-    def consume(self, timeout: float | None) -> Sequence[Received]:
-        """Receive one message; as `FrameReader.consume`."""
+    def receive(self, turn: Turn, timeout: float | None) -> None:
+        """Receive one message for `turn`, if it has none; else as `FrameReader.consume`."""
 
     def interrupt(self) -> None:
         """End a call that waits in another thread."""
@@ -130,7 +130,7 @@ def open_source(company: Company, src: int, action: str, deadline: Deadline) -> 
         return _StreamSource(company, src, found)
     options = company.options
     try:
-        return FrameReader(
+        return _RingSource(
             found,
             0,
             wait=options.wait,
@@ -282,7 +282,7 @@ class _StreamSink:
                 stream.abandon()
 
     def _send(self, stream: Stream, frames: Sequence[Frame], deadline: Deadline) -> None:
-        turn = object()
+        turn = Turn()
         try:
             stream.send(frames, deadline, "send", turn)
         except Timeout:
@@ -299,6 +299,7 @@ class _StreamSink:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
         connection = self._acceptor.connection(self._dst)
+        self._acceptor.hand_over()
         self._acceptor.close()
         return Stream(connection, company.label, company.name(self._dst), self._look)
 
@@ -318,6 +319,14 @@ class _StreamSink:
         self._stream = None
 
 
+class _RingSource(FrameReader):
+    """Receives from a ring."""
+
+    def receive(self, turn: Turn, timeout: float | None) -> None:
+        if turn.received is None:
+            turn.received = self.consume(timeout)
+
+
 class _StreamSource:
     """Receives from a stream."""
 
@@ -334,8 +343,8 @@ class _StreamSource:
         )
         self._awaited = []  # from now on the stream tells: who closes still sends what there is
 
-    def consume(self, timeout: float | None) -> Sequence[Received]:
-        return self._stream.receive(Deadline.after(timeout), "recv")
+    def receive(self, turn: Turn, timeout: float | None) -> None:
+        self._stream.receive(Deadline.after(timeout), "recv", turn)
 
     def interrupt(self) -> None:
         self._company.interrupt()

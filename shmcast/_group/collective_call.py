@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from shmcast._codecs.base import Frame
 from shmcast._nodes.deadline import Deadline
+from shmcast._nodes.stream import Turn
 
 
 class Step(NamedTuple):
@@ -43,6 +44,5 @@ class Call:
         """Whether what this rank sends in the hub was begun: one message in a call, at most."""
         self.barriers_passed: int | None = None
         """Of this rank, before the barrier that it is in."""
-        # (Not the call itself, which holds its objects: whoever is given it may keep it.)
-        self.turn = object()
-        """Tells its messages between nodes from others': one in each direction of a stream."""
+        self.turns: defaultdict[int, Turn] = defaultdict(Turn)
+        """Its messages between nodes, by the rank with which they are exchanged."""

@@ -253,7 +253,7 @@ class Collectives:
 
         def send(left: Deadline) -> None:
             frames = self._shares.packed(call.name, self._shares.parts)
-            self._trunk.send(company.src, frames, left, call.name, call.turn)
+            self._trunk.send(company.src, frames, left, call.name, call.turns[company.src])
 
         if not self._is_src:
             self._add_on_trunk(call, company.src, send)
@@ -293,7 +293,7 @@ class Collectives:
         def send(rank: int, left: Deadline) -> None:
             parts = parts_for(company.topology.node_of(rank).ranks)
             frames = self._shares.packed(call.name, parts)
-            self._trunk.send(rank, frames, left, call.name, call.turn)
+            self._trunk.send(rank, frames, left, call.name, call.turns[rank])
 
         if not self._has_nodes:
             return
@@ -342,7 +342,7 @@ class Collectives:
         call.steps.append(Step(take_or_drop, lambda: self._company.name(rank), False))
 
     def _receive(self, call: Call, rank: int, left: Deadline) -> None:
-        frames = self._trunk.receive(rank, left, call.name, call.turn)
+        frames = self._trunk.receive(rank, left, call.name, call.turns[rank])
         self._shares.take_in(frames, call.name, rank)
 
     def _sent(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shmcast._codecs.base import Codec
@@ -195,7 +195,7 @@ class Communicator:
             ShmcastError: what `irecv_object` and its work raise.
         """
         timeout = self._patient(timeout)
-        return self._sends().irecv(src, timeout, "recv_object", _as_it_is).wait()
+        return self._sends().recv(src, timeout, "recv_object", _as_it_is)
 
     def isend_tensor_dict(self, d: dict[Any, Any], dst: int, timeout: float | None = None) -> Work:
         """Begin to send a dict to another rank, which calls one of the `recv_tensor_dict`s.
@@ -234,7 +234,8 @@ class Communicator:
                 `out`, which is then unchanged. The dict is consumed.
             ShmcastError: what else `irecv_object` raises.
         """
-        return self._irecv_tensor_dict(src, timeout, out, "irecv_tensor_dict")
+        finish = self._finish_for(out, action := "irecv_tensor_dict")
+        return self._sends().irecv(src, self._patient(timeout), action, finish)
 
     def recv_tensor_dict(
         self, src: int, timeout: float | None = None, out: Any = None
@@ -244,22 +245,24 @@ class Communicator:
         Raises:
             ShmcastError: what `irecv_tensor_dict` and its work raise.
         """
-        d: dict[Any, Any] = self._irecv_tensor_dict(src, timeout, out, "recv_tensor_dict").wait()
+        finish = self._finish_for(out, action := "recv_tensor_dict")
+        d: dict[Any, Any] = self._sends().recv(src, self._patient(timeout), action, finish)
         return d
 
-    def _irecv_tensor_dict(self, src: int, timeout: float | None, out: Any, action: str) -> Work:
+    def _finish_for(self, out: Any, action: str) -> Callable[[Any], Any]:
+        """Return what makes a received dict of an object."""
         from shmcast._group.staging import unstaged
 
-        label, timeout = self._company.label, self._patient(timeout)
+        label = self._company.label
         if out is None:
-            return self._sends().irecv(src, timeout, action, unstaged)
+            return unstaged
         with needing_torch(f"{label}: {action}(out=)"):
             from shmcast._devices.receive import receive_into
 
         def finish(obj: Any) -> Any:
             return receive_into(label, unstaged(obj), out).wait()
 
-        return self._sends().irecv(src, timeout, action, finish)
+        return finish
 
     def _staged(self, d: dict[Any, Any], action: str) -> dict[Any, Any]:
         if not isinstance(d, dict):

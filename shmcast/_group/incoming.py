@@ -14,6 +14,7 @@ from shmcast._group.channel_ends import Source, open_source
 from shmcast._group.company import Company
 from shmcast._host.signals import is_interruption
 from shmcast._nodes.deadline import Deadline
+from shmcast._nodes.stream import Turn
 from shmcast.errors import Closed, DecodeError, Interrupted, PeerDied, ShmcastError, Timeout
 
 
@@ -44,8 +45,9 @@ class Incoming:
         self._decode = tracing.call(tracer, tracing.DECODE, codec.decode)
         self._source: Source | None = None
         self._death: PeerDied | None = None
-        self._frames: Sequence[Received] | None = None  # of a message that is yet to be decoded
+        self._turn = Turn()  # of the message that is next
         self._pending: deque[_Receipt] = deque()
+        self._returned: deque[_Receipt] = deque()  # of calls that had ended when a signal came
         self._receiver: _Receipt | None = None  # whose thread receives, for all before it, too
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
@@ -55,25 +57,41 @@ class Incoming:
     def begin(self, deadline: Deadline, action: str, finish: Callable[[Any], Any]) -> Work:
         """Receive the next object, when the work is waited for."""
         receipt = _Receipt()
-        self._pending.append(receipt)
+        work = Work(lambda: finish(self._object_for(receipt, deadline, action)))
+        try:
+            self._pending.append(receipt)
+        except BaseException:  # a signal's handler, after that
+            self._withdraw(receipt)
+            raise
+        return work  # (between calls of C no signal is handled)
 
-        def wait() -> Any:
-            try:
-                self._wait(receipt, deadline, action)
-            except BaseException:
-                self._withdraw(receipt)
-                with self._company.telling_causes():
-                    raise
-            if receipt.error is not None:
-                raise receipt.error
-            return finish(receipt.obj)
+    def receive(self, deadline: Deadline, action: str, finish: Callable[[Any], Any]) -> Any:
+        """Receive the next object, which nobody gets otherwise: also if a signal ends this."""
+        receipt = _Receipt()
+        try:
+            self._pending.append(receipt)
+            return finish(self._object_for(receipt, deadline, action))
+        except BaseException as error:
+            if receipt.is_over and is_interruption(error):
+                self._returned.append(receipt)
+            self._withdraw(receipt)
+            raise
 
-        return Work(wait)
+    def _object_for(self, receipt: _Receipt, deadline: Deadline, action: str) -> Any:
+        try:
+            self._wait(receipt, deadline, action)
+        except BaseException:
+            self._withdraw(receipt)
+            with self._company.telling_causes():
+                raise
+        if receipt.error is not None:
+            raise receipt.error
+        return receipt.obj
 
     def _withdraw(self, receipt: _Receipt) -> None:
         """Leave the message to the next call."""
         with self._lock:
-            if not (receipt.is_over or receipt.is_withdrawn):
+            if not receipt.is_over and receipt in self._pending:
                 self._pending.remove(receipt)
                 receipt.is_withdrawn = True
 
@@ -107,8 +125,10 @@ class Incoming:
             self._waiting += 1
             try:
                 if not self._changed.wait_for(is_to_end, deadline.left()):
+                    self._withdraw(receipt)  # (before another thread can give it anything)
                     raise self._timed_out(deadline, action)
                 if self._interrupts and not receipt.is_over:
+                    self._withdraw(receipt)
                     raise Interrupted(
                         f"{self._company.label}: {action} was ended by interrupt(); call again"
                     )
@@ -130,6 +150,9 @@ class Incoming:
     def _receive_until(self, receipt: _Receipt, deadline: Deadline, action: str) -> None:
         while not receipt.is_over:
             self._company.check_open()
+            if self._returned:
+                self._pass_on()
+                continue
             if self._death is not None:  # (to find it out anew would take a while)
                 raise self._death.with_traceback(None)
             if self._source is None:
@@ -157,21 +180,34 @@ class Incoming:
 
     def _take_message(self, source: Source, deadline: Deadline) -> Sequence[Received]:
         """Receive a message, unless there is one: a signal's handler may have raised since."""
-        if self._frames is None:
-            self._frames = source.consume(deadline.left())
-        return self._frames
+        turn = self._turn
+        source.receive(turn, deadline.left())
+        assert turn.received is not None  # noqa: S101 (it has raised, or received)
+        return turn.received
 
     def _give(self, obj: Any, error: DecodeError | None) -> None:
         """Give what was received to the first call that is left."""
         with self._lock:
-            while self._pending[0].is_over:
-                self._pending.popleft()
-            first = self._pending[0]
+            first, turn = self._first_left(), Turn()
             # (One statement, so that no signal's handler leaves half of it done.)
-            first.obj, first.error, first.is_over, self._frames = obj, error, True, None
+            first.obj, first.error, first.is_over, self._turn = obj, error, True, turn
             self._pending.popleft()
         if self._waiting:
             self._notify()
+
+    def _pass_on(self) -> None:
+        """Give what a call had been given that a signal has ended to the first one that is left."""
+        with self._lock:
+            first, kept = self._first_left(), self._returned[0]
+            first.obj, first.error, first.is_over = kept.obj, kept.error, True
+            self._returned.popleft()  # (no signal is handled before)
+        if self._waiting:
+            self._notify()
+
+    def _first_left(self) -> _Receipt:
+        while self._pending[0].is_over:
+            self._pending.popleft()
+        return self._pending[0]
 
     def _undecodable(self, error: Exception) -> DecodeError:
         told = DecodeError(

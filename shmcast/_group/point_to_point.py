@@ -49,13 +49,26 @@ class PointToPoint:
         self, src: int, timeout: float | None, action: str, finish: Callable[[Any], Any]
     ) -> Work:
         """See `ShmBroadcaster.irecv_object`; `finish` makes the result of the object."""
+        channel, deadline = self._channel_from(src, timeout, action)
+        return channel.begin(deadline, action, finish)
+
+    def recv(
+        self, src: int, timeout: float | None, action: str, finish: Callable[[Any], Any]
+    ) -> Any:
+        """See `ShmBroadcaster.recv_object`; `finish` makes the result of the object."""
+        channel, deadline = self._channel_from(src, timeout, action)
+        return channel.receive(deadline, action, finish)
+
+    def _channel_from(
+        self, src: int, timeout: float | None, action: str
+    ) -> tuple[Incoming, Deadline]:
         src = self._checked(src, "src", action)
         deadline = Deadline.after(check_timeout(timeout, self._company.label, action))
         with self._lock:
             channel = self._incoming.get(src)
             if channel is None:
                 channel = self._incoming[src] = Incoming(self._company, src, self._make_codec())
-        return channel.begin(deadline, action, finish)
+        return channel, deadline
 
     def _checked(self, rank: int, name: str, action: str) -> int:
         """Return another rank of the group, as its number there is known."""

@@ -6,11 +6,11 @@ import functools
 import time
 from collections.abc import Sequence
 
-from shmcast._codecs.base import Frame
+from shmcast._codecs.base import Frame, Received
 from shmcast._group.company import Company
 from shmcast._nodes.acceptor import Acceptor, stream_to
 from shmcast._nodes.deadline import Deadline
-from shmcast._nodes.stream import Stream
+from shmcast._nodes.stream import Stream, Turn
 from shmcast.errors import Closed, PeerDied, Timeout
 
 _SUBJECT = "trunk"
@@ -80,6 +80,7 @@ class Trunk:
                     company.name(leader),
                     functools.partial(company.check_dropped, leader),
                 )
+        self._acceptor.hand_over()  # (now that all are noted: a signal may have come before)
         self._acceptor.close()
         self._has_accepted = True
 
@@ -105,7 +106,7 @@ class Trunk:
         return self._streams[rank]
 
     def send(
-        self, rank: int, frames: Sequence[Frame], deadline: Deadline, action: str, turn: object
+        self, rank: int, frames: Sequence[Frame], deadline: Deadline, action: str, turn: Turn
     ) -> None:
         """Send a message to the source, or to a leader; see `Stream.send`.
 
@@ -115,7 +116,7 @@ class Trunk:
         """
         self._stream(rank).send(frames, deadline, action, turn)
 
-    def receive(self, rank: int, deadline: Deadline, action: str, turn: object) -> list[bytearray]:
+    def receive(self, rank: int, deadline: Deadline, action: str, turn: Turn) -> list[Received]:
         """Receive a message of the source, or of a leader; see `Stream.receive`."""
         return self._stream(rank).receive(deadline, action, turn)
 

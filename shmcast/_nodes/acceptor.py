@@ -46,10 +46,14 @@ class Acceptor:
         return [rank for rank in ranks if rank not in self._seen]
 
     def connection(self, rank: int) -> socket.socket:
-        """Return the connection of a rank, which has come; it is the caller's from now on."""
+        """Return the connection of a rank, which has come."""
         while rank in self._seen and rank not in self._connections:
             time.sleep(_PAUSE)  # it may know that it is welcome before this process does
-        return self._connections.pop(rank)
+        return self._connections[rank]
+
+    def hand_over(self) -> None:
+        """Leave all connections that have come to whom they were returned."""
+        self._connections.clear()
 
     def close(self) -> None:
         """Accept nobody any more; idempotent."""

@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from shmcast._codecs.base import Frame
+from shmcast._codecs.base import Frame, Received
 from shmcast._host.signals import is_interruption
 from shmcast._nodes.deadline import Deadline
 from shmcast._nodes.silence import Silence
@@ -34,6 +34,16 @@ _CHUNK = 256 * 1024
 _CAUSE_SECONDS = 1.0  # within which whoever knows better tells why a connection has ended
 
 
+class Turn:
+    """What messages are for, one in each direction: who calls again for the same gives it again."""
+
+    def __init__(self) -> None:
+        self.received: list[Received] | None = None
+        """What has come for it. (Kept here, so that no stream holds it for longer.)"""
+        self.frames: list[Received] = []
+        """The same, before the stream is rid of it."""
+
+
 class _Message:
     """What is to be sent, and how much of it was.
 
@@ -42,7 +52,7 @@ class _Message:
         turn: see `Stream.send`.
     """
 
-    def __init__(self, frames: Sequence[Frame], turn: object) -> None:
+    def __init__(self, frames: Sequence[Frame], turn: Turn | None) -> None:
         self.turn = turn
         views = flat_views(frames)
         head = _HEADER.pack(len(views)) + b"".join(_LENGTH.pack(view.nbytes) for view in views)
@@ -115,15 +125,15 @@ class Stream:
         self._cause_seconds = cause_seconds
         self._silence = Silence(connection)
         self._message = _Message([], None)  # the last one that was sent, at least in part
-        self._last: tuple[object, list[bytearray]] | None = None  # received, and for what
         self._received: deque[memoryview] = deque()
+        self._joined: deque[memoryview] = deque()  # all of it in one piece, before it replaces it
         self._taking = threading.Lock()  # guards the last: whoever sends may look for a goodbye
         self.is_broken = False
         """A message was abandoned in its middle."""
         self._has_left = False  # the other end, in order
 
     def send(
-        self, frames: Sequence[Frame], deadline: Deadline, action: str, turn: object = None
+        self, frames: Sequence[Frame], deadline: Deadline, action: str, turn: Turn | None = None
     ) -> None:
         """Send a message, after the rest of an earlier one, if there is any.
 
@@ -197,13 +207,13 @@ class Stream:
                     raise
                 raise self._end(error, action) from error
 
-    def receive(self, deadline: Deadline, action: str, turn: object = None) -> list[bytearray]:
+    def receive(self, deadline: Deadline, action: str, turn: Turn | None = None) -> list[Received]:
         """Receive the next message. What a call that fails has received of it, the next one keeps.
 
         Args:
             deadline: of this call.
             action: how errors name it.
-            turn: what the message is for. With that of the last one, it is returned once more: a
+            turn: what the message is for. If it has come for that, it is returned once more: a
                 signal's handler may have ended the call that had it.
 
         Raises:
@@ -211,8 +221,9 @@ class Stream:
             Closed: the other end has closed.
             PeerDied: the other process has died.
         """
-        if turn is not None and self._last is not None and self._last[0] is turn:
-            return self._last[1]
+        turn = turn or Turn()
+        if turn.received is not None:
+            return turn.received
         whole = self._need(_HEADER.size, deadline, action)
         (count,) = _HEADER.unpack_from(whole)
         if count == _GOODBYE:
@@ -222,16 +233,18 @@ class Stream:
         whole = self._need(at, deadline, action)
         lengths = struct.unpack_from(f"<{count}Q", whole, _HEADER.size)
         whole = self._need(at + sum(lengths), deadline, action)
-        frames = []
-        for length in lengths:
-            frames.append(bytearray(whole[at : at + length]))
-            at += length
-        last = None if turn is None else (turn, frames)
+        bounds = itertools.pairwise(itertools.accumulate(lengths, initial=at))
+        views = [whole[begin:end] for begin, end in bounds]
+        if len(turn.frames) < count:
+            turn.frames.clear()
+            # (A copy that takes longer than signals let it must be there when it is made.)
+            turn.frames.extend(map(bytearray, views))
         with self._taking:
-            rest = deque([self._whole()[at:]])
+            rest = self._whole()[at + sum(lengths) :]
+            pieces = deque([rest] if rest else [])
             # (One statement, so that no signal's handler leaves half of it done.)
-            self._last, self._received = last, rest
-        return frames
+            turn.received, self._received = turn.frames, pieces
+        return turn.frames
 
     def _need(self, nbytes: int, deadline: Deadline, action: str) -> memoryview:
         """Return what has come, once it is so much."""
@@ -267,7 +280,11 @@ class Stream:
     def _whole(self) -> memoryview:
         """Return all that has come, in one piece; the caller holds the lock."""
         if len(self._received) != 1:
-            self._received = deque([memoryview(b"".join(self._received))])
+            if not self._joined or self._joined[0].nbytes < self._count():
+                self._joined.clear()
+                # (As with what comes: however long it takes, no signal's handler loses it.)
+                self._joined.extend(map(memoryview, map(b"".join, ((*self._received,),))))
+            self._received, self._joined = self._joined, deque()
         return self._received[0]
 
     def _wait(self, events: int, deadline: Deadline, action: str) -> None:

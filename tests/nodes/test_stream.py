@@ -21,7 +21,7 @@ import pytest
 import shmcast
 from shmcast._nodes import silence, stream
 from shmcast._nodes.deadline import Deadline
-from shmcast._nodes.stream import Stream
+from shmcast._nodes.stream import Stream, Turn
 from tests.support.alarms import Alarmed, AlarmedError
 
 FOREVER = Deadline.after(None)
@@ -47,7 +47,9 @@ def test_who_sends_to_one_that_has_closed_in_order_is_told_so(ends: list[Stream]
     there.close()
     with pytest.raises(shmcast.Closed, match=r"^rank 0: barrier: rank 1 has closed$"):
         here.send([b"lost"], FOREVER, "barrier")
-    assert here.receive(FOREVER, "gather") == [b"first"]  # what had come is still there
+    assert [*map(bytes, here.receive(FOREVER, "gather"))] == [
+        b"first"
+    ]  # what had come is still there
     for _ in range(2):
         with pytest.raises(shmcast.Closed, match=r"^rank 0: gather: rank 1 has closed$"):
             here.receive(FOREVER, "gather")
@@ -59,19 +61,19 @@ def test_an_end_that_is_not_in_order_is_a_death(ends: list[Stream]) -> None:
     there.close(in_order=False)
     with pytest.raises(shmcast.PeerDied, match="rank 0: rank 1 has died"):
         here.send([b"lost"], FOREVER, "barrier")
-    assert here.receive(FOREVER, "gather") == [b"first"]
+    assert [*map(bytes, here.receive(FOREVER, "gather"))] == [b"first"]
     with pytest.raises(shmcast.PeerDied, match="rank 0: rank 1 has died: its connection has ended"):
         here.receive(FOREVER, "gather")
 
 
-def received(end: Stream) -> tuple[threading.Thread, list[list[bytearray]]]:
+def received(end: Stream) -> tuple[threading.Thread, list[list[bytes]]]:
     """Receive in a thread, until the other end closes."""
-    got: list[list[bytearray]] = []
+    got: list[list[bytes]] = []
 
     def run() -> None:
         with contextlib.suppress(shmcast.Closed):
             while True:
-                got.append(end.receive(FOREVER, "gather"))
+                got.append([*map(bytes, end.receive(FOREVER, "gather"))])
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -80,7 +82,7 @@ def received(end: Stream) -> tuple[threading.Thread, list[list[bytearray]]]:
 
 def test_a_message_that_has_begun_goes_on_where_it_was(ends: list[Stream]) -> None:
     here, there = ends
-    turn = object()
+    turn = Turn()
     for _ in range(3):
         with pytest.raises(shmcast.Timeout):
             here.send(LARGE, NOW, "gather", turn)
@@ -89,7 +91,7 @@ def test_a_message_that_has_begun_goes_on_where_it_was(ends: list[Stream]) -> No
     here.send(LARGE, FOREVER, "gather", turn)
     here.send(LARGE, FOREVER, "gather", turn)  # it was sent
     assert not here.is_partial
-    here.send([b"next"], FOREVER, "gather", object())
+    here.send([b"next"], FOREVER, "gather", Turn())
     here.close()
     thread.join()
     assert got == [LARGE, [b"next"]]
@@ -98,9 +100,9 @@ def test_a_message_that_has_begun_goes_on_where_it_was(ends: list[Stream]) -> No
 def test_the_rest_of_a_message_comes_before_the_next_one(ends: list[Stream]) -> None:
     here, there = ends
     with pytest.raises(shmcast.Timeout):
-        here.send(LARGE, NOW, "gather", object())
+        here.send(LARGE, NOW, "gather", Turn())
     with pytest.raises(shmcast.Timeout):
-        here.send([b"next"], NOW, "gather", turn := object())
+        here.send([b"next"], NOW, "gather", turn := Turn())
     thread, got = received(there)
     here.send([b"next"], FOREVER, "gather", turn)
     here.close()
@@ -154,14 +156,14 @@ def test_a_signal_at_any_moment_neither_loses_nor_doubles_a_message(
     here, there = ends
     for at in itertools.count():
         sent = [f"message {at}".encode(), b"x" * at]
-        turn = object()
+        turn = Turn()
         send = functools.partial(here.send, sent, FOREVER, "gather", turn)
         receive = functools.partial(there.receive, FOREVER, "gather", turn)
         was_interrupted = is_interrupted(send, at, raises)
         send()
         if is_interrupted(receive, at, raises):
             was_interrupted = True
-        assert receive() == sent
+        assert [*map(bytes, receive())] == sent
         assert not here.is_broken
         if not was_interrupted:
             assert at > 30
@@ -185,7 +187,7 @@ def test_an_end_that_has_no_room_but_answers_is_not_silent(
     here.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 100)  # as Keepalive.apply
     sender = Stream(here, "rank 0", "rank 1", lambda: None)
     with pytest.raises(shmcast.Timeout):
-        sender.send(LARGE, Deadline.after(1.5), "gather", turn := object())
+        sender.send(LARGE, Deadline.after(1.5), "gather", turn := Turn())
     thread, got = received(Stream(there, "rank 1", "rank 0", lambda: None))
     sender.send(LARGE, FOREVER, "gather", turn)
     sender.close()

@@ -56,11 +56,10 @@ def take_part(rank: int, hosts: tuple[str, ...], path: str, alarmed: int, seed: 
         return k
 
 
-# (Over two nodes, for those that speak with no other node: see docs/limits.md.)
 @pytest.mark.parametrize(
     ("hosts", "alarmed"),
-    [*((ONE, rank) for rank in range(4)), (TWO, 1), (TWO, 3)],
-    ids=[*(f"one node, rank {rank}" for rank in range(4)), "rank 1 of two", "rank 3 of two"],
+    [*((ONE, rank) for rank in range(4)), *((TWO, rank) for rank in range(4))],
+    ids=[f"{where}, rank {rank}" for where in ("one node", "two nodes") for rank in range(4)],
 )
 def test_collectives_go_on(fresh: tuple[Crew, str], hosts: tuple[str, ...], alarmed: int) -> None:
     crew, path = fresh

@@ -79,6 +79,7 @@ class HubMeeting(Meeting):
             branch = self._branch(end, place, node, offer, acceptor, page, drops)
             end.relay_by(branch)
             self.begin.callback(branch.start)
+        acceptor.hand_over()
         return end
 
     def _branch(

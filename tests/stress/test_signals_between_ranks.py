@@ -1,0 +1,80 @@
+"""Signals whose handlers raise while one rank receives of another: no message is lost."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import shmcast
+from tests.support.alarms import Alarmed, AlarmedError, Alarms
+from tests.support.exchanges import over_store
+from tests.support.fake_nodes import ONE, TWO
+from tests.support.processes import Crew
+
+SECONDS = 30.0
+MESSAGES = 600
+ALARMS = 200
+
+pytestmark = [
+    pytest.mark.usefixtures("no_gc"),
+    pytest.mark.skipif(sys.version_info < (3, 11), reason="3.10 looks for signals once more"),
+]
+
+
+def message(k: int) -> dict[str, Any]:
+    """Return the k-th one: some are larger than what the kernel takes at once."""
+    return {"number": k, "data": torch.full((3_000_000 if k % 50 == 7 else k % 100,), k)}
+
+
+def number_of(got: dict[str, Any]) -> int:
+    """Return which one it is; it is whole."""
+    k: int = got["number"]
+    expected = message(k)["data"]
+    assert torch.equal(got["data"], expected)
+    return k
+
+
+CALLS: dict[str, Callable[[shmcast.ShmBroadcaster], Callable[[], Any]]] = {
+    "recv_object": lambda bc: lambda: bc.recv_object(0, SECONDS),
+    "recv_tensor_dict": lambda bc: lambda: bc.recv_tensor_dict(0, SECONDS),
+}
+
+
+def exchange(rank: int, hosts: tuple[str, ...], path: str, how: str) -> None:
+    """Send from rank 0 to rank 2, whose calls a handler ends again and again."""
+    alarms = Alarms(Alarmed, AlarmedError)
+    with over_store(rank, hosts, path) as bc:
+        enough = False
+        sent = 0
+        if rank == 2:
+            bc.recv_object(0, SECONDS)
+        elif rank == 0:
+            bc.send_object("first", 2, SECONDS)
+        while not enough:
+            if rank == 0:
+                for k in range(sent, sent + MESSAGES):
+                    send = bc.isend_object if how == "recv_object" else bc.isend_tensor_dict
+                    send(message(k), 2, SECONDS)
+            if rank == 2:
+                with alarms.in_place():
+                    k = sent
+                    while k < sent + MESSAGES:
+                        try:
+                            got = alarms.during(CALLS[how](bc), 300e-6)
+                        except (Alarmed, AlarmedError):
+                            continue
+                        assert number_of(got) == k
+                        k += 1
+            sent += MESSAGES
+            enough = bc.all_gather_object(alarms.count, SECONDS)[2] >= ALARMS
+
+
+@pytest.mark.parametrize("how", CALLS)
+@pytest.mark.parametrize("hosts", [ONE, TWO], ids=["one node", "two nodes"])
+def test_no_message_is_lost(fresh: tuple[Crew, str], hosts: tuple[str, ...], how: str) -> None:
+    crew, path = fresh
+    crew.run(4, exchange, hosts, path, how)
