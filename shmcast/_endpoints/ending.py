@@ -36,16 +36,18 @@ class Ending:
     def __call__(self) -> None:
         """Take all steps that were not taken yet; then raise what the first bad one raised."""
         first: BaseException | None = None
-        while self._steps and os.getpid() == self._owner_pid:
-            step = self._steps[0]
+        while os.getpid() == self._owner_pid:
+            step = next(iter(self._steps), None)  # (another thread may be here, too)
+            if step is None:
+                break
             try:
                 step()
             except BaseException as error:
                 first = first or error
                 if is_interruption(error):
                     continue
-            if self._steps and self._steps[0] is step:  # no other thread, or handler, was here
-                del self._steps[0]
+            with contextlib.suppress(ValueError):  # another thread, or a handler, was here
+                self._steps.remove(step)
         if first is not None:
             raise first
 

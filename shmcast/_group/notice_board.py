@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from shmcast._group.notices import NoticeStore
+from shmcast._host.signals import is_interruption
 from shmcast._nodes import control
 from shmcast._nodes.addresses import Address, local_addresses
 
@@ -105,7 +106,7 @@ class _RemoteBoard:
             except BaseException as error:  # a signal's, too: the answer would be another call's
                 if connection is not None:
                     connection.close()
-                if isinstance(error, OSError):
+                if isinstance(error, OSError) and not is_interruption(error):
                     raise RuntimeError(str(error)) from error
                 raise
             self._idle.append(connection)

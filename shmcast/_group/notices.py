@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from shmcast._host.signals import is_interruption
 from shmcast._nodes.deadline import Deadline
 from shmcast.errors import InvalidArgument, SegmentError, Timeout
 
@@ -57,6 +58,8 @@ class Notices:
         try:
             store.set(self._name(subject), pickle.dumps(thing).hex())
         except RuntimeError as error:
+            if is_interruption(error):
+                raise
             raise self._failed(error) from error
 
     def find(
@@ -107,6 +110,8 @@ class Notices:
             if store.check([name]):
                 return pickle.loads(bytes.fromhex(store.get(name).decode()))  # noqa: S301
         except RuntimeError as error:
+            if is_interruption(error):
+                raise
             raise self._failed(error) from error
         return None
 

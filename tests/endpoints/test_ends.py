@@ -18,6 +18,7 @@ import pytest
 
 import shmcast
 from shmcast import PeerDied, Reader, Writer
+from shmcast._endpoints.ending import Ending
 from shmcast._endpoints.handle import Handle
 from shmcast._host import proc
 from tests.support.endings import ENDINGS, SECONDS, StepFailed
@@ -373,3 +374,18 @@ def test_without_pidfds_the_lock_tells(crew: Crew, monkeypatch: pytest.MonkeyPat
         assert not writer._end._watch.must_look
         pid = job.kill()
         assert send_until_told(writer).pid == pid
+
+
+def test_an_ending_that_another_thread_completes_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    ending, pid = Ending(), os.getpid()
+    taken: list[int] = []
+    ending.add(lambda: taken.append(1))
+
+    def other_thread() -> int:
+        monkeypatch.undo()
+        ending()
+        return pid
+
+    monkeypatch.setattr(os, "getpid", other_thread)  # between two steps of the first one
+    ending()
+    assert taken == [1]
