@@ -16,12 +16,22 @@ from bench.engines import runs as engines
 from bench.engines.process import NotThere
 from bench.report import codec_tables, report
 from bench.report.tables import cadence, ratio, short
-from bench.run import codecs, collectives, deaths, job, machine, result_files, smoke, versions
+from bench.run import (
+    codecs,
+    collectives,
+    deaths,
+    job,
+    machine,
+    replies,
+    result_files,
+    smoke,
+    versions,
+)
 from bench.run.case import Case
 from bench.run.harness import TURNS, Harness, Row
 from bench.run.selection import Chosen, NoSuchName, choose
 from bench.run.suites import SUITES
-from bench.transports import registry
+from bench.transports import exchanges, registry
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 app.command("report")(report.main)
@@ -50,6 +60,7 @@ def list_all() -> None:
     suites.append((f"bench {codecs.SUITE}", f"{codecs.WHAT}: {'; '.join(codecs.CODECS)}"))
     suites.append((f"bench {deaths.SUITE}", deaths.WHAT))
     suites.append((f"bench {collectives.SUITE}", collectives.WHAT))
+    suites.append((f"bench {replies.SUITE}", replies.WHAT))
     suites.append((f"bench {engines.SUITE}", engines.WHAT))
     console.print(terminal.definitions(suites, "Suites"), "", highlight=False)
     transports = [
@@ -170,6 +181,25 @@ def measure_collectives(
     """Measure barrier, gather and all-gather beside gloo's, and print a table. Writes nothing."""
     console = terminal.console()
     console.print(collectives_table(collectives.run(console, ranks, calls, turns)))
+
+
+@app.command("replies")
+def measure_replies(
+    members: Numbers = None,
+    turns: Annotated[int, typer.Option(help="of each", min=1)] = replies.TURNS,
+    scale: Scale = 1.0,
+    folder: Folder = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure round trips of a hub and its members beside others', `recv_any`, and `await`."""
+    console = terminal.console()
+    folder = folder or _default_folder()
+    result_files.check_free(folder, [replies.SUITE], overwrite)
+    write = result_files.writer(folder, replies.SUITE, {})
+    skipped = exchanges.missing()
+    counts = members or replies.MEMBERS
+    replies.run(console, counts, turns, lambda rows: write(rows, skipped), scale)
+    console.print(f"wrote {report.write(folder)}", soft_wrap=True, highlight=False)
 
 
 @app.command("engines")

@@ -13,10 +13,10 @@ import html
 import os
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from bench.report import codec_tables, engine_tables, plots, tables
+from bench.report import codec_tables, engine_tables, plots, reply_tables, tables
 from bench.report import summary as cases
 from bench.report.plot_style import DARK, LIGHT, WIDTH_PIXELS
 from bench.report.results import OURS, Results, Row, SuiteResults, by_case
@@ -225,14 +225,24 @@ def deaths(results: Results) -> str:
     return _noted(tables.deaths(suite.deaths), f"{note} {tables.where(suite.machine)}.")
 
 
+def replies(results: Results) -> str:
+    """Show round trips over a hub, by hand and as others do it, and `recv_any`."""
+    suite = results["replies"]
+    rows = [row for row in suite.replies if row["case"] != "awaited"]
+    return _all(reply_tables.all_tables(rows), suite)
+
+
+def awaited(results: Results) -> str:
+    """Show what it takes to await."""
+    suite = results["replies"]
+    rows = [row for row in suite.replies if row["case"] == "awaited"]
+    return _all(reply_tables.all_tables(rows), suite)
+
+
 def engines(results: Results) -> str:
     """Show real engines with their own queues and with shmcast's."""
     suite = results["engines"]
-    blocks = [
-        table if table.startswith("|") else _wrapped(table)
-        for table in engine_tables.all_tables(suite.engines)
-    ]
-    return "\n\n".join([*blocks, _wrapped(f"{tables.where(suite.machine)}.")])
+    return _all(engine_tables.all_tables(suite.engines), suite)
 
 
 def engines_summary(results: Results) -> str:
@@ -277,6 +287,12 @@ def _note(suite: SuiteResults, also: str = "") -> str:
     return _wrapped(f"One way, to the last reader: {figures}. {tables.where(suite.machine)}.")
 
 
+def _all(parts: Iterable[str], suite: SuiteResults) -> str:
+    """Return tables and what stands before each, and where they were measured."""
+    blocks = [part if part.startswith("|") else _wrapped(part) for part in parts]
+    return "\n\n".join([*blocks, _wrapped(f"{tables.where(suite.machine)}.")])
+
+
 def _noted(table: str, note: str) -> str:
     return f"{table}\n\n{_wrapped(note)}"
 
@@ -297,6 +313,8 @@ _TABLES: dict[str, Callable[[Results], str]] = {
     "busy-leader": busy_leader,
     "job": job,
     "deaths": deaths,
+    "replies": replies,
+    "awaited": awaited,
     "engines": engines,
     "engines-summary": engines_summary,
     "codec": codec,

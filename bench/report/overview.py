@@ -28,6 +28,7 @@ _OTHER_KINDS = {
     "codec": "its own tables",
     "deaths": "nothing to compare with",
     "engines": "its own tables",
+    "replies": "its own tables",
 }
 _HEAD = ("suite", "case", "figure", "fastest", "its", OURS, "times as fast, with 95 % interval")
 

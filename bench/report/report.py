@@ -16,6 +16,7 @@ from bench.report import (
     losses,
     overview,
     plots,
+    reply_tables,
     summary,
     tables,
 )
@@ -97,6 +98,7 @@ def _suite(suite: SuiteResults) -> Iterator[str]:
     if suite.deaths:
         yield tables.deaths(suite.deaths)
     yield from engine_tables.all_tables(suite.engines)
+    yield from reply_tables.all_tables(suite.replies)
     for mebibytes in codec_tables.evictions(suite.codec):
         yield f"### {codec_tables.state(mebibytes).capitalize()}"
         yield _CODEC_NOTE

@@ -184,6 +184,19 @@ class CodecRow(TypedDict):
     both_p50_high_us: float
 
 
+class ReplyRow(TypedDict):
+    """A way to ask members and be answered, in one case; see `bench.run.replies`."""
+
+    case: str
+    who: str
+    message: str
+    members: int
+    gap_ms: float
+    calls: int
+    p50_us: float
+    p99_us: float
+
+
 ByTransport = dict[str, Row]
 
 
@@ -201,6 +214,7 @@ class SuiteResults:
         codec: the results of "codec".
         deaths: the results of "deaths".
         engines: the results of "engines".
+        replies: the results of "replies".
     """
 
     name: str
@@ -212,6 +226,7 @@ class SuiteResults:
     codec: list[CodecRow]
     deaths: list[DeathRow]
     engines: list[EngineRow]
+    replies: list[ReplyRow]
 
 
 @dataclass(frozen=True)
@@ -248,7 +263,9 @@ ORDER = (
     "codec",
     "deaths",
     "engines",
+    "replies",
 )
+_OF_THEIR_OWN = ("job", "codec", "deaths", "engines", "replies")  # kinds of rows
 
 
 def load(folder: Path) -> Results:
@@ -270,11 +287,12 @@ def load(folder: Path) -> Results:
             machine=data["machine"],
             peers=data["peers"],
             skipped=data["skipped"],
-            rows=[] if name in ("job", "codec", "deaths", "engines") else data["rows"],
+            rows=[] if name in _OF_THEIR_OWN else data["rows"],
             job=data["rows"] if name == "job" else [],
             codec=data["rows"] if name == "codec" else [],
             deaths=data["rows"] if name == "deaths" else [],
             engines=data["rows"] if name == "engines" else [],
+            replies=data["rows"] if name == "replies" else [],
         )
     return Results(folder, {name: found[name] for name in ORDER if name in found})
 

@@ -13,7 +13,6 @@ import contextlib
 import ctypes
 import functools
 import mmap
-import multiprocessing
 import random
 import tempfile
 import time
@@ -28,6 +27,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import shmcast
+from bench.run import processes
 
 Row = dict[str, Any]
 
@@ -45,8 +45,6 @@ OPERATIONS = {
 }
 """And who has each."""
 
-_CONTEXT = multiprocessing.get_context("spawn")
-_SECONDS = 120.0
 _LATEST_MS = 1.0  # of a random arrival
 _WARM_UP = 20
 _PTHREAD_PROCESS_SHARED = 1  # of glibc and musl
@@ -74,39 +72,22 @@ def run(console: Console, ranks: int, calls: int, turns: int) -> list[Row]:
         Progress(console=console, transient=True) as progress,
     ):
         task = progress.add_task(SUITE, total=len(cases) * turns)
-        crew = [_start(stack, rank, ranks, Path(folder) / "store") for rank in range(ranks)]
+        crew = [
+            stack.enter_context(processes.member(_serve, rank, ranks, f"{folder}/store"))
+            for rank in range(ranks)
+        ]
         for name, transports, arrival in cases:
             times: dict[str, list[npt.NDArray[np.float64]]] = {who: [] for who in transports}
             for _ in range(turns):
                 for who in transports:
                     for member in crew:
                         member.send((who, name, arrival, calls))
-                    times[who].append(_times(np.array([_answer(m) for m in crew]), arrival))
+                    times[who].append(
+                        _times(np.array([processes.answer(m, SUITE) for m in crew]), arrival)
+                    )
                 progress.advance(task)
             rows += [_row(name, arrival, who, np.concatenate(each)) for who, each in times.items()]
     return rows
-
-
-def _start(stack: contextlib.ExitStack, rank: int, ranks: int, store: Path) -> Connection:
-    mine, its = _CONTEXT.Pipe()
-    process = _CONTEXT.Process(target=_serve, args=(its, rank, ranks, str(store)), daemon=True)
-    process.start()
-    its.close()
-
-    def end() -> None:
-        mine.close()
-        process.join(_SECONDS)
-        process.kill()
-        process.join()
-
-    stack.callback(end)
-    return mine
-
-
-def _answer(member: Connection) -> Any:
-    if not member.poll(_SECONDS):
-        raise RuntimeError(f"{SUITE}: a rank has not answered in {_SECONDS:g} s")
-    return member.recv()
 
 
 def _times(stamps: npt.NDArray[np.int64], arrival: str) -> npt.NDArray[np.float64]:

@@ -7,11 +7,10 @@ the kill to the PeerDied, on CLOCK_MONOTONIC, which all processes of a host shar
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import shmcast
+from bench.run import processes
 from bench.run.measure import schedule
 
 Row = dict[str, Any]
@@ -31,7 +31,6 @@ IDLE = -1.0
 GAPS_MS = (0.0, 1.0, 20.0, IDLE)
 SOURCE, READER = "the source's next call", "the other reader, which waits"
 
-_CONTEXT = multiprocessing.get_context("spawn")
 _SECONDS = 60.0
 _LIFE_SECONDS = (0.02, 0.06)  # of a victim, from the first message on
 
@@ -54,8 +53,8 @@ def run(
     rng = random.Random(0)  # noqa: S311 (the same in each run, no more)
     with contextlib.ExitStack() as stack, Progress(console=console, transient=True) as progress:
         task = progress.add_task(SUITE, total=len(gaps_ms) * kills)
-        source = stack.enter_context(_member(_write))
-        reader = stack.enter_context(_member(_read))
+        source = stack.enter_context(processes.member(_write))
+        reader = stack.enter_context(processes.member(_read))
         for gap_ms in gaps_ms:
             told: list[tuple[float, float]] = []
             for _ in range(kills):
@@ -66,35 +65,19 @@ def run(
     return rows
 
 
-@contextlib.contextmanager
-def _member(role: Callable[[Connection], None]) -> Iterator[Connection]:
-    """Start a member that plays a role again and again, until this end of its pipe is closed."""
-    mine, its = _CONTEXT.Pipe()
-    process = _CONTEXT.Process(target=role, args=(its,), daemon=True)
-    process.start()
-    its.close()
-    try:
-        yield mine
-    finally:
-        mine.close()
-        process.join(_SECONDS)
-        process.kill()
-        process.join()
-
-
 def _kill(
     source: Connection, reader: Connection, gap_ms: float, life_seconds: float
 ) -> tuple[float, float]:
     """Kill a reader once; return after how many ms the source and the other reader have said so."""
-    victim, its = _CONTEXT.Pipe()
-    process = _CONTEXT.Process(target=_read, args=(its,), daemon=True)
+    victim, its = processes.CONTEXT.Pipe()
+    process = processes.CONTEXT.Process(target=_read, args=(its,), daemon=True)
     process.start()
     its.close()
     source.send(gap_ms)
-    handle = _answer(source)
+    handle = processes.answer(source, SUITE)
     victim.send((handle, 0))
     reader.send((handle, 1))
-    _answer(source)  # messages flow
+    processes.answer(source, SUITE)  # messages flow
     time.sleep(life_seconds)
     killed_ns = time.monotonic_ns()
     process.kill()
@@ -111,15 +94,9 @@ def _kill(
     return both
 
 
-def _answer(connection: Connection) -> Any:
-    if not connection.poll(_SECONDS):
-        raise RuntimeError(f"deaths: a member has not answered in {_SECONDS:g} s")
-    return connection.recv()
-
-
 def _told(connection: Connection, since_ns: int) -> float:
     """Return after how many ms a member was told of the kill."""
-    at_ns, error = _answer(connection)
+    at_ns, error = processes.answer(connection, SUITE)
     if f"killed by {signal.SIGKILL.name}" not in error:
         raise RuntimeError(f"deaths: a member was told {error!r}")
     return float(at_ns - since_ns) / 1e6

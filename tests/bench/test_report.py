@@ -325,6 +325,10 @@ def test_every_block_can_be_generated(folder: Path) -> None:
     assert "| 2, shmcast |" in found["job"]
     for cadence in ("back to back", "20 ms apart", "none"):
         assert f"| {cadence}, the other reader | 4.0 | 8.0 | 16.0 | 100 |" in found["deaths"]
+    line = "| 49 B, 8 members, 1 ms apart | 10.0 / 90.0 | 40.0 / 90.0, 4.00x |"
+    assert line in found["replies"]
+    assert "| 8 | 2.0 / 90.0 | 3.0 / 90.0, 1.50x |" in found["replies"]
+    assert "| `await recv_async(), asyncio` | 30.0 / 90.0, 1.50x |" in found["awaited"]
     tokens = "| TP2, batch 8, shmcast | 800 (4.00) | 400 to 1,600 | 300 (0.25) | 50.0 / 90"
     assert tokens in found["engines"]
     assert "| vLLM | 10 ms | idle |" in found["engines"]

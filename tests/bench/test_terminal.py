@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from bench import commands
 from bench.engines import runs as engines
 from bench.report import report, results
-from bench.run import deaths, harness, job, smoke
+from bench.run import deaths, harness, job, replies, smoke
 from bench.run.case import Case
 from bench.run.suites import SUITES
 from bench.transports import registry
@@ -56,6 +56,6 @@ def test_the_list_names_every_suite_and_transport(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("COLUMNS", "80")
     shown = CliRunner().invoke(commands.app, ["list"], catch_exceptions=False).output.splitlines()
     assert all(len(line) <= 80 for line in shown)
-    others = [f"bench {deaths.SUITE}", f"bench {engines.SUITE}"]
+    others = [f"bench {one.SUITE}" for one in (deaths, engines, replies)]
     for name in [*SUITES, job.SUITE, *others, *registry.peers()]:
         assert any(line.startswith(f"{name}  ") for line in shown), name

@@ -195,6 +195,19 @@ def engines() -> list[dict[str, Any]]:
     return rows
 
 
+def replies() -> list[dict[str, Any]]:
+    row = {"message": "49 B", "members": 8, "gap_ms": 1.0, "calls": 9, "p99_us": 90.0}
+    ways = (
+        ("round trip", "Hub", 10.0),
+        ("round trip", "vLLM", 40.0),
+        ("any", "recv", 2.0),
+        ("any", "recv_any", 3.0),
+        ("awaited", "recv()", 20.0),
+        ("awaited", "await recv_async(), asyncio", 30.0),
+    )
+    return [{**row, "case": case, "who": who, "p50_us": p50} for case, who, p50 in ways]
+
+
 ALL: dict[str, Callable[[], list[Any]]] = {
     "peers": peers,
     "steps": steps,
@@ -206,4 +219,5 @@ ALL: dict[str, Callable[[], list[Any]]] = {
     "codec": codec,
     "deaths": deaths,
     "engines": engines,
+    "replies": replies,
 }
