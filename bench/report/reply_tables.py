@@ -69,5 +69,9 @@ def awaited(rows: Sequence[ReplyRow]) -> str:
 
 def _times(row: ReplyRow, base: ReplyRow) -> str:
     """Return p50 / p99, and p50 as a multiple of another's."""
-    figures = f"{short(row['p50_us'])} / {short(row['p99_us'])}"
+    figures = f"{_figure(row['p50_us'])} / {_figure(row['p99_us'])}"
     return figures if row is base else f"{figures}, {ratio(row['p50_us'] / base['p50_us'])}x"
+
+
+def _figure(time_us: float) -> str:
+    return short(time_us) if time_us >= 0.995 else f"{time_us:.2f}"
