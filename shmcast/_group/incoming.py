@@ -12,7 +12,7 @@ from shmcast._devices.work import Work
 from shmcast._endpoints import tracing
 from shmcast._group.channel_ends import Source, open_source
 from shmcast._group.company import Company
-from shmcast._host.signals import is_interruption
+from shmcast._host.signals import is_interruption, wait_for
 from shmcast._nodes.deadline import Deadline
 from shmcast._nodes.stream import Turn
 from shmcast.errors import Closed, DecodeError, Interrupted, PeerDied, ShmcastError, Timeout
@@ -121,10 +121,10 @@ class Incoming:
                 self._receiver = receipt
             return receipt.is_over or self._interrupts > 0 or self._receiver is receipt
 
-        with self._changed:
+        with self._lock:
             self._waiting += 1
             try:
-                if not self._changed.wait_for(is_to_end, deadline.left()):
+                if not wait_for(self._changed, is_to_end, deadline.left()):
                     self._withdraw(receipt)  # (before another thread can give it anything)
                     raise self._timed_out(deadline, action)
                 if self._interrupts and not receipt.is_over:
@@ -138,7 +138,7 @@ class Incoming:
 
     def _notify(self) -> None:
         """Wake the threads that wait for their turn."""
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
 
     def _timed_out(self, deadline: Deadline, action: str) -> Timeout:
@@ -219,7 +219,7 @@ class Incoming:
 
     def interrupt(self) -> bool:
         """End the calls that wait in other threads; return whether there were any."""
-        with self._changed:
+        with self._lock:
             if self._receiver is None:
                 return False
             self._interrupts = self._waiting

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 import time
 from collections import deque
@@ -14,7 +15,7 @@ from shmcast._endpoints import tracing
 from shmcast._endpoints.objects import refused, unsendable
 from shmcast._group.channel_ends import open_sink, warn_of_losses
 from shmcast._group.company import Company
-from shmcast._host.signals import is_interruption
+from shmcast._host.signals import is_interruption, wait_for
 from shmcast._nodes.deadline import Deadline
 from shmcast._nodes.views import flat_views
 from shmcast.errors import (
@@ -72,7 +73,8 @@ class Outgoing:
         self._kept_bytes = 0
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self._thread: threading.Thread | None = None
+        self._has_thread = False
+        self._is_running = False  # the thread has begun
         self._began = 0.0  # when the thread has begun with a message, on time.monotonic's clock
         self._is_held_up = False  # the other rank lets it wait
         self._waiting = 0  # calls that wait for a message to be sent
@@ -102,9 +104,11 @@ class Outgoing:
             self._queue.append(sending)
             self._keep()
             self._changed.notify_all()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="shmcast-isend", daemon=True)
-                self._thread.start()
+            if not self._has_thread:
+                # (One call of C: of a handler that raises in Thread.start, the thread may die. If
+                # it raises before this is noted, the next call starts one that ends at once.)
+                _thread.start_new_thread(self._run, ())
+                self._has_thread = True
         return Work(lambda: self._wait(sending))
 
     def _unsendable(self, error: Exception) -> EncodeError:
@@ -123,7 +127,7 @@ class Outgoing:
             self._kept_bytes += sending.nbytes
 
     def _wait(self, sending: _Sending) -> None:
-        with self._changed:
+        with self._lock:
             self._waiting += 1
             try:
                 self._wait_until_sent(sending)
@@ -140,13 +144,13 @@ class Outgoing:
             is_left_alone = sending.is_kept and self._is_held_up
             return sending.is_over or is_left_alone or self._interrupts > 0
 
-        if not self._changed.wait_for(is_to_end, sending.deadline.left()):
+        if not wait_for(self._changed, is_to_end, sending.deadline.left()):
             if sending.is_kept:
                 return
             if sending is not self._queue[0]:  # which the thread has taken
                 self._queue.remove(sending)
                 raise self._timed_out(sending)
-            self._changed.wait_for(is_to_end)
+            wait_for(self._changed, is_to_end)
         if not (sending.is_over or sending.is_kept):
             raise Interrupted(
                 f"{self._company.label}: {sending.action} was ended by interrupt(); the message is "
@@ -162,17 +166,21 @@ class Outgoing:
     # In the thread.
 
     def _run(self) -> None:
+        with self._lock:
+            if self._is_running:
+                return
+            self._has_thread = self._is_running = True
         while (sending := self._next()) is not None:
             self._end(sending, self._send(sending))
 
     def _next(self) -> _Sending | None:
         """Wait for the next message; None: the thread is to end."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._queue or self._until is not None, _LINGER_SECONDS)
             self._began, self._is_held_up = time.monotonic(), False
             if self._queue:
                 return self._queue[0]
-            self._thread = None
+            self._has_thread = self._is_running = False
             self._changed.notify_all()
             return None
 
@@ -192,7 +200,7 @@ class Outgoing:
 
     def _end(self, sending: _Sending, error: ShmcastError | None) -> None:
         """Note how a message was sent, or not; if none can be any more, that of all."""
-        with self._changed:
+        with self._lock:
             self._take_off(sending, error)
             final = self._final(error)
             if final is not None:
@@ -223,7 +231,7 @@ class Outgoing:
     def _check(self) -> None:
         """Raise why nothing can be sent to that rank, if so; called while something waits."""
         if time.monotonic() > self._began + _PATIENCE:
-            with self._changed:
+            with self._lock:
                 self._is_held_up = True
                 self._changed.notify_all()
         if self._until is not None and self._until.left() == 0:
@@ -234,14 +242,14 @@ class Outgoing:
 
     def interrupt(self) -> bool:
         """End the calls that wait in other threads; return whether there were any."""
-        with self._changed:
+        with self._lock:
             self._interrupts = self._waiting
             self._changed.notify_all()
             return self._waiting > 0
 
     def begin_to_close(self, in_order: bool, until: Deadline) -> None:
         """Send nothing more but what counts as sent, or is under way on a stream, until then."""
-        with self._changed:
+        with self._lock:
             if self._until is not None:
                 return
             error = Closed(f"{self._company.label}: used after close(); make a new broadcaster")
@@ -256,9 +264,9 @@ class Outgoing:
 
     def close(self, in_order: bool, until: Deadline) -> None:
         """Wait for what is kept, and end the sink; idempotent, after `begin_to_close`."""
-        with self._changed:
+        with self._lock:
             left = until.left() if in_order else 0.0
-            self._changed.wait_for(lambda: self._thread is None, (left or 0.0) + _MOMENT)
+            wait_for(self._changed, lambda: not self._has_thread, (left or 0.0) + _MOMENT)
         try:
             if in_order and self._lost and until.left() == 0:
                 warn_of_losses(self._company, self._dst, self._lost, until)

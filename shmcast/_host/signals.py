@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import signal
+import threading
+from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any
 
@@ -26,6 +28,26 @@ def is_interruption(error: BaseException) -> bool:
             return True
         step = step.tb_next
     return False
+
+
+def wait_for(
+    condition: threading.Condition,
+    predicate: Callable[[], bool],
+    timeout: float | None = None,
+) -> bool:
+    """Do what `condition.wait_for` does; also if a handler raises, the caller has its lock again.
+
+    The caller takes the lock itself, not the condition: that is Python code, and a handler that
+    raises in it would leave the lock taken for ever.
+    """
+    try:
+        return condition.wait_for(predicate, timeout)
+    except BaseException:
+        try:
+            condition.notify(0)  # (raises where the lock is not held)
+        except RuntimeError:
+            condition.acquire()
+        raise
 
 
 def add_note(error: BaseException, note: str) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from shmcast._endpoints.arguments import check_seconds, check_timeout
 from shmcast._endpoints.statistics import Statistics
 from shmcast._host.log import tell
+from shmcast._host.signals import wait_for
 from shmcast._nodes import control
 from shmcast._nodes.addresses import Address
 from shmcast._nodes.deadline import Deadline
@@ -101,7 +102,8 @@ class RemoteNodes:
         self._ask_at = 0.0  # when to ask how far the leaders are
         # Notified of what happens in other threads, which is counted. Re-entrant: a signal's
         # handler may close the source while its thread holds it.
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._changes = 0
 
     def join(self, pids: dict[int, int]) -> None:
@@ -200,9 +202,9 @@ class RemoteNodes:
             self._ask_at = now + ASK_SECONDS
             if self._outbox.is_full():
                 self._leaders.ask()
-        with self._changed:
+        with self._lock:
             patience = min(deadline.at, self._ask_at) - now
-            self._changed.wait_for(lambda: self._changes != seen, patience)
+            wait_for(self._changed, lambda: self._changes != seen, patience)
         self._outbox.check_oldest()
 
     def _wait_for_cause(self, seen: int, deadline: Deadline) -> None:
@@ -223,7 +225,7 @@ class RemoteNodes:
         Raises:
             Timeout: some of them did not come in time; the next call tries again.
         """
-        with self._changed:
+        with self._lock:
             self._outbox.begin_regroup()
             self._epoch += 1
             live = self._leaders.live()
@@ -259,7 +261,7 @@ class RemoteNodes:
 
     def refuse_messages(self) -> bool:
         """Accept no further message; return False if that was so before."""
-        with self._changed:
+        with self._lock:
             if self.closed:
                 return False
             self.closed = True
@@ -314,8 +316,8 @@ class RemoteNodes:
 
     def wait_finished(self, timeout: float) -> bool:
         """Wait until the connections have ended; return whether they have."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._has_ended, timeout)
+        with self._lock:
+            return wait_for(self._changed, lambda: self._has_ended, timeout)
 
     def raise_failure(self) -> None:
         """Raise why everything has ended, if it has."""
@@ -324,7 +326,7 @@ class RemoteNodes:
 
     def fail(self, failure: Failure) -> None:
         """End everything, on all nodes. From any thread; the first failure counts."""
-        with self._changed:
+        with self._lock:
             if self.failure is not None or self._is_finished:
                 return
             self.failure = failure
@@ -340,7 +342,7 @@ class RemoteNodes:
 
     def _finish(self, failure: Failure | None) -> None:
         """End the connections; tell the failure to whoever has not ended by itself."""
-        with self._changed:
+        with self._lock:
             if self._is_finished:
                 return
             self._is_finished = True
@@ -348,7 +350,7 @@ class RemoteNodes:
         self._leaders.disconnect(failure)
         self._outbox.close()
         self._on_finish()
-        with self._changed:
+        with self._lock:
             # (In a cycle, their owner's memory would wait for the collector.)
             self._on_failure = self._on_finish = self.on_node_dropped = _ignore
             self._has_ended = True
@@ -357,7 +359,7 @@ class RemoteNodes:
     # What the leaders report, in the control thread.
 
     def _on_progress(self) -> None:
-        with self._changed:
+        with self._lock:
             self._forget_acknowledged()
             self._notify()
         self._finish_if_done()
@@ -376,7 +378,7 @@ class RemoteNodes:
         self._on_lost(leader, failure)
 
     def _go_on_without(self, leader: Leader) -> None:
-        with self._changed:
+        with self._lock:
             self._leaders.drop(leader)
             self._outbox.require_regroup()
             self._forget_acknowledged()
@@ -391,7 +393,7 @@ class RemoteNodes:
         self._outbox.acknowledge(self._leaders.least_taken(default=self._outbox.seq))
 
     def _notify(self) -> None:
-        with self._changed:
+        with self._lock:
             self._changes += 1
             self._changed.notify_all()
 

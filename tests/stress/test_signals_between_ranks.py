@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -78,3 +80,39 @@ def exchange(rank: int, hosts: tuple[str, ...], path: str, how: str) -> None:
 def test_no_message_is_lost(fresh: tuple[Crew, str], hosts: tuple[str, ...], how: str) -> None:
     crew, path = fresh
     crew.run(4, exchange, hosts, path, how)
+
+
+def send_interrupted(rank: int, hosts: tuple[str, ...], path: str) -> None:
+    """Send from rank 0, whose calls a handler ends, to rank 2, which tells it what has come."""
+    alarms = Alarms(Alarmed, AlarmedError)
+    with over_store(rank, hosts, path) as bc:
+        if rank == 2:
+            bc.recv_object(0, SECONDS)
+            got = []
+            while (item := bc.recv_object(0, SECONDS)) is not None:
+                got.append(number_of(item))
+            bc.send_object(got, 0, SECONDS)
+        elif rank == 0:
+            bc.send_object("first", 2, SECONDS)
+            returned = set()
+            k = 0
+            while k < MESSAGES or alarms.count < ALARMS:
+                with alarms.in_place(), contextlib.suppress(Alarmed, AlarmedError):
+                    send = functools.partial(bc.isend_object, message(k), 2, SECONDS)
+                    work = alarms.during(send, 300e-6)
+                    returned.add(k)
+                    alarms.during(work.wait, 300e-6)
+                k += 1
+            bc.send_object(None, 2, SECONDS)
+            got = bc.recv_object(2, SECONDS)
+            assert got == sorted({*got})
+            assert returned <= {*got}
+        bc.barrier(SECONDS)
+
+
+@pytest.mark.parametrize("hosts", [ONE, TWO], ids=["one node", "two nodes"])
+def test_what_was_sent_arrives_once_and_in_order(
+    fresh: tuple[Crew, str], hosts: tuple[str, ...]
+) -> None:
+    crew, path = fresh
+    crew.run(4, send_interrupted, hosts, path)
