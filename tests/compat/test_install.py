@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import pickle
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from shmcast.compat import sglang, vllm
 from shmcast.compat._groups.pyobj import Broadcast, PointToPoint
+from shmcast.compat._queues import ring_queue
 from tests.support import engine_functions, engine_queue
 
 _NAME = "vllm.distributed.device_communicators.shm_broadcast"
@@ -137,14 +139,51 @@ def test_the_plugin_does_nothing_unless_it_is_asked_to(
     assert own.MessageQueue is not theirs
 
 
-def test_the_plugin_breaks_nothing(
-    own: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("value", ["true", "yes", " 1"])
+def test_the_plugin_tells_of_a_value_that_is_none(
+    own: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, value: str
 ) -> None:
-    monkeypatch.setenv("SHMCAST_VLLM", "1")
-    del own.MessageQueue
+    theirs = own.MessageQueue
+    monkeypatch.setenv("SHMCAST_VLLM", value)
     vllm.plugin()
     [record] = caplog.records
-    assert record.getMessage() == "shmcast can't be put in place; vLLM's own is used"
+    text = f"SHMCAST_VLLM={value!r} is neither 0 nor 1: vLLM's own is used"
+    assert record.getMessage() == text
+    assert own.MessageQueue is theirs
+
+
+@pytest.mark.parametrize("lacking", ["MessageQueue", "LONG_WAIT_TIME_LOG_MSG", "the module"])
+def test_the_plugin_says_in_one_warning_what_is_not_there(
+    own: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    lacking: str,
+) -> None:
+    monkeypatch.setenv("SHMCAST_VLLM", "1")
+    if lacking == "the module":
+        monkeypatch.delitem(sys.modules, _NAME)
+        lacking = "shm_broadcast"
+    else:
+        delattr(own, lacking)
+    vllm.plugin()
+    [record] = caplog.records
+    text = record.getMessage()
+    assert text.startswith("shmcast: vLLM 0.99.0 has what this version of shmcast does not know (")
+    assert lacking in text
+    assert text.endswith("vLLM's own is used")
+    assert record.exc_info is None
+
+
+def test_a_fork_knows_nothing_of_its_parents_queues(own: ModuleType) -> None:
+    assert vllm.install()
+    queue = own.MessageQueue(1, 1)
+    assert queue in ring_queue._queues()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(len(ring_queue._queues()))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert queue in ring_queue._queues()
+    queue.shutdown()
 
 
 def test_the_plugin_is_registered_with_the_engine() -> None:

@@ -31,3 +31,14 @@ def test_stages_that_send_in_a_circle_pass_to_rings(world: Crew) -> None:
 
 def test_a_receiver_on_another_host_gets_all_by_the_engines_own(world: Crew) -> None:
     assert world.run(4, roles.send_around, 4, 40, False) == [(True, 80)] * 4
+
+
+def test_messages_of_two_groups_between_the_same_ranks_are_apart(world: Crew) -> None:
+    in_a, in_b = [f"a {n}" for n in range(8)], [f"b {n}" for n in range(8)]
+    nothing: tuple[list[str], list[str]] = ([], [])
+    expected = [nothing, (in_a, in_b), nothing, nothing]
+    assert world.run(4, roles.send_in_two_groups, 8) == expected
+
+
+def test_a_rank_that_is_not_in_the_group_gets_the_engines_own_answer(world: Crew) -> None:
+    assert world.run(4, roles.broadcast_in_one_half) == [["sent"], ["sent"], [], []]

@@ -133,11 +133,11 @@ def test_an_array_arrives_as_writable_as_it_was(crew: Crew, shape: int) -> None:
         assert (writable, total) == (is_writable, shape)
 
 
-def test_where_the_engine_asks_for_an_arena_readers_get_views(crew: Crew) -> None:
+def test_where_the_engine_asks_for_an_arena_arrays_are_copies_still(crew: Crew) -> None:
     queue = MessageQueue(1, 1, enable_shm_tensor_arena=True)
     [job] = crew.start(1, roles.look_at_an_array, queue.export_handle())
     queue.enqueue(np.ones(100_000))
-    assert job.result() == (False, False, 100_000)
+    assert job.result() == (True, False, 100_000)
     assert queue._writer.statistics().arena_frames == 1
 
 

@@ -26,6 +26,8 @@ def own_broadcast(
     data: list[Any], rank: int, dist_group: Any = None, src: int = 0, force_cpu_device: bool = True
 ) -> list[Any]:
     calls.append("broadcast_pyobj")
+    if dist_group is dist.GroupMember.NON_GROUP_MEMBER:
+        return []
     box = [data]
     dist.broadcast_object_list(box, src, dist_group)
     return box[0]
@@ -208,3 +210,32 @@ def send_around(rank: int, size: int, count: int, attaches: bool) -> tuple[bool,
             # One rank may be a message ahead of the other, not more: then it has attached.
             dist.barrier()
     return is_right, len(calls)
+
+
+def send_in_two_groups(rank: int, count: int) -> tuple[list[Any], list[Any]]:
+    """Send from rank 0 in two groups in turns; return what rank 1 gets, of the second one first."""
+    a, b = (dist.new_group([0, 1]) for _ in range(2))
+    function = PointToPoint(own_point_to_point)
+    got: tuple[list[Any], list[Any]] = ([], [])
+    if rank > 1:
+        return got
+    pending: list[Any] = []
+    for number in range(count):
+        if rank == 0:
+            for name, group in (("a", a), ("b", b)):
+                pending += function([f"{name} {number}"], 0, group, 0, 1, async_send=True)
+        else:
+            got[1].extend(function([], 1, b, 0, 1))
+            got[0].extend(function([], 1, a, 0, 1))
+        dist.barrier(a)
+    for work, _ in pending:
+        work.wait()
+    dist.barrier(a)
+    return got
+
+
+def broadcast_in_one_half(rank: int) -> list[Any]:
+    """Return what the ranks of the first half get, and what the others are told."""
+    half = dist.new_group([0, 1])
+    function = Broadcast(own_broadcast, Broadcasters())
+    return function(["sent"] if rank == 0 else [], rank, half, src=0)

@@ -33,17 +33,26 @@ class Broadcasters:
             src: the source's global rank.
 
         Returns:
-            It; None, on every rank, where there can't be one: the log says why.
+            It; None, on every rank, where there can't be one: the log says why. None also on a rank
+            that is not in the group.
         """
         if group is None:
-            from torch.distributed import GroupMember
-
-            group = GroupMember.WORLD
-            assert group is not None  # noqa: S101 (who is in no group has no rank, either)
+            group = default_group()
+        if isinstance(group, int):  # torch's NON_GROUP_MEMBER
+            return None
         by_source = self._made.setdefault(group, {})
         if src not in by_source:
             by_source[src] = _broadcaster(group, src)
         return by_source[src]
+
+
+def default_group() -> ProcessGroup:
+    """Return torch's default group."""
+    from torch.distributed import GroupMember
+
+    group = GroupMember.WORLD
+    assert group is not None  # noqa: S101 (who is in no group has no rank, either)
+    return group
 
 
 def _broadcaster(group: ProcessGroup, src: int) -> ShmBroadcaster | None:

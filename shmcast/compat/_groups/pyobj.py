@@ -7,13 +7,14 @@ they can't share memory.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.reader import Reader
 from shmcast._endpoints.writer import Writer
-from shmcast.compat._groups.broadcasters import Broadcasters
+from shmcast.compat._groups.broadcasters import Broadcasters, default_group
 from shmcast.errors import SegmentError, ShmcastError, Timeout
 
 if TYPE_CHECKING:
@@ -87,8 +88,7 @@ class PointToPoint:
 
     def __init__(self, own: Callable[..., list[Any]]) -> None:
         self._own = own
-        self._out: dict[tuple[int, int], _Out] = {}  # by the ranks of source and receiver
-        self._in: dict[tuple[int, int], _In] = {}
+        self._ends: weakref.WeakKeyDictionary[ProcessGroup, _Ends] = weakref.WeakKeyDictionary()
 
     def __call__(
         self,
@@ -119,11 +119,20 @@ class PointToPoint:
         def own(data: list[Any]) -> list[Any]:
             return self._own(data, rank, group, src, dst, async_send)
 
+        ends = self._ends.setdefault(default_group() if group is None else group, _Ends())
         if rank == src:
-            return self._out.setdefault((src, dst), _Out()).send(data, own)
+            return ends.out.setdefault((src, dst), _Out()).send(data, own)
         if rank == dst:
-            return self._in.setdefault((src, dst), _In()).receive(own)
+            return ends.into.setdefault((src, dst), _In()).receive(own)
         return []
+
+
+class _Ends:
+    """What this process has in a group, by the ranks of source and receiver."""
+
+    def __init__(self) -> None:
+        self.out: dict[tuple[int, int], _Out] = {}
+        self.into: dict[tuple[int, int], _In] = {}
 
 
 class _Out:

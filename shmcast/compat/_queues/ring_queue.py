@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -27,6 +28,14 @@ _LEFT_ALONE_S = 5.0  # a worker whose core has closed the queue, until whoever s
 _watch = Watch()
 _open: weakref.WeakSet[RingQueue] = weakref.WeakSet()
 _lock = threading.Lock()  # of `_open`, which is looked at from the watch's thread, too
+
+
+def _forget() -> None:
+    global _open, _lock
+    _open, _lock = weakref.WeakSet(), threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget)  # the parent's queues are its business
 
 
 def _queues() -> list[RingQueue]:
@@ -149,8 +158,8 @@ class RingQueue:
         _watch.add(handle.writer, _tell_all)
         self.local_reader_rank = index
         self._receive = reader.recv
-        if ring.arena is not None:  # the engine has asked for views
-            self._receive = functools.partial(reader.recv, copy=False)
+        if ring.arena is not None:  # the engine has asked for views: of tensors, as its own gives
+            self._receive = functools.partial(reader.recv, copy="arrays")
         return self
 
     def wait_until_ready(self) -> None:

@@ -90,7 +90,12 @@ class StandIn:
 
     def plugin(self) -> None:
         """Install them if the environment asks for it. Never raises."""
-        if os.environ.get(self.variable) != "1":
+        value = os.environ.get(self.variable, "0")
+        if value not in ("", "0", "1"):
+            self.log.warning(
+                "%s=%r is neither 0 nor 1: %s's own is used", self.variable, value, self.engine
+            )
+        if value != "1":
             return
         try:
             is_installed = self.install()
@@ -147,6 +152,12 @@ class StandIn:
         return {where: own for where, own in found.items() if own is not None}
 
     def _unknown(self) -> list[str]:
+        importlib.import_module(self.package)
+        try:
+            self.settings(importlib.import_module(self.module))
+            self._own, self._own_functions  # noqa: B018 (found now)
+        except (ImportError, AttributeError) as error:
+            return [str(error)]
         unknown = self.known.unknown_in(*self._own)
         for where, parameters in self.known_functions.items():
             name = where.partition(":")[2]
