@@ -30,6 +30,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         [_AGED],
         "shmcast needs g++ 11 or clang 15, or newer, and found ",
     ),
+    "a compiler of C": (
+        ["-DCMAKE_CXX_COMPILER=gcc"],
+        "shmcast needs a compiler that links the C++ library, and ",
+    ),
     "no headers": (
         [f"-DPython_EXECUTABLE={sys.executable}", f"-DPython_INCLUDE_DIR={NOTHING}"],
         f"({sys.executable}): install python3-dev (Debian, Ubuntu) or python3-devel (Fedora, RHEL)",
@@ -51,6 +55,8 @@ def test_what_a_build_lacks_is_told_by_name(
         and not any(map(shutil.which, COMPILERS))
     ):
         pytest.skip("there is no C++ compiler here that CMake would find")
+    if lack == "a compiler of C" and not shutil.which("gcc"):
+        pytest.skip("there is no gcc here")
     if lack == "no compiler":
         monkeypatch.delenv("CXX", raising=False)
         monkeypatch.setenv("PATH", str(alone(tmp_path / "bin", "cmake", "make", "ninja")))
