@@ -334,6 +334,7 @@ def test_a_slow_host_is_told_of_without_a_process(
         for text in ("one", "two", "three"):
             hub.send(text)
         assert hub.recv_all(SECONDS) == ["one"] * 3
+        assert hub.recv_all(SECONDS) == [("two", rank) for rank in (1, 2, 3)]
         hub.close()
         results(jobs)
 
