@@ -100,7 +100,7 @@ def run(
     console.print(terminal.definitions(facts, "Machine"), highlight=False)
     for one in chosen:
         _measure(console, folder, one, turns)
-    console.print(f"wrote {report.write(folder)}", soft_wrap=True, highlight=False)
+    _write_report(console, folder)
 
 
 @app.command("codec")
@@ -149,7 +149,7 @@ def codec(
         write(rows, skipped)
     for what, reason in skipped.items():
         console.print(f"skipped: {what}: {reason}", style="yellow", highlight=False)
-    console.print(f"wrote {report.write(folder)}", soft_wrap=True, highlight=False)
+    _write_report(console, folder)
 
 
 @app.command("deaths")
@@ -169,7 +169,7 @@ def measure_deaths(
     write = result_files.writer(folder, deaths.SUITE, {})
     rows = deaths.run(console, gaps or deaths.GAPS_MS, kills, lambda rows: write(rows, {}))
     console.print(deaths_table(rows))
-    console.print(f"wrote {report.write(folder)}", soft_wrap=True, highlight=False)
+    _write_report(console, folder)
 
 
 @app.command("collectives")
@@ -199,7 +199,7 @@ def measure_replies(
     skipped = exchanges.missing()
     counts = members or replies.MEMBERS
     replies.run(console, counts, turns, lambda rows: write(rows, skipped), scale)
-    console.print(f"wrote {report.write(folder)}", soft_wrap=True, highlight=False)
+    _write_report(console, folder)
 
 
 @app.command("engines")
@@ -238,7 +238,7 @@ def measure_engines(
         )
     except NotThere as error:
         raise typer.BadParameter(str(error)) from None
-    console.print(f"wrote {report.write(folder)}", soft_wrap=True, highlight=False)
+    _write_report(console, folder)
 
 
 def codec_table(case: codecs.CodecCase, rows: list[Row]) -> Table:
@@ -289,6 +289,10 @@ def collectives_table(rows: list[Row]) -> Table:
             ratio(gloo["p50_us"] / ours["p50_us"]),
         )
     return made
+
+
+def _write_report(console: Console, folder: Path) -> None:
+    console.print(f"wrote {report.write(folder)}", soft_wrap=True, highlight=False)
 
 
 def _default_folder() -> Path:

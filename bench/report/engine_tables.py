@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from bench.report.results import OURS, EngineRow
-from bench.report.tables import markdown, ratio, short
+from bench.report.tables import markdown, ratio, short, with_notes
 
 _TOKENS = (
     "tokens/s and CPU time per token; then p50 / p90 / p99 in µs: of a call from the engine's core "
@@ -25,17 +25,16 @@ _REQUESTS = "From the source's call of broadcast_pyobj to the last rank's return
 
 
 def all_tables(rows: Sequence[EngineRow]) -> Iterator[str]:
-    """Yield the tables of the cases that were measured, each with what it shows."""
-    for case, note, table in (
-        ("tokens", _TOKENS, tokens),
-        ("waiting", _WAITING, waiting),
-        ("killed", _KILLED, killed),
-        ("requests", _REQUESTS, requests),
-    ):
-        its = [row for row in rows if row["case"] == case]
-        if its:
-            yield note
-            yield table(its)
+    """Return the tables of the cases that were measured, each with what it shows."""
+    return with_notes(
+        rows,
+        {
+            "tokens": (_TOKENS, tokens),
+            "waiting": (_WAITING, waiting),
+            "killed": (_KILLED, killed),
+            "requests": (_REQUESTS, requests),
+        },
+    )
 
 
 def summary(rows: Sequence[EngineRow]) -> str:

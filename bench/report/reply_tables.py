@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bench.report.results import ReplyRow
-from bench.report.tables import cadence, markdown, ratio, short
+from bench.report.tables import cadence, markdown, ratio, short, with_notes
 
 HUB, BLOCKING, KNOWN = "Hub", "recv()", "recv"
 
@@ -21,16 +21,15 @@ _AWAITED = (
 
 
 def all_tables(rows: Sequence[ReplyRow]) -> Iterator[str]:
-    """Yield the tables of the cases that were measured, each with what it shows."""
-    for case, note, table in (
-        ("round trip", _ROUND_TRIP, round_trips),
-        ("any", _ANY, any_of),
-        ("awaited", _AWAITED, awaited),
-    ):
-        its = [row for row in rows if row["case"] == case]
-        if its:
-            yield note
-            yield table(its)
+    """Return the tables of the cases that were measured, each with what it shows."""
+    return with_notes(
+        rows,
+        {
+            "round trip": (_ROUND_TRIP, round_trips),
+            "any": (_ANY, any_of),
+            "awaited": (_AWAITED, awaited),
+        },
+    )
 
 
 def round_trips(rows: Sequence[ReplyRow]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from bench.report.results import (
     OURS,
@@ -20,6 +21,8 @@ from bench.report.results import (
     time_of,
 )
 
+CaseRow = TypeVar("CaseRow", bound=Mapping[str, Any])
+
 Cell = Callable[[Row, ByTransport], str]
 """Makes a cell of a row and of all rows of the same case, by transport."""
 
@@ -35,6 +38,22 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], rule: str = "-
         raise LookupError(f"nothing for the table {' | '.join(head)}")
     rules = ["---", *[rule] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rules, *lines))
+
+
+def with_notes(
+    rows: Sequence[CaseRow], cases: Mapping[str, tuple[str, Callable[[Sequence[CaseRow]], str]]]
+) -> Iterator[str]:
+    """Yield the tables of the cases that were measured, each with what it shows before it.
+
+    Args:
+        rows: of all cases, which "case" tells.
+        cases: by that: what the table shows, and what makes it.
+    """
+    for case, (note, table) in cases.items():
+        its = [row for row in rows if row["case"] == case]
+        if its:
+            yield note
+            yield table(its)
 
 
 def short(figure: float) -> str:

@@ -37,9 +37,9 @@ class MemoryLimit:
     def __init__(
         self, proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")
     ) -> None:
-        self._meminfo = proc.parent / "meminfo"
+        self._meminfo = f"{proc.parent}/meminfo"
         self._limits = [
-            (_V2 if is_v2 else _V1, Path(folder))
+            (_V2 if is_v2 else _V1, folder)
             for is_v2, folder in limiting(proc, cgroups, "memory", _V2.limit, _V1.limit)
         ]
 
@@ -48,27 +48,28 @@ class MemoryLimit:
         rooms = [room for kind, folder in self._limits if (room := self._left(kind, folder))]
         return min(rooms, key=lambda room: room.nbytes, default=None)
 
-    def _left(self, kind: _Files, folder: Path) -> Room | None:
-        limit = _number(folder / kind.limit)
+    def _left(self, kind: _Files, folder: str) -> Room | None:
+        limit = _number(f"{folder}/{kind.limit}")
         if limit is None or limit >= _UNLIMITED:
             return None
-        used = _number(folder / kind.used)
+        used = _number(f"{folder}/{kind.used}")
         if used is None:
             return None
         left = limit - used + _droppable(folder, kind) + self._swap(folder, kind)
-        return Room(max(0, int(left)), int(limit), str(folder))
+        return Room(max(0, int(left)), int(limit), folder)
 
-    def _swap(self, folder: Path, kind: _Files) -> float:
+    def _swap(self, folder: str, kind: _Files) -> float:
         """Return the bytes of swap that this cgroup may still use."""
         free = _fields(self._meminfo).get("SwapFree:", 0) * 1024
         if not free:
             return 0
-        limit, used = _number(folder / kind.swap_limit), _number(folder / kind.swap_used)
+        limit = _number(f"{folder}/{kind.swap_limit}")
+        used = _number(f"{folder}/{kind.swap_used}")
         if limit is None or used is None or limit >= _UNLIMITED:
             return free
         if kind is _V1:  # memory and swap in one
-            limit -= _number(folder / kind.limit) or 0
-            used -= _number(folder / kind.used) or 0
+            limit -= _number(f"{folder}/{kind.limit}") or 0
+            used -= _number(f"{folder}/{kind.used}") or 0
         return max(0, min(free, limit - used))
 
 
@@ -97,8 +98,8 @@ _V1 = _Files(
 )
 
 
-def _number(path: Path) -> float | None:
-    match words_by_line(str(path)):
+def _number(path: str) -> float | None:
+    match words_by_line(path):
         case [[b"max"]]:
             return math.inf
         case [[number]] if number.isdigit():
@@ -106,15 +107,15 @@ def _number(path: Path) -> float | None:
     return None
 
 
-def _droppable(folder: Path, kind: _Files) -> int:
-    stat = _fields(folder / "memory.stat")
+def _droppable(folder: str, kind: _Files) -> int:
+    stat = _fields(f"{folder}/memory.stat")
     return sum(stat.get(field, 0) for field in kind.cache)
 
 
-def _fields(path: Path) -> dict[str, int]:
+def _fields(path: str) -> dict[str, int]:
     """Return the numbers of a file of lines "name number [unit]"."""
     return {
         words[0].decode(): int(words[1])
-        for words in words_by_line(str(path))
+        for words in words_by_line(path)
         if len(words) > 1 and words[1].isdigit()
     }

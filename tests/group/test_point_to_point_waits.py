@@ -257,6 +257,15 @@ def test_a_close_says_what_is_lost_to_a_receiver_that_never_begins(
     world.run(4, closes_unheard, hosts)
 
 
+def close_unhindered(bc: shmcast.ShmBroadcaster) -> None:
+    """Close it, without a warning and long before a close gives up its waits."""
+    with (
+        warnings.catch_warnings(action="error"),
+        mock.patch.object(point_to_point, "_LINGER_SECONDS", 10 * SECONDS),  # (none waits for it)
+    ):
+        bc.close()
+
+
 def closes_towards_the_closed(rank: int, hosts: tuple[str, ...]) -> None:
     bc = opened(rank, hosts)
     if rank == 0:
@@ -265,11 +274,7 @@ def closes_towards_the_closed(rank: int, hosts: tuple[str, ...]) -> None:
     if rank == 2:
         bc.close()
     dist.barrier()
-    with (
-        warnings.catch_warnings(action="error"),
-        mock.patch.object(point_to_point, "_LINGER_SECONDS", 10 * SECONDS),  # (none waits for it)
-    ):
-        bc.close()
+    close_unhindered(bc)
     dist.barrier()
 
 
@@ -277,11 +282,7 @@ def closes_as_all_do(rank: int, hosts: tuple[str, ...], nbytes: int) -> None:
     bc = opened(rank, hosts)
     bc.send_object(bytes(nbytes), (rank + 1) % 4, SECONDS)
     dist.barrier()
-    with (
-        warnings.catch_warnings(action="error"),
-        mock.patch.object(point_to_point, "_LINGER_SECONDS", 10 * SECONDS),  # (none waits for it)
-    ):
-        bc.close()
+    close_unhindered(bc)
     dist.barrier()
 
 

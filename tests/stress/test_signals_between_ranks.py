@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,15 +15,13 @@ from tests.support.alarms import Alarmed, AlarmedError, Alarms
 from tests.support.exchanges import over_store
 from tests.support.fake_nodes import ONE, TWO
 from tests.support.processes import Crew
+from tests.support.signals import not_on_310
 
 SECONDS = 55.0
 MESSAGES = 600
 ALARMS = 200
 
-pytestmark = [
-    pytest.mark.usefixtures("no_gc"),
-    pytest.mark.skipif(sys.version_info < (3, 11), reason="3.10 looks for signals once more"),
-]
+pytestmark = [pytest.mark.usefixtures("no_gc"), not_on_310]
 
 
 def message(k: int) -> dict[str, Any]:

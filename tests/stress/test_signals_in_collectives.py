@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,15 +13,13 @@ from tests.support.alarms import Alarmed, AlarmedError, Alarms
 from tests.support.exchanges import over_store
 from tests.support.fake_nodes import ONE, TWO
 from tests.support.processes import Crew
+from tests.support.signals import not_on_310
 
 SECONDS = 30.0
 ROUNDS = 150
 ALARMS = 60
 
-pytestmark = [
-    pytest.mark.usefixtures("no_gc"),
-    pytest.mark.skipif(sys.version_info < (3, 11), reason="3.10 looks for signals once more"),
-]
+pytestmark = [pytest.mark.usefixtures("no_gc"), not_on_310]
 
 
 def take_part(rank: int, hosts: tuple[str, ...], path: str, alarmed: int, seed: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,14 +13,12 @@ from tests.support.fake_nodes import TWO
 from tests.support.hub_over import echo, hub_over
 from tests.support.hub_roles import SECONDS, answer
 from tests.support.processes import Crew, results
+from tests.support.signals import not_on_310
 
 MESSAGES = 600
 ALARMS = 200
 
-pytestmark = [
-    pytest.mark.usefixtures("no_gc"),
-    pytest.mark.skipif(sys.version_info < (3, 11), reason="3.10 looks for signals once more"),
-]
+pytestmark = [pytest.mark.usefixtures("no_gc"), not_on_310]
 
 
 CALLS: dict[str, Callable[[shmcast.Hub, int], Callable[[], Any]]] = {

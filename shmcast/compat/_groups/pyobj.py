@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -119,11 +120,14 @@ class PointToPoint:
         def own(data: list[Any]) -> list[Any]:
             return self._own(data, rank, group, src, dst, async_send)
 
-        ends = self._ends.setdefault(default_group() if group is None else group, _Ends())
+        group_or_default = default_group() if group is None else group
+        ends = self._ends.get(group_or_default)
+        if ends is None:
+            ends = self._ends[group_or_default] = _Ends()
         if rank == src:
-            return ends.out.setdefault((src, dst), _Out()).send(data, own)
+            return ends.out[src, dst].send(data, own)
         if rank == dst:
-            return ends.into.setdefault((src, dst), _In()).receive(own)
+            return ends.into[src, dst].receive(own)
         return []
 
 
@@ -131,8 +135,8 @@ class _Ends:
     """What this process has in a group, by the ranks of source and receiver."""
 
     def __init__(self) -> None:
-        self.out: dict[tuple[int, int], _Out] = {}
-        self.into: dict[tuple[int, int], _In] = {}
+        self.out: defaultdict[tuple[int, int], _Out] = defaultdict(_Out)
+        self.into: defaultdict[tuple[int, int], _In] = defaultdict(_In)
 
 
 class _Out:

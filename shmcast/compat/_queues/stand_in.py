@@ -155,13 +155,13 @@ class StandIn:
         importlib.import_module(self.package)
         try:
             self.settings(importlib.import_module(self.module))
-            self._own, self._own_functions  # noqa: B018 (found now)
+            own_classes, own_functions = self._own, self._own_functions
         except (ImportError, AttributeError) as error:
             return [str(error)]
-        unknown = self.known.unknown_in(*self._own)
+        unknown = self.known.unknown_in(*own_classes)
         for where, parameters in self.known_functions.items():
             name = where.partition(":")[2]
-            own = self._own_functions.get(where)
+            own = own_functions.get(where)
             found = None if own is None else tuple(inspect.signature(own).parameters)
             if found is None:
                 unknown.append(f"no {name}()")
