@@ -19,9 +19,7 @@ _MOST_CHARACTERS = 300
 _MOST_OF_A_KEY = 60
 
 
-def path_of(
-    obj: Any, is_interruption: Callable[[BaseException], bool], text: str | None = None
-) -> str:
+def path_of(obj: Any, pass_on: Callable[[BaseException], None], text: str | None = None) -> str:
     """Return the path to the part of `obj` that pickle refuses, such as "Step.requests[3].lock".
 
     The object is pickled once more, by Python's own pickler, whose bytes go nowhere: so the walk
@@ -31,8 +29,7 @@ def path_of(
 
     Args:
         obj: what pickle has refused.
-        is_interruption: tells an error of pickling from one that a signal's handler raises, which
-            is raised.
+        pass_on: raises an error again if it is not pickling's, but of a signal's handler.
         text: what the refusal must say; None: anything. (A fallback takes some of what pickle
             refuses, and may refuse another part.)
 
@@ -43,8 +40,7 @@ def path_of(
     try:
         walk.dump(obj)
     except Exception as error:
-        if is_interruption(error):
-            raise
+        pass_on(error)
         if not isinstance(error, _GivenUp | RecursionError) and text in (None, str(error)):
             return walk.path()
     return ""

@@ -22,7 +22,7 @@ from shmcast._endpoints.peers import ENDED_WITHOUT_CLOSE, Watch
 from shmcast._endpoints.waiting import WaitPolicy, core_policy
 from shmcast._host import shared_memory
 from shmcast._host.places import Places
-from shmcast._host.signals import is_interruption
+from shmcast._host.signals import pass_on
 from shmcast.errors import (
     AlreadyAttached,
     DecodeError,
@@ -260,8 +260,7 @@ class FrameReader(AwaitedEnd):
         it, the next `consume` returns the frames again.
         """
         try:
-            if is_interruption(error):
-                raise error
+            pass_on(error)
             count = len(self._ring.discard())
             if not isinstance(error, Exception):
                 raise error

@@ -18,7 +18,7 @@ from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import Outbox
 from shmcast._endpoints.long_waits import AS_MADE, AsMade, WarnAfter
 from shmcast._endpoints.warmup import Warmup
-from shmcast._host.signals import is_interruption
+from shmcast._host.signals import is_interruption, pass_on
 from shmcast.errors import EncodeError, InvalidArgument
 
 
@@ -83,7 +83,7 @@ def refused(obj: Any, error: Exception, codec: Codec, label: str) -> EncodeError
         from shmcast._codecs.unpicklable import path_of
 
         has_fallback = getattr(codec, "fallback", None) is not None
-        path = path_of(obj, is_interruption, str(error) if has_fallback else None)
+        path = path_of(obj, pass_on, str(error) if has_fallback else None)
     return EncodeError.of(obj, error, label, path)
 
 

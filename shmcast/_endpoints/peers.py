@@ -21,7 +21,7 @@ from shmcast._endpoints.members import LIVING, check_pid, has_ended, is_written,
 from shmcast._endpoints.watched import Watched
 from shmcast._host.places import Places
 from shmcast._host.process import Pidfd, pid_namespace
-from shmcast._host.signals import is_interruption
+from shmcast._host.signals import pass_on
 from shmcast.errors import PeerDied, ShmcastWarning
 
 if TYPE_CHECKING:
@@ -357,14 +357,12 @@ class Watch:
         try:
             watched.pidfd = pidfd = Pidfd(peer.pid, peer.start_time)
         except ProcessLookupError as error:
-            if is_interruption(error):
-                raise
+            pass_on(error)
             # (The lock's word counts more: clocks differ between time namespaces.)
             if not (peer.holds_lock and self._places.is_held(peer.index)):
                 watched.gone = str(error).partition(": ")[2]
         except OSError as error:  # no pidfds here; or no room for one at this moment
-            if is_interruption(error):
-                raise
+            pass_on(error)
             watched.must_look = error.errno in _PASSING
         else:
             self._raise_alarm(watched, lambda ring: ring.watch_process(pidfd.fileno()))
@@ -375,8 +373,7 @@ class Watch:
         try:
             watched.alarms.append(add(self._ring))
         except OSError as error:
-            if is_interruption(error):
-                raise
+            pass_on(error)
             watched.must_look = True
             self._warn(
                 "thread",

@@ -12,6 +12,7 @@ from time import monotonic
 from shmcast import _core
 from shmcast._host.log import is_on, tell
 from shmcast._host.process import State, stack_of, state_of
+from shmcast._host.signals import pass_on
 
 STACK_SECONDS = 0.9
 """For the stacks of all peers of a report together: the wait may be over in the meantime."""
@@ -176,10 +177,8 @@ def _state(peer: SlowPeer) -> State | None:
     if peer.pid is not None:
         try:
             return state_of(peer.pid)
-        except TimeoutError:  # not of /proc, but of a signal handler
-            raise
-        except OSError:  # /proc may hide it
-            return None
+        except OSError as error:  # /proc may hide it
+            pass_on(error)
     return None
 
 

@@ -22,7 +22,7 @@ from shmcast._endpoints.long_waits import AS_MADE, AsMade, WarnAfter
 from shmcast._endpoints.objects import FrameSink, ObjectReceiver, refused, unsendable
 from shmcast._endpoints.tracing import Tracer
 from shmcast._endpoints.warmup import Warmup
-from shmcast._host.signals import is_interruption
+from shmcast._host.signals import pass_on
 from shmcast.errors import DeviceError
 
 
@@ -74,8 +74,7 @@ class DeviceSender:
             except DeviceError:
                 raise
             except Exception as error:
-                if is_interruption(error):
-                    raise
+                pass_on(error)
                 raise refused(obj, error, self._codec, self._sink.label) from error
             try:
                 self._outbox[timeout] = frames  # (no call, see `FrameWriter.outbox`)

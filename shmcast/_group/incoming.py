@@ -12,7 +12,7 @@ from shmcast._devices.work import Work
 from shmcast._endpoints import tracing
 from shmcast._group.channel_ends import Source, open_source
 from shmcast._group.company import Company
-from shmcast._host.signals import is_interruption, wait_for
+from shmcast._host.signals import is_interruption, pass_on, wait_for
 from shmcast._nodes.deadline import Deadline
 from shmcast._nodes.stream import Turn
 from shmcast.errors import Closed, DecodeError, Interrupted, PeerDied, ShmcastError, Timeout
@@ -173,8 +173,7 @@ class Incoming:
             try:
                 obj, error = self._decode([*frames]), None
             except Exception as caught:
-                if is_interruption(caught):
-                    raise
+                pass_on(caught)
                 obj, error = None, self._undecodable(caught)
             self._give(obj, error)
 

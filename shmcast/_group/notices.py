@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from shmcast._host.signals import is_interruption
+from shmcast._host.signals import pass_on
 from shmcast._nodes.deadline import Deadline
 from shmcast.errors import InvalidArgument, SegmentError, Timeout
 
@@ -58,8 +58,7 @@ class Notices:
         try:
             store.set(self._name(subject), pickle.dumps(thing).hex())
         except RuntimeError as error:
-            if is_interruption(error):
-                raise
+            pass_on(error)
             raise self._failed(error) from error
 
     def find(
@@ -110,8 +109,7 @@ class Notices:
             if store.check([name]):
                 return pickle.loads(bytes.fromhex(store.get(name).decode()))  # noqa: S301
         except RuntimeError as error:
-            if is_interruption(error):
-                raise
+            pass_on(error)
             raise self._failed(error) from error
         return None
 

@@ -15,7 +15,7 @@ from shmcast._endpoints import tracing
 from shmcast._endpoints.objects import refused, unsendable
 from shmcast._group.channel_ends import open_sink, warn_of_losses
 from shmcast._group.company import Company
-from shmcast._host.signals import is_interruption, wait_for
+from shmcast._host.signals import pass_on, wait_for
 from shmcast._nodes.deadline import Deadline
 from shmcast._nodes.views import flat_views
 from shmcast.errors import (
@@ -87,8 +87,7 @@ class Outgoing:
         try:
             frames = self._encode(obj)
         except Exception as error:
-            if is_interruption(error):
-                raise
+            pass_on(error)
             raise refused(obj, error, self._codec, self._company.label) from error
         with self._lock:
             if self._error is not None:

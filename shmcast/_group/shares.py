@@ -9,7 +9,7 @@ from shmcast._codecs.base import Codec, Frame
 from shmcast._endpoints import tracing
 from shmcast._endpoints.objects import refused
 from shmcast._group.company import Company
-from shmcast._host.signals import is_interruption
+from shmcast._host.signals import pass_on
 from shmcast._nodes.parcel import Parcel, Part
 from shmcast.errors import DecodeError, InvalidArgument, PeerDied
 
@@ -58,8 +58,7 @@ class Shares:
         try:
             return self._to_frames(obj)
         except Exception as error:
-            if is_interruption(error):
-                raise
+            pass_on(error)
             raise refused(obj, error, self._codec, self._company.label) from error
 
     def objects(self, mine: Any) -> list[Any]:
@@ -77,8 +76,7 @@ class Shares:
         try:
             return self._to_object([*part])  # type: ignore[list-item]
         except Exception as error:
-            if is_interruption(error):
-                raise
+            pass_on(error)
             raise DecodeError(
                 f"{self._company.label}: can't decode the object of {self._company.name(sender)}: "
                 f"{type(error).__name__}: {error}; this collective is over, all have sent"

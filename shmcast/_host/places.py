@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 
 from shmcast import _core
-from shmcast._host.signals import is_interruption
+from shmcast._host.signals import pass_on
 
 
 class Places:
@@ -34,8 +34,7 @@ class Places:
         try:
             return _core.LifeLock(self._fd, place)
         except OSError as error:
-            if is_interruption(error):
-                raise
+            pass_on(error)
             return None
 
     @contextlib.contextmanager
@@ -66,7 +65,6 @@ def _file_of(fd: int) -> tuple[int, int] | None:
     try:
         found = os.fstat(fd)
     except OSError as error:
-        if is_interruption(error):
-            raise
+        pass_on(error)
         return None
     return found.st_dev, found.st_ino

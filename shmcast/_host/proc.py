@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from shmcast import _core
-from shmcast._host.signals import is_interruption
+from shmcast._host.signals import pass_on
 
 # What `os` lacks in Pythons built against headers of before Linux 5.3 (as portable ones are).
 _SYS_PIDFD_OPEN = 434
@@ -48,8 +48,7 @@ def own_stat() -> list[str] | None:
     try:
         return _fields("self")
     except OSError as error:
-        if not _is_of_proc(error):
-            raise
+        pass_on(error)
         return None
 
 
@@ -60,8 +59,7 @@ def tells_status(pid: int) -> bool:
         # By the same permission, and zombies have it, too.
         Path(f"/proc/{number}/ns/user").readlink()
     except OSError as error:
-        if not _is_of_proc(error):
-            raise
+        pass_on(error)
         return False
     return True
 
@@ -80,8 +78,7 @@ def is_own() -> bool:
         if Path("/proc/self").readlink() != Path(str(os.getpid())):
             return False
     except OSError as error:
-        if not _is_of_proc(error):
-            raise
+        pass_on(error)
         return False
     status = _core.read_file("/proc/self/status")
     if isinstance(status, OSError):
@@ -109,11 +106,6 @@ def pidfd_open(pid: int) -> int:
     return fd
 
 
-def _is_of_proc(error: OSError) -> bool:
-    """Return whether /proc has refused something, rather than a signal's handler."""
-    return not (isinstance(error, TimeoutError) or is_interruption(error))
-
-
 def _number(pid: int) -> int | None:
     """Return what another namespace's /proc calls process `pid`; None: there is no such process."""
     try:
@@ -125,8 +117,7 @@ def _number(pid: int) -> int | None:
     except ProcessLookupError:
         return None
     except OSError as error:
-        if not _is_of_proc(error):
-            raise
+        pass_on(error)
         info = b""
     found = None if isinstance(info, OSError) else _NUMBER.search(info)
     if found is None or not int(found[1]):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from shmcast import _core
 from shmcast._host import proc
 from shmcast._host.descriptors import above_stdio
-from shmcast._host.signals import is_interruption
+from shmcast._host.signals import pass_on
 
 UNKNOWN_START = 2**64 - 1
 """In place of a `start_time` that /proc doesn't tell."""
@@ -136,8 +136,7 @@ class Pidfd:
         try:
             found = os.fstat(self._fd)
         except OSError as error:
-            if is_interruption(error):
-                raise
+            pass_on(error)
             return False
         return self._file in (None, (found.st_dev, found.st_ino))
 
@@ -158,8 +157,7 @@ class Pidfd:
         try:
             ended = os.waitid(_P_PIDFD, self._fd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except OSError as error:  # no child of this process, or reaped; before Linux 5.4 never
-            if is_interruption(error):
-                raise
+            pass_on(error)
             return None
         if ended is None:
             return None
@@ -169,8 +167,7 @@ class Pidfd:
         try:
             fields = proc.stat(self._pid)
         except PermissionError as error:  # hidden
-            if is_interruption(error):
-                raise
+            pass_on(error)
             return None
         if not fields or fields[_STATE] not in _ENDED or _started(fields) != self._started:
             return None
@@ -182,8 +179,7 @@ class Pidfd:
         try:
             fcntl.ioctl(self._fd, _PIDFD_GET_INFO, info)
         except OSError as error:
-            if is_interruption(error):
-                raise
+            pass_on(error)
             return None
         mask, status = _PIDFD_INFO.unpack(info)
         return status if mask & _PIDFD_INFO_EXIT else None
@@ -220,8 +216,7 @@ def is_alive(pid: int, started: int = UNKNOWN_START) -> bool:
     try:
         fields = proc.stat(pid)
     except PermissionError as error:  # hidden
-        if is_interruption(error):
-            raise
+        pass_on(error)
         return True
     if not fields:  # hidden, too
         return True
@@ -238,8 +233,7 @@ def how_it_ends(pid: int) -> str:
     try:
         fields = proc.stat(pid)
     except OSError as error:  # hidden
-        if is_interruption(error):
-            raise
+        pass_on(error)
         fields = None
     if not fields or not int(fields[_FLAGS]) & _PF_EXITING:
         return ""
@@ -252,8 +246,7 @@ def is_exiting(pid: int) -> bool:
     try:
         fields = proc.stat(pid)
     except OSError as error:  # hidden
-        if is_interruption(error):
-            raise
+        pass_on(error)
         fields = None
     if not fields:
         return not _exists(pid)
@@ -310,8 +303,7 @@ def stack_of(pid: int, timeout: float = 3.0) -> str:
             check=True,
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        if is_interruption(error):
-            raise
+        pass_on(error)
         return ""
     # Not what comes before the threads: a command line may hold what is not for logs.
     return dump.partition("\n\n")[2]
@@ -339,8 +331,7 @@ def _boot_offset() -> int:
         ):
             return 0
     except OSError as error:  # no time namespaces in this kernel
-        if is_interruption(error):
-            raise
+        pass_on(error)
         return 0
     offsets = _core.read_file("/proc/self/timens_offsets")
     lines = offsets.splitlines() if isinstance(offsets, bytes) else []

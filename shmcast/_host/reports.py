@@ -21,7 +21,7 @@ from shmcast._host import switches
 from shmcast._host.descriptors import above_stdio
 from shmcast._host.epoll_thread import epoll_thread
 from shmcast._host.process import own_start_time, pid_namespace, start_time
-from shmcast._host.signals import is_interruption
+from shmcast._host.signals import pass_on
 
 if TYPE_CHECKING:
     from socket import socket
@@ -55,8 +55,7 @@ def listen() -> None:
             raise
         _listener = listener
     except (OSError, RuntimeError, AttributeError) as error:  # a limit; gevent has no epoll
-        if is_interruption(error):
-            raise
+        pass_on(error)
 
 
 def are_wanted() -> bool:
@@ -143,8 +142,7 @@ def ask(pid: int, timeout: float) -> str | None:
                 return None  # another has the name
             parts = [*iter(lambda: connection.recv(_MOST_BYTES), b"")]
     except OSError as error:
-        if is_interruption(error):
-            raise
+        pass_on(error)
         return None
     return b"".join(parts).decode(errors="replace") or None
 

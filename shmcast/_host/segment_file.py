@@ -16,7 +16,7 @@ from pathlib import Path
 
 from shmcast._host.descriptors import above_stdio
 from shmcast._host.process import own_start_time, pid_namespace
-from shmcast._host.signals import is_interruption
+from shmcast._host.signals import pass_on
 from shmcast._host.system_errors import SHM_FOLDER, explained, explaining
 from shmcast.errors import SegmentMismatch, SegmentNotFound, ShmcastWarning
 
@@ -144,8 +144,7 @@ def _open(name: str, holder: tuple[int, int] | None, rejoin: bool) -> int:
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSYS):
             raise explained(error, f"the segment {name}", "open") from error
-        if is_interruption(error):
-            raise
+        pass_on(error)
         # A symbolic link, a socket; a folder.
         raise SegmentMismatch(f"the segment {name} is not a file: {error}") from None
 

@@ -26,7 +26,7 @@ from shmcast._host.segment_file import NAME, make
 from shmcast._host.segment_file import SegmentFile as SegmentFile
 from shmcast._host.segment_file import find as find
 from shmcast._host.segment_file import unlink as unlink
-from shmcast._host.signals import is_interruption
+from shmcast._host.signals import pass_on
 from shmcast._host.system_errors import SHM_FOLDER, explaining
 from shmcast.errors import HostError, SharedMemoryFull
 
@@ -177,8 +177,7 @@ def add_spill(fd: int, offset: int, nbytes: int) -> _core.Mapping | None:
         )
     except OSError as error:
         os.ftruncate(fd, size)
-        if is_interruption(error):
-            raise
+        pass_on(error)
         return None
 
 
@@ -187,8 +186,7 @@ def map_spill(fd: int, offset: int, nbytes: int) -> _core.Mapping | None:
     try:
         return _core.Mapping(fd, nbytes, False, dump=dumps_segments(), keep_fd=False, offset=offset)
     except OSError as error:
-        if is_interruption(error):
-            raise
+        pass_on(error)
         return None
 
 

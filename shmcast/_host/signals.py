@@ -30,6 +30,15 @@ def is_interruption(error: BaseException) -> bool:
     return False
 
 
+def pass_on(error: BaseException) -> None:
+    """Raise `error` again if a signal's handler has raised it: to be called where it was caught."""
+    try:
+        if is_interruption(error):
+            raise error
+    finally:
+        del error  # or this frame would keep the traceback that keeps this frame
+
+
 def wait_for(
     condition: threading.Condition,
     predicate: Callable[[], bool],

@@ -12,7 +12,7 @@ import os
 import resource
 from collections.abc import Callable, Iterator
 
-from shmcast._host.signals import is_interruption
+from shmcast._host.signals import pass_on
 from shmcast.errors import HostError, SharedMemoryFull, ShmcastError
 
 SHM_FOLDER = "/dev/shm"  # noqa: S108 (where shm_open puts its names on Linux)
@@ -89,8 +89,7 @@ def explained(error: OSError, what: str, call: str = "") -> ShmcastError:
     Returns:
         `SharedMemoryFull` where something is too small, else `HostError`; with the same errno.
     """
-    if is_interruption(error):
-        raise error
+    pass_on(error)
     code = error.errno or 0
     if not call and str(error.filename or "").startswith("/proc"):
         call = "/proc"

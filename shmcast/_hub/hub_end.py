@@ -17,7 +17,7 @@ from shmcast._endpoints.members import identity
 from shmcast._endpoints.tracing import TracedWaits, Tracer
 from shmcast._endpoints.waiting import WaitPolicy, core_policy
 from shmcast._host.places import Places
-from shmcast._host.signals import is_interruption
+from shmcast._host.signals import pass_on
 from shmcast._hub.answers import Answers, Whom
 from shmcast._hub.handle import HubHandle, replies_of
 from shmcast._hub.two_way_end import TwoWayEnd, has_or_have
@@ -211,8 +211,7 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
         the next call has the reply again.
         """
         try:
-            if is_interruption(error):
-                raise error
+            pass_on(error)
             count = len(self.answers.discard(index) or ())
             if not isinstance(error, Exception):
                 raise error

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shmcast._host.epoll_thread import epoll_thread
-from shmcast._host.signals import is_interruption
+from shmcast._host.signals import pass_on
 from shmcast._nodes.addresses import Address
 
 _LONGEST_LINE = 64 * 1024
@@ -255,8 +255,7 @@ def connect(addresses: Iterable[Address], secret: str, rank: int) -> socket.sock
         try:
             connection = socket.create_connection((host, port), _CONNECT_SECONDS)
         except OSError as error:
-            if is_interruption(error):
-                raise
+            pass_on(error)
             errors.append(f"{host} port {port}: {error}")
             continue
         try:
@@ -272,8 +271,7 @@ def connect(addresses: Iterable[Address], secret: str, rank: int) -> socket.sock
                 raise ConnectionError("something else listens there")
         except OSError as error:
             connection.close()
-            if is_interruption(error):
-                raise
+            pass_on(error)
             errors.append(f"{host} port {port}: {error}")
             continue
         return connection

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from shmcast._codecs.base import Frame, Received
-from shmcast._host.signals import is_interruption
+from shmcast._host.signals import pass_on
 from shmcast._nodes.deadline import Deadline
 from shmcast._nodes.silence import Silence
 from shmcast._nodes.views import flat_views
@@ -186,8 +186,7 @@ class Stream:
         except BlockingIOError:
             return True
         except OSError as error:
-            if is_interruption(error):
-                raise
+            pass_on(error)
             is_there = False
         with self._taking:
             begin = self._whole()[: _HEADER.size]
@@ -203,8 +202,7 @@ class Stream:
             except BlockingIOError:
                 self._wait(select.POLLOUT, deadline, action)
             except OSError as error:
-                if is_interruption(error):
-                    raise
+                pass_on(error)
                 raise self._end(error, action) from error
 
     def receive(self, deadline: Deadline, action: str, turn: Turn | None = None) -> list[Received]:
@@ -255,8 +253,7 @@ class Stream:
                 self._wait(select.POLLIN, deadline, action)
                 continue
             except OSError as error:
-                if is_interruption(error):
-                    raise
+                pass_on(error)
                 raise self._end(error, action) from error
             if not is_open:
                 raise self._end(None, action)
@@ -299,8 +296,7 @@ class Stream:
             try:
                 self._silence.check()
             except OSError as error:
-                if is_interruption(error):
-                    raise
+                pass_on(error)
                 raise self._end(error, action) from error
             if left == 0:
                 raise Timeout(
@@ -325,8 +321,7 @@ class Stream:
             while self._take(self._count() + _CHUNK):
                 pass
         except OSError as error:  # (what has come before it ended is still there)
-            if is_interruption(error):
-                raise
+            pass_on(error)
         with self._taking:
             received = self._whole()
         at = 0
