@@ -25,7 +25,7 @@ import shmcast
 from bench.run import processes
 from bench.run.measure import schedule
 from bench.transports import exchanges
-from bench.transports.exchanges import EXCHANGES, ONE_WAY, Exchange
+from bench.transports.exchanges import EXCHANGES, ONE_WAY, WITHOUT_REPLIES, Exchange
 from bench.workloads import catalogue
 
 Row = dict[str, Any]
@@ -170,7 +170,7 @@ def _serve(control: Connection, rank: int, size: int, folder: str, names: Sequen
 
 def _drive(end: Exchange, turn: _Turn, _rank: int, size: int) -> list[tuple[int, int]]:
     message = _message(turn.message)
-    expected = [] if turn.who == ONE_WAY else [_reply(rank) for rank in range(1, size)]
+    expected = [] if turn.who in WITHOUT_REPLIES else [_reply(rank) for rank in range(1, size)]
     times = []
     for _ in range(_WARM_UP + turn.calls):
         schedule(time.monotonic_ns() + int(turn.gap_ms * 1e6), None)

@@ -141,7 +141,36 @@ class Gloo(Exchange):
         return
 
 
-HUB, PAIRS, ONE_WAY, VLLM, GLOO = "Hub", "a Writer of each", "one way", "vLLM", "gloo"
+class Semaphores(Exchange):
+    """A POSIX semaphore for each process, and no data: what waking all and being woken cost."""
+
+    def __init__(self, rank: int, _size: int, gather: Gather) -> None:
+        posix_ipc = importlib.import_module("posix_ipc")
+        own = posix_ipc.Semaphore(None, posix_ipc.O_CREX)
+        everybody = [posix_ipc.Semaphore(name) for name in gather(own.name)]
+        gather(None)  # all have opened it
+        own.unlink()
+        self._own = own
+        self._others = everybody[1:] if rank == 0 else everybody[:1]
+
+    def ask(self, _message: Any, /) -> Sequence[Any]:
+        for other in self._others:
+            other.release()
+        for _ in self._others:
+            self._own.acquire()
+        return ()
+
+    def answer(self, _reply: Any, /) -> None:
+        self._own.acquire()
+        self._others[0].release()
+
+    def close(self) -> None:
+        for each in (self._own, *self._others):
+            each.close()
+
+
+HUB, PAIRS, VLLM, GLOO = "Hub", "a Writer of each", "vLLM", "gloo"
+ONE_WAY, SEMAPHORES = "one way", "semaphores, no data"
 
 EXCHANGES: dict[str, Callable[[int, int, Gather], Exchange]] = {
     HUB: Hub,
@@ -149,15 +178,24 @@ EXCHANGES: dict[str, Callable[[int, int, Gather], Exchange]] = {
     VLLM: VllmQueues,
     GLOO: Gloo,
     ONE_WAY: OneWay,
+    SEMAPHORES: Semaphores,
 }
 """By name, what makes a process's ends; collective."""
+
+
+WITHOUT_REPLIES = (ONE_WAY, SEMAPHORES)
+"""Of them, those in which nobody sends an object back."""
+
+_MODULES = {VLLM: Queue.module, SEMAPHORES: "posix_ipc"}
 
 
 def missing() -> dict[str, str]:
     """Return the exchanges that can't run here, by name, and why."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    try:
-        importlib.import_module(Queue.module)
-    except ImportError as error:
-        return {VLLM: str(error)}
-    return {}
+    reasons = {}
+    for who, module in _MODULES.items():
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            reasons[who] = str(error)
+    return reasons
