@@ -159,7 +159,7 @@ def measure_deaths(
     folder: Folder = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Kill one of two readers again and again, and measure when the others are told.
+    """Kill one of two readers, and of two members, again and again: when are the others told?
 
     --gaps chooses the cadences; -1: no messages.
     """

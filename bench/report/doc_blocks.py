@@ -219,8 +219,9 @@ def deaths(results: Results) -> str:
     """Show how soon a kill is told."""
     suite = results["deaths"]
     note = (
-        "From the kill of one of two readers to the PeerDied in the others; where there are no "
-        "messages, the source's time is that of a call it makes afterwards."
+        "From the kill of one of two readers, or of a hub's two members, to the PeerDied in the "
+        "others; where there are no messages, the source's time is that of a call it makes "
+        "afterwards. The hub's other member replies so long after each message."
     )
     return _noted(tables.deaths(suite.deaths), f"{note} {tables.where(suite.machine)}.")
 

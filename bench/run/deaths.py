@@ -1,7 +1,8 @@
 """The suite "deaths": how soon the others are told that a member was killed, by cadence.
 
-Of two readers one is killed at a moment by chance, while messages flow or none do. Times are from
-the kill to the PeerDied, on CLOCK_MONOTONIC, which all processes of a host share.
+Of two readers, or of a hub's two members, one is killed at a moment by chance, while messages flow
+or none do. Times are from the kill to the PeerDied, on CLOCK_MONOTONIC, which all processes of a
+host share.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from bench.run.measure import schedule
 Row = dict[str, Any]
 
 SUITE = "deaths"
-WHAT = "one of two readers is killed: when the source's calls and the other reader's say so"
+WHAT = "one of two readers or members is killed: when the source, the other reader, the hub say so"
 KILLS = 100
 IDLE = -1.0
 GAPS_MS = (0.0, 1.0, 20.0, IDLE)
 SOURCE, READER = "the source's next call", "the other reader, which waits"
+HUB = "a hub that waits for another"
 
 _SECONDS = 60.0
 _LIFE_SECONDS = (0.02, 0.06)  # of a victim, from the first message on
@@ -38,11 +40,12 @@ _LIFE_SECONDS = (0.02, 0.06)  # of a victim, from the first message on
 def run(
     console: Console, gaps_ms: Sequence[float], kills: int, write: Callable[[list[Row]], None]
 ) -> list[Row]:
-    """Kill a reader `kills` times at each cadence.
+    """Kill a reader and a hub's member `kills` times at each cadence.
 
     Args:
         console: where to print.
-        gaps_ms: between messages; 0: back to back; IDLE: there are none.
+        gaps_ms: between messages, or before the other member's replies; 0: back to back; IDLE:
+            there are none.
         kills: of each.
         write: called with the rows so far after each cadence.
 
@@ -52,46 +55,77 @@ def run(
     rows: list[Row] = []
     rng = random.Random(0)  # noqa: S311 (the same in each run, no more)
     with contextlib.ExitStack() as stack, Progress(console=console, transient=True) as progress:
-        task = progress.add_task(SUITE, total=len(gaps_ms) * kills)
-        source = stack.enter_context(processes.member(_write))
-        reader = stack.enter_context(processes.member(_read))
+        task = progress.add_task(SUITE, total=2 * len(gaps_ms) * kills)
+        source, reader, hub, other = (
+            stack.enter_context(processes.member(role)) for role in (_write, _read, _drive, _answer)
+        )
         for gap_ms in gaps_ms:
-            told: list[tuple[float, float]] = []
+            told: dict[str, list[float]] = {SOURCE: [], READER: [], HUB: []}
             for _ in range(kills):
-                told.append(_kill(source, reader, gap_ms, rng.uniform(*_LIFE_SECONDS)))
+                for who, ms in _kill_reader(source, reader, gap_ms, rng.uniform(*_LIFE_SECONDS)):
+                    told[who].append(ms)
                 progress.advance(task)
-            rows += _rows(gap_ms, np.array(told).T)
+            for _ in range(kills):
+                told[HUB].append(_kill_member(hub, other, gap_ms, rng.uniform(*_LIFE_SECONDS)))
+                progress.advance(task)
+            rows += [_row(gap_ms, who, np.array(ms)) for who, ms in told.items()]
             write(rows)
     return rows
 
 
-def _kill(
+class _Victim:
+    """A process that plays a role until it is killed."""
+
+    def __init__(self, role: Callable[[Connection], None]) -> None:
+        self.pipe, its = processes.CONTEXT.Pipe()
+        self._process = processes.CONTEXT.Process(target=role, args=(its,), daemon=True)
+        self._process.start()
+        its.close()
+
+    def kill(self) -> int:
+        """Return when, on CLOCK_MONOTONIC in ns."""
+        killed_ns = time.monotonic_ns()
+        self._process.kill()
+        self._process.join()
+        self.pipe.close()
+        return killed_ns
+
+
+def _kill_reader(
     source: Connection, reader: Connection, gap_ms: float, life_seconds: float
-) -> tuple[float, float]:
+) -> list[tuple[str, float]]:
     """Kill a reader once; return after how many ms the source and the other reader have said so."""
-    victim, its = processes.CONTEXT.Pipe()
-    process = processes.CONTEXT.Process(target=_read, args=(its,), daemon=True)
-    process.start()
-    its.close()
+    victim = _Victim(_read)
     source.send(gap_ms)
     handle = processes.answer(source, SUITE)
-    victim.send((handle, 0))
+    victim.pipe.send((handle, 0))
     reader.send((handle, 1))
     processes.answer(source, SUITE)  # messages flow
     time.sleep(life_seconds)
-    killed_ns = time.monotonic_ns()
-    process.kill()
-    process.join()
-    victim.close()
+    killed_ns = victim.kill()
     if gap_ms == IDLE:  # the call after the other has been told
-        told = _told(reader, killed_ns)
+        reader_ms = _told(reader, killed_ns)
         called_ns = time.monotonic_ns()
         source.send("call")
-        both = _told(source, called_ns), told
+        source_ms = _told(source, called_ns)
     else:
-        both = _told(source, killed_ns), _told(reader, killed_ns)
+        source_ms, reader_ms = _told(source, killed_ns), _told(reader, killed_ns)
     source.send("over")
-    return both
+    return [(SOURCE, source_ms), (READER, reader_ms)]
+
+
+def _kill_member(hub: Connection, other: Connection, gap_ms: float, life_seconds: float) -> float:
+    """Kill a hub's member once; return after how many ms the hub has said so."""
+    victim = _Victim(_answer)
+    hub.send("begin")
+    handle = processes.answer(hub, SUITE)
+    victim.pipe.send((handle, 0, IDLE))
+    other.send((handle, 1, gap_ms))
+    processes.answer(hub, SUITE)  # messages flow
+    time.sleep(life_seconds)
+    told_ms = _told(hub, victim.kill())
+    hub.send("over")
+    return told_ms
 
 
 def _told(connection: Connection, since_ns: int) -> float:
@@ -138,15 +172,48 @@ def _read(control: Connection) -> None:
                     control.send((time.monotonic_ns(), str(error)))
 
 
-def _rows(gap_ms: float, told_ms: Any) -> list[Row]:
-    return [
-        {
-            "gap_ms": gap_ms,
-            "who": who,
-            "kills": len(ms),
-            "p50_ms": float(np.median(ms)),
-            "p99_ms": float(np.percentile(ms, 99)),
-            "max_ms": float(ms.max()),
-        }
-        for who, ms in zip((SOURCE, READER), told_ms, strict=True)
-    ]
+def _drive(control: Connection) -> None:
+    """Wait for the replies of one of two members until that raises, and say when and what."""
+    with contextlib.suppress(EOFError):
+        while control.recv():
+            with shmcast.Hub(2) as hub:
+                control.send(hub.handle)
+                hub.send(0)
+                hub.recv_all(_SECONDS)
+                control.send("ready")
+                try:
+                    while True:
+                        hub.send(0, _SECONDS)
+                        hub.recv(1, _SECONDS)
+                except shmcast.ShmcastError as error:
+                    control.send((time.monotonic_ns(), str(error)))
+                    control.recv()
+
+
+def _answer(control: Connection) -> None:
+    """Reply once, and from then on a gap after each message, or never, to each hub that comes."""
+    with contextlib.suppress(EOFError):
+        while True:
+            handle, index, gap_ms = control.recv()
+            with (
+                shmcast.Member(handle, index) as member,
+                contextlib.suppress(shmcast.ShmcastError),  # the hub has closed
+            ):
+                member.recv(_SECONDS)
+                member.reply(0)
+                while True:
+                    member.recv(_SECONDS)
+                    if gap_ms != IDLE:
+                        schedule(time.monotonic_ns() + int(gap_ms * 1e6), None)
+                        member.reply(0)
+
+
+def _row(gap_ms: float, who: str, told_ms: Any) -> Row:
+    return {
+        "gap_ms": gap_ms,
+        "who": who,
+        "kills": len(told_ms),
+        "p50_ms": float(np.median(told_ms)),
+        "p99_ms": float(np.percentile(told_ms, 99)),
+        "max_ms": float(told_ms.max()),
+    }

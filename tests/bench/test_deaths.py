@@ -1,4 +1,4 @@
-"""`python -m bench deaths`: every kill is told to both who are left, and written by cadence."""
+"""`python -m bench deaths`: every kill is told to all who are left, and written by cadence."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from bench.run import deaths
 from tests.support.terminal import rendered
 
 
-def test_a_kill_is_told_to_the_source_and_to_the_other_reader() -> None:
+def test_a_kill_is_told_to_the_source_the_other_reader_and_the_hub() -> None:
     before = {*multiprocessing.active_children()}  # other tests' crews
     written: list[int] = []
     gaps = (0.0, 1.0, deaths.IDLE)
     rows = deaths.run(terminal.console(), gaps, 2, lambda rows: written.append(len(rows)))
-    assert written == [2, 4, 6]
+    assert written == [3, 6, 9]
     assert [(row["gap_ms"], row["who"]) for row in rows] == [
-        (gap_ms, who) for gap_ms in gaps for who in (deaths.SOURCE, deaths.READER)
+        (gap_ms, who) for gap_ms in gaps for who in (deaths.SOURCE, deaths.READER, deaths.HUB)
     ]
     assert all(0 < row["p50_ms"] <= row["p99_ms"] <= row["max_ms"] for row in rows)
     assert all(row["kills"] == 2 for row in rows)
     lines = rendered(commands.deaths_table(rows))
     assert len(lines) == 2 + len(rows)
-    assert lines[-1].startswith("none, the other reader")
+    assert lines[-1].startswith("none, a hub")
     assert {*multiprocessing.active_children()} <= before
 
 
