@@ -69,8 +69,10 @@ def check_int(name: str, value: object, low: int, high: int, label: str) -> int:
 
 def integer(value: object) -> int | None:
     """Return an integer, numpy's for instance, as an int; None for what is none, such as a bool."""
-    if isinstance(value, bool):
-        return None
+    if type(value) is int:
+        return value
+    if isinstance(value, bool) or getattr(value, "dtype", None) == "bool":
+        return None  # (an old numpy takes its own bools for integers, with a warning)
     try:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:

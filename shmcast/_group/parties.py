@@ -81,7 +81,7 @@ def source_rank(ranks: list[int], src: int | None, group_src: int) -> int:
         InvalidArgument: there is no such rank, or the two name different ones.
     """
     if src is not None:
-        if src not in ranks:
+        if integer(src) not in ranks:
             raise InvalidArgument(f"src={src!r} is not one of the group's global ranks {ranks}")
         if group_src not in (0, ranks.index(src)):
             raise InvalidArgument(

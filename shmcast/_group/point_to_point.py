@@ -8,7 +8,7 @@ from typing import Any
 
 from shmcast._codecs.base import Codec
 from shmcast._devices.work import Work
-from shmcast._endpoints.arguments import check_timeout
+from shmcast._endpoints.arguments import check_timeout, integer
 from shmcast._group.company import Company
 from shmcast._group.incoming import Incoming
 from shmcast._group.outgoing import Outgoing
@@ -75,8 +75,8 @@ class PointToPoint:
         company = self._company
         company.check_open()
         others = [r for r in company.ranks if r != company.me]
-        if rank in others and not isinstance(rank, bool):
-            return rank
+        if (place := integer(rank)) in others:
+            return place
         what = "is this rank itself" if rank == company.me else "is no rank of the group"
         raise InvalidArgument(
             f"{company.label}: {action}({name}={rank!r}): {what}; the others are {others}"

@@ -7,6 +7,7 @@ import signal
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -133,9 +134,7 @@ def test_the_first_irecv_is_for_the_first_object_however_they_are_waited_for(
 def calls_that_can_not_work(rank: int, hosts: tuple[str, ...]) -> None:
     with opened(rank, hosts) as bc:
         other = rank ^ 1
-        for bad in (rank, -1, 4, None, "0", True):
-            if bad is True and rank != 1 and other != 1:
-                continue
+        for bad in (rank, -1, 4, None, "0", True, np.True_, float(other)):
             for send in (bc.isend_object, bc.send_object):
                 with pytest.raises(shmcast.InvalidArgument, match=r"send_object\(dst=.*others are"):
                     send(1, bad)  # type: ignore[arg-type]

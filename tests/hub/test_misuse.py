@@ -266,5 +266,5 @@ def test_an_integer_of_numpys_is_one() -> None:
             with pytest.raises(InvalidArgument, match=r"index=.* must be an integer from 0 to 1"):
                 hub.recv(bad)
     for name in shape:
-        with pytest.raises(InvalidArgument, match=rf"hub: {name}=np\.int64\(-1\)"):
+        with pytest.raises(InvalidArgument, match=rf"hub: {name}=.*-1.* must be an integer"):
             Hub(1, **{name: np.int64(-1)})  # type: ignore[arg-type]
