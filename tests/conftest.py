@@ -6,6 +6,7 @@ import faulthandler
 import gc
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -99,6 +100,17 @@ def pytest_runtest_call() -> Iterator[None]:
     """Skip a test that is refused what it needs."""
     with permissions.skipping():
         return (yield)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _programs_heed_signals() -> None:
+    """Have the programs that tests start heed what a script's background job or nohup ignores.
+
+    They would ignore it, too. A signal with a handler is nobody's in a program that is started.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 @pytest.fixture(scope="session")

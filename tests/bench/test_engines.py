@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from bench import commands
 from bench.engines import probe, process, runs
 from bench.report import report
+from tests.support.permissions import needs_torch
 
 
 def _end(pid: int, parent: int, is_writer: bool, times: list[tuple[int, ...]]) -> probe.End:
@@ -151,6 +152,7 @@ def test_of_rounds_there_are_the_median_and_each() -> None:
     assert made == {"rounds": 3, "cpu": 2.0, "p": 2.0, "of_rounds": of_rounds}
 
 
+@needs_torch  # of which the machine's description has the version
 def test_one_case_can_be_measured_anew_and_the_others_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
