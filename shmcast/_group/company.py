@@ -15,6 +15,7 @@ from shmcast._group.departures import Departures
 from shmcast._group.notices import Notices
 from shmcast._group.options import Options
 from shmcast._group.single_rank import SingleRank
+from shmcast._nodes.failure import Failure
 from shmcast._nodes.topology import Node, Topology
 from shmcast.errors import Closed, Forked, Interrupted, NodeLost, PeerDied, SegmentError
 
@@ -46,8 +47,8 @@ class Company:
     departures: Departures
     pid: int = field(default_factory=os.getpid)
     is_closed: bool = False
-    has_failed: bool = False
-    """This rank was told that another has died, and may end because of that."""
+    failure: Failure | None = None
+    """What a call of this rank has raised because of others, and it may end because of that."""
     deaths: dict[int, PeerDied] = field(default_factory=dict)
     """How ranks have died that are dropped, as far as collectives have found it."""
     _interrupts: int = 0
@@ -113,7 +114,7 @@ class Company:
         Raises:
             Closed: this broadcaster was closed, or one of them has closed theirs.
             PeerDied: some rank has died; or, where such ranks are dropped or the source has closed,
-                one of these.
+                one of these, or one that has made one of these leave.
             NodeLost: a node can't be reached any more.
         """
         self.check_open()
@@ -124,10 +125,12 @@ class Company:
         self.end.check_peers()
         here = self.departed() if awaited else {}
         for rank in awaited:
-            state = here.get(rank)
+            state: str | Failure | None = here.get(rank)
             # (Of who is in its close(), the ring of this node does not tell yet.)
             if state is None and (self.is_closed or rank not in self.here.ranks):
                 state = self.departures.of(rank)
+            if isinstance(state, Failure):
+                raise state.error(self.label)
             if state == "left":
                 raise self.left(rank)
             if state is not None:
@@ -147,8 +150,12 @@ class Company:
     def leave(self, in_order: bool) -> None:
         """Take part no more, and tell those who see it nowhere else; idempotent."""
         is_first, self.is_closed = not self.is_closed, True
-        if is_first and (in_order or self.drops):
-            self.departures.tell(self.me, "left" if in_order else "dropped")
+        if not is_first or not (in_order or self.drops):
+            return
+        # (What has made it leave may be known here only so far.)
+        is_told_why = self.failure is not None and self.failure.kind != "Closed" and not self.drops
+        state = self.failure if is_told_why else None
+        self.departures.tell(self.me, state or ("left" if in_order else "dropped"))
 
     @contextlib.contextmanager
     def telling_causes(self) -> Iterator[None]:
@@ -161,7 +168,8 @@ class Company:
         try:
             yield
         except (PeerDied, NodeLost, Closed, SegmentError) as error:
-            self.has_failed = self.has_failed or not isinstance(error, Closed)
+            if self.failure is None and not isinstance(error, Closed):
+                self.failure = Failure.of(error, self.label)
             if not self.is_closed:
                 self.end.check_peers()
             raise

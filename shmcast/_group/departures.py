@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection
 
 from shmcast._group.notices import Notices
+from shmcast._nodes.failure import Failure
 from shmcast.errors import InvalidArgument, SegmentError
 
 _LOOK_SECONDS = 0.1  # between two looks for the same rank
@@ -28,12 +29,15 @@ class Departures:
         self._notices = notices
         self._has_others = has_others
         self._is_reachable = True
-        self._known: dict[int, str] = {}
+        self._known: dict[int, str | Failure] = {}
         self._next_looks: dict[int, float] = {}  # on the clock of time.monotonic
         self._lock = threading.Lock()
 
-    def of(self, rank: int) -> str | None:
-        """Return how a rank has gone, "left" or "dropped"; None: nobody has told that it has."""
+    def of(self, rank: int) -> str | Failure | None:
+        """Return how a rank has gone; None: nobody has told that it has.
+
+        It has "left", or was "dropped", or there is what it knew of the others when it left.
+        """
         with self._lock:
             now = time.monotonic()
             is_to_look = self._is_reachable and now >= self._next_looks.get(rank, 0.0)
@@ -44,15 +48,15 @@ class Departures:
                     self._known[rank] = state
             return self._known.get(rank)
 
-    def _found(self, rank: int) -> str | None:
+    def _found(self, rank: int) -> str | Failure | None:
         try:
-            state: str | None = self._notices.look(_subject(rank))
+            state: str | Failure | None = self._notices.look(_subject(rank))
         except (SegmentError, InvalidArgument):  # nobody can be told of anything any more
             self._is_reachable = False
             return None
         return state
 
-    def tell(self, rank: int, state: str) -> None:
+    def tell(self, rank: int, state: str | Failure) -> None:
         """Tell other nodes of a rank that has gone, once."""
         if self._has_others:
             self._tell(rank, state)
@@ -61,7 +65,7 @@ class Departures:
         """Tell everybody that a rank has begun to close, once."""
         self._tell(rank, "left")
 
-    def _tell(self, rank: int, state: str) -> None:
+    def _tell(self, rank: int, state: str | Failure) -> None:
         with self._lock:
             if not self._is_reachable or rank in self._known:
                 return

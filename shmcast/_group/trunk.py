@@ -125,4 +125,4 @@ class Trunk:
         if self._acceptor is not None:
             self._acceptor.close()
         for stream in self._streams.values():
-            stream.close(in_order and not self._company.has_failed)
+            stream.close(in_order and self._company.failure is None)

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Collection
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch.distributed as dist
@@ -16,6 +17,7 @@ import shmcast
 from shmcast import ShmBroadcaster
 from shmcast._group.company import Company
 from shmcast._nodes import control
+from shmcast._nodes.leaders import Leader, Leaders
 from tests.support import ranks
 from tests.support.exchanges import over_store
 from tests.support.fake_nodes import ONE, TWO, opened
@@ -137,6 +139,39 @@ def test_whoever_waits_for_a_rank_that_has_failed_is_told(
     with pytest.raises(WorkerFailed, match="ZeroDivisionError"):
         jobs[3].result()
     results(jobs[:3])
+
+
+def hears_of_death_from_who_leaves(rank: int, store: str) -> None:
+    """Rank 0 gets nothing of what the other node's leader tells it of rank 3's death."""
+    ranks.join(rank, 4, store)
+    hear = Leaders._on_message
+
+    def hear_no_failure(leaders: Leaders, leader: Leader, message: dict[str, Any]) -> None:
+        if "failure" not in message:
+            hear(leaders, leader, message)
+
+    with (
+        mock.patch.object(Leaders, "_on_message", hear_no_failure),
+        mock.patch.object(Leaders, "_on_end"),
+        opened(rank, tuple("abbb")) as bc,
+    ):
+        dist.barrier()
+        if rank == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with pytest.raises(shmcast.PeerDied) as told:
+            bc.barrier(SECONDS)
+        assert told.value.peer == "rank 3 on node 1 (b)"
+        if rank != 0:
+            raise told.value  # leaves because of it
+
+
+def test_who_leaves_because_of_a_death_is_not_told_as_closed(fresh: tuple[Crew, str]) -> None:
+    crew, store = fresh
+    jobs = crew.start(4, hears_of_death_from_who_leaves, store)
+    for job in jobs[1:3]:
+        with pytest.raises(WorkerFailed, match="PeerDied"):
+            job.result()
+    assert jobs[0].result() is None
 
 
 def source_dies(rank: int, store: str, hosts: tuple[str, ...]) -> None:
