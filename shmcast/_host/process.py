@@ -81,7 +81,9 @@ class Pidfd:
             process (EACCES).
     """
 
+    # (Of one that a signal's handler has ended while it was made.)
     _fd = -1
+    _owner_pid = -1
 
     def __init__(self, pid: int, started: int) -> None:
         self._pid = pid
