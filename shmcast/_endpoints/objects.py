@@ -87,16 +87,83 @@ def refused(obj: Any, error: Exception, codec: Codec, label: str) -> EncodeError
     return EncodeError.of(obj, error, label, path)
 
 
-def _was_caught_in(call: FrameType, error: BaseException) -> bool:
+def was_caught_in(call: FrameType, error: BaseException) -> bool:
     """Return whether the core has caught an error in a call of a codec.
 
-    To be asked where the core was called.
+    To be asked where the core was called, or by a function that is called there.
     """
     here = error.__traceback__
     return here is not None and here.tb_next is not None and here.tb_next.tb_frame is call
 
 
-class ObjectSender:
+class ObjectSink:
+    """Puts objects into a sink of frames, in a call that each subclass has under its own name.
+
+    Args:
+        sink: where the frames go.
+        codec: makes them.
+        warmup: what `warm` runs first; None: the codec has no sample.
+        send: that call, by its class: a function of this, an object and a time-out.
+    """
+
+    def __init__(
+        self,
+        sink: FrameSink,
+        codec: Codec,
+        warmup: Warmup | None,
+        send: Callable[[Any, Any, Any], object],
+    ) -> None:
+        self._sink = sink
+        self._codec = codec
+        self._warmup = warmup
+        # In the core: in a decode loop every step on the way is a cache miss.
+        tracer = tracing.chosen()
+        self._outbox = _core.ObjectOutbox(
+            tracing.call(tracer, tracing.ENCODE, codec.encode),
+            tracing.outbox(tracer, sink.outbox),
+            core_coder(codec) if tracer is None else None,
+        )
+        if warmup is not None:
+            warmup.send_as(self, send, "_outbox")
+
+    def _not_sent(self, error: BaseException, obj: Any, timeout: float | None) -> NoReturn:
+        """Raise what an error of `_outbox` means. To be called where that was caught."""
+        try:
+            if not was_caught_in(_core.ENCODING, error):
+                self._sink.not_published(error, timeout)
+            self._sink.not_encoded()
+            if not isinstance(error, Exception) or is_interruption(error):
+                raise error
+            raise refused(obj, error, self._codec, self._sink.label) from error
+        except BaseException as known:
+            self._sink.forget_views()
+            told = unsendable(known, self._codec, self._sink.label)
+            if told is None:
+                raise
+            raise told from known
+        finally:
+            del error  # in a cycle, it would hold what was to be sent until it is collected
+
+    def warm(self) -> None:
+        """Warm up the next `send`, on a message that nobody receives.
+
+        To be called shortly before it, when there is time: while the driver waits for its GPU, say.
+        After some milliseconds of other work a small `send` costs several times as much as right
+        after another, because the caches have forgotten it; so has the branch predictor. A few µs
+        when warm. Readers notice nothing. Without the codec's `sample()` it does much less. With
+        the default codec the message is the last one: from the first `warm()` on the codec refers
+        to an object that was sent, if it is plain and small, until the next is.
+
+        Raises:
+            Closed: this writer is closed.
+            ConcurrentUse: another thread is inside this writer.
+            Forked: this process was forked from the writer's.
+            Exception: what the codec raises on its own `sample()`.
+        """
+        self._sink.warm(None if self._warmup is None else self._warmup.send)
+
+
+class ObjectSender(ObjectSink):
     """Sends objects to a sink of frames.
 
     Args:
@@ -113,19 +180,8 @@ class ObjectSender:
         warmup: Warmup | None,
         warning_after: Callable[[float | None], AbstractContextManager[None]] | None = None,
     ) -> None:
-        self._sink = sink
+        ObjectSink.__init__(self, sink, codec, warmup, ObjectSender.send)
         self._warning_after = warning_after
-        self._codec = codec
-        self._warmup = warmup
-        # In the core: in a decode loop every step on the way is a cache miss.
-        tracer = tracing.chosen()
-        self._outbox = _core.ObjectOutbox(
-            tracing.call(tracer, tracing.ENCODE, codec.encode),
-            tracing.outbox(tracer, sink.outbox),
-            core_coder(codec) if tracer is None else None,
-        )
-        if warmup is not None:
-            warmup.send_as(self, ObjectSender.send, "_outbox")
 
     def send(
         self, obj: Any, timeout: float | None = None, *, warn_after: WarnAfter = AS_MADE
@@ -155,40 +211,10 @@ class ObjectSender:
             with self._warning_after(warn_after):
                 return ObjectSender.send(self, obj, timeout)  # (a subclass may have its own)
         try:
-            try:
-                self._outbox[timeout] = obj  # (no call, see `FrameWriter.outbox`)
-            except BaseException as error:
-                if not _was_caught_in(_core.ENCODING, error):
-                    self._sink.not_published(error, timeout)
-                self._sink.not_encoded()
-                if not isinstance(error, Exception) or is_interruption(error):
-                    raise
-                raise refused(obj, error, self._codec, self._sink.label) from error
+            self._outbox[timeout] = obj  # (no call, see `FrameWriter.outbox`)
         except BaseException as error:
-            self._sink.forget_views()
-            told = unsendable(error, self._codec, self._sink.label)
-            if told is None:
-                raise
-            raise told from error
+            self._not_sent(error, obj, timeout)
         return None
-
-    def warm(self) -> None:
-        """Warm up the next `send`, on a message that nobody receives.
-
-        To be called shortly before it, when there is time: while the driver waits for its GPU, say.
-        After some milliseconds of other work a small `send` costs several times as much as right
-        after another, because the caches have forgotten it; so has the branch predictor. A few µs
-        when warm. Readers notice nothing. Without the codec's `sample()` it does much less. With
-        the default codec the message is the last one: from the first `warm()` on the codec refers
-        to an object that was sent, if it is plain and small, until the next is.
-
-        Raises:
-            Closed: this writer is closed.
-            ConcurrentUse: another thread is inside this writer.
-            Forked: this process was forked from the writer's.
-            Exception: what the codec raises on its own `sample()`.
-        """
-        self._sink.warm(None if self._warmup is None else self._warmup.send)
 
 
 class ObjectReceiver:
@@ -252,7 +278,7 @@ class ObjectReceiver:
         try:
             return self._inbox[timeout, copy]  # (no call, see `FrameReader.messages`)
         except BaseException as error:
-            if _was_caught_in(_core.DECODING, error):
+            if was_caught_in(_core.DECODING, error):
                 self._source.not_decoded(error)
             if isinstance(error, Exception) and isinstance(copy, bool):
                 self._source.fail(error, timeout)

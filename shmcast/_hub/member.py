@@ -10,8 +10,8 @@ from shmcast._codecs.base import Codec
 from shmcast._endpoints import settings
 from shmcast._endpoints.base import Endpoint
 from shmcast._endpoints.frame_end import DEFAULT_WARN_AFTER
-from shmcast._endpoints.long_waits import AS_MADE, WarnAfter
-from shmcast._endpoints.objects import ObjectReceiver, ObjectSender
+from shmcast._endpoints.long_waits import AS_MADE, AsMade, WarnAfter
+from shmcast._endpoints.objects import ObjectReceiver, ObjectSink
 from shmcast._endpoints.reader import Reader
 from shmcast._endpoints.statistics import Statistics
 from shmcast._endpoints.waiting import WaitPolicy
@@ -22,7 +22,7 @@ from shmcast._hub.member_end import MemberEnd
 from shmcast.errors import InvalidArgument
 
 
-class Member(Reader):
+class Member(ObjectSink, Reader):
     """Receives the objects of a hub on this host, all of them and in order, and replies to them.
 
     Args:
@@ -149,8 +149,7 @@ class Member(Reader):
         )
         Endpoint.__init__(self, end)
         ObjectReceiver.__init__(self, end, codecs[0], receiving)
-        self._sender = ObjectSender(end, codecs[1], sending, end.warning_of_replies_after)
-        self._send = self._sender.send
+        ObjectSink.__init__(self, end, codecs[1], sending, Member.reply)
 
     def reply(
         self, obj: Any, timeout: float | None = None, *, warn_after: WarnAfter = AS_MADE
@@ -178,7 +177,14 @@ class Member(Reader):
             Forked: this process was forked from the member's.
             MessageTooLarge: more than 1 TiB, or more than 8 388 607 frames.
         """
-        self._send(obj, timeout, warn_after=warn_after)
+        if not isinstance(warn_after, AsMade):
+            with self._end.warning_of_replies_after(warn_after):
+                return Member.reply(self, obj, timeout)  # (a subclass may have its own)
+        try:
+            self._outbox[timeout] = obj  # (no call, see `FrameWriter.outbox`)
+        except BaseException as error:
+            self._not_sent(error, obj, timeout)
+        return None
 
     @property
     def was_replied(self) -> bool:
@@ -187,7 +193,7 @@ class Member(Reader):
 
     def warm(self) -> None:
         """Warm up the next `reply`; see `Writer.warm`."""
-        self._sender.warm()
+        ObjectSink.warm(self)
 
     def interrupt(self) -> None:
         """End the calls that wait here in other threads, or that a signal's handler interrupts.
