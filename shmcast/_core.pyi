@@ -10,7 +10,7 @@ lets signal handlers run. `shmcast` turns the exceptions below into its own.
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from types import EllipsisType, FrameType, ModuleType
-from typing import Any, Protocol, overload
+from typing import Any, NoReturn, Protocol, overload
 
 from typing_extensions import Buffer
 
@@ -916,3 +916,37 @@ class Hub(Awaitable):
         """
     def member_figures(self) -> list[dict[str, Any]]:
         """Return the figures() of what was received of each member. From any thread."""
+
+class ReplyInbox:
+    """Takes objects out of the replies of members, in one step.
+
+    Args:
+        replies: a Hub, or what stands in for one.
+        keep: takes back what was received of a member, or what was made of it.
+        death_of: returns the error that says how a member has died.
+        not_decoded: raises what it means that the reply of a member, which was kept, has become no
+            object: given the member's index and the error.
+        decode: see ObjectInbox; so for the others.
+    """
+
+    def __init__(
+        self,
+        replies: Any,
+        keep: Callable[[int, Any], None],
+        death_of: Callable[[int], Exception],
+        not_decoded: Callable[[int, BaseException], NoReturn],
+        decode: Callable[[list[Any]], Any],
+        coder: ObjectCoder | None,
+        is_practice: bool = False,
+    ) -> None: ...
+    def __getitem__(
+        self, timeout_and_copy_and_whom: tuple[float | None, bool | str, int | EllipsisType | None]
+    ) -> Any:
+        """Return a member's next object; that of any, with its index before it; or one of each.
+
+        Of a member that has died there is the error of `death_of` in its place, or, of one member,
+        raised. After it Python handles no signals.
+
+        Raises: what `replies` raises; and, through DECODING, what `not_decoded` and `death_of` do
+            and a death. If it raises after replies were taken they are kept.
+        """

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/ahead.hpp"
 #include "bindings/awaitable.hpp"
 #include "bindings/convert.hpp"
 #include "bindings/endpoint.hpp"
@@ -23,6 +24,7 @@
 #include "bindings/reliever.hpp"
 #include "bindings/round.hpp"
 #include "hub/barrier.hpp"
+#include "hub/next_replies.hpp"
 #include "hub/tail.hpp"
 #include "layout.hpp"
 #include "ring/members.hpp"
@@ -50,12 +52,13 @@ class PyHub final : public Awaitable, public Relief {
         segment_(writer_.segment()),
         tail_(segment_, replies),
         members_(segment_.geometry().readers),
+        next_(members_),
         barrier_(segment_, tail_, members_),
         waiter_(policy, figures_),
         last_(members_ - 1) {
     for (std::uint32_t i = 0; i < members_; ++i) {
       replies_.push_back(
-          std::make_unique<MemberReplies>(memory, segment_, tail_, i, nonce_of(nonce), who));
+          std::make_unique<MemberReplies>(memory, segment_, tail_, i, nonce_of(nonce), who, next_));
     }
     awaited_.reserve(members_);
     writer_.set_relief(this);
@@ -65,69 +68,47 @@ class PyHub final : public Awaitable, public Relief {
     destroy();
   }
 
-  // Return the next reply of a member, see MemberReplies. Whatever ends this call or one of the
-  // next two, they keep what they have received.
-  nb::object receive_of(std::uint32_t index, nb::handle timeout, bool copy) {
+  // Return the next reply of a member, see MemberReplies; null: it was placed, as by a
+  // PyRingReader. Whatever ends this call or one of the next two, they keep what they have
+  // received. Here, too, the caller handles signals.
+  template <class Place>
+  nb::object receive_of(std::uint32_t index, nb::handle timeout, bool copy, Place place) {
     MemberReplies& member = replies_of(index);
-    nb::object reply;
-    {
-      const Turn turn(*this, is_look(timeout));
-      Deadline end = deadline_of(timeout);
-      while (!member.has(copy)) {
+    const Turn turn(*this, is_look(timeout));
+    Deadline end = deadline_of(timeout);
+    for (;;) {
+      Found found = member.find(copy, place);
+      if (found == Found::nothing) {
         begin_look();
-        const Found found = look_again(index, copy, false);
-        if (found == Found::reply) break;
-        if (found == Found::nobody) throw EndpointClosed("the member has closed");
-        await(end);
+        found = look_again(index, copy, false, place);
       }
-      reply = member.pop();
+      if (found == Found::reply) return member.pop();
+      if (found == Found::placed) return {};
+      if (found == Found::nobody) throw EndpointClosed("the member has closed");
+      await(end);
     }
-    if (signal_handler_raised()) {
-      member.keep(std::move(reply));
-      throw nb::python_error();
-    }
-    return reply;
   }
 
-  // Return a reply of any member, and that member's index before it. The one after the last is
-  // looked at first.
-  nb::object receive_any(nb::handle timeout, bool copy) {
-    std::uint32_t index = 0;
-    nb::object reply;
-    {
-      const Turn turn(*this, is_look(timeout));
-      Deadline end = deadline_of(timeout);
-      while (!find_reply(index, copy)) {
-        if (awaited_.empty()) throw EndpointClosed("every member has closed or died");
-        await(end);
-      }
-      reply = replies_[index]->pop();
-      last_ = index;
+  // Return such a reply of any member, and that member's index. The one after the last is looked at
+  // first.
+  template <class Place>
+  std::pair<std::uint32_t, nb::object> receive_any(nb::handle timeout, bool copy, Place place) {
+    const Turn turn(*this, is_look(timeout));
+    Deadline end = deadline_of(timeout);
+    for (;;) {
+      const Found found = find_reply(copy, place);
+      if (found == Found::reply) return {last_, replies_[last_]->pop()};
+      if (found == Found::placed) return {last_, {}};
+      if (awaited_.empty()) throw EndpointClosed("every member has closed or died");
+      await(end);
     }
-    const nb::object number = nb::cast(index);
-    PyObject* const pair = signal_handler_raised() ? nullptr : stops_at_exit([&] {
-      return PyTuple_Pack(2, number.ptr(), reply.ptr());
-    });
-    if (pair == nullptr) {
-      replies_[index]->keep(std::move(reply));
-      throw nb::python_error();
-    }
-    return nb::steal(pair);
   }
 
   // Return a reply of each member, by index.
-  nb::object receive_all(nb::handle timeout, bool copy) {
-    std::vector<nb::object> all;
-    {
-      const Turn turn(*this, is_look(timeout));
-      for (Deadline end = deadline_of(timeout); !have_all_replied(copy);) await(end);
-      all = round_.take();
-    }
-    if (signal_handler_raised()) {
-      for (std::uint32_t i = 0; i < members_; ++i) replies_[i]->keep(std::move(all[i]));
-      throw nb::python_error();
-    }
-    return list_of(all);
+  std::vector<nb::object> receive_all(nb::handle timeout, bool copy) {
+    const Turn turn(*this, is_look(timeout));
+    for (Deadline end = deadline_of(timeout); !have_all_replied(copy);) await(end);
+    return round_.take();
   }
 
   // Wait until all members have come, too, that are not dropped. Whatever ends this call, the next
@@ -156,7 +137,7 @@ class PyHub final : public Awaitable, public Relief {
   // Return what such a call does that is a look, see kLook. It may find something of whomever.
   template <class Receive>
   nb::object look(Receive receive) {
-    for (bool is_armed = !is_anything_there();; is_armed = true) {
+    for (bool is_armed = !next_.is_any_there();; is_armed = true) {
       if (is_armed) listener_.arm();
       try {
         return receive();
@@ -205,7 +186,7 @@ class PyHub final : public Awaitable, public Relief {
     is_room_needed_.store(is_needed, std::memory_order_seq_cst);
     if (is_needed && is_busy()) interrupt();
   }
-  bool is_due() const override { return !is_busy() && is_anything_there(); }
+  bool is_due() const override { return !is_busy() && next_.is_any_there(); }
   void relieve() override {
     if (!is_due()) return;
     try {
@@ -244,18 +225,32 @@ class PyHub final : public Awaitable, public Relief {
     return *replies_[index];
   }
 
-  // Find a reply of any member. If there is none, those who may yet reply are awaited.
-  bool find_reply(std::uint32_t& index, bool copy) {
-    for (std::uint32_t i = 1; i <= members_; ++i) {
-      index = (last_ + i) % members_;
-      if (replies_[index]->has(copy)) return true;
-    }
+  // Find a reply of any member, which is the last one then. If there is none, those who may yet
+  // reply are awaited.
+  template <class Place>
+  Found find_reply(bool copy, Place place) {
+    const bool has_taken = next_.has_taken();
+    const Found found = first_of([&](std::uint32_t index) {
+      const bool may_have = has_taken || next_.is_there(index);
+      return may_have ? replies_[index]->find(copy, place) : Found::nothing;
+    });
+    if (found != Found::nothing) return found;
     begin_look();
-    for (std::uint32_t i = 1; i <= members_; ++i) {
-      index = (last_ + i) % members_;
-      if (look_again(index, copy, true) == Found::reply) return true;
+    return first_of([&](std::uint32_t index) { return look_again(index, copy, true, place); });
+  }
+
+  // Look at each member in turn, the one after the last first. Who has replied is the last then.
+  template <class Look>
+  Found first_of(Look look) {
+    std::uint32_t index = last_;
+    for (std::uint32_t i = 0; i < members_; ++i) {
+      index = index + 1 < members_ ? index + 1 : 0;
+      const Found found = look(index);
+      if (found == Found::nothing || found == Found::nobody) continue;
+      last_ = index;
+      return found;
     }
-    return false;
+    return Found::nothing;
   }
 
   // Take what there is. Those of whom there must be a reply yet are awaited.
@@ -265,7 +260,8 @@ class PyHub final : public Awaitable, public Relief {
       round_.begin(copy);
       for (std::uint32_t i = 0; i < members_; ++i) {
         if (!round_.is_for(i)) continue;
-        if (look_again(i, copy, false) == Found::nobody) throw EndpointClosed("a member closed");
+        if (look_again(i, copy, false, kNowhere) == Found::nobody)
+          throw EndpointClosed("a member closed");
       }
     } while (round_.has_changed(awaited_.empty()));
     return awaited_.empty();
@@ -277,8 +273,9 @@ class PyHub final : public Awaitable, public Relief {
   }
 
   // Find out why a member has no reply, and await it if one may come.
-  Found look_again(std::uint32_t index, bool copy, bool is_told_once) {
-    const Found found = replies_[index]->look_again(copy, is_told_once);
+  template <class Place>
+  Found look_again(std::uint32_t index, bool copy, bool is_told_once, Place place) {
+    const Found found = replies_[index]->look_again(copy, is_told_once, place);
     if (found == Found::nothing) awaited_.push_back(index);
     return found;
   }
@@ -290,13 +287,12 @@ class PyHub final : public Awaitable, public Relief {
 
   // Wait until there may be something of a member that is awaited.
   void await(Deadline& end) {
-    const bool is_within = awaited_.size() == 1 && first().reader().is_within();
+    const bool is_within = awaited_.size() == 1 && replies_[awaited_.front()]->reader().is_within();
     beat_ = is_within ? Beat::no : Beat::yes;
     may_yield_ = true;
     wait(end, [this](std::int64_t deadline) { return step(deadline); });
     if (is_room_needed_.load(std::memory_order_seq_cst)) take_all();
   }
-  const MemberReplies& first() const { return *replies_[awaited_.front()]; }
 
   Outcome step(std::int64_t deadline_ns) {
     const bool has_news = std::any_of(awaited_.begin(), awaited_.end(),
@@ -307,7 +303,7 @@ class PyHub final : public Awaitable, public Relief {
       return Outcome::ready;
     }
     const Outcome outcome = waiter_.wait(
-        Gate(tail_.bell().gate), deadline_ns, first().watched(), beat_,
+        Gate(tail_.bell().gate), deadline_ns, next_.watched(awaited_.front()), beat_,
         [this] { return is_ready(); }, stop());
     if (outcome == Outcome::ready) learn();
     return outcome;
@@ -317,7 +313,7 @@ class PyHub final : public Awaitable, public Relief {
   void learn() {
     for (const std::uint32_t i : awaited_) {
       const RingReader& ring = replies_[i]->reader().ring();
-      if (beat_ == Beat::yes && replies_[i]->is_there() && ring.has_message()) {
+      if (beat_ == Beat::yes && next_.is_there(i) && ring.has_message()) {
         return waiter_.arrived(ring.sent_ns());
       }
     }
@@ -326,18 +322,14 @@ class PyHub final : public Awaitable, public Relief {
 
   bool is_ready() const {
     for (const std::uint32_t i : awaited_) {
-      if (replies_[i]->is_there()) return true;
+      if (next_.is_there(i)) return true;
     }
     if (left() != left_) return true;
     return is_relief_due();
   }
   // Return whether a message waits for room, and replies that do the same can be taken.
   bool is_relief_due() const {
-    return is_room_needed_.load(std::memory_order_seq_cst) && is_anything_there();
-  }
-  bool is_anything_there() const {
-    return std::any_of(replies_.begin(), replies_.end(),
-                       [](const auto& member) { return member->is_there(); });
+    return is_room_needed_.load(std::memory_order_seq_cst) && next_.is_any_there();
   }
 
   // Take all whole replies out of the rings, and what there is of others.
@@ -352,7 +344,12 @@ class PyHub final : public Awaitable, public Relief {
   const Figures& own_figures() const override { return figures_; }
   void count_tensor_set() override {}
   void warm_up() override {
-    if (!warmup_.is_none()) call(warmup_);
+    if (warmup_.is_none()) return;
+    call(warmup_);
+    // As in PyRingReader: what practice does not touch.
+    shmcast::fetch_ahead(this, sizeof *this);
+    for (const std::uint32_t i : awaited_) replies_[i]->fetch_ahead();
+    fetch_callers_ahead();
   }
   Outcome wait_attached(std::int64_t deadline_ns) override {
     return wait_all_attached(segment_, waiter_, Gate(tail_.bell().gate), deadline_ns, stop());
@@ -383,6 +380,7 @@ class PyHub final : public Awaitable, public Relief {
   Tail tail_;
   std::uint32_t members_;
   Listener listener_{tail_.bell().gate, tail_.bell().doorbell};
+  NextReplies next_;
   std::vector<std::unique_ptr<MemberReplies>> replies_;
   Round round_{replies_};
   Barrier barrier_;

@@ -12,10 +12,14 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
+#include "bindings/awaitable.hpp"
 #include "bindings/gil.hpp"
 #include "bindings/hub.hpp"
 #include "bindings/hub_writers.hpp"
+#include "bindings/reader.hpp"
+#include "bindings/reply_objects.hpp"
 #include "bindings/slots.hpp"
 #include "hub/tail.hpp"
 #include "layout.hpp"
@@ -27,24 +31,74 @@ using namespace nb::literals;
 namespace shmcast {
 namespace {
 
+// Return what is asked for in brackets; null at the end: no time-out was given.
+struct Asked {
+  nb::handle timeout;
+  bool copy;
+  nb::handle whom;
+};
+Asked asked_of(PyObject* call, Py_ssize_t fewest, const char* usage) {
+  const Py_ssize_t count = PyTuple_CheckExact(call) ? PyTuple_GET_SIZE(call) : 0;
+  if (count < fewest || count > 3 || !PyBool_Check(PyTuple_GET_ITEM(call, count - 2))) {
+    throw nb::type_error(usage);
+  }
+  return {count == 2 ? kLook : nb::handle(PyTuple_GET_ITEM(call, 0)),
+          PyTuple_GET_ITEM(call, count - 2) == Py_True, PyTuple_GET_ITEM(call, count - 1)};
+}
+
+// Return frames, or what is made of them. If a signal's handler raises, or to make it fails, all is
+// kept.
+template <class Make, class Keep>
+nb::object given(Make make, Keep keep) {
+  try {
+    handle_signals();
+    return make();
+  } catch (nb::python_error&) {
+    keep();
+    throw;
+  }
+}
+
+nb::object reply_of(PyHub& hub, const Asked& asked) {
+  const auto index = nb::cast<std::uint32_t>(asked.whom);
+  const nb::object reply = hub.receive_of(index, asked.timeout, asked.copy, kNowhere);
+  return given([&] { return reply; }, [&] { hub.keep(index, reply); });
+}
+
+nb::object reply_of_any(PyHub& hub, const Asked& asked) {
+  const auto got = hub.receive_any(asked.timeout, asked.copy, kNowhere);
+  return given([&] { return pair(got.first, got.second); },
+               [&] { hub.keep(got.first, got.second); });
+}
+
+nb::object replies_of_all(PyHub& hub, const Asked& asked) {
+  const std::vector<nb::object> all = hub.receive_all(asked.timeout, asked.copy);
+  return given([&] { return list_of(all); },
+               [&] {
+                 for (std::uint32_t i = 0; i < all.size(); ++i) hub.keep(i, all[i]);
+               });
+}
+
 // hub[timeout, copy, of whom]: a member's index; None: of any; ...: of all. hub[copy, of whom] is a
 // look.
 PyObject* get_reply(PyObject* self, PyObject* call) {
   return in_slot<PyObject*>(nullptr, [&] {
-    const Py_ssize_t count = PyTuple_CheckExact(call) ? PyTuple_GET_SIZE(call) : 0;
-    if (count < 2 || count > 3 || !PyBool_Check(PyTuple_GET_ITEM(call, count - 2))) {
-      throw nb::type_error("hub[timeout, copy, of whom]");
-    }
+    const Asked asked = asked_of(call, 2, "hub[timeout, copy, of whom]");
     auto& hub = object_of<PyHub>(self);
-    const nb::handle timeout = count == 2 ? kLook : nb::handle(PyTuple_GET_ITEM(call, 0));
-    const bool copy = PyTuple_GET_ITEM(call, count - 2) == Py_True;
-    PyObject* const whom = PyTuple_GET_ITEM(call, count - 1);
     const auto receive = [&] {
-      if (whom == Py_None) return hub.receive_any(timeout, copy);
-      if (whom == Py_Ellipsis) return hub.receive_all(timeout, copy);
-      return hub.receive_of(nb::cast<std::uint32_t>(nb::handle(whom)), timeout, copy);
+      if (asked.whom.is_none()) return reply_of_any(hub, asked);
+      return asked.whom.ptr() == Py_Ellipsis ? replies_of_all(hub, asked) : reply_of(hub, asked);
     };
-    return (is_look(timeout) ? hub.look(receive) : receive()).release().ptr();
+    return (is_look(asked.timeout) ? hub.look(receive) : receive()).release().ptr();
+  });
+}
+
+// inbox[timeout, copy, of whom]
+PyObject* get_reply_object(PyObject* self, PyObject* call) {
+  return in_slot<PyObject*>(nullptr, [&] {
+    const Asked asked = asked_of(call, 3, "inbox[timeout, copy, of whom]");
+    auto& inbox = object_of<ReplyInbox>(self);
+    return inbox.receive(call, asked.timeout, asked.copy, asked.whom).release().ptr();
   });
 }
 
@@ -65,6 +119,10 @@ void keep(PyHub& hub, nb::handle whom, nb::handle received) {
 }
 
 PyType_Slot hub_slots[] = {{Py_mp_subscript, reinterpret_cast<void*>(&get_reply)}, {0, nullptr}};
+PyType_Slot reply_inbox_slots[] = {
+    {Py_mp_subscript, reinterpret_cast<void*>(&get_reply_object)},
+    {Py_tp_traverse, reinterpret_cast<void*>(&traverse_box<ReplyInbox>)},
+    {0, nullptr}};
 
 }  // namespace
 
@@ -116,6 +174,10 @@ void bind_hub(nb::module_& m) {
       .def("awaited", &PyHub::awaited)
       .def("lags", &PyHub::lags)
       .def("member_figures", &PyHub::member_figures);
+  nb::class_<ReplyInbox>(m, "ReplyInbox", nb::type_slots(reply_inbox_slots))
+      .def(nb::init<nb::object, nb::object, nb::object, nb::object, nb::object, nb::object, bool>(),
+           "replies"_a, "keep"_a, "death_of"_a, "not_decoded"_a, "decode"_a, "coder"_a.none(),
+           "is_practice"_a = false);
 }
 
 }  // namespace shmcast

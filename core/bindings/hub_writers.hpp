@@ -164,7 +164,7 @@ class PyReplyWriter final : public PyRingWriter {
         replied_before_(peek(ring().figures().messages)) {
     Lane& lane = tail.lane(reader_.place());
     put(lane.begins_at, ring().published());
-    // release: pairs with PyHub::is_of_another(). Before this member can answer anything.
+    // release: pairs with MemberReplies::deaths_before(). Before this member can answer anything.
     std::atomic_ref(lane.takeovers)
         .store(peek(segment().member(reader_.place()).takeovers), std::memory_order_release);
   }

@@ -42,13 +42,18 @@ class KeptFrames {
     const nb::ft_lock_guard guard(mutex_);
     kept_.push_back({frames.inc_ref().ptr(), number});
   }
+  // Set the number of one that was not here, and that put_back() may bring.
+  void set_number(std::uint64_t number) {
+    const nb::ft_lock_guard guard(mutex_);
+    last_ = number;
+  }
   // Return the number of the next one; nothing: there is none, or None in its place.
   std::optional<std::uint64_t> number() {
     const nb::ft_lock_guard guard(mutex_);
     if (kept_.empty() || kept_.front().frames == Py_None) return {};
     return kept_.front().number;
   }
-  // Take back what pop() has returned: it is the next one again.
+  // Take back what pop() has returned, or set_number() was called for: it is the next one again.
   void put_back(nb::object frames) {
     const nb::ft_lock_guard guard(mutex_);
     kept_.insert(kept_.begin(), {frames.release().ptr(), last_});

@@ -7,13 +7,16 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <utility>
 
+#include "bindings/ahead.hpp"
 #include "bindings/kept_frames.hpp"
 #include "bindings/reader.hpp"
+#include "hub/next_replies.hpp"
 #include "hub/tail.hpp"
 #include "layout.hpp"
 #include "ring/members.hpp"
@@ -27,11 +30,13 @@ namespace nb = nanobind;
 // sent was received; what comes after that is of who has taken its place.
 //
 // For the thread whose turn it is to receive, but for what says otherwise.
-class alignas(kLine) MemberReplies {
+class MemberReplies {
  public:
+  // `all`: of all members, to which this one belongs.
   MemberReplies(nb::handle memory, const Segment& messages, const Tail& tail, std::uint32_t index,
-                Segment::Nonce nonce, const Identity& hub)
-      : reader_(std::make_unique<PyRingReader>(memory, tail.format_ring(index, nonce, hub), hub,
+                Segment::Nonce nonce, const Identity& hub, NextReplies& all)
+      : all_(all),
+        reader_(std::make_unique<PyRingReader>(memory, tail.format_ring(index, nonce, hub), hub,
                                                nb::none())),
         messages_(messages),
         member_(messages.member(index)),
@@ -55,45 +60,57 @@ class alignas(kLine) MemberReplies {
 
   // Return whether there is something of a reply that was not taken yet. For any thread: to others
   // than that whose turn it is, it is a hint.
-  bool is_there() const {
-    // relaxed, twice: see above; the word itself is read as Awaited does it.
-    return Awaited{seq_.load(std::memory_order_relaxed), number_.load(std::memory_order_relaxed)}
-        .is_there();
-  }
-  // Return a word near the one that changes then.
-  const std::uint64_t& watched() const { return *seq_.load(std::memory_order_relaxed); }
-
-  // Return whether there is a reply for pop(), perhaps taken now.
-  bool has(bool copy) { return !taken_.is_empty() || take(copy); }
-
-  // Take a whole reply out of the ring, if there is one.
-  bool take(bool copy) {
-    if (!is_there()) return false;
-    const LookingOn looking_on(*this);
-    const nb::object reply = reader_->poll(copy);
-    if (!reply.is_valid()) return false;
-    if (is_of_another()) taken_.push(nb::none());
-    taken_.push(reply, asked_by_of_taken());
-    return true;
-  }
+  bool is_there() const { return all_.is_there(index_); }
 
   enum class Found : std::uint8_t {
-    reply,
+    reply,    // for pop()
+    placed,   // a reply, see PyRingReader::consume_or_place()
     nothing,  // and it may come
     nobody,   // from whom it could come
   };
 
+  // Return a reply or `placed`, perhaps taken now, or `nothing`.
+  template <class Place>
+  Found find(bool copy, Place place) {
+    return taken_.is_empty() ? take(copy, place) : Found::reply;
+  }
+  bool has(bool copy) { return find(copy, kNowhere) == Found::reply; }
+
+  // Take a whole reply out of the ring, if there is one.
+  template <class Place>
+  Found take(bool copy, Place place) {
+    if (!is_there()) return Found::nothing;
+    const LookingOn looking_on(*this);
+    // (A death that is to be told first needs the reply in the queue behind it.)
+    const std::optional<nb::object> reply = reader_->poll(
+        copy, [&](std::size_t size) { return deaths_before() > told_ ? nullptr : place(size); });
+    if (!reply) return Found::nothing;
+    if (!reply->is_valid()) {
+      taken_.set_number(asked_by_of_taken());
+      return Found::placed;
+    }
+    if (const std::uint64_t deaths = deaths_before(); deaths > told_) {
+      told_ = deaths;
+      push(nb::none());
+    }
+    push(*reply, asked_by_of_taken());
+    return Found::reply;
+  }
+  bool take(bool copy) { return take(copy, kNowhere) == Found::reply; }
+
   // Find out why there is no reply. `is_told_once`: the death of one that was told of already is
   // `nobody`; otherwise it is told again.
-  Found look_again(bool copy, bool is_told_once) {
+  template <class Place>
+  Found look_again(bool copy, bool is_told_once, Place place) {
     // Before the last look at the ring: what the dead had sent before is seen.
     const std::uint64_t ended = ended_so_far();
     const SeatState state = seat_state();
-    if (has(copy)) return Found::reply;
+    const Found found = find(copy, place);
+    if (found != Found::nothing) return found;
     const bool is_dead = state == SeatState::dropped;
     if (ended > told_ || (is_dead && !is_told_once)) {
       told_ = std::max(told_, ended);
-      taken_.push(nb::none());
+      push(nb::none());
       return Found::reply;
     }
     if (is_dead || state == SeatState::left) return Found::nobody;
@@ -132,11 +149,24 @@ class alignas(kLine) MemberReplies {
         .store(peek(member_.takeovers), std::memory_order_release);
   }
 
-  // Return the next reply, which there must be.
-  nb::object pop() { return taken_.pop(); }
+  // Prefetch what the next reply will touch.
+  void fetch_ahead() const {
+    shmcast::fetch_ahead(this, sizeof *this);
+    reader_->fetch_ahead();
+  }
+
+  // Return the next reply; null: there is none.
+  nb::object pop() {
+    nb::object reply = taken_.pop();
+    if (reply.is_valid()) all_.add_taken(-1);
+    return reply;
+  }
 
   // Take back a reply: the next one is this one again. For any thread.
-  void keep(nb::object reply) { taken_.put_back(std::move(reply)); }
+  void keep(nb::object reply) {
+    taken_.put_back(std::move(reply));
+    all_.add_taken(1);
+  }
 
  private:
   // Looks at the next fragment when the reader has gone on, whatever it threw.
@@ -151,20 +181,19 @@ class alignas(kLine) MemberReplies {
     MemberReplies& replies_;
   };
 
-  void look_on() {
-    const Awaited next = reader_->ring().awaited();
-    seq_.store(next.seq, std::memory_order_relaxed);
-    number_.store(next.number, std::memory_order_relaxed);
+  void look_on() { all_.set(index_, reader_->ring().awaited()); }
+
+  void push(const nb::object& reply, std::uint64_t asked_by = 0) {
+    taken_.push(reply, asked_by);
+    all_.add_taken(1);
   }
 
-  // Return whether the reply that was just taken is of who has come after one whose death is to be
-  // told first; it is from now on.
-  bool is_of_another() {
+  // Return how many deaths are to be told before the reply that is being taken, `told_` at least:
+  // it may be of who has come after one.
+  std::uint64_t deaths_before() const {
     // acquire: pairs with PyReplyWriter; who sees the count sees where the replies begin.
     const auto takeovers = std::atomic_ref(lane_.takeovers).load(std::memory_order_acquire);
-    if (takeovers <= told_ || reader_->ring().first() < peek(lane_.begins_at)) return false;
-    told_ = takeovers;
-    return true;
+    return reader_->ring().first() < peek(lane_.begins_at) ? told_ : std::max(told_, takeovers);
   }
 
   // Return what has asked for the reply that was just taken; 0, and no line is fetched for it, as
@@ -187,11 +216,8 @@ class alignas(kLine) MemberReplies {
     return takeovers + (seat_state() == SeatState::dropped ? 1 : 0);
   }
 
-  // First what each look for a reply of anybody takes: one line of the cache.
   KeptFrames taken_;  // whole replies
-  // Awaited.
-  std::atomic<const std::uint64_t*> seq_;
-  std::atomic<std::uint64_t> number_;
+  NextReplies& all_;
   std::unique_ptr<PyRingReader> reader_;
   Segment messages_;
   Member& member_;

@@ -9,6 +9,7 @@
 #include <nanobind/nanobind.h>
 
 #include <cstddef>
+#include <optional>
 #include <utility>
 
 #include "bindings/codec.hpp"
@@ -105,105 +106,143 @@ class ObjectOutbox {
   Reference coder_object_;
 };
 
-// What takes objects out of a source of frames.
-class ObjectInbox {
+// Makes objects of messages, for what returns them in the step that has received them.
+class ObjectMaker {
  public:
-  // `messages`: gives frames for a time-out and `copy`. `keep`: takes them back. `decode`: makes an
-  // object of them. `coder`: it is the method of this one, or None.
-  ObjectInbox(nb::object messages, nb::object keep, nb::object decode, nb::object coder,
-              bool is_practice)
-      : is_practice_(is_practice),
-        messages_(std::move(messages)),
-        keep_(std::move(keep)),
-        decode_(std::move(decode)),
-        coder_object_(std::move(coder)) {
-    if (coder_object_.is_none() || !nb::isinstance<PyRingReader>(messages_)) return;
-    coder_ = nb::inst_ptr<ObjectCoder>(coder_object_);
-    ring_ = nb::inst_ptr<PyRingReader>(messages_);
+  // `decode`: makes an object of frames. `coder`: it is the method of this one, or None.
+  ObjectMaker(nb::object decode, nb::object coder, bool is_practice)
+      : is_practice_(is_practice), decode_(std::move(decode)), coder_object_(std::move(coder)) {
+    if (!coder_object_.is_none()) coder_ = nb::inst_ptr<ObjectCoder>(coder_object_);
   }
 
-  // Return the next object. If that fails after its message was taken, the message is kept.
-  nb::object receive(nb::handle call, nb::handle timeout, bool copy) {
-    if (coder_ == nullptr) return receive_frames(call);
-    ObjectCoder::Decoding message(*coder_);
-    const auto place = [&](std::size_t size) { return message.place(size); };
-    nb::object frames = ring_->consume_or_place(timeout, copy, place);
-    if (frames.is_valid()) {
-      return object_of(std::move(frames),
-                       [this](nb::handle list) { return decode(nb::borrow<nb::list>(list)); });
+  // Return the object of frames, or of what is Decoded.
+  nb::object object_of(const nb::object& frames) {
+    const bool are_in_list = PyList_CheckExact(frames.ptr());
+    if (!are_in_list && nb::isinstance<Decoded>(frames)) {
+      return nb::inst_ptr<Decoded>(frames)->object();
     }
-    const auto placed = [&](const auto&...) -> nb::object { return message.decoder().frames(); };
-    return delivered(decoded([&] { return decode(message); }, placed), placed);
+    return noting(decoding, [&] {
+      const bool is_ours = coder_ != nullptr && are_in_list;
+      return is_ours ? decode(nb::borrow<nb::list>(frames)) : call(decode_, frames);
+    });
   }
+
+  // A message that was received: frames, or bytes in memory of a decoder of the core's, which
+  // nobody else has meanwhile.
+  class Message {
+   public:
+    explicit Message(ObjectMaker& maker) : maker_(maker) {
+      if (maker.coder_ != nullptr) placed_.emplace(*maker.coder_);
+    }
+
+    // See PyRingReader::consume_or_place(); and what that has returned.
+    std::byte* place(std::size_t size) { return placed_ ? placed_->place(size) : nullptr; }
+    void set(nb::object frames) {
+      is_placed_ = !frames.is_valid();
+      frames_ = std::move(frames);
+    }
+    bool is_none() const { return frames_.is_none(); }
+
+    // Return its object, which `make` makes of frames. These have gone then: to free them may take
+    // long. If that fails, `keep` is given the message.
+    template <class Make, class Keep>
+    nb::object object(Make make, Keep keep) {
+      try {
+        if (is_placed_) return noting(decoding, [&] { return maker_.decode(*placed_); });
+        nb::object made = make(frames_);
+        if (!is_none()) {
+          const Reference freed(std::move(frames_));
+        }
+        return made;
+      } catch (nb::python_error&) {
+        keep(kept(nb::object()));  // first of all: nothing can come between, not even a signal
+        throw;
+      }
+    }
+
+    // Run the steps that remain with its object, handle_signals() last of all: a signal that came
+    // meanwhile would be handled on the way back, where its handler's error would take the object's
+    // place. If they throw, `keep` is given what the next call returns.
+    template <class Steps, class Keep>
+    void finish(const nb::object& object, Steps steps, Keep keep) {
+      try {
+        steps();
+      } catch (nb::python_error&) {
+        keep(kept(object));
+        throw;
+      }
+    }
+
+   private:
+    nb::object kept(const nb::object& object) {
+      if (is_placed_) return placed_->decoder().frames();
+      return frames_.is_valid() ? frames_ : nb::cast(Decoded(object));
+    }
+
+    ObjectMaker& maker_;
+    std::optional<ObjectCoder::Decoding> placed_;
+    bool is_placed_ = false;
+    nb::object frames_;
+  };
 
   int traverse(visitproc visit, void* arg) const {
-    Py_VISIT(messages_.ptr());
-    Py_VISIT(keep_.ptr());
     Py_VISIT(decode_.ptr());
     Py_VISIT(coder_object_.ptr());
     return 0;
   }
 
  private:
-  nb::object receive_frames(nb::handle call) const {
-    nb::object frames =
-        owned(stops_at_exit([&] { return PyObject_GetItem(messages_.ptr(), call.ptr()); }));
-    return object_of(std::move(frames),
-                     [this](nb::handle list) { return shmcast::call(decode_, list); });
-  }
-
-  template <class Message>
-  nb::object decode(Message&& message) {
+  template <class Encoded>
+  nb::object decode(Encoded&& message) {
     return is_practice_ ? coder_->practise_decode(message) : coder_->decode(message);
   }
 
-  // Return the object of a message, whose frames have gone then: to free them may take long.
-  template <class Decode>
-  nb::object object_of(nb::object frames, Decode decode) const {
-    if (!PyList_CheckExact(frames.ptr()) && nb::isinstance<Decoded>(frames)) {
-      return delivered(nb::inst_ptr<Decoded>(frames)->object(), as_decoded);
-    }
-    nb::object object = decoded([&] { return decode(frames); }, [&] { return frames; });
-    {
-      const Reference freed(std::move(frames));
-    }
-    return delivered(std::move(object), as_decoded);
-  }
-
-  // Run a decoding and return its object. If it fails, the message is kept.
-  template <class Decode, class Frames>
-  nb::object decoded(Decode decode, Frames frames) const {
-    try {
-      return noting(decoding, decode);
-    } catch (nb::python_error&) {
-      // First of all: nothing can come between, not even a signal.
-      call(keep_, frames());
-      throw;
-    }
-  }
-
-  // Return the object, last of all. A signal that came meanwhile would be handled on the way back,
-  // where its handler's error would take the object's place: then the next call returns what `kept`
-  // makes of it.
-  template <class Kept>
-  nb::object delivered(nb::object object, Kept kept) const {
-    try {
-      handle_signals();
-    } catch (nb::python_error&) {
-      call(keep_, kept(object));
-      throw;
-    }
-    return object;
-  }
-  static nb::object as_decoded(const nb::object& object) { return nb::cast(Decoded(object)); }
-
   ObjectCoder* coder_ = nullptr;  // null: there are frames in between
-  PyRingReader* ring_ = nullptr;
   bool is_practice_;
-  Reference messages_;
-  Reference keep_;
   Reference decode_;
   Reference coder_object_;
+};
+
+// What takes objects out of a source of frames.
+class ObjectInbox {
+ public:
+  // `messages`: gives frames for a time-out and `copy`. `keep`: takes them back. The others: see
+  // ObjectMaker.
+  ObjectInbox(nb::object messages, nb::object keep, nb::object decode, nb::object coder,
+              bool is_practice)
+      : maker_(std::move(decode), std::move(coder), is_practice),
+        messages_(std::move(messages)),
+        keep_(std::move(keep)) {
+    if (nb::isinstance<PyRingReader>(messages_)) ring_ = nb::inst_ptr<PyRingReader>(messages_);
+  }
+
+  // Return the next object. If that fails after its message was taken, the message is kept.
+  nb::object receive(nb::handle asked, nb::handle timeout, bool copy) {
+    ObjectMaker::Message message(maker_);
+    const auto place = [&](std::size_t size) { return message.place(size); };
+    message.set(ring_ != nullptr ? ring_->consume_or_place(timeout, copy, place) : item(asked));
+    const auto make = [this](const nb::object& frames) { return maker_.object_of(frames); };
+    const auto keep = [this](nb::object kept) { call(keep_, std::move(kept)); };
+    nb::object object = message.object(make, keep);
+    message.finish(object, handle_signals, keep);
+    return object;
+  }
+
+  int traverse(visitproc visit, void* arg) const {
+    Py_VISIT(messages_.ptr());
+    Py_VISIT(keep_.ptr());
+    return maker_.traverse(visit, arg);
+  }
+
+ private:
+  nb::object item(nb::handle asked) const {
+    return owned(stops_at_exit([&] { return PyObject_GetItem(messages_.ptr(), asked.ptr()); }));
+  }
+
+  PyRingReader* ring_ = nullptr;  // null: it is another source
+  ObjectMaker maker_;
+  Reference messages_;
+  Reference keep_;
 };
 
 }  // namespace shmcast

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -34,6 +35,9 @@
 namespace shmcast {
 
 namespace nb = nanobind;
+
+// See PyRingReader::consume_or_place().
+inline constexpr auto kNowhere = [](std::size_t) { return static_cast<std::byte*>(nullptr); };
 
 class PyRingReader final : public Awaitable {
  public:
@@ -96,12 +100,15 @@ class PyRingReader final : public Awaitable {
     return frames.is_valid() ? frames : take(end_of_call, copy, place);
   }
 
-  // Return the frames of the next message if all of it is there, otherwise null, and keep what is
-  // there of it. Never waits: for who waits for many rings, and has the turn with this one.
-  nb::object poll(bool copy) {
+  // Return the frames of the next message if all of it is there, or null if it was placed, as
+  // consume_or_place(). Otherwise return nothing, and keep what is there of it. Never waits: for
+  // who waits for many rings, and has the turn with this one.
+  template <class Place>
+  std::optional<nb::object> poll(bool copy, Place place) {
     for (;;) {
       if (phase_ == Phase::idle) {
         if (ring_.begin(0, [] { return false; }) != Outcome::ready) return {};
+        if (is_placed(place)) return nb::object();
         begin_table();
         continue;
       }
@@ -124,6 +131,14 @@ class PyRingReader final : public Awaitable {
   const RingReader& ring() const { return ring_; }
   const Segment& segment() const override { return segment_; }
   std::uint32_t place() const override { return index_; }
+  // Prefetch what the next message will touch.
+  void fetch_ahead() const {
+    shmcast::fetch_ahead(this, sizeof *this);
+    shmcast::fetch_ahead(entries_.data(), kLine);
+    frames_.fetch_ahead();
+    ring_.fetch_ahead();
+  }
+
   // Return whether a message was begun and is not all there.
   bool is_within() const { return phase_ != Phase::idle; }
 
@@ -136,8 +151,6 @@ class PyRingReader final : public Awaitable {
   }
 
  private:
-  static constexpr auto kNowhere = [](std::size_t) { return static_cast<std::byte*>(nullptr); };
-
   // Return the frames of the next message; null: not all of it is there, and the listener is armed.
   nb::object look(bool copy) {
     nb::object frames;
@@ -322,11 +335,7 @@ class PyRingReader final : public Awaitable {
   void warm_up() override {
     if (warmup_.is_none()) return;
     call(warmup_);
-    // What practice does not touch: it has another ring.
-    shmcast::fetch_ahead(this, sizeof *this);
-    fetch_ahead(entries_.data(), kLine);
-    frames_.fetch_ahead();
-    ring_.fetch_ahead();
+    fetch_ahead();  // what practice does not touch: it has another ring
     fetch_callers_ahead();
   }
   Outcome wait_attached(std::int64_t deadline_ns) override {

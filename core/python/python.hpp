@@ -73,6 +73,25 @@ class Refs {
   std::vector<PyObject*> objects_;
 };
 
+// Return the error that is set, with its traceback, as a new reference. It is set no more.
+inline PyObject* take_error() {
+#if PY_VERSION_HEX >= 0x030C0000
+  return PyErr_GetRaisedException();
+#else
+  PyObject* type = nullptr;
+  PyObject* error = nullptr;
+  PyObject* traceback = nullptr;
+  stops_at_exit([&] {
+    PyErr_Fetch(&type, &error, &traceback);
+    PyErr_NormalizeException(&type, &error, &traceback);
+    if (traceback != nullptr) PyException_SetTraceback(error, traceback);
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+  });
+  return error;
+#endif
+}
+
 inline PyObject* attribute(PyObject* object, PyObject* name) {
   return stops_at_exit([=] { return PyObject_GetAttr(object, name); });
 }

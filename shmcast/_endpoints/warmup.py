@@ -14,17 +14,21 @@ import operator
 import weakref
 from collections.abc import Callable
 from types import MethodType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from shmcast import _core
 from shmcast._codecs.base import Codec
 from shmcast._codecs.object_codec import core_coder
 from shmcast.errors import InvalidArgument
 
-_SLOT_BYTES = 64 * 1024
+SLOTS, SLOT_BYTES = 2, 64 * 1024  # of a private ring
+NONCE = bytes(16)  # and what its two ends know it by
 _SAMPLE_BYTES = 8192
 _ROUNDS_PER_SAMPLE = 16
 _ENTRY_BYTES = 8  # of the frame table
+
+_Self = TypeVar("_Self", bound="Warmup")
+_Writer = TypeVar("_Writer", bound=_core.RingWriter)
 
 
 def _stand_in(real: object, **attributes: object) -> Any:
@@ -72,6 +76,7 @@ class Warmup:
         self._coder = core_coder(codec)  # which encodes and decodes what was sent last
         self.sends: Callable[[Any, float], object] | None = None
         self.receives: Callable[[float, bool], object] | None = None
+        self._writer: _core.RingWriter
         self._sender: Any = None
         self._receiver: Any = None
         self._real: list[tuple[weakref.ref[object], Callable[[object], object]]] = []
@@ -178,15 +183,7 @@ class Warmup:
             self._take(self._codec.sample())  # type: ignore[attr-defined]
 
     def _make_ring(self) -> None:
-        geometry = _core.Geometry(1, 2, _SLOT_BYTES, 0)
-        memory = mmap.mmap(-1, geometry.segment_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        nonce = bytes(16)
-        ring = (memory, geometry, nonce)
-        park, who = _core.WaitPolicy.park(), _core.Identity(0, 0)
-        self._writer = _core.RingWriter(*ring, park, _no_quota, None, who, None)
-        self._reader = _core.RingReader(
-            *ring, 0, park, _no_quota, None, None, who, _core.VACANT, None
-        )
+        self._make_ends(_core.RingWriter, _core.Geometry(1, SLOTS, SLOT_BYTES, 0))
         if self._coder is None:
             return
         coder = self._coder
@@ -198,8 +195,19 @@ class Warmup:
             inbox = _core.ObjectInbox(reader, reader.keep, self._decode, coder, is_practice=True)
             _give(self._receiver, _messages=reader, _inbox=inbox)
 
+    def _make_ends(self, kind: type[_Writer], shape: _core.Geometry) -> tuple[mmap.mmap, _Writer]:
+        """Make both ends of a ring in memory of its own; return this, and the writer."""
+        memory = mmap.mmap(-1, shape.segment_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        ring = (memory, shape, NONCE)
+        park, who = _core.WaitPolicy.park(), _core.Identity(0, 0)
+        self._writer = writer = kind(*ring, park, no_quota, None, who, None)
+        self._reader = _core.RingReader(
+            *ring, 0, park, no_quota, None, None, who, _core.VACANT, None
+        )
+        return memory, writer
+
     @classmethod
-    def with_sample_of(cls, codec: Codec, label: str) -> Warmup | None:
+    def with_sample_of(cls: type[_Self], codec: Codec, label: str) -> _Self | None:
         """Make one for a codec; None: the codec has no `sample()`.
 
         Raises:
@@ -275,5 +283,6 @@ class _Nowhere:
             del error
 
 
-def _no_quota() -> float:
+def no_quota() -> float:
+    """Return the CPUs that a group of processes may use: all there are."""
     return math.inf

@@ -37,7 +37,10 @@ class Answers(Protocol):
     def __getitem__(self, call: tuple[float | None, Copy, EllipsisType], /) -> list[Reply]: ...
 
     def keep(self, whom: Whom, received: Any, /) -> None:
-        """Take back what was received of `whom`; the next call of these members has it again."""
+        """Take back what was received of `whom`; the next call of these members has it again.
+
+        In place of a reply's frames it may be `Decoded`, so that a call may find that, too.
+        """
 
     def discard(self, member: int, /) -> Reply:
         """Forget the reply of a member that was taken back last, and return it."""

@@ -19,6 +19,7 @@ from shmcast._endpoints.writer import Writer
 from shmcast._hub.handle import HubHandle
 from shmcast._hub.hub_end import HubEnd
 from shmcast._hub.reply_receiver import ReplyReceiver
+from shmcast._hub.reply_warmup import ReplyWarmup
 from shmcast.errors import PeerDied
 
 DEFAULT_REPLY_SLOTS = 16
@@ -204,7 +205,8 @@ class Hub(ReplyReceiver, Writer):
     ) -> None:
         """Make the end, with the operator's choices before the program's, and stand on it."""
         codecs = both_ways(settings.codec(codec), label)
-        sending, receiving = (Warmup.with_sample_of(codec, label) for codec in codecs)
+        sending = Warmup.with_sample_of(codecs[0], label)
+        receiving = ReplyWarmup.with_sample_of(codecs[1], label)
         end = make_end(
             members,
             slots=settings.count(settings.SLOTS, slots),

@@ -190,19 +190,9 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
         self._note_time_out(error)
         self._raise(error, _action(whom), timeout)
 
-    def receive_in_part(self, whom: Whom, timeout: float | None, copy: object) -> Any:
-        """Receive where `copy` is no bool, for which `answers` has no room: replies are copies.
-
-        Raises:
-            InvalidArgument: `copy` is nothing that there is.
-            ShmcastError: what `Hub.recv` raises.
-        """
+    def check_copy(self, copy: object, whom: Whom) -> None:
+        """Raise InvalidArgument if `copy`, which is no bool, is nothing else that there is."""
         copied_kind(copy, f"{self.label}: {_action(whom)}")
-        answers: Any = self.answers  # (its stub tells what is found of each kind of `whom`)
-        try:
-            return answers[timeout, True, whom]
-        except Exception as error:
-            self.not_received(error, whom, timeout)
 
     def not_decoded(self, index: int, error: BaseException) -> NoReturn:
         """Raise what it means that the reply of a member, which was kept, was not made an object.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from shmcast._codecs.base import Codec, Received
+from shmcast import _core
+from shmcast._codecs.base import Codec
+from shmcast._codecs.object_codec import core_coder
 from shmcast._endpoints import tracing
 from shmcast._endpoints.copying import Copy, copied_kind
 from shmcast._endpoints.long_waits import AS_MADE, AsMade, WarnAfter
-from shmcast._hub.answers import Whom
+from shmcast._endpoints.objects import was_caught_in
+from shmcast._hub.answers import Reply, Whom
 from shmcast._hub.hub_end import HubEnd
 
 
@@ -23,11 +26,20 @@ class ReplyReceiver:
     _end: HubEnd
 
     def __init__(self, end: HubEnd, codec: Codec) -> None:
-        # Bound once: in a decode loop every look-up on the way is a cache miss.
+        # Bound once, for who needs the frames.
         tracer = tracing.chosen()
         self._replies = end.answers if tracer is None else end.traced_replies(tracer)
         self._keep = end.answers.keep
         self._decode = tracing.call(tracer, tracing.DECODE, codec.decode)
+        # In the core: in a decode loop every step on the way is a cache miss.
+        self._inbox = _core.ReplyInbox(
+            self._replies,
+            self._keep,
+            end.death_of,
+            end.not_decoded,
+            self._decode,
+            core_coder(codec) if tracer is None else None,
+        )
 
     def recv(
         self,
@@ -65,18 +77,10 @@ class ReplyReceiver:
         if type(index) is not int:
             index = self._end.check_index(index)
         try:
-            frames = self._replies[timeout, copy, index]
-        except Exception as error:
-            if isinstance(copy, bool):
-                self._end.not_received(error, index, timeout)
-            frames = self._end.receive_in_part(index, timeout, copy)
-        if frames is None:
-            raise self._end.death_of(index)
-        try:
-            return self._decode(frames)
+            return self._inbox[timeout, copy, index]  # (no call, see `FrameReader.messages`)
         except BaseException as error:
-            self._keep(index, frames)  # first of all: nothing can come between, not even a signal
-            self._end.not_decoded(index, error)
+            self._not_received(error, index, timeout, copy)
+        return ReplyReceiver.recv(self, index, timeout)
 
     def recv_any(
         self,
@@ -105,16 +109,11 @@ class ReplyReceiver:
             with self._end.warning_of_replies_after(warn_after):
                 return ReplyReceiver.recv_any(self, timeout, copy)
         try:
-            index, frames = self._replies[timeout, copy, None]
-        except Exception as error:
-            if isinstance(copy, bool):
-                self._end.not_received(error, None, timeout)
-            index, frames = self._end.receive_in_part(None, timeout, copy)
-        try:
-            return index, self._end.death_of(index) if frames is None else self._decode(frames)
+            received: tuple[int, Any] = self._inbox[timeout, copy, None]
+            return received
         except BaseException as error:
-            self._keep(index, frames)
-            self._end.not_decoded(index, error)
+            self._not_received(error, None, timeout, copy)
+        return ReplyReceiver.recv_any(self, timeout)
 
     def recv_all(
         self,
@@ -148,18 +147,27 @@ class ReplyReceiver:
             with self._end.warning_of_replies_after(warn_after):
                 return ReplyReceiver.recv_all(self, timeout, copy)
         try:
-            received = self._replies[timeout, copy, ...]
-        except Exception as error:
-            if isinstance(copy, bool):
-                self._end.not_received(error, ..., timeout)
-            received = self._end.receive_in_part(..., timeout, copy)
-        replies: list[Any] = []
-        try:
-            self._decode_all(received, replies)
-            return replies
+            received: list[Any] = self._inbox[timeout, copy, ...]
+            return received
         except BaseException as error:
-            self._keep(..., received)
-            self._end.not_decoded(len(replies), error)
+            self._not_received(error, ..., timeout, copy)
+        return ReplyReceiver.recv_all(self, timeout)
+
+    def _not_received(
+        self, error: BaseException, whom: Whom, timeout: float | None, copy: object
+    ) -> None:
+        """Raise what an error of a call means; return if `copy` is a kind: replies are copies."""
+        try:
+            if was_caught_in(_core.DECODING, error):  # its meaning is told
+                raise error
+            if not isinstance(copy, bool) and isinstance(error, TypeError):
+                self._end.check_copy(copy, whom)
+                return
+            if isinstance(error, Exception):
+                self._end.not_received(error, whom, timeout)
+            raise error
+        finally:
+            del error  # in a cycle, it would hold what its traceback knows until it is collected
 
     async def recv_async(
         self,
@@ -189,9 +197,9 @@ class ReplyReceiver:
         if frames is None:
             raise self._end.death_of(index)
         try:
-            return self._decode(frames)
+            return self._object_of(index, frames)
         except BaseException as error:
-            self._keep(index, frames)
+            self._keep(index, frames)  # first of all: nothing can come between, not even a signal
             self._end.not_decoded(index, error)
 
     async def recv_any_async(
@@ -216,7 +224,7 @@ class ReplyReceiver:
         """
         index, frames = await self._received(None, timeout, copy, warn_after)
         try:
-            return index, self._end.death_of(index) if frames is None else self._decode(frames)
+            return index, self._object_of(index, frames)
         except BaseException as error:
             self._keep(index, frames)
             self._end.not_decoded(index, error)
@@ -244,7 +252,8 @@ class ReplyReceiver:
         received = await self._received(..., timeout, copy, warn_after)
         replies: list[Any] = []
         try:
-            self._decode_all(received, replies)
+            for index, frames in enumerate(received):
+                replies.append(self._object_of(index, frames))
             return replies
         except BaseException as error:
             self._keep(..., received)
@@ -271,10 +280,8 @@ class ReplyReceiver:
             raise
         return received
 
-    def _decode_all(self, received: list[list[Received] | None], replies: list[Any]) -> None:
-        """Put the objects of replies, or the deaths in their places, behind those in `replies`."""
-        for frames in received:
-            if frames is None:
-                replies.append(self._end.death_of(len(replies)))
-            else:
-                replies.append(self._decode(frames))
+    def _object_of(self, index: int, frames: Reply | _core.Decoded) -> Any:
+        """Return what stands for a member's reply: its object, or the error of a death."""
+        if frames is None:
+            return self._end.death_of(index)
+        return frames.object if isinstance(frames, _core.Decoded) else self._decode(frames)
