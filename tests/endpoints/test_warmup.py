@@ -16,14 +16,19 @@ import numpy as np
 import pytest
 
 import shmcast
-from shmcast import ObjectCodec, PickleCodec, Reader, WaitPolicy, Writer
+from shmcast import Hub, Member, ObjectCodec, PickleCodec, Reader, WaitPolicy, Writer
 from shmcast._codecs.base import Frame
 from shmcast._endpoints import objects, warmup
 from shmcast._endpoints.copying import Copy
+from shmcast._hub import member, reply_warmup
 from tests.support.permissions import by_core
 
 ROUNDS = 40
 """More than a sample is used for."""
+
+
+MODULES = {module.__file__ for module in (warmup, objects, reply_warmup, member)}
+"""What practises, and what is practised."""
 
 
 class Boom(BaseException):
@@ -38,7 +43,7 @@ class _Interrupter:
         self._error = error
 
     def __call__(self, frame: FrameType, event: str, _arg: object) -> Any:
-        if frame.f_code.co_filename not in (warmup.__file__, objects.__file__):
+        if frame.f_code.co_filename not in MODULES:
             return None
         if event == "line":
             self._left -= 1
@@ -95,6 +100,27 @@ def test_a_spinning_reader_may_be_interrupted_anywhere() -> None:
             warm_up()
         writer.send("real")
         assert reader.recv(10) == "real"
+
+
+@pytest.mark.parametrize("codec", [ObjectCodec, PickleCodec])
+def test_both_ends_of_a_hub_may_be_interrupted_anywhere(codec: Callable[[], shmcast.Codec]) -> None:
+    def warm_up() -> None:
+        with pytest.raises(shmcast.Timeout):
+            hub.recv_any(0.02)
+
+    with (
+        Hub(1, wait=WaitPolicy.spin(), codec=codec()) as hub,
+        Member(hub.handle, 0, codec=codec()) as replies,
+    ):
+        assert interruptions(replies.warm) > 5
+        for at in range(60):
+            is_interrupted(warm_up, at)
+        for _ in range(3):
+            warm_up()
+            hub.send("real")
+            replies.warm()
+            replies.reply([replies.recv(10)])
+            assert hub.recv_all(10) == [["real"]]
 
 
 class Slow(ObjectCodec):
@@ -212,11 +238,11 @@ def test_the_last_object_is_kept_once_warm_was_called_unless_it_is_large(no_gc: 
 
 
 def practised(call: Callable[[], object]) -> list[tuple[str, type]]:
-    """Return which functions of objects.py a call leads to, and of what class the object is."""
+    """Return which functions of these modules a call leads to, and of what class the object is."""
     found: list[tuple[str, type]] = []
 
     def look(frame: FrameType, event: str, _arg: object) -> None:
-        if event == "call" and frame.f_code.co_filename == objects.__file__:
+        if event == "call" and frame.f_code.co_filename in MODULES:
             found.append((frame.f_code.co_name, type(frame.f_locals.get("self"))))
 
     before = sys.gettrace()
@@ -267,6 +293,15 @@ def test_the_very_functions_of_send_and_recv_are_practised() -> None:
             assert found.count(("recv", Own)) > 2  # the call's own, and practice
             writer.send([1, 2])
             assert reader.recv(10) == ("own", [1, 2])
+
+
+def test_the_very_function_of_reply_is_practised() -> None:
+    with Hub(1) as hub, Member(hub.handle, 0) as replies:
+        for _ in range(2):
+            assert ("reply", Member) in practised(replies.warm)
+            hub.send([1, 2])
+            replies.reply(replies.recv(10))
+            assert hub.recv(0, 10) == [1, 2]
 
 
 def test_no_instance_is_made_of_a_class_that_would_notice() -> None:

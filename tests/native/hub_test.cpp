@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "check.hpp"
+#include "hub/next_replies.hpp"
 #include "hub/tail.hpp"
 #include "hub_ends.hpp"
 #include "layout.hpp"
@@ -55,11 +56,13 @@ void every_reply_arrives(const Run& run) {
   const Tail tail(messages, kReplies);
   CHECK(&messages.writer_gate() == &tail.bell().gate);
   std::vector<RingReader> readers;
+  NextReplies next(kMembers);
   for (std::uint32_t i = 0; i < kMembers; ++i) {
     const Segment ring = tail.format_ring(i, Segment::Nonce(kNonce), kWho);
     CHECK(&ring.readers_gate() == &tail.bell().gate);
     CHECK(take_seat(ring, 0, kWho));
     readers.emplace_back(ring, 0, kPark);
+    next.set(i, readers[i].awaited());
   }
   std::vector<std::thread> members;
   members_reply(run, memory, members);
@@ -68,24 +71,22 @@ void every_reply_arrives(const Run& run) {
   Waiter waiter(run.policy, figures);
   Yielding yielding;
   std::vector<std::uint64_t> received(kMembers);
-  const auto is_there = [&] {
-    return std::any_of(readers.begin(), readers.end(),
-                       [](const RingReader& reader) { return reader.awaited().is_there(); });
-  };
+  const auto is_there = [&] { return next.is_any_there(); };
   const auto all = [&] {
     return std::all_of(received.begin(), received.end(),
                        [&](std::uint64_t count) { return count == run.replies; });
   };
   while (!all()) {
     if (run.yields) yielding.until(kForever, is_there, kNoStop);
-    while (waiter.wait(Gate(tail.bell().gate), kForever, *readers[0].awaited().seq, Beat::yes,
-                       is_there, kNoStop) == Outcome::interrupted) {
+    while (waiter.wait(Gate(tail.bell().gate), kForever, next.watched(0), Beat::yes, is_there,
+                       kNoStop) == Outcome::interrupted) {
     }
     waiter.arrived(monotonic_ns());
     for (std::uint32_t i = 0; i < kMembers; ++i) {
-      if (!readers[i].awaited().is_there()) continue;
+      if (!next.is_there(i)) continue;
       Message reply;
       CHECK(receive(readers[i], reply) == Outcome::ready);
+      next.set(i, readers[i].awaited());
       CHECK(reply == make_message(i, received[i], kReplies.slot_capacity));
       ++received[i];
     }
