@@ -8,7 +8,8 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from types import FrameType
+from typing import NoReturn, cast
 
 import pytest
 
@@ -200,14 +201,22 @@ def test_a_process_that_may_not_be_looked_at_breaks_no_report(
 
 
 def test_a_time_limit_that_goes_off_in_a_report_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A handler of SIGALRM raises TimeoutError, which is an OSError, wherever the program is."""
+    """A handler that raises TimeoutError, which is an OSError, does so wherever the program is."""
 
-    def interrupt(_path: str) -> bytes:
+    def go_off(_signal: int, _frame: FrameType | None) -> NoReturn:
         raise TimeoutError
 
+    def interrupt(_path: str) -> bytes:
+        signal.raise_signal(signal.SIGUSR1)
+        return b""
+
     monkeypatch.setattr(_core, "read_file", interrupt)
-    with pytest.raises(TimeoutError):
-        Wait(60, [SlowPeer("rank 1", os.getpid())]).until(60)
+    before = signal.signal(signal.SIGUSR1, go_off)
+    try:
+        with pytest.raises(TimeoutError):
+            Wait(60, [SlowPeer("rank 1", os.getpid())]).until(60)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_the_stack_of_a_peer_is_told_below_it(
