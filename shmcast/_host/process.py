@@ -18,6 +18,7 @@ from shmcast import _core
 from shmcast._host import proc
 from shmcast._host.descriptors import above_stdio
 from shmcast._host.signals import pass_on
+from shmcast._host.stack_order import in_order
 
 UNKNOWN_START = 2**64 - 1
 """In place of a `start_time` that /proc doesn't tell."""
@@ -308,7 +309,7 @@ def stack_of(pid: int, timeout: float = 3.0) -> str:
         pass_on(error)
         return ""
     # Not what comes before the threads: a command line may hold what is not for logs.
-    return dump.partition("\n\n")[2]
+    return in_order(dump.partition("\n\n")[2])
 
 
 def py_spy() -> str | None:

@@ -22,6 +22,7 @@ from shmcast._host.descriptors import above_stdio
 from shmcast._host.epoll_thread import epoll_thread
 from shmcast._host.process import own_start_time, pid_namespace, start_time
 from shmcast._host.signals import pass_on
+from shmcast._host.stack_order import in_order
 
 if TYPE_CHECKING:
     from socket import socket
@@ -94,7 +95,8 @@ def _answer() -> None:
         with connection:
             connection.setblocking(False)
             if _peer_of(connection)[1] == os.geteuid():
-                connection.send("\n".join(_stacks()).encode(errors="replace")[:_MOST_BYTES])
+                told = in_order("\n".join(_stacks()))
+                connection.send(told.encode(errors="replace")[:_MOST_BYTES])
 
 
 def _peer_of(connection: socket) -> tuple[int, int]:

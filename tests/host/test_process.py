@@ -341,12 +341,12 @@ def test_without_py_spy_there_is_no_stack(py_spy: Path) -> None:
 
 def test_py_spy_is_asked_without_pausing_the_process(py_spy: Path) -> None:
     put(py_spy, 'echo; echo; echo "$@"')
-    assert stack_of(7) == "dump --nonblocking --pid 7\n"
+    assert stack_of(7) == "dump --nonblocking --pid 7"
 
 
 def test_the_stack_is_told_without_the_command_line(py_spy: Path) -> None:
     put(py_spy, "printf 'Process 7: serve --key x\\nPython v3\\n\\nThread 7\\n    f (x.py:1)\\n'")
-    assert stack_of(7) == "Thread 7\n    f (x.py:1)\n"
+    assert stack_of(7) == "Thread 7\n    f (x.py:1)"
 
 
 def test_py_spy_is_found_beside_python(py_spy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from shmcast._host.process import UNKNOWN_START, Pidfd, stack_of
+from shmcast._host.stack_order import in_order
 
 SIGNAL = signal.SIGRTMAX - 2
 """A signal that nobody else uses: the ones that Python programs like are taken in engines."""
@@ -52,7 +53,7 @@ def _by_signal(pid: int) -> str:
             _send(pid)
             _wait_until_written(file.fileno(), begin)
             file.seek(begin)
-            return file.read().decode(errors="replace")
+            return in_order(file.read().decode(errors="replace"))
     except OSError:  # it has ended, or is not ours to ask
         return ""
 
