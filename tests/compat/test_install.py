@@ -90,7 +90,7 @@ def test_the_engines_own_constructors_make_ours(own: ModuleType) -> None:
         assert type(make(None, 1 << 20, 10)) is engine_queue.MessageQueue
 
 
-@pytest.mark.parametrize("change", ["parameter", "method", "none", "field"])
+@pytest.mark.parametrize("change", ["parameter", "default", "method", "none", "field"])
 def test_a_queue_that_is_not_known_is_refused_in_one_warning(
     own: ModuleType, caplog: pytest.LogCaptureFixture, change: str
 ) -> None:
@@ -104,6 +104,9 @@ def test_a_queue_that_is_not_known_is_refused_in_one_warning(
     if change == "parameter":
         Changed.dequeue = lambda self, timeout=None, cancel=None, indefinite=False: None
         told = "dequeue(self, timeout, cancel, indefinite)"
+    elif change == "default":
+        Changed.enqueue = lambda self, obj, timeout=60: None
+        told = "(enqueue(timeout=60))"
     elif change == "method":
         Changed.peek = lambda self: None
         told = "peek(self)"
@@ -295,19 +298,33 @@ def test_a_method_that_is_not_known_leaves_all_as_it_is(
     ) in record.getMessage()
 
 
-def test_a_function_that_is_not_known_leaves_all_as_it_is(
-    own_functions: ModuleType, caplog: pytest.LogCaptureFixture
-) -> None:
-    def broadcast_pyobj(data: object, rank: int, device: object) -> None:
-        pass
+def _other_parameters(data: object, rank: int, device: object) -> None:
+    pass
 
+
+def _other_default(
+    data: object, rank: int, dist_group: object = None, src: int = 1, force_cpu_device: bool = True
+) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("broadcast_pyobj", "told"),
+    [(_other_parameters, "data, rank, device"), (_other_default, "src=1")],
+)
+def test_a_function_that_is_not_known_leaves_all_as_it_is(
+    own_functions: ModuleType,
+    caplog: pytest.LogCaptureFixture,
+    broadcast_pyobj: object,
+    told: str,
+) -> None:
     own_functions.broadcast_pyobj = broadcast_pyobj  # type: ignore[attr-defined]
     assert not sglang.install()
     assert own_functions.broadcast_pyobj is broadcast_pyobj
     assert own_functions.point_to_point_pyobj is engine_functions.own_point_to_point
     [record] = caplog.records
     assert "SGLang 0.99.0 has" in record.getMessage()
-    assert "(broadcast_pyobj(data, rank, device))" in record.getMessage()
+    assert f"(broadcast_pyobj({told}))" in record.getMessage()
 
 
 def test_sglangs_plugin_is_registered_and_asks_its_own_variable(

@@ -78,5 +78,18 @@ class Engine:
         return dict(bound.arguments)
 
 
+def other_defaults(name: str, theirs: Callable[..., Any], ours: Callable[..., Any]) -> list[str]:
+    """Return which defaults of an engine's function are not those of its stand-in, in words.
+
+    Of what kind its parameters are makes no difference: ours can be given by position and by name.
+    """
+    parameters = inspect.signature(ours).parameters
+    return [
+        f"{name}({their.name}={their.default!r})"
+        for their in inspect.signature(theirs).parameters.values()
+        if their.name in parameters and their.default != parameters[their.name].default
+    ]
+
+
 def _is_function(what: object) -> bool:
     return inspect.isfunction(what) or isinstance(what, staticmethod | classmethod)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from shmcast.compat._queues.interface import Engine, Interface, Parameters
+from shmcast.compat._queues.interface import Engine, Interface, Parameters, other_defaults
 
 Functions = dict[str, Callable[..., Any]]
 
@@ -167,7 +167,20 @@ class StandIn:
                 unknown.append(f"no {name}()")
             elif found != parameters:
                 unknown.append(f"{name}({', '.join(found)})")
-        return unknown
+        return unknown or self._other_defaults()
+
+    def _other_defaults(self) -> list[str]:
+        """Return which defaults are not those of what stands in, in words."""
+        from shmcast.compat._queues.ring_queue import RingQueue
+
+        own = self._own[0]
+        methods = self.known.methods.keys() & vars(RingQueue).keys() - {"__init__"}  # (with theirs)
+        pairs = [(name, getattr(own, name), getattr(RingQueue, name)) for name in sorted(methods)]
+        pairs += [
+            (where.partition(":")[2], function, self.functions[where])
+            for where, function in self._own_functions.items()
+        ]
+        return [told for pair in pairs for told in other_defaults(*pair)]
 
 
 def _owner_and_name(where: str) -> tuple[Any, str]:
