@@ -83,6 +83,10 @@ def test_each_end_does_its_own_part_only(pair: tuple[Any, Any]) -> None:
         writer.dequeue()
     with pytest.raises(RuntimeError, match="Only writers can enqueue"):
         reader.enqueue(1)
+    with pytest.raises(RuntimeError, match="Only readers can acquire read"), writer.acquire_read():
+        pass
+    with pytest.raises(RuntimeError, match="Only writers can acquire"), reader.acquire_write():
+        pass
 
 
 def test_shutdown_ends_a_wait_in_another_thread(pair: tuple[Any, Any]) -> None:

@@ -277,7 +277,13 @@ class RingQueue:
 
         Yields:
             `max_chunk_bytes` of zeros.
+
+        Raises:
+            RuntimeError: this is a reader's end.
+            Exception: what `enqueue` raises.
         """
+        if self._writer is None:
+            raise RuntimeError("Only writers can acquire write")
         data = bytearray(self._block_bytes)
         yield memoryview(data)
         self.enqueue(Block(data), timeout)
@@ -296,8 +302,12 @@ class RingQueue:
             It.
 
         Raises:
-            RuntimeError: the next message was sent by `enqueue`. It is consumed.
+            RuntimeError: the next message was sent by `enqueue`. It is consumed. Or this is a
+                writer's end.
+            Exception: what else `dequeue` raises.
         """
+        if self._receive is None:
+            raise RuntimeError("Only readers can acquire read")
         block = self.dequeue(timeout, indefinite)
         if not isinstance(block, Block):
             raise RuntimeError(f"the next message is a {type(block).__qualname__}: call dequeue()")
