@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from shmcast._host import first_word
 from shmcast._host.process import pid_namespace, state_of
+from shmcast._host.signals import pass_on
 from shmcast.compat._queues.stacks import python_stack
 
 _DEAF = ("stopped", "zombie")  # writes no stacks, and py-spy would wait for it
@@ -32,7 +33,8 @@ class Process(NamedTuple):
         name = multiprocessing.current_process().name
         try:
             word = first_word.offer()
-        except OSError:  # out of descriptors, say: its pidfd tells, only later
+        except OSError as error:  # out of descriptors, say: its pidfd tells, only later
+            pass_on(error)
             word = -1
         return cls(name, os.getpid(), pid_namespace(), word)
 
@@ -55,7 +57,8 @@ def _lines(process: Process) -> list[str]:
         return [f"{who}: in another pid namespace"]
     try:
         state = state_of(process.pid)
-    except OSError:
+    except OSError as error:
+        pass_on(error)
         return [f"{who}: hidden by /proc"]
     if state is None:
         return [f"{who}: has ended"]
@@ -72,6 +75,7 @@ def _kernel_function(pid: int) -> str:
     """Return in which function of the kernel a process waits; "" where it doesn't or can't tell."""
     try:
         name = Path(f"/proc/{pid}/wchan").read_text()
-    except OSError:
+    except OSError as error:
+        pass_on(error)
         return ""
     return "" if name == "0" else name

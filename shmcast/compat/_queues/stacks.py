@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from shmcast._host.process import UNKNOWN_START, Pidfd, stack_of
+from shmcast._host.signals import pass_on
 from shmcast._host.stack_order import in_order
 
 SIGNAL = signal.SIGRTMAX - 2
@@ -54,7 +55,8 @@ def _by_signal(pid: int) -> str:
             _wait_until_written(file.fileno(), begin)
             file.seek(begin)
             return in_order(file.read().decode(errors="replace"))
-    except OSError:  # it has ended, or is not ours to ask
+    except OSError as error:  # it has ended, or is not ours to ask
+        pass_on(error)
         return ""
 
 
