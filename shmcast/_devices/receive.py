@@ -15,7 +15,7 @@ from shmcast._devices.codec import DeviceCodec, DevicePickleCodec
 from shmcast._devices.inert import RunsCode, unpickle_inert
 from shmcast._devices.manifest import Manifest, TensorSpec, restore_autograd
 from shmcast._devices.out import copy_pairs, match_out
-from shmcast._devices.work import Work
+from shmcast._devices.work import Work, finished
 from shmcast.errors import DecodeError, InvalidArgument, ShmcastError
 
 
@@ -25,7 +25,7 @@ def receive_into(label: str, obj: Any, out: Any) -> Work:
     Its `wait` raises InvalidArgument if the object does not match `out`.
     """
     if out is None:
-        return Work.done(obj)
+        return finished(obj)
 
     def copy() -> Any:
         try:

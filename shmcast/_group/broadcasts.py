@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, overload
 
-from shmcast._devices.work import Work
+from shmcast._devices.work import Work, finished
 from shmcast._endpoints.copying import Copy
 from shmcast._group.communicator import Communicator
 from shmcast.errors import InvalidArgument, WrongRole
@@ -141,7 +141,7 @@ class Broadcasts(Communicator):
             work = self._send(d, timeout)
             if work is not None:
                 return work if async_op else work.wait()
-            return Work.done(d) if async_op else d
+            return finished(d) if async_op else d
         if out is None and not async_op:
             return self._recv(timeout, copy)
         work = self._begin_recv(timeout, copy, out)

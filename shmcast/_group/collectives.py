@@ -167,7 +167,7 @@ class Collectives:
         company = self._company
         deadline = Deadline.after(check_timeout(timeout, company.label, name))
         company.check_open()
-        company.begin_to_wait()
+        company.begin_to_wait(name)
         # No signal is handled, and the GIL is not let go, between a look and a note of it. (Without
         # a GIL, two threads may come this far: the ends refuse the second.)
         if self._is_called:

@@ -142,7 +142,7 @@ class Communicator:
             The work. Its `wait` returns None when the object is sent, which need not be waited for.
             It raises Timeout where there was no room in time: the receiver gets nothing of it. It
             also raises PeerDied, NodeLost, Closed (the receiver has closed, or this broadcaster
-            is) and Interrupted (only the wait is ended).
+            is) and Interrupted (only the wait is ended: the next `wait` goes on).
 
         Raises:
             InvalidArgument: `dst` is no other rank of the group; or see `gather_object`.
@@ -176,10 +176,10 @@ class Communicator:
             timeout: seconds from now on, None for ever.
 
         Returns:
-            The work, whose `wait` returns the object. It raises Timeout and Interrupted (the object
-            is for the next call then), PeerDied, NodeLost, DecodeError, and Closed: the sender has
-            closed and all was received, or this broadcaster is closed. Also where the two have
-            never spoken before.
+            The work, whose `wait` returns the object. It raises Timeout (the object is for the next
+            call then), Interrupted (it is still for this work: the next `wait` goes on), PeerDied,
+            NodeLost, DecodeError, and Closed: the sender has closed and all was received, or this
+            broadcaster is closed. Also where the two have never spoken before.
 
         Raises:
             InvalidArgument: `src` is no other rank of the group.
@@ -190,6 +190,8 @@ class Communicator:
 
     def recv_object(self, src: int, timeout: float | None = None) -> Any:
         """Receive an object from another rank: `irecv_object`, and wait for it.
+
+        Whatever ends this without an object, that is for the next call.
 
         Raises:
             ShmcastError: what `irecv_object` and its work raise.

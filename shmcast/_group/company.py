@@ -53,7 +53,7 @@ class Company:
     """How ranks have died that are dropped, as far as collectives have found it."""
     _interrupts: int = 0
     _calls: threading.local = field(default_factory=threading.local)
-    """Of each thread, how many interrupts there had been when its last call began to wait."""
+    """Of each thread: its last call, and how many interrupts there had been when it began."""
 
     @property
     def me(self) -> int:
@@ -78,12 +78,15 @@ class Company:
         """Return how errors name some ranks."""
         return " and ".join(map(self.name, ranks)) or "nobody"
 
-    def begin_to_wait(self) -> None:
+    def begin_to_wait(self, action: str) -> None:
         """Note that a call begins, which may `check` while it waits: earlier interrupts are past.
 
         To be called before `interrupt` can know of the call.
+
+        Args:
+            action: how errors name it.
         """
-        self._calls.interrupts = self._interrupts
+        self._calls.action, self._calls.interrupts = action, self._interrupts
 
     def interrupt(self) -> None:
         """End all calls that have begun to wait and look up now and then, whatever thread's."""
@@ -101,8 +104,10 @@ class Company:
         """
         self.check_open()
         if getattr(self._calls, "interrupts", self._interrupts) != self._interrupts:
-            self.begin_to_wait()
-            raise Interrupted(f"{self.label}: the call was ended by interrupt(); call again")
+            self._calls.interrupts = self._interrupts
+            raise Interrupted(
+                f"{self.label}: {self._calls.action} was ended by interrupt(); call again"
+            )
         self.look(awaited)
 
     def look(self, awaited: Collection[int] = ()) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shmcast._codecs.base import Codec
-from shmcast._devices.work import Work
+from shmcast._devices.work import Work, finished
 from shmcast._endpoints.copying import Copy
 from shmcast._endpoints.dependencies import needing_torch
 from shmcast._endpoints.frame_reader import FrameReader
@@ -212,7 +212,7 @@ def _begin_plain(
 ) -> Work:
     """Receive an object into `out`, with a codec that knows no device tensors."""
     if out is None:
-        return Work.done(recv(timeout, copy))
+        return finished(recv(timeout, copy))
     with needing_torch(f"{label}: broadcast_tensor_dict(out=)"):
         from shmcast._devices.receive import receive_into
 

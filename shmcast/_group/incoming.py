@@ -19,9 +19,14 @@ from shmcast.errors import Closed, DecodeError, Interrupted, PeerDied, ShmcastEr
 
 
 class _Receipt:
-    """An object that is to be received."""
+    """An object that is to be received.
 
-    def __init__(self) -> None:
+    Args:
+        is_of_work: it can be waited for again, until it is received or its end is known.
+    """
+
+    def __init__(self, is_of_work: bool) -> None:
+        self.is_of_work = is_of_work
         self.obj: Any = None
         self.error: ShmcastError | None = None
         self.is_over = False
@@ -56,7 +61,7 @@ class Incoming:
 
     def begin(self, deadline: Deadline, action: str, finish: Callable[[Any], Any]) -> Work:
         """Receive the next object, when the work is waited for."""
-        receipt = _Receipt()
+        receipt = _Receipt(is_of_work=True)
         work = Work(lambda: finish(self._object_for(receipt, deadline, action)))
         try:
             self._pending.append(receipt)
@@ -67,7 +72,7 @@ class Incoming:
 
     def receive(self, deadline: Deadline, action: str, finish: Callable[[Any], Any]) -> Any:
         """Receive the next object, which nobody gets otherwise: also if a signal ends this."""
-        receipt = _Receipt()
+        receipt = _Receipt(is_of_work=False)
         try:
             self._pending.append(receipt)
             return finish(self._object_for(receipt, deadline, action))
@@ -80,8 +85,16 @@ class Incoming:
     def _object_for(self, receipt: _Receipt, deadline: Deadline, action: str) -> Any:
         try:
             self._wait(receipt, deadline, action)
-        except BaseException:
-            self._withdraw(receipt)
+        except Interrupted:
+            if not receipt.is_of_work:
+                self._withdraw(receipt)
+            again = "wait() again, for the same object" if receipt.is_of_work else "call again"
+            raise Interrupted(
+                f"{self._company.label}: {action} was ended by interrupt(); {again}"
+            ) from None
+        except BaseException as error:
+            if not receipt.is_of_work or isinstance(error, ShmcastError):
+                self._withdraw(receipt)
             with self._company.telling_causes():
                 raise
         if receipt.error is not None:
@@ -96,10 +109,10 @@ class Incoming:
                 receipt.is_withdrawn = True
 
     def _wait(self, receipt: _Receipt, deadline: Deadline, action: str) -> None:
-        if receipt.is_withdrawn:  # a signal has ended an earlier wait
+        if receipt.is_withdrawn:  # (a signal came after that)
             receipt.is_withdrawn = False
             self._pending.append(receipt)
-        self._company.begin_to_wait()
+        self._company.begin_to_wait(action)
         try:
             with self._lock:
                 if self._receiver is None:
@@ -128,10 +141,9 @@ class Incoming:
                     self._withdraw(receipt)  # (before another thread can give it anything)
                     raise self._timed_out(deadline, action)
                 if self._interrupts and not receipt.is_over:
-                    self._withdraw(receipt)
-                    raise Interrupted(
-                        f"{self._company.label}: {action} was ended by interrupt(); call again"
-                    )
+                    if not receipt.is_of_work:
+                        self._withdraw(receipt)
+                    raise Interrupted
             finally:
                 self._waiting -= 1
                 self._interrupts = min(self._interrupts, self._waiting)

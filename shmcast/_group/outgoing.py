@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
 import threading
 import time
 from collections import deque
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from shmcast._codecs.base import Codec
-from shmcast._devices.work import Work
+from shmcast._devices.work import Work, finished
 from shmcast._endpoints import tracing
 from shmcast._endpoints.objects import refused, unsendable
 from shmcast._group.channel_ends import open_sink, warn_of_losses
@@ -95,7 +96,7 @@ class Outgoing:
                     raise self._error.with_traceback(None)
             try:
                 if not self._queue and self._offer(frames):
-                    return Work.done(None)
+                    return finished(None)
             except (TypeError, BufferError) as error:
                 raise self._unsendable(error) from error
             # Whoever has given the object may change it from now on, and the codec its buffers.
@@ -146,8 +147,9 @@ class Outgoing:
         if not wait_for(self._changed, is_to_end, sending.deadline.left()):
             if sending.is_kept:
                 return
-            if sending is not self._queue[0]:  # which the thread has taken
-                self._queue.remove(sending)
+            if not self._queue or sending is not self._queue[0]:  # which the thread has taken
+                with contextlib.suppress(ValueError):  # (a signal may have come after that)
+                    self._queue.remove(sending)
                 raise self._timed_out(sending)
             wait_for(self._changed, is_to_end)
         if not (sending.is_over or sending.is_kept):
