@@ -79,6 +79,12 @@ def integer(value: object) -> int | None:
         return None
 
 
+def check_callable(name: str, value: object, label: str) -> None:
+    """Raise InvalidArgument if `value`, which the caller calls `name`, can't be called."""
+    if not callable(value):
+        raise InvalidArgument(f"{label}: {name}={value!r} must be callable")
+
+
 def check_seconds(name: str, value: float | None, label: str) -> float | None:
     """Return a duration as a float; inf where no float is as large, None for None.
 

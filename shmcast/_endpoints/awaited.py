@@ -42,7 +42,7 @@ class AwaitedReceiver(ObjectReceiver):
         source = self._source
         kind = None if isinstance(copy, bool) else copied_kind(copy, f"{source.label}: recv_async")
         try:
-            looking = await source.awaiting.begin(timeout, warn_after)
+            looking = await source.awaiting.begin("recv_async", timeout, warn_after)
             while (frames := self._messages[copy is True]) is ...:
                 await looking.again()
         except Exception as error:

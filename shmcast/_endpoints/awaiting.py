@@ -21,6 +21,7 @@ from shmcast._endpoints.long_waits import AS_MADE, AsMade, LongWaits, WarnAfter
 from shmcast._endpoints.loops import Loop, running, running_key
 from shmcast._host.process import pid_namespace
 from shmcast._host.system_errors import explained
+from shmcast.errors import ConcurrentUse
 
 if TYPE_CHECKING:
     from shmcast._endpoints.slow_peers import Wait
@@ -76,22 +77,29 @@ class Awaiting:
         self._stand_in: threading.Thread | None = None
         self._is_polled = False
 
-    async def begin(self, timeout: float | None, warn_after: WarnAfter = AS_MADE) -> Looking:
+    async def begin(
+        self, action: str, timeout: float | None, warn_after: WarnAfter = AS_MADE
+    ) -> Looking:
         """Begin to wait in the running loop; look before each wait, and once before the first.
+
+        Args:
+            action: what waits, as errors name it.
+            timeout: seconds, None for ever.
+            warn_after: seconds until the log tells who is slow.
 
         Raises:
             InvalidArgument: `timeout` or `warn_after` is no number of seconds.
             RuntimeError: no loop runs.
             _core.EndpointClosed: the end is closed.
-            _core.ConcurrentUse: tasks of another loop wait.
+            ConcurrentUse: tasks of another loop wait.
         """
-        seconds = check_timeout(timeout, self._label, "recv_async")
+        seconds = check_timeout(timeout, self._label, action)
         waits = self.waits.long_waits
         if not isinstance(warn_after, AsMade):
             waits = waits.awaited(warn_after)
-        loop = self.enter()
+        loop = self.enter(action)
         await loop.enter()
-        return Looking(loop, seconds, self, waits)
+        return Looking(loop, action, seconds, self, waits)
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when a call that has found nothing may find some."""
@@ -114,13 +122,16 @@ class Awaiting:
         else:
             loop.leave(self._core.close_pipe)
 
-    def enter(self) -> Loop:
+    def enter(self, action: str) -> Loop:
         """Return the running loop, which is the one that is woken from now on.
+
+        Args:
+            action: what is to wait there, as errors name it.
 
         Raises:
             RuntimeError: no loop runs.
             _core.EndpointClosed: the end is closed.
-            _core.ConcurrentUse: tasks of another loop wait.
+            ConcurrentUse: tasks of another loop wait.
         """
         key = running_key()
         loop = self._loop
@@ -129,7 +140,10 @@ class Awaiting:
         with self._lock:
             before = self._loop
             if before is not None and before.is_in_use:
-                raise _core.ConcurrentUse
+                raise ConcurrentUse(
+                    f"{self._label}: {action} while tasks of another event loop wait here; let all "
+                    "tasks that await this endpoint run in one loop, or close that one first"
+                )
             fd = self._listen()
             self._interval = FIRST_INTERVAL
             self._loop = loop = running(self._core, fd, self._next_interval)
@@ -173,6 +187,7 @@ class Looking:
 
     Args:
         loop: where.
+        action: what waits, as errors name it.
         seconds: so long; None: for ever.
         awaiting: of the end.
         waits: tells of such calls.
@@ -185,10 +200,16 @@ class Looking:
     _report: LongWaits
 
     def __init__(
-        self, loop: Loop, seconds: float | None, awaiting: Awaiting, waits: LongWaits
+        self,
+        loop: Loop,
+        action: str,
+        seconds: float | None,
+        awaiting: Awaiting,
+        waits: LongWaits,
     ) -> None:
         # (Often that is all: a message is there.)
         self._loop = loop
+        self._action = action
         self._seconds = seconds
         self._awaiting = awaiting
         self._waits = waits
@@ -201,10 +222,10 @@ class Looking:
         Raises:
             _core.TimedOut: it is too late for that.
             _core.EndpointClosed: the end is closed.
-            _core.ConcurrentUse: another loop came between the look and this, and its tasks wait.
+            ConcurrentUse: another loop came between the look and this, and its tasks wait.
         """
         if not self._awaiting.is_woken(self._loop):
-            self._loop = self._awaiting.enter()
+            self._loop = self._awaiting.enter(self._action)
             return self._loop.enter()  # and look at once: what woke the other told it of this look
         now = time.monotonic()
         if self._began is None:

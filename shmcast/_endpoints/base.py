@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from shmcast._endpoints.frame_end import FrameEnd, is_orderly
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.waiting import WaitPolicy
+from shmcast._host.words import counted
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -128,8 +129,7 @@ class Endpoint:
         if not hasattr(self, "handle"):  # its constructor has failed; or it is for practice
             return object.__repr__(self)
         kind = type(self)
-        noun = self._end.reader_noun
-        readers = f"{self.handle.readers} {noun}{'' if self.handle.readers == 1 else 's'}"
+        readers = counted(self.handle.readers, self._end.reader_noun)
         return (
             f"<{kind.__module__}.{kind.__qualname__} {self._end.label!r}: {readers}, segment "
             f"{self.handle.name}{', closed' if self.closed else ''}>"

@@ -12,14 +12,14 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from shmcast import _core
-from shmcast._endpoints.arguments import check_seconds, check_switch_interval
+from shmcast._endpoints.arguments import check_callable, check_seconds, check_switch_interval
 from shmcast._endpoints.dependencies import needing_torch
 from shmcast._endpoints.ending import Ending
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.loans import address_of
 from shmcast._endpoints.long_waits import warning_after
 from shmcast._endpoints.peers import Watch
-from shmcast._endpoints.waiting import WaitPolicy, chosen_policy, core_policy
+from shmcast._endpoints.waiting import WaitPolicy, checked_policy, chosen_policy, core_policy
 from shmcast._host.cpus import CpuQuota
 from shmcast._host.switch_interval import shorten_switch_interval
 from shmcast.errors import (
@@ -170,7 +170,7 @@ class FrameEnd:
 
     def change_wait_policy(self, wait: WaitPolicy) -> None:
         """Wait by another policy from now on; see `Writer.change_wait_policy`."""
-        policy = chosen_policy(wait, self.label)
+        policy = chosen_policy(checked_policy(wait, self.label), self.label)
         for endpoint in self._waiting():
             try:
                 endpoint.set_policy(core_policy(policy))
@@ -197,12 +197,20 @@ class FrameEnd:
         """Do so for waits of the ring of messages only."""
         return warning_after(self._ring, self._watch.long_waits, seconds, self.label)
 
-    def _named_by(self, names: Callable[[int], str]) -> Callable[[int], str]:
+    def _named_by(self, argument: str, names: Callable[[int], str]) -> Callable[[int], str]:
         """Keep a callable of the user's, and return what calls it.
 
         The core and the finalizer have the watch, and the watch this: none of them must keep alive
         what a bound method or a closure reaches, which may be the owner of this very end.
+
+        Args:
+            argument: what the user calls it.
+            names: how errors name the member of an index.
+
+        Raises:
+            InvalidArgument: it can't be called.
         """
+        check_callable(argument, names, self.label)
         self._names = names
         me = weakref.ref(self)
 
@@ -337,7 +345,8 @@ class FrameEnd:
             case _core.EndpointClosed() if self._is_told_of_the_exit():
                 return SystemExit()  # ends a thread without a word
             case _core.TimedOut():
-                return Timeout(f"{who}: {action} timed out after {timeout} s{self._blocked_on()}")
+                why = self._blocked_on(action)
+                return Timeout(f"{who}: {action} timed out after {timeout} s{why}")
             case _core.EndpointClosed() if self._closed:
                 return Closed(f"{who}: {action} after close(); make a new endpoint")
             case _core.EndpointClosed():
@@ -374,8 +383,8 @@ class FrameEnd:
             f"{what}: the {self.writer_noun} has closed and all its messages were received"
         )
 
-    def _blocked_on(self) -> str:
-        """Say, behind a time-out's text, on whom the wait depends."""
+    def _blocked_on(self, _action: str) -> str:
+        """Say, behind the text that a call has timed out, on whom its wait depends."""
         return ""
 
 

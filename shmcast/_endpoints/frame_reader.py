@@ -81,7 +81,7 @@ class FrameReader(AwaitedEnd):
         if peer_label is None:
             peer_label = functools.partial(_default_label, handle.readers)
         with setting_up(label, self._ending):
-            names = self._named_by(peer_label)
+            names = self._named_by("peer_label", peer_label)
             self._watch = Watch(
                 index, label, names, handle.readers, handle.drops_dead, self.warn_after,
                 slots=handle.slots,

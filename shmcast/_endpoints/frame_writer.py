@@ -24,6 +24,7 @@ from shmcast._endpoints.waiting import WaitPolicy, core_policy
 from shmcast._host import shared_memory
 from shmcast._host.places import Places
 from shmcast._host.signals import add_note, is_interruption
+from shmcast._host.words import counted
 from shmcast.errors import Closed, InvalidArgument, PeerDied, ShmcastError, ShmcastWarning
 
 if TYPE_CHECKING:
@@ -77,8 +78,9 @@ class FrameWriter(FrameEnd):
             )
         if on_death is not None and not (callable(on_death) and on_reader_death == "drop"):
             raise InvalidArgument(
-                f"{label}: on_death={on_death!r} must be callable, and is for a writer that goes "
-                'on: pass on_reader_death="drop"; otherwise send() raises PeerDied'
+                f"{label}: on_death={on_death!r} must be callable, and is for a "
+                f'{self.writer_noun} that goes on: pass on_{self.reader_noun}_death="drop"; '
+                "otherwise send() raises PeerDied"
             )
         super().__init__(wait, label, warn_after, switch_interval)
         self._reader_label = reader_label
@@ -87,7 +89,7 @@ class FrameWriter(FrameEnd):
         self._files: list[shared_memory.SegmentFile] = []
         drops = on_reader_death == "drop"
         with setting_up(label, self._ending):
-            names = self._named_by(reader_label)
+            names = self._named_by(f"{self.reader_noun}_label", reader_label)
             self._watch = Watch(
                 readers, label, names, readers, drops, self.warn_after,
                 on_death=None if on_death is None else self._told_by(on_death),
@@ -343,9 +345,9 @@ class FrameWriter(FrameEnd):
             )
         return Closed(f"{what}: every {self.reader_noun} has closed, nobody is left to receive")
 
-    def _blocked_on(self) -> str:
+    def _blocked_on(self, _action: str) -> str:
         behind = [
-            f"{self._reader_label(reader)} is {lag} fragments behind"
+            f"{self._reader_label(reader)} is {counted(lag, 'fragment')} behind"
             for reader, lag in enumerate(self._ring.lags())
             if lag
         ]

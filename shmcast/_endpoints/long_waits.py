@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final
 
 from shmcast import _core
@@ -109,16 +110,22 @@ class LongWaits:
             self._report.end(seconds)
 
 
-@contextlib.contextmanager
 def warning_after(
     endpoint: _core.Endpoint, waits: LongWaits, seconds: float | None, label: str
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Let the long waits of an endpoint be told after so many seconds, in the block.
 
     Raises:
-        InvalidArgument: `seconds` is no number of seconds.
+        InvalidArgument: `seconds` is no number of seconds; now, not only in the block.
     """
-    before, after = waits.warn_after, check_seconds("warn_after", seconds, label)
+    return _warning_after(endpoint, waits, check_seconds("warn_after", seconds, label))
+
+
+@contextlib.contextmanager
+def _warning_after(
+    endpoint: _core.Endpoint, waits: LongWaits, after: float | None
+) -> Iterator[None]:
+    before = waits.warn_after
     try:
         waits.warn_after = after
         endpoint.set_patience(waits.patience)

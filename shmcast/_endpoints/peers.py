@@ -22,6 +22,7 @@ from shmcast._endpoints.watched import Watched
 from shmcast._host.places import Places
 from shmcast._host.process import Pidfd, pid_namespace
 from shmcast._host.signals import pass_on
+from shmcast._host.words import counted
 from shmcast.errors import PeerDied, ShmcastWarning
 
 if TYPE_CHECKING:
@@ -306,7 +307,7 @@ class Watch:
     def died(self, peer: _core.Peer, how: str) -> PeerDied:
         """Make the error for the end of a peer."""
         name = self._names(peer.index)
-        behind = f", {peer.behind} fragments behind" if peer.behind else ""
+        behind = f", {counted(peer.behind, 'fragment')} behind" if peer.behind else ""
         return PeerDied(
             f"{self._label}: {name} (pid {peer.pid}) has died{behind}: {how or 'unknown how'}",
             name,

@@ -13,6 +13,7 @@ from shmcast import _core
 from shmcast._host.log import is_on, tell
 from shmcast._host.process import State, stack_of, state_of
 from shmcast._host.signals import pass_on
+from shmcast._host.words import counted
 
 STACK_SECONDS = 0.9
 """For the stacks of all peers of a report together: the wait may be over in the meantime."""
@@ -65,12 +66,12 @@ def wait_of(
         action: how to call what waits; None: "send" or "recv".
     """
     *readers, writer = peers
-    behind = [(p, f"{p.behind} fragments behind") for p in readers if p.behind]
+    behind = [(p, f"{counted(p.behind, 'fragment')} behind") for p in readers if p.behind]
     if me == writer.index:
         if behind:
             return Wait(action or "send", "room", behind)
         vacant = [(p, "not attached") for p in peers if p.state == "vacant"]
-        return Wait("wait_ready", "readers", vacant)
+        return Wait("wait_ready", "all to attach", vacant)
     full = [(p, text) for p, text in behind if slots and p.behind >= slots and p.index != me]
     if full:
         return Wait(action or "recv", f"a message, as {writer_name} waits for room", full)
@@ -162,7 +163,7 @@ class SlownessReport:
             who.append(peer.behind)
         what = []
         if state is not None:
-            what = [state.name, f"{state.threads} thread{'' if state.threads == 1 else 's'}"]
+            what = [state.name, counted(state.threads, "thread")]
             if peer.pid in self._cpu_seconds:
                 used = state.cpu_seconds - self._cpu_seconds[peer.pid]
                 what.append(

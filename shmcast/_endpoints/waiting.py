@@ -96,13 +96,21 @@ def chosen_policy(wait: WaitPolicy | None, label: str) -> WaitPolicy:
         InvalidArgument: either is no policy.
     """
     override = WaitPolicy.from_environment()
-    wait = WaitPolicy.adaptive() if wait is None else wait
+    return override or checked_policy(WaitPolicy.adaptive() if wait is None else wait, label)
+
+
+def checked_policy(wait: object, label: str) -> WaitPolicy:
+    """Return a policy.
+
+    Raises:
+        InvalidArgument: it is none.
+    """
     if not isinstance(wait, WaitPolicy):
         raise InvalidArgument(
             f"{label}: wait={wait!r} is not a WaitPolicy; use WaitPolicy.adaptive(), .spin() "
             "or .semaphore()"
         )
-    return override or wait
+    return wait
 
 
 def core_policy(policy: WaitPolicy) -> _core.WaitPolicy:

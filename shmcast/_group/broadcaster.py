@@ -23,6 +23,7 @@ from shmcast._group.options import Options
 from shmcast._group.parties import parties_by
 from shmcast._group.rendezvous import Rendezvous
 from shmcast._group.single_rank import SingleRank
+from shmcast._host.words import counted
 from shmcast._nodes.topology import Node, Topology, host_name
 from shmcast.errors import PeerDied
 
@@ -350,10 +351,9 @@ class ShmBroadcaster(Broadcasts, Lender):
         if not hasattr(self, "topology"):  # its constructor has failed; or it is for practice
             return object.__repr__(self)
         role = "the source" if self.is_src else f"receives from rank {self.src}"
-        nodes = len(self.topology.nodes)
         return (
-            f"<{type(self).__module__}.{type(self).__qualname__} {self._label}: {role}, {nodes} "
-            f"node{'' if nodes == 1 else 's'}>"
+            f"<{type(self).__module__}.{type(self).__qualname__} {self._label}: {role}, "
+            f"{counted(len(self.topology.nodes), 'node')}>"
         )
 
     def __enter__(self) -> ShmBroadcaster:

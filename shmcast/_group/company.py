@@ -176,7 +176,10 @@ class Company:
             if self.failure is None and not isinstance(error, Closed):
                 self.failure = Failure.of(error, self.label)
             if not self.is_closed:
-                self.end.check_peers()
+                try:
+                    self.end.check_peers()
+                except (PeerDied, NodeLost) as cause:
+                    raise cause from None  # (the error that it has caused says no more)
             raise
 
     def check_open(self) -> None:

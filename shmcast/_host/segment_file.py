@@ -138,8 +138,8 @@ def _open(name: str, holder: tuple[int, int] | None, rejoin: bool) -> int:
     except PermissionError as error:
         raise SegmentMismatch(
             f"the segment {name} belongs to another user, or a policy closes it "
-            f"({os.strerror(error.errno or 0)}); readers must run as the writer's user, this "
-            f"process runs as uid {os.geteuid()}"
+            f"({os.strerror(error.errno or 0)}); who attaches must run as the user who has "
+            f"made it, this process runs as uid {os.geteuid()}"
         ) from None
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSYS):
@@ -164,20 +164,21 @@ def _open_of_holder(name: str, holder: tuple[int, int] | None, rejoin: bool) -> 
         except PermissionError as error:
             code = error.errno or code
             why = (
-                f". If process {holder[0]} is the writer, the kernel lets this process not in by "
-                f"its descriptor, {path} ({os.strerror(code)}): that needs the writer's user, its "
-                "user namespace and at least its capabilities, and a writer that has not changed "
-                "its user since it was started and may be dumped (ptrace(2), access mode "
-                "PTRACEMODE_READ_FSCREDS)"
+                f". If process {holder[0]} has made it, the kernel does not let this one in by its "
+                f"descriptor, {path} ({os.strerror(code)}): that needs the other's user, its user "
+                "namespace and at least its capabilities, and a process that has not changed its "
+                "user since it was started and may be dumped (ptrace(2), access mode "
+                "PTRACE_MODE_READ_FSCREDS)"
             )
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ESRCH, errno.ENOTDIR, errno.ENXIO):
                 raise explained(error, f"the segment {name}", "open") from error
     raise SegmentNotFound(
         code,
-        f"no shared-memory segment {name} on this host: its readers must run on the writer's "
-        "node and share its /dev/shm (containers: --ipc=host or --ipc=container:<id>), and "
-        f"attach while the writer lives and before all its readers are there{why}",
+        f"no shared-memory segment {name} on this host: who attaches must run on the node of "
+        "the process that made it and share its /dev/shm (containers: --ipc=host or "
+        "--ipc=container:<id>), and come while that lives and before all the others are "
+        f"there{why}",
     )
 
 

@@ -149,12 +149,12 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
     def _named_members(self, members: Sequence[int]) -> str:
         return " and ".join(map(self.member_name, members)) or "any member"
 
-    def check_index(self, index: Any) -> int:
+    def check_index(self, index: Any, action: str = "recv") -> int:
         """Return a member's index as an int; raise InvalidArgument for what is none.
 
         To the core, None is any member.
         """
-        return check_int("index", index, 0, self.members - 1, f"{self.label}: recv")
+        return check_int("index", index, 0, self.members - 1, f"{self.label}: {action}")
 
     def death_of(self, index: int) -> PeerDied:
         """Return how a member has died, whose replies end with that."""

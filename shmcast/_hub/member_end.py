@@ -13,6 +13,7 @@ from shmcast._endpoints.frame_writer import Outbox
 from shmcast._endpoints.waiting import core_policy
 from shmcast._host.places import Places
 from shmcast._host.signals import add_note, is_interruption
+from shmcast._host.words import counted
 from shmcast._hub.handle import HubHandle, replies_of
 from shmcast._hub.two_way_end import TwoWayEnd
 from shmcast.errors import Closed, NoMessage, ShmcastError
@@ -53,7 +54,7 @@ class MemberEnd(TwoWayEnd, FrameReader):
         from shmcast._endpoints.slow_peers import Wait  # rarely needed
 
         lag = self.replies.lags()[0]
-        return Wait("reply", "room", [(peers[-1], f"{lag} fragments behind")])
+        return Wait("reply", "room", [(peers[-1], f"{counted(lag, 'fragment')} behind")])
 
     def publish(self, frames: Sequence[Frame], timeout: float | None = None) -> None:
         """Publish a reply that answers no message; not for an end whose `outbox` is used.
@@ -107,12 +108,13 @@ class MemberEnd(TwoWayEnd, FrameReader):
             return Closed(f"{what}: the hub has closed, nobody is left to receive it")
         return super()._end_error(what)
 
-    def _blocked_on(self) -> str:
+    def _blocked_on(self, action: str) -> str:
         lag = self.replies.lags()[0]
         if not lag:
             return ""
+        what = ": no message has come, and" if action == "recv" else ":"
         return (
-            f": the hub has yet to receive {lag} fragments of earlier replies "
+            f"{what} the hub has yet to receive {counted(lag, 'fragment')} of earlier replies "
             f"(reply_slots={self.handle.reply_slots})"
         )
 

@@ -192,7 +192,7 @@ class ReplyReceiver:
             ShmcastError: what `recv` raises.
         """
         if type(index) is not int:
-            index = self._end.check_index(index)
+            index = self._end.check_index(index, "recv_async")
         frames = await self._received(index, timeout, copy, warn_after)
         if frames is None:
             raise self._end.death_of(index)
@@ -264,13 +264,18 @@ class ReplyReceiver:
     ) -> Any:
         """Await what a look of `whom` finds."""
         replies: Any = self._replies  # (its stub tells what is found of each kind of `whom`)
+        action = "recv_async"
+        if type(whom) is not int:
+            action = "recv_any_async" if whom is None else "recv_all_async"
         if not isinstance(copy, bool):
-            copied_kind(copy, f"{self._end.label}: recv_async")
+            copied_kind(copy, f"{self._end.label}: {action}")
         try:
-            looking = await self._end.awaiting.begin(timeout, warn_after)
+            looking = await self._end.awaiting.begin(action, timeout, warn_after)
             while (received := replies[True, whom]) is ...:
                 await looking.again()
         except Exception as error:
+            if type(whom) is int:
+                self._end.check_index(whom, action)
             self._end.not_received(error, whom, timeout)
         try:
             if looking.is_long:

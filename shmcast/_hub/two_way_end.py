@@ -125,15 +125,22 @@ class TwoWayEnd(FrameEnd):
         """End the calls that wait in other threads; see `Hub.interrupt` and `Member.interrupt`."""
         self.replies.interrupt()
 
-    @contextlib.contextmanager
-    def warning_after(self, seconds: float | None) -> Iterator[None]:
+    def warning_after(self, seconds: float | None) -> AbstractContextManager[None]:
         """Let long waits be told after so many seconds in the block, those of replies, too."""
-        with self.warning_of_messages_after(seconds), self.warning_of_replies_after(seconds):
-            yield
+        both = self.warning_of_messages_after(seconds), self.warning_of_replies_after(seconds)
+        return _together(*both)
 
     def warning_of_replies_after(self, seconds: float | None) -> AbstractContextManager[None]:
         """Let long waits of replies be told after so many seconds in the block."""
         return warning_after(self.replies, self._reply_watch.long_waits, seconds, self.label)
+
+
+@contextlib.contextmanager
+def _together(
+    first: AbstractContextManager[None], second: AbstractContextManager[None]
+) -> Iterator[None]:
+    with first, second:
+        yield
 
 
 def has_or_have(members: Sequence[int]) -> str:

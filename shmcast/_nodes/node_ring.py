@@ -175,7 +175,7 @@ class NodeReader(FrameReader):
         failure = self._page.read()
         return failure.error(what) if failure is not None else super()._end_error(what)
 
-    def _blocked_on(self) -> str:
+    def _blocked_on(self, _action: str) -> str:
         return f": nothing came from {self._waits_for}"
 
 

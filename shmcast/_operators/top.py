@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from shmcast._host.words import counted
 from shmcast._operators import output
 from shmcast._operators.formats import duration, rate
 from shmcast._operators.listing import nobody
@@ -75,8 +76,7 @@ def picture(found: Sequence[Rates], width: int, seconds: float, height: int | No
         texts = [Text(cells[name]) for name in shown]
         table.add_row(*texts, style="bold red" if row.is_stuck else "")
     stuck = sum(row.is_stuck for row in found)
-    plural = "" if len(found) == 1 else "s"
-    head = Text(f"shmcast: {len(found)} broadcaster{plural}, {stuck} stuck", style="bold")
+    head = Text(f"shmcast: {counted(len(found), 'broadcaster')}, {stuck} stuck", style="bold")
     head.append(f"   every {seconds:g} s", style="dim")
     lines = Text("\n").join([head, Text(_KEYS, style="dim"), Text()])
     lines.no_wrap, lines.overflow = True, "ellipsis"

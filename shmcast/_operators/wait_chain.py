@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from shmcast._host.words import counted
 from shmcast._operators.formats import duration
 from shmcast._operators.snapshot import NOT_ATTACHED, Member, Snapshot
 
@@ -122,7 +123,7 @@ class _Looks:
         """Return the chain of a writer that waits for room, or that holds messages back."""
         if self._now.is_between_two:
             kept = Link((self._writer,), "holds messages back")
-            late = Link(tuple(full), f"has not received {_fragments(full[0].lag)}")
+            late = Link(tuple(full), f"has not received {counted(full[0].lag, 'fragment')}")
             return (kept, late), full[0].is_stuck
         room = _wait([self._writer], "for room")
         return (*self._for_a_message(full), room, _last(full, ())), True
@@ -232,8 +233,4 @@ def _last(late: Sequence[Member], owing: Sequence[Member]) -> Link:
 def _behind(member: Member) -> str:
     if not member.lag:
         return "has received everything"
-    return f"is {_fragments(member.lag)} behind"
-
-
-def _fragments(count: int) -> str:
-    return f"{count} fragment{'' if count == 1 else 's'}"
+    return f"is {counted(member.lag, 'fragment')} behind"

@@ -304,7 +304,7 @@ def test_a_way_in_that_the_kernel_refuses_is_told_from_none(
         kind, code, said = alone.start(attach, confine, writer.handle, 0, rejoin).result()
         assert (kind, code) == ("SegmentNotFound", errno.EACCES)
         pid, fd = writer.handle.holder
-        assert f"If process {pid} is the writer, the kernel lets this process not in" in said
+        assert f"If process {pid} has made it, the kernel does not let this one in" in said
         assert f"/proc/{pid}/fd/{fd} (Permission denied)" in said
         assert "capabilities" in said
 

@@ -57,7 +57,7 @@ def test_the_name_is_gone_as_soon_as_all_have_attached() -> None:
 def test_the_name_is_gone_when_the_writer_closes_early() -> None:
     writer = Writer(2)
     writer.close()
-    with pytest.raises(shmcast.SegmentNotFound, match="readers must run on the writer's node"):
+    with pytest.raises(shmcast.SegmentNotFound, match="run on the node of the process that made"):
         Reader(writer.handle, 0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import pickle
 import re
@@ -16,6 +17,7 @@ import shmcast
 from shmcast import Hub, InvalidArgument, Member, Reader, Writer
 from shmcast._host import shared_memory
 from tests.support.hub_roles import SECONDS, misuse, reply_badly
+from tests.support.loops import in_asyncio
 from tests.support.processes import Crew, results
 from tests.support.subprocess_programs import wait_until
 
@@ -85,11 +87,13 @@ def test_a_reply_that_can_not_be_received_is_the_only_one(crew: Crew, call: str)
         ({"on_member_death": "ignore"}, "hub: on_member_death='ignore' is neither"),
         (
             {"on_death": print},
-            "hub: on_death=<built-in function print> must be callable, and is for",
+            "hub: on_death=<built-in function print> must be callable, and is for a hub that goes "
+            'on: pass on_member_death="drop"; otherwise send() raises PeerDied',
         ),
         ({"warn_after": -1}, "hub: warn_after=-1 must"),
         ({"label": 5}, "label=5 must be a string"),
         ({"label": "a\0b"}, "label='a\\x00b' must be a string without a NUL"),
+        ({"member_label": 3}, "hub: member_label=3 must be callable"),
         ({"wait": "spin"}, "hub: wait='spin' is not a WaitPolicy"),
         ({"codec": 3}, "hub: codec=3 has no method encode"),
         ({"pin": True}, r"hub: pin=True needs an arena; pass arena_bytes="),
@@ -125,8 +129,40 @@ def test_a_handle_leads_to_what_it_is_of() -> None:
                 hub.recv_any(timeout)  # type: ignore[arg-type]
         with pytest.raises(InvalidArgument, match="hub: warn_after=-1 must"):
             hub.recv_all(0, warn_after=-1)
+        with pytest.raises(InvalidArgument, match="hub: recv_async: index=2 must be an int"):
+            in_asyncio(lambda: hub.recv_async(2))
+        for name, call in {
+            "recv_async": functools.partial(hub.recv_async, 0),
+            "recv_any_async": hub.recv_any_async,
+            "recv_all_async": hub.recv_all_async,
+        }.items():
+            receive: Any = call
+            for argument, value in {"timeout": -1, "copy": "bytes"}.items():
+                with pytest.raises(InvalidArgument, match=f"hub: {name}: {argument}={value!r} "):
+                    in_asyncio(functools.partial(receive, **{argument: value}))
     with pytest.raises(shmcast.SegmentNotFound, match="member 0"):
         Member(hub.handle, 0)
+
+
+def test_a_member_whose_replies_are_not_received_is_told_that_no_message_has_come() -> None:
+    with Hub(1) as hub, Member(hub.handle, 0) as member:
+        hub.send("step")
+        member.reply(member.recv(SECONDS))
+        with pytest.raises(shmcast.Timeout) as told:
+            member.recv(0.01)
+        assert str(told.value) == (
+            "member 0: recv timed out after 0.01 s: no message has come, and the hub has yet to "
+            "receive 1 fragment of earlier replies (reply_slots=16)"
+        )
+
+
+def test_what_warns_of_long_waits_and_waits_is_checked_at_the_call() -> None:
+    with Hub(1) as hub, Member(hub.handle, 0) as member:
+        for endpoint, label in ((hub, "hub"), (member, "member 0")):
+            with pytest.raises(InvalidArgument, match=f"{label}: warn_after=-1 must"):
+                endpoint.warning_after(-1)
+            with pytest.raises(InvalidArgument, match=f"{label}: wait=None is not a WaitPolicy"):
+                endpoint.change_wait_policy(None)  # type: ignore[arg-type]
 
 
 def test_the_segment_of_another_user_is_no_place_for_a_member(
@@ -241,7 +277,7 @@ def test_an_index_that_is_no_int_takes_nobodys_reply(index: Any) -> None:
         member.reply("reply")
         with pytest.raises(InvalidArgument, match=told):
             hub.recv(index, SECONDS)
-        with pytest.raises(InvalidArgument, match=told):
+        with pytest.raises(InvalidArgument, match=told.replace("recv", "recv_async")):
             asyncio.run(hub.recv_async(index, SECONDS))
         assert hub.recv(0, SECONDS) == "reply"
 

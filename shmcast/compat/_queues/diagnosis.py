@@ -12,6 +12,7 @@ from typing import NamedTuple
 from shmcast._host import first_word
 from shmcast._host.process import pid_namespace, state_of
 from shmcast._host.signals import pass_on
+from shmcast._host.words import counted
 from shmcast.compat._queues.stacks import python_stack
 
 _DEAF = ("stopped", "zombie")  # writes no stacks, and py-spy would wait for it
@@ -64,8 +65,8 @@ def _lines(process: Process) -> list[str]:
         return [f"{who}: has ended"]
     where = _kernel_function(process.pid)
     line = (
-        f"{who}: {state.name}{f' in {where}' if where else ''}, {state.threads} threads, "
-        f"{state.cpu_seconds:.2f} s of CPU time"
+        f"{who}: {state.name}{f' in {where}' if where else ''}, "
+        f"{counted(state.threads, 'thread')}, {state.cpu_seconds:.2f} s of CPU time"
     )
     stack = "" if state.name in _DEAF else python_stack(process.pid)
     return [line, *textwrap.indent(stack.strip("\n"), "    ").splitlines()]

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from shmcast._endpoints.reader import Reader
 from shmcast._endpoints.writer import Writer
+from shmcast._host.words import counted
 from shmcast.compat._queues.deaths import Watch
 from shmcast.compat._queues.diagnosis import Process, describe
 from shmcast.compat._queues.interface import Engine
@@ -342,7 +343,11 @@ class RingQueue:
         if self._writer is None or self._writer.closed:
             return []
         lags = zip(self.handle.local_reader_ranks, self._writer.statistics().lag, strict=True)
-        return [f"  reader rank {rank} is {lag} fragments behind" for rank, lag in lags if lag]
+        return [
+            f"  reader rank {rank} is {counted(lag, 'fragment')} behind"
+            for rank, lag in lags
+            if lag
+        ]
 
 
 def _writer_for(ranks: list[int], given: dict[str, Any], engine: Engine) -> Writer | None:
