@@ -129,7 +129,7 @@ class Endpoint:
         if not hasattr(self, "handle"):  # its constructor has failed; or it is for practice
             return object.__repr__(self)
         kind = type(self)
-        readers = counted(self.handle.readers, self._end.reader_noun)
+        readers = counted(self._end.reader_count, self._end.reader_noun)
         return (
             f"<{kind.__module__}.{kind.__qualname__} {self._end.label!r}: {readers}, segment "
             f"{self.handle.name}{', closed' if self.closed else ''}>"

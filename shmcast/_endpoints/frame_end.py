@@ -287,6 +287,11 @@ class FrameEnd:
         self._ring.interrupt()
 
     @property
+    def reader_count(self) -> int:
+        """How many readers there are, on whatever host."""
+        return self.handle.readers
+
+    @property
     def closed(self) -> bool:
         """Whether `close` was called on this end."""
         return self._closed

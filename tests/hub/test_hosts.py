@@ -84,6 +84,20 @@ def test_every_reply_arrives_whole_and_in_order(
     assert told == [(60, "Closed")] * 3
 
 
+def counted(rank: int, hosts: tuple[str, ...], path: str) -> str:
+    """Return what an end calls itself."""
+    with hub_over(rank, hosts, path) if rank == 0 else member_over(rank, hosts, path) as end:
+        return repr(end)
+
+
+@pytest.mark.parametrize("hosts", SPREADS)
+def test_all_ends_know_how_many_members_there_are(
+    fresh: tuple[Crew, str], hosts: tuple[str, ...]
+) -> None:
+    crew, path = fresh
+    assert all(": 3 members, segment" in told for told in crew.run(4, counted, hosts, path))
+
+
 # The hub is this process, on the first host; the members are workers 1 to 3.
 
 

@@ -22,7 +22,10 @@ from shmcast.errors import PeerDied, ShmcastError
 
 
 class HostHandle(HubHandle):
-    """The handle of one host's part of a hub, where no other `Member` can attach."""
+    """The handle of one host's part of a hub, where no other `Member` can attach.
+
+    Its `readers` are who sits there: the members of that host and, at the hub, each other host.
+    """
 
     __slots__ = ()
     spans_hosts = True
@@ -71,9 +74,15 @@ class HostMemberEnd(_PagedEnd, MemberEnd):
         handle: see `MemberEnd`; so for what is not named here.
         index: see `MemberEnd`.
         page: where to read why the segment is closed.
+        members: how many there are, on all hosts.
     """
 
     _handle_type = HostHandle
+
+    @property
+    def reader_count(self) -> int:
+        """How many members there are, on all hosts."""
+        return self._members
 
     def _cause(self, error: BaseException, what: str) -> ShmcastError | None:
         known = super()._cause(error, what)
@@ -84,8 +93,11 @@ class HostMemberEnd(_PagedEnd, MemberEnd):
             return PeerDied(text, hub, error.pid, error.how)
         return known
 
-    def __init__(self, handle: HubHandle, index: int, *, page: FailurePage, **options: Any) -> None:
+    def __init__(
+        self, handle: HubHandle, index: int, *, page: FailurePage, members: int, **options: Any
+    ) -> None:
         self._page = page
+        self._members = members
         super().__init__(handle, index, **options)
 
     def not_published(self, error: BaseException, timeout: float | None, /) -> NoReturn:
@@ -156,6 +168,11 @@ class HostsHubEnd(_PagedEnd, HubEnd):
     def members(self) -> int:
         """How many members there are, on all hosts."""
         return len(self._member_names)
+
+    @property
+    def reader_count(self) -> int:
+        """The same."""
+        return self.members
 
     def member_name(self, index: int) -> str:
         """Return how errors name a member."""

@@ -100,6 +100,7 @@ class HubMeeting(Meeting):
             end.handle,
             len(seating.members_on(seating.home)) + place,
             page=page,
+            members=end.members,
             wait=WaitPolicy.semaphore(),
             warn_after=None,
             label=self._label,

@@ -52,7 +52,13 @@ class MemberMeeting(Meeting):
         options["peer_label"] = seating.names_at(node).__getitem__
         options["pin"] = options["pin"] and is_home
         if at.page:
-            end: MemberEnd = HostMemberEnd(at.handle, seat, page=FailurePage(at.page), **options)
+            end: MemberEnd = HostMemberEnd(
+                at.handle,
+                seat,
+                page=FailurePage(at.page),
+                members=len(seating.names()),
+                **options,
+            )
         else:
             end = MemberEnd(at.handle, seat, **options)
         self.undo.callback(end.give_up)
