@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -322,6 +323,8 @@ def until_it_is_told(rank: int, store: str, hosts: tuple[str, ...], call: str, w
             while True:
                 calls[call]()
     except shmcast.PeerDied as error:
+        printed = "".join(traceback.format_exception(error))
+        assert printed.count(" has died") == 1, printed
         return f"{error.peer}: {error}"
 
 
