@@ -120,7 +120,8 @@ class FrameReader(AwaitedEnd):
             self._pin(pin, mapping, handle.arena.nbytes, is_writer=False)
         elif pin:
             raise InvalidArgument(
-                f"{self.label}: pin=True, but the writer has no arena; make it with arena_bytes="
+                f"{self.label}: pin=True, but the {self.writer_noun} has no arena; make it with "
+                "arena_bytes="
             )
         warm = self._warm_by(warmup)
 

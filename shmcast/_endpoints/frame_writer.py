@@ -265,7 +265,8 @@ class FrameWriter(FrameEnd):
         if self._lender is None:
             if self._freezing is None:
                 raise InvalidArgument(
-                    f"{self.label}: {action}() needs an arena; make the writer with arena_bytes="
+                    f"{self.label}: {action}() needs an arena; make the {self.writer_noun} with "
+                    "arena_bytes="
                 )
             self._lender = Lender(self._ring, self.label, self._pinned)
             self._freezing.lender = self._lender

@@ -247,10 +247,21 @@ def test_the_policy_of_a_living_endpoint_can_be_changed(monkeypatch: pytest.Monk
             assert has_slept is (policy == WaitPolicy.semaphore())
         writer.change_wait_policy(WaitPolicy.adaptive(0.001))
         assert writer.wait_policy == WaitPolicy.adaptive(0.001)
-        with pytest.raises(shmcast.InvalidArgument, match="wait='spin' is not a WaitPolicy"):
-            writer.change_wait_policy("spin")  # type: ignore[arg-type]
+        for no_policy in ("spin", None):
+            with pytest.raises(shmcast.InvalidArgument, match=f"wait={no_policy!r} is not a Wait"):
+                writer.change_wait_policy(no_policy)  # type: ignore[arg-type]
         monkeypatch.setenv("SHMCAST_WAIT", "spin")
         writer.change_wait_policy(WaitPolicy.semaphore())
         assert writer.wait_policy == WaitPolicy.spin()
     with pytest.raises(shmcast.Closed, match=r"reader 0: change_wait_policy after close\(\)"):
         reader.change_wait_policy(WaitPolicy.spin())
+
+
+def test_what_names_peers_and_when_a_wait_is_long_are_checked_at_once() -> None:
+    with pytest.raises(shmcast.InvalidArgument, match="writer: reader_label=3 must be callable"):
+        Writer(1, reader_label=3)  # type: ignore[arg-type]
+    with Writer(1) as writer:
+        with pytest.raises(shmcast.InvalidArgument, match="reader 0: peer_label='a' must be"):
+            Reader(writer.handle, 0, peer_label="a")  # type: ignore[arg-type]
+        with pytest.raises(shmcast.InvalidArgument, match="writer: warn_after=-1 must"):
+            writer.warning_after(-1)

@@ -40,7 +40,18 @@ def number_of(got: dict[str, Any]) -> int:
 CALLS: dict[str, Callable[[shmcast.ShmBroadcaster], Callable[[], Any]]] = {
     "recv_object": lambda bc: lambda: bc.recv_object(0, SECONDS),
     "recv_tensor_dict": lambda bc: lambda: bc.recv_tensor_dict(0, SECONDS),
+    "irecv_object": lambda bc: bc.irecv_object(0, SECONDS).wait,
 }
+"""Begins to receive a message; what is returned does so, and is called until it has."""
+
+
+def received(receive: Callable[[], Any], alarms: Alarms) -> Any:
+    """Call until no handler has ended it."""
+    while True:
+        try:
+            return alarms.during(receive, 300e-6)
+        except (Alarmed, AlarmedError):
+            pass
 
 
 def exchange(rank: int, hosts: tuple[str, ...], path: str, how: str) -> None:
@@ -56,18 +67,12 @@ def exchange(rank: int, hosts: tuple[str, ...], path: str, how: str) -> None:
         while not enough:
             if rank == 0:
                 for k in range(sent, sent + MESSAGES):
-                    send = bc.isend_object if how == "recv_object" else bc.isend_tensor_dict
+                    send = bc.isend_tensor_dict if how == "recv_tensor_dict" else bc.isend_object
                     send(message(k), 2, SECONDS)
             if rank == 2:
                 with alarms.in_place():
-                    k = sent
-                    while k < sent + MESSAGES:
-                        try:
-                            got = alarms.during(CALLS[how](bc), 300e-6)
-                        except (Alarmed, AlarmedError):
-                            continue
-                        assert number_of(got) == k
-                        k += 1
+                    for k in range(sent, sent + MESSAGES):
+                        assert number_of(received(CALLS[how](bc), alarms)) == k
             sent += MESSAGES
             enough = bc.all_gather_object(alarms.count, SECONDS)[2] >= ALARMS
 
