@@ -31,9 +31,9 @@ CORE_FLOORS = {
     "arena": 1,
     "watch": 2,
     "ring": 2,
-    "hub": 2,
-    "observe": 3,
-    "bindings": 4,
+    "hub": 3,
+    "observe": 4,
+    "bindings": 5,
 }
 
 
