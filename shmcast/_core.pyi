@@ -909,6 +909,8 @@ class Hub(Awaitable):
         """Forget the reply of a member that was taken back last, and return it."""
     def awaited(self) -> list[int]:
         """Return the members that the last call that waited has waited for."""
+    def asked(self) -> int | EllipsisType | None:
+        """Return whose reply that call was to return: a member's; any, None; or of each, ...."""
     def lags(self) -> list[int]:
         """Return the fragments replied and not taken out of the ring, by member.
 

@@ -41,6 +41,9 @@ namespace nb = nanobind;
 // something: whoever is awaited is looked at, so that there is nothing that could be told wrongly.
 class PyHub final : public Awaitable, public Relief {
  public:
+  static constexpr std::uint32_t kAny = UINT32_MAX;  // in place of a member's index
+  static constexpr std::uint32_t kEach = UINT32_MAX - 1;
+
   // `writer` is that of the messages, in the same memory.
   PyHub(nb::handle memory, nb::object writer, const Geometry& replies, const nb::bytes& nonce,
         const WaitPolicy& policy, nb::object cpu_quota, nb::object warmup, nb::object watch,
@@ -79,7 +82,7 @@ class PyHub final : public Awaitable, public Relief {
     for (;;) {
       Found found = member.find(copy, place);
       if (found == Found::nothing) {
-        begin_look();
+        begin_look(index);
         found = look_again(index, copy, false, place);
       }
       if (found == Found::reply) return member.pop();
@@ -153,6 +156,8 @@ class PyHub final : public Awaitable, public Relief {
 
   // Return whom the last call that waited has waited for.
   nb::list awaited() const { return list_of(awaited_); }
+  // Return whose reply it was to return: a member's index, kAny or kEach.
+  std::uint32_t asked() const { return asked_; }
 
   // Return the fragments that were replied and not yet taken, by member.
   nb::list lags() const {
@@ -235,7 +240,7 @@ class PyHub final : public Awaitable, public Relief {
       return may_have ? replies_[index]->find(copy, place) : Found::nothing;
     });
     if (found != Found::nothing) return found;
-    begin_look();
+    begin_look(kAny);
     return first_of([&](std::uint32_t index) { return look_again(index, copy, true, place); });
   }
 
@@ -256,7 +261,7 @@ class PyHub final : public Awaitable, public Relief {
   // Take what there is. Those of whom there must be a reply yet are awaited.
   bool have_all_replied(bool copy) {
     do {
-      begin_look();
+      begin_look(kEach);
       round_.begin(copy);
       for (std::uint32_t i = 0; i < members_; ++i) {
         if (!round_.is_for(i)) continue;
@@ -267,8 +272,9 @@ class PyHub final : public Awaitable, public Relief {
     return awaited_.empty();
   }
 
-  void begin_look() {
+  void begin_look(std::uint32_t whom) {
     awaited_.clear();
+    asked_ = whom;
     left_ = left();
   }
 
@@ -390,6 +396,7 @@ class PyHub final : public Awaitable, public Relief {
   Beat beat_ = Beat::yes;
   bool may_yield_ = true;  // in this wait, which has not yet
   std::vector<std::uint32_t> awaited_;
+  std::uint32_t asked_ = kAny;
   std::uint32_t left_ = 0;  // members that had left when they were looked at
   std::uint32_t last_;      // the member that receive_any() returned last
   std::atomic<bool> is_room_needed_{false};

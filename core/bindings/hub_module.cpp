@@ -172,6 +172,11 @@ void bind_hub(nb::module_& m) {
           },
           "index"_a)
       .def("awaited", &PyHub::awaited)
+      .def("asked",
+           [](const PyHub& hub) -> nb::object {
+             if (hub.asked() == PyHub::kAny) return nb::none();
+             return hub.asked() == PyHub::kEach ? nothing() : nb::int_(hub.asked());
+           })
       .def("lags", &PyHub::lags)
       .def("member_figures", &PyHub::member_figures);
   nb::class_<ReplyInbox>(m, "ReplyInbox", nb::type_slots(reply_inbox_slots))

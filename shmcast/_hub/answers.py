@@ -47,3 +47,6 @@ class Answers(Protocol):
 
     def awaited(self) -> list[int]:
         """Return whose replies the last call has waited for, by index."""
+
+    def asked(self) -> Whom:
+        """Return whose reply that call was to return."""

@@ -125,7 +125,8 @@ class HubEnd(TwoWayEnd, AwaitedEnd, FrameWriter):
             for peer in peers
             if peer.index in awaited
         ]
-        return Wait("recv", "a reply" if len(awaited) == 1 else "replies", who)
+        goal = "a reply" if len(awaited) == 1 else "replies"
+        return Wait(_action(self.answers.asked()), goal, who)
 
     def _awaited_seats(self) -> Collection[int]:
         """Return whose replies the call that receives waits for, as they sit here."""

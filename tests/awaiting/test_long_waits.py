@@ -38,11 +38,11 @@ def test_the_log_names_who_has_not_replied(run: Run, caplog: pytest.LogCaptureFi
     told, *more = caplog.records
     text = told.getMessage()
     assert re.match(
-        rf"driver: recv has waited \d.\d s for a reply\n  member 0, pid {os.getpid()}", text
+        rf"driver: recv\(0\) has waited \d.\d s for a reply\n  member 0, pid {os.getpid()}", text
     )
     assert told.levelno == logging.WARNING
     assert "member 1" not in text
-    assert more[-1].getMessage().startswith("driver: recv went on after ")
+    assert more[-1].getMessage().startswith("driver: recv(0) went on after ")
 
 
 @pytest.mark.usefixtures("only_bytes")

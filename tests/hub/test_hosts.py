@@ -342,6 +342,7 @@ def test_a_slow_host_is_told_of_without_a_process(
         with pytest.raises(shmcast.Timeout):
             hub.recv_all(0.3, warn_after=0.05)
         told = caplog.records[0].getMessage()
+        assert told.startswith("hub: recv_all has waited ")
         assert f"member 0 on node 0 (a), pid {crew.workers[1].pid}: " in told
         assert "members 1 and 2 on node 1 (b)" in told
         assert str(os.getpid()) not in told

@@ -59,6 +59,7 @@ class PackedReplies:
         self._parcel: Reply = None  # as it has come
         self._opened: list[tuple[int, Any]] = []  # what is in it: who has replied, or else ended
         self._sorted = 0  # so many of these are where they belong
+        self._whom: Whom = None
         self.left: set[int] = set()
         """Who has closed, of other hosts."""
         self.deaths: dict[int, PeerDied] = {}
@@ -69,6 +70,7 @@ class PackedReplies:
         """Return what `Answers` says."""
         self._open()  # what a call has left that was interrupted
         *when, copy, whom = call
+        self._whom = whom
         wait = _Wait(when[0] if when else ..., copy)
         if whom is None:
             return self._any(wait)
@@ -102,6 +104,10 @@ class PackedReplies:
             return self._awaited
         members = (member for seat in self._seats.awaited() for member in self._members[seat])
         return sorted(m for m in members if m not in self.left and m not in self.deaths)
+
+    def asked(self) -> Whom:
+        """Return whose reply the last call was to return."""
+        return self._whom
 
     def _one(self, member: int, wait: _Wait, at_most: float = math.inf) -> Reply | EllipsisType:
         seat = self._seat_of.get(member)
