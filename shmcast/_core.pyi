@@ -561,6 +561,11 @@ class Endpoint:
         That is whose death was told before any other's in this segment, by whichever member. (It is
         in shared memory, where anything may stand.) From any thread.
         """
+    def told_death(self) -> int:
+        """Return who was the first to die, as tell_death() was told; a place of nobody: no one.
+
+        From any thread.
+        """
     def alarm(self) -> None:
         """Report that a peer has died: this wait, or the next, asks the watch. From any thread."""
     def interrupt(self) -> None:

@@ -50,6 +50,7 @@ class Endpoint : public Alarm {
   // For observers: from any thread, at any time, also after close().
   std::uint32_t attached() const { return attached_readers(segment()); }
   std::uint32_t tell_death(std::uint32_t place) { return shmcast::tell_death(segment(), place); }
+  std::uint32_t told_death() const { return shmcast::told_death(segment()); }
   nb::list tensor_sets() const { return list_of(shmcast::tensor_sets(segment())); }
   nb::dict figures() const { return as_dict(own_figures(), own_latencies()); }
   nb::list look_at_peers() const { return list_of(peers(segment())); }

@@ -297,7 +297,8 @@ void bind_endpoints(nb::module_& m) {
       .def("figures", &Endpoint::figures)
       .def("begin_tensor_set", &Endpoint::begin_tensor_set)
       .def("tensor_sets", &Endpoint::tensor_sets)
-      .def("tell_death", &Endpoint::tell_death, "place"_a);
+      .def("tell_death", &Endpoint::tell_death, "place"_a)
+      .def("told_death", &Endpoint::told_death);
 
   nb::class_<PyRingWriter, Endpoint>(m, "RingWriter", nb::type_slots(writer_slots))
       .def(nb::init<nb::handle, const Geometry&, const nb::bytes&, const WaitPolicy&, nb::object,

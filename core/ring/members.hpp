@@ -137,6 +137,15 @@ inline std::uint32_t tell_death(const Segment& segment, std::uint32_t place) {
   return is_first ? place : first - 1;
 }
 
+// Return the place of who died first, as was told; the number of places if nobody was told to have.
+inline std::uint32_t told_death(const Segment& segment) {
+  // relaxed: as in tell_death(). What a writer has told before it left is seen by who has seen it
+  // leave, for peers() acquires that.
+  const std::uint32_t first =
+      std::atomic_ref(segment.lobby().first_dead).load(std::memory_order_relaxed);
+  return first == 0 ? segment.geometry().readers + 1 : first - 1;
+}
+
 // Return how many fragments a writer has published that is no more, as the slots tell. (Its figures
 // may be one ahead, if it was killed at that moment.)
 inline std::uint64_t published_in(const Segment& segment) {

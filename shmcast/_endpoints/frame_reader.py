@@ -290,12 +290,12 @@ class FrameReader(AwaitedEnd):
         )
 
     def _end_error(self, what: str) -> ShmcastError:
+        try:
+            self.check_peers()  # it may have ended because another has died
+        except PeerDied as error:
+            return error
         writer = self._ring.peers()[-1]
         if writer.state == "failed":
-            try:
-                self.check_peers()  # it may have ended because another has died
-            except PeerDied as error:
-                return error
             return self._watch.died(writer, ENDED_WITHOUT_CLOSE)
         return super()._end_error(what)
 

@@ -49,6 +49,9 @@ class Ring(Protocol):
     def tell_death(self, place: int) -> int:
         """Tell all of a death, before this end may follow; return whose was the first one told."""
 
+    def told_death(self) -> int:
+        """Return whose death was told first; a place of nobody: no one's."""
+
 
 class Watch:
     """Watches the peers of one endpoint.
@@ -191,7 +194,7 @@ class Watch:
             self._note_takeovers(peer)
         dropped = []
         fatal: dict[int, PeerDied] = {}
-        has_writer_left = peers[self._writer].state == "left"
+        told = self._told_before_the_writer_left(peers)
         for index, watched in sorted(self._watched.items(), key=lambda item: item[0]):
             peer = peers[index]  # (the writer last: it may have ended because of a reader)
             if peer.state == "claimed" and peer.pid != watched.pid:
@@ -200,7 +203,7 @@ class Watch:
                 self._forget(index)  # it closed before it ended, or its place was taken
                 continue
             how = watched.gone
-            if how is None or has_writer_left:  # (then all that was sent has been received)
+            if how is None or told not in (None, index):
                 continue
             if peer.state == "failed":
                 how = ENDED_WITHOUT_CLOSE
@@ -220,6 +223,15 @@ class Watch:
                 self._deaths.note_drop(peers[index], death)
                 dropped.append(index)
         return dropped
+
+    def _told_before_the_writer_left(self, peers: Sequence[_core.Peer]) -> int | None:
+        """Return whose death may have made the writer leave, or a place of nobody; None: it stays.
+
+        (Of others nobody is told then: all that was sent has been received.)
+        """
+        if peers[self._writer].state != "left":
+            return None
+        return len(peers) if self._ring is None else self._ring.told_death()
 
     def _first_of(self, fatal: dict[int, PeerDied], peers: Sequence[_core.Peer]) -> PeerDied:
         """Return the death of which the others may be the consequence.

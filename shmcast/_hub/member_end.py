@@ -104,9 +104,10 @@ class MemberEnd(TwoWayEnd, FrameReader):
         return self.replies.is_sent()
 
     def _end_error(self, what: str) -> ShmcastError:
-        if what.endswith(": reply"):
+        error = super()._end_error(what)
+        if what.endswith(": reply") and isinstance(error, Closed):
             return Closed(f"{what}: the hub has closed, nobody is left to receive it")
-        return super()._end_error(what)
+        return error
 
     def _blocked_on(self, action: str) -> str:
         lag = self.replies.lags()[0]

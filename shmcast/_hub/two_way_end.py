@@ -12,7 +12,7 @@ from shmcast import _core
 from shmcast._endpoints.frame_end import FrameEnd
 from shmcast._endpoints.long_waits import warning_after
 from shmcast._hub.reply_watch import ReplyWatch
-from shmcast.errors import Closed, ShmcastError, Timeout
+from shmcast.errors import Closed, PeerDied, ShmcastError, Timeout
 
 if TYPE_CHECKING:
     from shmcast._endpoints.slow_peers import Wait
@@ -82,6 +82,10 @@ class TwoWayEnd(FrameEnd):
             states = [peer.state for peer in self._ring.peers()]
             left = [index for index in absent if states[index] == "left"]
             if left and not self._closed and not self._is_told_of_the_exit():
+                try:
+                    self.check_peers()  # they may have closed because another has died
+                except PeerDied as death:
+                    return death
                 who = f"{self._named(left)} {has_or_have(left)}"
                 return Closed(f"{self.label}: barrier: {who} closed, and will not come")
         return super()._meaning(error, action, timeout)

@@ -329,7 +329,7 @@ def test_without_pidfds_and_without_a_thread_it_is_looked_once_a_second(
             """The ring, where the core can start no thread."""
 
             watch_process = watch_lock = staticmethod(refuse)
-            unwatch, tell_death = ring.unwatch, ring.tell_death
+            unwatch, tell_death, told_death = ring.unwatch, ring.tell_death, ring.told_death
 
         writer._end._watch._ring = NoThread()
         job = crew.workers[0].start(attach_only, 0, writer.handle)
@@ -353,7 +353,7 @@ def test_who_is_looked_after_once_a_second_is_known_to_have_ended_how_when_reape
             """The ring, where the core can start no thread."""
 
             watch_process = watch_lock = staticmethod(refuse)
-            unwatch, tell_death = ring.unwatch, ring.tell_death
+            unwatch, tell_death, told_death = ring.unwatch, ring.tell_death, ring.told_death
 
         writer._end._watch._ring = NoThread()
         with pytest.warns(shmcast.ShmcastWarning, match="once a second"):

@@ -94,6 +94,47 @@ def test_it_is_told_of_a_death_unless_that_is_dropped(
     results([jobs[0], *jobs[2:]])
 
 
+def is_told_late(rank: int, path: str) -> None:
+    """Rank 2 is killed. The source answers that with close(), and rank 1 makes its calls later."""
+    store = file_store(f"{path} of the test")
+    bc = over_store(rank, ONE[:3], path)
+    bc.barrier(SECONDS)
+    if rank == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if rank == 0:
+        with pytest.raises(shmcast.PeerDied, match="rank 2"):
+            bc.barrier(SECONDS)
+        bc.close()
+        store.set("closed", "")
+        return
+    store.wait(["closed"])
+    for call in (
+        lambda: bc.barrier(SECONDS),
+        lambda: bc.all_gather_object(1, SECONDS),
+        lambda: bc.gather_object(1, SECONDS),
+        lambda: bc.scatter_object(None, SECONDS),
+        lambda: bc.recv(SECONDS),
+        lambda: bc.recv_object(0, SECONDS),
+        lambda: bc.recv_object(2, SECONDS),
+        lambda: bc.send_object(1, 0, SECONDS),
+        lambda: bc.send_object(1, 2, SECONDS),
+    ):
+        with pytest.raises(shmcast.PeerDied, match=r"rank 2 \(pid \d+\) has died") as told:
+            call()
+        assert told.value.peer == "rank 2"
+    bc.close()
+
+
+def test_a_source_that_closes_because_of_a_death_hides_it_from_nobody(
+    fresh: tuple[Crew, str],
+) -> None:
+    crew, path = fresh
+    jobs = crew.start(3, is_told_late, path)
+    with pytest.raises(WorkerFailed, match="exit code -9"):
+        jobs[2].result()
+    results(jobs[:2])
+
+
 def _end(bc: ShmBroadcaster, in_order: bool) -> None:
     """Do the rest of what `close` does, or the end of a `with` block by an exception."""
     if not in_order:

@@ -19,6 +19,7 @@ from tests.support.hub_roles import (
     answer,
     attach_and_wait,
     be_killed_in_mid_reply,
+    be_told_late,
     echo,
     echo_and_die,
     echo_and_fail,
@@ -86,6 +87,29 @@ def test_the_first_death_is_named_when_others_have_died_of_it(
             with pytest.raises(PeerDied, match=KILLED):
                 hub.recv_any(SECONDS)
         assert send_until_told(hub).peer == "member 2"
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["a death", "nothing"])
+def test_a_hub_that_closes_because_of_a_death_hides_it_from_nobody(
+    children: Crew, tmp_path: Path, is_told: bool
+) -> None:
+    closed = tmp_path / "closed"
+    with Hub(3) as hub:
+        jobs = children.start(3, be_told_late, hub.handle, closed)
+        hub.wait_ready(SECONDS)
+        hub.send(0)
+        wait_until(lambda: hub.statistics().lag == (0, 0, 0))
+        if is_told:
+            jobs[2].kill()
+            with pytest.raises(PeerDied, match=KILLED):
+                hub.recv_all(SECONDS)
+    if not is_told:
+        jobs[2].kill()  # which nobody has to know any more
+    closed.touch()
+    for index, told in enumerate(results(jobs[:2])):
+        dead = rf"PeerDied: member {index}: member 2 \(pid \d+\) has died"
+        kind = dead if is_told else r"Closed: .* the hub has closed"
+        assert [bool(re.match(kind, text)) for text in told] == [True, True], told
 
 
 def test_what_the_dead_has_replied_is_received_first(children: Crew) -> None:

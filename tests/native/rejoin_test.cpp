@@ -108,6 +108,7 @@ void the_first_death_is_the_same_for_all(int rounds) {
     memory.format();
     std::vector<std::uint32_t> first(kMembers);
     std::vector<std::thread> members;
+    CHECK(told_death(memory.attach()) > kMembers);  // nobody's
     for (std::uint32_t i = 0; i < kMembers; ++i) {
       members.emplace_back([&, i] { first[i] = tell_death(memory.attach(), i); });
     }
@@ -115,6 +116,7 @@ void the_first_death_is_the_same_for_all(int rounds) {
     CHECK(first[0] < kMembers);
     for (const std::uint32_t told : first) CHECK(told == first[0]);
     CHECK(tell_death(memory.attach(), kMembers) == first[0]);
+    CHECK(told_death(memory.attach()) == first[0]);
   }
 }
 

@@ -77,6 +77,20 @@ def be_killed_in_mid_reply(index: int, handle: HubHandle) -> None:
     member.reply(b"x" * LARGE)
 
 
+def be_told_late(index: int, handle: HubHandle, closed: Path) -> list[str]:
+    """Receive one message, and return what is told once the hub has closed."""
+    member = Member(handle, index)
+    member.recv(SECONDS)
+    wait_until(closed.exists)
+    told = []
+    for call in (lambda: member.reply(1), lambda: member.recv(SECONDS)):
+        try:
+            call()
+        except shmcast.ShmcastError as error:
+            told.append(f"{type(error).__name__}: {error}")
+    return told
+
+
 def receive_and_wait(index: int, handle: HubHandle) -> None:
     """Take every message and answer none."""
     with Member(handle, index) as member:
