@@ -241,6 +241,10 @@ class FrameEnd:
         except _core.SegmentCorrupted as error:
             self._raise(error, "set-up", None)
 
+    def ends_also_by(self, check: Callable[[], object]) -> None:
+        """Let what `check` raises end the waits here, too: it is called once a second of each."""
+        self._watch.check_elsewhere = check
+
     def check_peers(self) -> None:
         """Look whether a peer has died that nobody drops.
 

@@ -23,7 +23,7 @@ from shmcast._host.places import Places
 from shmcast._host.process import Pidfd, pid_namespace
 from shmcast._host.signals import pass_on
 from shmcast._host.words import counted
-from shmcast.errors import PeerDied, ShmcastWarning
+from shmcast.errors import PeerDied, ShmcastError, ShmcastWarning
 
 if TYPE_CHECKING:
     from shmcast._endpoints.slow_peers import Wait
@@ -94,6 +94,8 @@ class Watch:
         """How readers have died that had not attached: on the writer, which drops them then."""
         self.stand_ins: Collection[int] = ()
         """Whose processes are not those of whom they stand for: they tell nothing of them."""
+        self.check_elsewhere: Callable[[], object] | None = None
+        """Raises why a wait is to end of which this segment does not tell."""
         self._me = me
         self._label = label
         self._names = names
@@ -142,7 +144,17 @@ class Watch:
             self.find_dead()
             self.must_look = any(w.must_look and w.gone is None for w in self._watched.values())
             is_any_gone = any(watched.gone is not None for watched in self._watched.values())
-            return is_any_gone or not self._deaths.are_told
+            if is_any_gone or not self._deaths.are_told:
+                return True
+        return self._has_ended_elsewhere()
+
+    def _has_ended_elsewhere(self) -> bool:
+        try:
+            if self.check_elsewhere is not None:
+                self.check_elsewhere()
+        except ShmcastError:  # `attribute_deaths` raises it
+            return True
+        return False
 
     def _observe_peer(self, peer: _core.Peer) -> None:
         self._note_takeovers(peer)
@@ -185,7 +197,10 @@ class Watch:
 
         Raises:
             PeerDied: this endpoint can't go on without somebody.
+            ShmcastError: what `check_elsewhere` raises.
         """
+        if self.check_elsewhere is not None:
+            self.check_elsewhere()
         with self._lock:
             return self._attribute_deaths(peers)
 

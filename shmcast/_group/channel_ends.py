@@ -130,7 +130,7 @@ def open_source(company: Company, src: int, action: str, deadline: Deadline) -> 
         return _StreamSource(company, src, found)
     options = company.options
     try:
-        return _RingSource(
+        ring = _RingSource(
             found,
             0,
             wait=options.wait,
@@ -147,6 +147,8 @@ def open_source(company: Company, src: int, action: str, deadline: Deadline) -> 
             0,
             "",
         ) from error
+    ring.ends_also_by(company.end.check_peers)  # (who lives may have given up because of another)
+    return ring
 
 
 def _subject(src: int, dst: int) -> str:

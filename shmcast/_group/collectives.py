@@ -21,11 +21,14 @@ from shmcast._group.shares import ALL_GATHER, BARRIER, GATHER, SCATTER, Shares
 from shmcast._group.trunk import Trunk
 from shmcast._host.signals import is_interruption
 from shmcast._nodes.deadline import Deadline
+from shmcast._nodes.failure import Failure
 from shmcast._nodes.parcel import Part
 from shmcast.errors import (
+    Closed,
     ConcurrentUse,
     Interrupted,
     InvalidArgument,
+    NodeLost,
     PeerDied,
     Timeout,
 )
@@ -47,6 +50,8 @@ class Collectives:
         self._trunk = Trunk(company)
         self._call: Call | None = None
         self._is_called = False
+        self._end: Failure | None = None
+        """Why there can be no more collectives over nodes: one has ended in the middle."""
         self._shares = Shares(company, codec)
         self._lost: set[int] = set()  # leaders of other nodes
         self._is_in_hub = False  # a call of this rank is
@@ -178,6 +183,8 @@ class Collectives:
         self._is_called = True
         try:
             with company.telling_causes():
+                if self._end is not None:
+                    raise self._end.error(company.label)
                 if self._call is None:
                     call = begin()  # (what can't be encoded is told before anything is waited for)
                     self._hub.begin(name, deadline)
@@ -209,6 +216,9 @@ class Collectives:
         except BaseException as error:
             if not is_interruption(error):
                 self._call = None
+            # (Else who waits in this one would take the next one's first step for its own.)
+            if self._has_nodes and isinstance(error, Closed | PeerDied | NodeLost):
+                self._end = Failure.of(error, self._company.label)
             raise
 
     def _take_steps(self, call: Call, deadline: Deadline) -> None:

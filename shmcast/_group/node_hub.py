@@ -54,6 +54,8 @@ class NodeHub:
                 self._attach(action, deadline)
         self._name(action)
         if self.end is not None:
+            if len(company.topology.nodes) > 1:  # (else its own segment tells of all)
+                self.end.ends_also_by(company.end.check_peers)
             self._wait(self.end, action, deadline)
         self.is_complete = True
 
