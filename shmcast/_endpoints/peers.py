@@ -12,13 +12,14 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from shmcast import _core
 from shmcast._endpoints.deaths import Deaths
 from shmcast._endpoints.long_waits import LongWaits
 from shmcast._endpoints.members import LIVING, check_pid, has_ended, is_written, never_came
 from shmcast._endpoints.watched import Watched
+from shmcast._endpoints.watched_ring import Ring
 from shmcast._host.places import Places
 from shmcast._host.process import Pidfd, pid_namespace
 from shmcast._host.signals import pass_on
@@ -32,25 +33,6 @@ ENDED_WITHOUT_CLOSE = "ended without close()"
 """How an endpoint has ended whose process lives on."""
 
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
-
-
-class Ring(Protocol):
-    """What a watch needs of its end of the ring."""
-
-    def watch_process(self, pidfd: int) -> int:
-        """Raise the alarm when a process ends."""
-
-    def watch_lock(self, fd: int, place: int) -> int:
-        """Raise the alarm when a lock is dropped."""
-
-    def unwatch(self, watch: int) -> None:
-        """Raise it no more."""
-
-    def tell_death(self, place: int) -> int:
-        """Tell all of a death, before this end may follow; return whose was the first one told."""
-
-    def told_death(self) -> int:
-        """Return whose death was told first; a place of nobody: no one's."""
 
 
 class Watch:

@@ -20,6 +20,7 @@ from shmcast._nodes.stream import Stream, Turn, wait_for_cause
 from shmcast.errors import (
     Closed,
     PeerDied,
+    SegmentError,
     SegmentNotFound,
     ShmcastError,
     ShmcastWarning,
@@ -102,13 +103,14 @@ def open_sink(company: Company, dst: int, check: Callable[[], object]) -> Sink:
     """
     company.look([dst])
     subject = _subject(company.me, dst)
-    if dst in company.here.ranks:
-        ring = _RingSink(company, dst, check)
-        company.notices.post(subject, ring.handle)
-        return ring
-    stream = _StreamSink(company, dst, check)
-    company.notices.post(subject, stream.addresses)
-    return stream
+    make = _RingSink if dst in company.here.ranks else _StreamSink
+    sink: _RingSink | _StreamSink = make(company, dst, check)
+    try:
+        company.notices.post(subject, sink.place, lambda: company.look([dst]))
+    except BaseException:  # nobody will find it
+        sink.close(False, Deadline.after(0.0))
+        raise
+    return sink
 
 
 def open_source(company: Company, src: int, action: str, deadline: Deadline) -> Source:
@@ -121,9 +123,12 @@ def open_source(company: Company, src: int, action: str, deadline: Deadline) -> 
     subject, name = _subject(src, company.me), company.name(src)
     try:
         found = company.notices.find(subject, name, action, deadline, lambda: company.check([src]))
-    except (Closed, PeerDied):
+    except (Closed, PeerDied) as gone:
         company.check()
-        found = company.notices.look(subject)
+        try:
+            found = company.notices.look(subject)
+        except SegmentError:  # the store has ended with that rank
+            raise gone from None
         if found is None:  # and not: it has begun meanwhile, and ended
             raise
     if src not in company.here.ranks:
@@ -182,7 +187,7 @@ class _RingSink:
         )
         # (The ring holds few messages, and spills nothing for a reader that has yet to attach.)
         self.backlog_bytes = options.spill_bytes
-        self.handle = self._writer.handle
+        self.place = self._writer.handle
         """Where the other rank finds the ring."""
 
     def offer(self, frames: Sequence[Frame]) -> bool:
@@ -260,7 +265,7 @@ class _StreamSink:
         self._check = check
         self._acceptor = Acceptor(company.notices.key)
         self._stream: Stream | None = None
-        self.addresses = self._acceptor.addresses
+        self.place = self._acceptor.addresses
         """Where the other rank may reach this one."""
         self.backlog_bytes = _SLOTS * _SLOT_BYTES + company.options.spill_bytes  # as of a ring
 

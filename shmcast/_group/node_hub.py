@@ -91,7 +91,8 @@ class NodeHub:
             warmup=None,
         )
         self.end.populate()
-        company.notices.post(self._subject, (self.end.handle, self._members))
+        notice = (self.end.handle, self._members)
+        company.notices.post(self._subject, notice, lambda: company.look([company.src]))
 
     def _attach(self, action: str, deadline: Deadline) -> None:
         company, leader = self._company, self._company.here.leader

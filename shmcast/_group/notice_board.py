@@ -107,7 +107,7 @@ class _RemoteBoard:
                 if connection is not None:
                     connection.close()
                 if isinstance(error, OSError) and not is_interruption(error):
-                    raise RuntimeError(str(error)) from error
+                    raise RuntimeError(f"the source serves it: {error}") from error
                 raise
             self._idle.append(connection)
         value: str | None = json.loads(answer)["value"]

@@ -20,6 +20,10 @@ _SHORTEST_PAUSE = 0.0005
 _LONGEST_PAUSE = 0.02
 
 
+def _nothing() -> None:
+    pass
+
+
 class NoticeStore(Protocol):
     """What notices are posted in: a part of torch's `Store`. Its methods raise RuntimeError."""
 
@@ -47,8 +51,13 @@ class Notices:
         self._key = key
         self._label = label
 
-    def post(self, subject: str, thing: object) -> None:
+    def post(self, subject: str, thing: object, check: Callable[[], object] = _nothing) -> None:
         """Tell all ranks something, once for each subject.
+
+        Args:
+            subject: of the notice.
+            thing: what is told.
+            check: raises why the store may be out of reach, if that is known: it ends with a rank.
 
         Raises:
             InvalidArgument: there is no store.
@@ -59,6 +68,7 @@ class Notices:
             store.set(self._name(subject), pickle.dumps(thing).hex())
         except RuntimeError as error:
             pass_on(error)
+            check()
             raise self._failed(error) from error
 
     def find(

@@ -239,13 +239,25 @@ def _refuse(_rank: int, connection: socket.socket) -> None:
     connection.close()
 
 
+def connect_to_source(addresses: Iterable[Address], secret: str, rank: int) -> socket.socket:
+    """Connect to the source during set-up: do what `connect` does, and advise where that fails."""
+    try:
+        return connect(addresses, secret, rank)
+    except ConnectionError as error:
+        pass_on(error)
+        raise ConnectionError(
+            f"can't connect to the source: {error}; let GLOO_SOCKET_IFNAME on the source name the "
+            "interface that the other nodes reach"
+        ) from error
+
+
 def connect(addresses: Iterable[Address], secret: str, rank: int) -> socket.socket:
-    """Connect a leader to the source.
+    """Connect to a rank that listens.
 
     Args:
-        addresses: where the source may be, to be tried in this order.
-        secret: what proves to the source that a leader connects.
-        rank: the leader's global rank.
+        addresses: where it may be, to be tried in this order.
+        secret: what proves to it that one of its group connects.
+        rank: this one.
 
     Raises:
         ConnectionError: none of the addresses leads there.
@@ -275,7 +287,4 @@ def connect(addresses: Iterable[Address], secret: str, rank: int) -> socket.sock
             errors.append(f"{host} port {port}: {error}")
             continue
         return connection
-    raise ConnectionError(
-        f"can't connect to the source: {'; '.join(errors)}; let GLOO_SOCKET_IFNAME on the source "
-        "name the interface that the other nodes reach"
-    )
+    raise ConnectionError("; ".join(errors))

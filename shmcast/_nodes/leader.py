@@ -102,7 +102,7 @@ class LeaderRelay:
             ConnectionError: none of the addresses leads to the source.
             RuntimeError: the store is not to be reached.
         """
-        connection = control.connect(addresses, secret, rank)
+        connection = control.connect_to_source(addresses, secret, rank)
         self._inbox.store = find_store(connection.getpeername()[0], store_port)
         self._link = Link(connection, self._on_message, self._on_end)
 

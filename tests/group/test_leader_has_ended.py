@@ -135,6 +135,40 @@ def test_a_source_that_closes_because_of_a_death_hides_it_from_nobody(
     results(jobs[:2])
 
 
+def calls_after_the_source_has_ended(rank: int, path: str) -> None:
+    """Make first calls when the source has closed, and its store has ended with its process."""
+    store = file_store(f"{path} of the test")
+    bc = over_store(rank, ONE[:3], path)
+    if rank == 0:
+        bc.close()
+        os._exit(0)
+    store.wait(["the source has ended"])
+    for call in (
+        lambda: bc.recv_object(0, SECONDS),
+        lambda: bc.send_object(1, 0, SECONDS),
+        lambda: bc.barrier(SECONDS),
+        lambda: bc.all_gather_object(1, SECONDS),
+    ):
+        with pytest.raises(shmcast.Closed, match="rank 0 has closed, and will not come"):
+            call()
+    for call in (lambda: bc.recv_object(3 - rank), lambda: bc.send_object(1, 3 - rank)):
+        with pytest.raises(shmcast.SegmentError, match="the store can't be reached") as told:
+            call()
+        assert "GLOO" not in str(told.value)  # no network is between them
+    store.set(f"{rank} is through", "")
+    store.wait(["1 is through", "2 is through"])
+    bc.close()
+
+
+def test_a_source_that_has_ended_is_told_of_rather_than_its_store(fresh: tuple[Crew, str]) -> None:
+    crew, path = fresh
+    jobs = crew.start(3, calls_after_the_source_has_ended, path)
+    with pytest.raises(WorkerFailed, match="exit code 0"):
+        jobs[0].result()
+    file_store(f"{path} of the test").set("the source has ended", "")
+    results(jobs[1:])
+
+
 def _end(bc: ShmBroadcaster, in_order: bool) -> None:
     """Do the rest of what `close` does, or the end of a `with` block by an exception."""
     if not in_order:

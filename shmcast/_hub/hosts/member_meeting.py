@@ -90,7 +90,7 @@ class MemberMeeting(Meeting):
 
     def _connect(self, offer: HubOffer) -> socket.socket:
         try:
-            connection = control.connect(offer.addresses, offer.secret, self._rank)
+            connection = control.connect_to_source(offer.addresses, offer.secret, self._rank)
         except ConnectionError as error:
             raise SegmentError(f"{self._label}: the hub is not to be reached: {error}") from error
         self.undo.callback(connection.close)
