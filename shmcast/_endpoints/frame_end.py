@@ -245,6 +245,14 @@ class FrameEnd:
         """Let what `check` raises end the waits here, too: it is called once a second of each."""
         self._watch.check_elsewhere = check
 
+    def tell_death(self, index: int) -> None:
+        """Tell the others of a peer's death, which this end may not see yet, before it may close.
+
+        Args:
+            index: the reader's; their number for the writer.
+        """
+        self._ring.tell_death(index)
+
     def check_peers(self) -> None:
         """Look whether a peer has died that nobody drops.
 

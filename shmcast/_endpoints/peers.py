@@ -199,11 +199,9 @@ class Watch:
             if peer.state not in (*LIVING, "failed") or peer.pid != watched.pid:
                 self._forget(index)  # it closed before it ended, or its place was taken
                 continue
-            how = watched.gone
+            how = ENDED_WITHOUT_CLOSE if peer.state == "failed" else watched.gone
             if how is None or told not in (None, index):
                 continue
-            if peer.state == "failed":
-                how = ENDED_WITHOUT_CLOSE
             if index == self._writer or not self._drops:
                 fatal[index] = self.died(peer, how)
             elif self._me == self._writer:

@@ -180,7 +180,19 @@ class Company:
                     self.end.check_peers()
                 except (PeerDied, NodeLost) as cause:
                     raise cause from None  # (the error that it has caused says no more)
+                if isinstance(error, PeerDied) and not self.drops:
+                    self._tell_death(error)
             raise
+
+    def _tell_death(self, error: PeerDied) -> None:
+        """Tell the ranks of this node of one there: they must know why, should this rank close.
+
+        (Whoever fails ends its part of the collectives first: the broadcast's end may not know.)
+        """
+        for index, rank in enumerate(self._members()):
+            if rank in self.here.ranks and self.name(rank) == error.peer:
+                assert not isinstance(self.end, SingleRank)  # noqa: S101 (there is somebody else)
+                self.end.tell_death(index)
 
     def check_open(self) -> None:
         """Raise Closed if this rank has closed its broadcaster, and Forked in a fork."""
@@ -198,7 +210,7 @@ class Company:
         Those of this node, and on the source also those of other nodes that were lost. Elsewhere
         also the source, if it has closed: the leader of a node then closes the ring there.
         """
-        members = [*self._readers(), self.src]
+        members = self._members()
         gone = {members[index]: state for index, state in self.end.departed().items()}
         return gone | dict.fromkeys(self._lost(), "dropped")
 
@@ -226,6 +238,10 @@ class Company:
         gone = [rank for rank, state in self.departed().items() if state == "dropped"]
         elsewhere = [rank for rank in self.deaths if rank not in self.here.ranks]
         return {rank: self.dropped(rank) for rank in sorted({*gone, *elsewhere})}
+
+    def _members(self) -> list[int]:
+        """Return who has a place at the ring of this node, in its order; the writer is the last."""
+        return [*self._readers(), self.src]
 
     def _readers(self) -> list[int]:
         return [rank for rank in self.here.ranks if rank != self.src]

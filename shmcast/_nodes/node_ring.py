@@ -110,6 +110,9 @@ class NoRing(OrdinaryMemory):
     def check_peers(self) -> None:
         """Do nothing: there are no peers."""
 
+    def tell_death(self, _index: int) -> None:
+        """Do nothing: there is nobody to be told."""
+
     def dropped(self) -> dict[int, PeerDied]:
         """Return nothing: there is nobody to die."""
         return {}

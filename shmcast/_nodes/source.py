@@ -297,6 +297,10 @@ class SourceRelay:
         self._remote.raise_failure()
         self._ring.check_peers()
 
+    def tell_death(self, index: int) -> None:
+        """See `FrameEnd.tell_death`: to the source's own node."""
+        self._seats.tell_death(index)
+
     def departed(self) -> dict[int, str]:
         """See `FrameEnd.departed`: of the source's own node."""
         return self._seats.departed()

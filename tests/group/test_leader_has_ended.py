@@ -176,6 +176,39 @@ def _end(bc: ShmBroadcaster, in_order: bool) -> None:
     bc.close()
 
 
+def is_told_of_one_who_fails_slowly(rank: int, path: str, hosts: tuple[str, ...]) -> None:
+    """Rank 2 fails, and has ended its part of collectives only when the source is told of that."""
+    store = file_store(f"{path} of the test")
+    bc = over_store(rank, hosts, path)
+    bc.barrier(SECONDS)
+    if rank == 2:
+        bc._close_talks(False)
+        store.wait(["0 closes"])
+        _end(bc, False)
+        store.set("has failed", "")
+    elif rank == 0:
+        with pytest.raises(shmcast.PeerDied, match="rank 2"):
+            bc.barrier(SECONDS)
+        bc.close()
+        store.set("0 closes", "")
+    elif rank == 1:
+        store.wait(["has failed"])
+        for call in (bc.recv, bc.barrier, lambda timeout: bc.recv_object(0, timeout)):
+            with pytest.raises(shmcast.PeerDied, match=r"rank 2.* ended without close"):
+                call(SECONDS)
+    store.set(f"{rank} is through", "")
+    store.wait([f"{r} is through" for r in range(4)])
+    bc.close()
+
+
+@pytest.mark.parametrize("hosts", [ONE, tuple("aaab")], ids=["one node", "two nodes"])
+def test_a_source_that_closes_because_of_a_failure_hides_it_from_nobody(
+    fresh: tuple[Crew, str], hosts: tuple[str, ...]
+) -> None:
+    crew, path = fresh
+    results(crew.start(4, is_told_of_one_who_fails_slowly, path, hosts))
+
+
 def comes_while_its_leader_ends(
     rank: int, path: str, hosts: tuple[str, ...], leader: int, in_order: bool
 ) -> None:
