@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "layout.hpp"
@@ -112,6 +113,8 @@ inline bool needs_cpu(const Segment& segment, std::uint32_t index) {
   const SeatState state = Seat::state(peek(segment.member(index).seat));
   return state != SeatState::left && state != SeatState::dropped;
 }
+
+inline constexpr double kNoQuota = std::numeric_limits<double>::infinity();
 
 // Tell the other members on which CPUs the calling thread, that of member `me`, may run. Return
 // whether the members that may run there outnumber those CPUs, of which a quota leaves `quota`.

@@ -8,7 +8,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <numeric>
 #include <span>
 #include <string>
@@ -321,7 +320,7 @@ class RingWriter {
 
   bool is_crowded() const {
     const std::uint32_t me = segment_.geometry().readers;
-    return shmcast::is_crowded(segment_, me, std::numeric_limits<double>::infinity());
+    return shmcast::is_crowded(segment_, me, kNoQuota);
   }
 
   // Return whether every reader can read what is spilled. One that has yet to attach may not.

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
+#include <span>
 
 #include "layout.hpp"
 
@@ -49,6 +50,74 @@ class LastCpu {
   std::uint64_t noted_ = 0;
 };
 
+// A set of CPUs, of the most that Linux can be built for. (glibc's functions know no more than
+// 1024.)
+struct CpuSet {
+  std::uint64_t words[8192 / 64] = {};
+  long bytes = 0;  // that the kernel uses of them; 0: it doesn't tell
+
+  static CpuSet of_this_thread() {
+    CpuSet set;
+    set.bytes = std::max(0L, syscall(SYS_sched_getaffinity, 0, sizeof set.words, set.words));
+    return set;
+  }
+  // Return false where the system refuses it.
+  bool apply_to_this_thread() const { return syscall(SYS_sched_setaffinity, 0, bytes, words) == 0; }
+
+  bool operator==(const CpuSet& other) const {
+    return std::equal(std::begin(words), std::end(words), std::begin(other.words));
+  }
+  std::uint32_t count() const {
+    std::uint32_t sum = 0;
+    for (const std::uint64_t word : used()) {
+      sum += static_cast<std::uint32_t>(__builtin_popcountll(word));
+    }
+    return sum;
+  }
+  // Return the set of one of its CPUs, the first one for 0.
+  CpuSet only(std::uint32_t number) const {
+    CpuSet one;
+    one.bytes = bytes;
+    for (std::size_t i = 0; i < used().size(); ++i) {
+      std::uint64_t word = words[i];
+      for (; word != 0; word &= word - 1) {
+        if (number-- > 0) continue;
+        one.words[i] = word & -word;
+        return one;
+      }
+    }
+    return one;
+  }
+  std::span<const std::uint64_t> used() const {
+    return {words, static_cast<std::size_t>(bytes) / sizeof *words};
+  }
+};
+
+// Lets the calling thread, while it sleeps, be woken on one of its CPUs only, by its member's place
+// in turns. As soon as it is awake, it may run wherever it might before, and be moved.
+class WokenApart {
+ public:
+  WokenApart(bool is_wanted, std::uint32_t place) {
+    if (!is_wanted) return;
+    before_ = CpuSet::of_this_thread();
+    const std::uint32_t count = before_.count();
+    if (count < 2) return;
+    own_ = before_.only(place % count);
+    is_on_ = own_.apply_to_this_thread();
+  }
+  ~WokenApart() {
+    // Not if somebody has said meanwhile where it is to run.
+    if (is_on_ && CpuSet::of_this_thread() == own_) before_.apply_to_this_thread();
+  }
+  WokenApart(const WokenApart&) = delete;
+  WokenApart& operator=(const WokenApart&) = delete;
+
+ private:
+  CpuSet before_;
+  CpuSet own_;
+  bool is_on_ = false;
+};
+
 // The CPUs that the calling thread may run on.
 struct Affinity {
   CpuMask mask{};
@@ -56,16 +125,14 @@ struct Affinity {
 
   static Affinity of_this_thread() {
     Affinity affinity;
-    std::uint64_t bits[8192 / 64] = {};  // the most CPUs that Linux can be built for
-    // (glibc's function knows no more than 1024 CPUs.)
-    const long bytes = syscall(SYS_sched_getaffinity, 0, sizeof bits, bits);
-    if (bytes <= 0) {  // a sandbox refuses it: any of the CPUs there are
+    const CpuSet set = CpuSet::of_this_thread();
+    if (set.bytes == 0) {  // a sandbox refuses it: any of the CPUs there are
       affinity.count = static_cast<std::uint32_t>(std::max(1L, sysconf(_SC_NPROCESSORS_ONLN)));
       return affinity;
     }
-    for (std::size_t i = 0; i < static_cast<std::size_t>(bytes) / sizeof *bits; ++i) {
-      affinity.count += static_cast<std::uint32_t>(__builtin_popcountll(bits[i]));
-      affinity.mask.words[i % std::size(affinity.mask.words)] |= bits[i];
+    affinity.count = set.count();
+    for (std::size_t i = 0; i < set.used().size(); ++i) {
+      affinity.mask.words[i % std::size(affinity.mask.words)] |= set.words[i];
     }
     return affinity;
   }

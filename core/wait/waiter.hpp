@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 
 #include "layout.hpp"
 #include "wait/cpus.hpp"
@@ -35,9 +36,11 @@ class Waiter {
   void set_peer_cpu(const std::uint64_t& cpu) { peer_cpu_ = &cpu; }
 
   // Set whether there are too many members for the CPUs; an adaptive wait then does not spin. The
-  // caller finds that out whenever review_is_due().
-  void set_crowded(bool crowded) {
+  // caller finds that out whenever review_is_due(). `place`: among those who share the CPUs, if it
+  // is for want of CPUs.
+  void set_crowded(bool crowded, std::optional<std::uint32_t> place = {}) {
     crowded_ = crowded;
+    place_ = place;
     reviewed_ns_ = monotonic_ns();
   }
 
@@ -104,8 +107,18 @@ class Waiter {
     // (Where it can't have, the clock would only make the message late.)
     const bool may_be_late = looked_ns_ != 0 && ticks() - looked_ticks_ >= few_ticks_;
     if (!may_be_late || !was_late(monotonic_ns())) contention_.arrived();
-    pace_.arrived(std::clamp(sent_ns, began_ns_, std::max(began_ns_, ended_ns_)), began_ns_);
+    const std::int64_t sent = std::clamp(sent_ns, began_ns_, std::max(began_ns_, ended_ns_));
+    if (place_) was_woken(ended_ns_ - sent);
+    pace_.arrived(sent, began_ns_);
     began_ns_ = 0;
+  }
+
+  // Learn how long a sleeper's message was there before it ran. Where members have fewer CPUs than
+  // they are, and strangers compute, the kernel often wakes several on their waker's CPU and leaves
+  // the others to the strangers. If those members then wait for each other, as in an all-reduce,
+  // one spins where the other has to run. So who is woken late is woken apart for a while.
+  void was_woken(std::int64_t late_ns) {
+    if (!lateness_.looked(late_ns, ended_ns_)) lateness_.arrived();
   }
 
   // nap: sleep until shortly before the next message is due.
@@ -261,6 +274,8 @@ class Waiter {
       return outcome;
     };
     report_gap();
+    const bool is_apart = place_ && beat_ == Beat::yes && lateness_.is_on(now);
+    const WokenApart apart(is_apart, place_.value_or(0));
     bool signalled = false;
     while (now < end && !signalled) {
       const std::uint64_t ticket = gate.announce();
@@ -300,6 +315,8 @@ class Waiter {
   Contention contention_;
   const std::uint64_t* peer_cpu_ = nullptr;
   bool crowded_ = false;
+  std::optional<std::uint32_t> place_{};
+  Contention lateness_;
   std::int64_t reviewed_ns_ = 0;
 
   Stage stage_ = Stage::none;

@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <iterator>
-#include <limits>
 #include <thread>
 #include <vector>
 
@@ -21,7 +20,6 @@
 namespace shmcast {
 namespace {
 
-constexpr double kNoQuota = std::numeric_limits<double>::infinity();
 constexpr std::uint32_t kReaders = 3;
 constexpr std::uint32_t kWriter = kReaders;  // its place among the members
 

@@ -358,6 +358,59 @@ void crowded_means_parked() {
   }
 }
 
+// Where CPUs are short, who was woken late sleeps on the CPU of its place for some messages. Awake,
+// it may run where it might before, or where somebody has said meanwhile.
+void who_is_woken_late_is_woken_apart() {
+  const CpuSet before = CpuSet::of_this_thread();
+  const std::uint32_t count = before.count();
+  Figures figures = {};
+  Waiter waiter(kAdaptive, figures);
+  std::uint64_t word = 0, gate = 0;
+  const auto never = [] { return false; };
+  const auto sleep = [&](auto ready) {
+    const std::int64_t deadline = deadline_after(2 * kMillisecond);
+    while (waiter.wait(Gate(gate), deadline, word, Beat::yes, ready, never) ==
+           Outcome::interrupted) {
+    }
+  };
+  const auto place_asleep = [&] {
+    CpuSet seen;
+    sleep([&] {
+      seen = CpuSet::of_this_thread();
+      return false;
+    });
+    CHECK(CpuSet::of_this_thread() == before);
+    return seen;
+  };
+  constexpr std::int64_t kLate = 0;  // sent when the wait began, or earlier
+  for (const std::uint32_t place : {0U, 1U, 2U}) {
+    waiter.set_crowded(true, place);
+    waiter.arrived(kForever);
+    CHECK(place_asleep() == before);
+    waiter.arrived(kLate);
+    const CpuSet own = count > 1 ? before.only(place % count) : before;
+    CHECK(place_asleep() == own);
+    waiter.set_crowded(true);  // for want of a quota: there are CPUs enough
+    CHECK(place_asleep() == before);
+    waiter.set_crowded(true, place);
+    for (int k = 0; !(place_asleep() == before); ++k) {
+      CHECK(k < 10'000);
+      waiter.arrived(kForever);  // in time
+    }
+  }
+  if (count < 2) return;
+  const CpuSet told = before.only(1);
+  waiter.set_crowded(true, 0U);
+  sleep(never);
+  waiter.arrived(kLate);
+  sleep([&] {
+    CHECK(told.apply_to_this_thread());
+    return false;
+  });
+  CHECK(CpuSet::of_this_thread() == told);
+  CHECK(before.apply_to_this_thread());
+}
+
 }  // namespace
 }  // namespace shmcast
 
@@ -374,6 +427,7 @@ int main() {
     a_wait_ends(policy);
   }
   crowded_means_parked();
+  who_is_woken_late_is_woken_apart();
   a_loss_is_seen_whenever_it_happens();
   time_between_waits_is_no_loss();
   a_pause_is_counted_in_messages();
