@@ -204,7 +204,7 @@ void a_loss_is_seen_whenever_it_happens() {
     CHECK(in_some_try([&] {
       Waiting between_calls(kAdaptive);
       CHECK(between_calls.slices([] { return false; }, 1) == Outcome::interrupted);
-      CHECK(between_calls.waiter.is_spinning());
+      if (!between_calls.waiter.is_spinning()) return false;  // it was lost already
       lose_the_core();
       if (is_last) {
         between_calls.waiter.arrived(kForever);  // found by the caller's own look
