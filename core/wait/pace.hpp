@@ -178,7 +178,8 @@ class Oversleep {
   std::int64_t typical_ns_ = 100 * kMicrosecond;
 };
 
-// Whether this thread has its core for itself, judged by what happened when it spun.
+// Whether this thread has its core for itself, judged by what happened when it spun. (Another one
+// tells whether it was woken late.)
 //
 // A spinner that loses its core for longer than an interrupt takes shares the core with another
 // thread or, in a virtual machine, with another guest. It then parks, for as many messages as make

@@ -118,7 +118,7 @@ class Waiter {
   // the others to the strangers. If those members then wait for each other, as in an all-reduce,
   // one spins where the other has to run. So who is woken late is woken apart for a while.
   void was_woken(std::int64_t late_ns) {
-    if (!lateness_.looked(late_ns, ended_ns_)) lateness_.arrived();
+    if (late_ns < kLateNs || !lateness_.looked(late_ns, ended_ns_)) lateness_.arrived();
   }
 
   // nap: sleep until shortly before the next message is due.
@@ -141,6 +141,8 @@ class Waiter {
   // that have forgotten nearly all, and a predictor of branches that has, too: a decode step of 64
   // requests then takes 28 us from the end of send, after two rounds 10. Later rounds are short.
   static constexpr int kRoundsAfterNap = 4;
+  // Without strangers, a reader of many is hardly ever woken so late.
+  static constexpr std::int64_t kLateNs = 1 * kMillisecond;
   // Wake up this long before the interval, in addition to the usual oversleep: time for that.
   static constexpr std::int64_t kLeadNs = 150 * kMicrosecond;
   // Stay awake at least this long after the interval.
