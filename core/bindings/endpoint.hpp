@@ -344,11 +344,11 @@ class Endpoint : public Alarm {
       quota_due_ns_ = now + kQuotaNs + kQuotaNs / 4 * place() / members;
       quota_ = nb::cast<double>(call(cpu_quota_));
     }
+    const bool crowded = is_crowded(segment(), place(), quota_);
     // Where only a quota is short, there are CPUs enough to be woken on.
-    const bool are_cpus_short = is_crowded(segment(), place(), kNoQuota);
-    const bool is_reader = place() < segment().geometry().readers;
-    waiter().set_crowded(are_cpus_short || is_crowded(segment(), place(), quota_),
-                         are_cpus_short && is_reader ? std::optional(place()) : std::nullopt);
+    const bool is_for_want_of_cpus = crowded && place() < segment().geometry().readers &&
+                                     is_crowded(segment(), place(), kNoQuota);
+    waiter().set_crowded(crowded, is_for_want_of_cpus ? std::optional(place()) : std::nullopt);
   }
   static constexpr std::int64_t kQuotaNs = 10'000 * kMillisecond;
 

@@ -97,9 +97,7 @@ struct CpuSet {
 // in turns. As soon as it is awake, it may run wherever it might before, and be moved.
 class WokenApart {
  public:
-  WokenApart(bool is_wanted, std::uint32_t place) {
-    if (!is_wanted) return;
-    before_ = CpuSet::of_this_thread();
+  explicit WokenApart(std::uint32_t place) : before_(CpuSet::of_this_thread()) {
     const std::uint32_t count = before_.count();
     if (count < 2) return;
     own_ = before_.only(place % count);

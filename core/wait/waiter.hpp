@@ -276,8 +276,8 @@ class Waiter {
       return outcome;
     };
     report_gap();
-    const bool is_apart = place_ && beat_ == Beat::yes && lateness_.is_on(now);
-    const WokenApart apart(is_apart, place_.value_or(0));
+    std::optional<WokenApart> apart;
+    if (place_ && beat_ == Beat::yes && lateness_.is_on(now)) apart.emplace(*place_);
     bool signalled = false;
     while (now < end && !signalled) {
       const std::uint64_t ticket = gate.announce();
