@@ -106,6 +106,11 @@ class ObjectOutbox {
   Reference coder_object_;
 };
 
+// Return container[key].
+inline nb::object item(nb::handle container, nb::handle key) {
+  return owned(stops_at_exit([&] { return PyObject_GetItem(container.ptr(), key.ptr()); }));
+}
+
 // Makes objects of messages, for what returns them in the step that has received them.
 class ObjectMaker {
  public:
@@ -220,7 +225,8 @@ class ObjectInbox {
   nb::object receive(nb::handle asked, nb::handle timeout, bool copy) {
     ObjectMaker::Message message(maker_);
     const auto place = [&](std::size_t size) { return message.place(size); };
-    message.set(ring_ != nullptr ? ring_->consume_or_place(timeout, copy, place) : item(asked));
+    message.set(ring_ != nullptr ? ring_->consume_or_place(timeout, copy, place)
+                                 : item(messages_, asked));
     const auto make = [this](const nb::object& frames) { return maker_.object_of(frames); };
     const auto keep = [this](nb::object kept) { call(keep_, std::move(kept)); };
     nb::object object = message.object(make, keep);
@@ -235,10 +241,6 @@ class ObjectInbox {
   }
 
  private:
-  nb::object item(nb::handle asked) const {
-    return owned(stops_at_exit([&] { return PyObject_GetItem(messages_.ptr(), asked.ptr()); }));
-  }
-
   PyRingReader* ring_ = nullptr;  // null: it is another source
   ObjectMaker maker_;
   Reference messages_;

@@ -52,7 +52,7 @@ class ReplyInbox {
     const bool is_any = whom.is_none();
     ObjectMaker::Message message(maker_);
     const auto place = [&](std::size_t size) { return message.place(size); };
-    auto [index, reply] = hub_ == nullptr ? item(asked, whom)
+    auto [index, reply] = hub_ == nullptr ? reply_of(asked, whom)
                           : is_any        ? hub_->receive_any(timeout, copy, place)
                                           : receive_of(whom, timeout, copy, place);
     message.set(std::move(reply));
@@ -85,7 +85,7 @@ class ReplyInbox {
   nb::object receive_all(nb::handle asked, nb::handle timeout, bool copy) {
     // (They are freed last of all: until then, a signal may have all of them taken back.)
     const std::vector<nb::object> replies =
-        hub_ == nullptr ? items(asked) : hub_->receive_all(timeout, copy);
+        hub_ == nullptr ? replies_of_all(asked) : hub_->receive_all(timeout, copy);
     std::vector<Reference> objects;
     objects.reserve(replies.size());
     try {
@@ -110,18 +110,16 @@ class ReplyInbox {
   }
 
   // What stands in for a hub.
-  nb::object item(nb::handle asked) const {
-    return owned(stops_at_exit([&] { return PyObject_GetItem(replies_.ptr(), asked.ptr()); }));
-  }
-  Reply item(nb::handle asked, nb::handle whom) const {
-    nb::object got = item(asked);
+  Reply reply_of(nb::handle asked, nb::handle whom) const {
+    nb::object got = item(replies_, asked);
     if (!whom.is_none()) return {nb::cast<std::uint32_t>(whom), std::move(got)};
     const auto both = nb::cast<nb::tuple>(got);
     return {nb::cast<std::uint32_t>(both[0]), nb::borrow(both[1])};
   }
-  std::vector<nb::object> items(nb::handle asked) const {
+  std::vector<nb::object> replies_of_all(nb::handle asked) const {
     std::vector<nb::object> all;
-    for (const nb::handle reply : nb::cast<nb::list>(item(asked))) all.push_back(nb::borrow(reply));
+    const auto list = nb::cast<nb::list>(item(replies_, asked));
+    for (const nb::handle reply : list) all.push_back(nb::borrow(reply));
     return all;
   }
 
