@@ -146,9 +146,9 @@ class Calls:
         """How often the handler has raised."""
         return 0 if self._alarms is None else self._alarms.count
 
-    def make(self, call: Callable[[], Any]) -> Any:
+    def make(self, call: Callable[[], Any], within: float = ALARM_SECONDS) -> Any:
         """Make a call; whatever the handler raises passes."""
-        return call() if self._alarms is None else self._alarms.during(call, ALARM_SECONDS)
+        return call() if self._alarms is None else self._alarms.during(call, within)
 
 
 class Awaited:
@@ -199,10 +199,16 @@ def write(connection: Connection, role: Role, readers: int, on_death: Any) -> Re
         connection.send(writer.handle)
 
         def send(number: int, data: Any) -> None:
-            """Send, again and again if need be, until it is sent."""
+            """Send, again and again if need be, until it is sent.
+
+            With later and later alarms: an interrupted send begins anew, and one that takes longer
+            than until the last moment of an alarm would never end.
+            """
+            within = ALARM_SECONDS
             while writer.statistics().messages == number:
                 with contextlib.suppress(Alarmed, AlarmedError):
-                    calls.make(lambda: writer.send((number, data)))
+                    calls.make(lambda: writer.send((number, data)), within)
+                within *= 1.5
 
         number = 0
         try:
