@@ -136,6 +136,11 @@ def _told(connection: Connection, since_ns: int) -> float:
     return float(at_ns - since_ns) / 1e6
 
 
+def _tell(control: Connection, error: shmcast.ShmcastError) -> None:
+    """Say when this member was told, and what; `_told` reads it."""
+    control.send((time.monotonic_ns(), str(error)))
+
+
 def _write(control: Connection) -> None:
     """Send messages with a gap until that raises, and say when and what, for each gap asked for."""
     with contextlib.suppress(EOFError):
@@ -154,7 +159,7 @@ def _write(control: Connection) -> None:
                             schedule(time.monotonic_ns() + int(gap_ms * 1e6), None)
                         writer.send(0, _SECONDS)
                 except shmcast.ShmcastError as error:
-                    control.send((time.monotonic_ns(), str(error)))
+                    _tell(control, error)
                     # (Its end is no news until the other reader has heard of the death.)
                     control.recv()
 
@@ -169,7 +174,7 @@ def _read(control: Connection) -> None:
                     while True:
                         reader.recv(_SECONDS)
                 except shmcast.ShmcastError as error:
-                    control.send((time.monotonic_ns(), str(error)))
+                    _tell(control, error)
 
 
 def _drive(control: Connection) -> None:
@@ -186,7 +191,7 @@ def _drive(control: Connection) -> None:
                         hub.send(0, _SECONDS)
                         hub.recv(1, _SECONDS)
                 except shmcast.ShmcastError as error:
-                    control.send((time.monotonic_ns(), str(error)))
+                    _tell(control, error)
                     control.recv()
 
 
