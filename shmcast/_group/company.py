@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from shmcast._endpoints.frame_reader import FrameReader
 from shmcast._endpoints.frame_writer import FrameWriter
+from shmcast._endpoints.peers import ENDED_WITHOUT_CLOSE
 from shmcast._group.departures import Departures
 from shmcast._group.notices import Notices
 from shmcast._group.options import Options
@@ -20,6 +21,7 @@ from shmcast._nodes.topology import Node, Topology
 from shmcast.errors import Closed, Forked, Interrupted, NodeLost, PeerDied, SegmentError
 
 if TYPE_CHECKING:
+    from shmcast._nodes.node_ring import NodeReader
     from shmcast._nodes.source import SourceRelay
 
 
@@ -185,7 +187,7 @@ class Company:
             raise
 
     def _tell_death(self, error: PeerDied) -> None:
-        """Tell the ranks of this node of one there: they must know why, should this rank close.
+        """Tell those who hear of others by this rank: they must know why, should it end.
 
         (Whoever fails ends its part of the collectives first: the broadcast's end may not know.)
         """
@@ -193,6 +195,10 @@ class Company:
             if rank in self.here.ranks and self.name(rank) == error.peer:
                 assert not isinstance(self.end, SingleRank)  # noqa: S101 (there is somebody else)
                 self.end.tell_death(index)
+                return
+        # (Not of who has ended without a close: that may have been because of yet another one.)
+        if len(self.topology.nodes) > 1 and error.how != ENDED_WITHOUT_CLOSE:
+            cast("SourceRelay | NodeReader", self.end).end_all(Failure.of(error, self.label))
 
     def check_open(self) -> None:
         """Raise Closed if this rank has closed its broadcaster, and Forked in a fork."""

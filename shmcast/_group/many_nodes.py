@@ -195,7 +195,7 @@ class _SetUp:
             key=source.key,
         )
         assert isinstance(self._end, NodeReader)  # noqa: S101
-        self._end.on_death = self._relay.report
+        self._end.on_failure = self._relay.report
         self._relay.connect([*source.addresses], source.key, self._rank, source.store_port)
 
     def _join(self, offers: dict[int, NodesOffer]) -> None:

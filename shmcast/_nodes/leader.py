@@ -274,7 +274,7 @@ class LeaderRelay:
         try:
             self._writer.check_peers()
         except PeerDied as error:
-            self.report(error)
+            self.report(Failure.of(error, self._label))
         if self._on_dropped is not None:
             self._on_dropped(dropped_of(self._writer, self._readers))
 
@@ -283,9 +283,9 @@ class LeaderRelay:
         self._on_dropped = on_dropped
         self._on_death()
 
-    def report(self, error: PeerDied) -> None:
-        """End the relay because somebody of this node has died; return when the source is told."""
-        self._fail(Failure.of(error, self._label), tell_source=True)
+    def report(self, failure: Failure) -> None:
+        """End the relay because somebody has died; return when the source is told."""
+        self._fail(failure, tell_source=True)
 
     def _leave(self) -> None:
         """Leave the group: all readers of this node have closed."""

@@ -19,7 +19,7 @@ from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.loans import OrdinaryMemory
 from shmcast._host.descriptors import above_stdio
 from shmcast._host.epoll_thread import epoll_thread
-from shmcast._nodes.failure import FailurePage
+from shmcast._nodes.failure import Failure, FailurePage
 from shmcast.errors import Forked, MessageTooLarge, PeerDied, ShmcastError
 
 # A ring's limits, as in the core's layout.
@@ -150,8 +150,8 @@ class NodeReader(FrameReader):
         super().__init__(handle, index, **options)
         self._page = page
         self._waits_for = waits_for
-        self.on_death: Callable[[PeerDied], None] | None = None
-        """Called with the death of a peer before a call of this end raises it."""
+        self.on_failure: Callable[[Failure], None] | None = None
+        """Called with the death of a peer before a call of this end raises it: on the leader."""
 
     def _meaning(
         self, error: Exception, action: str, timeout: float | None
@@ -160,8 +160,13 @@ class NodeReader(FrameReader):
         return super()._meaning(error, action, timeout)
 
     def _tell(self, error: Exception) -> None:
-        if isinstance(error, PeerDied) and self.on_death is not None:
-            self.on_death(error)
+        if isinstance(error, PeerDied):
+            self.end_all(Failure.of(error, self.label))
+
+    def end_all(self, failure: Failure) -> None:
+        """End everything, on all nodes, because of this failure, if this is the leader's end."""
+        if self.on_failure is not None:
+            self.on_failure(failure)
 
     def check_peers(self) -> None:
         """Look whether a peer has died, or another node has ended this one's ring."""

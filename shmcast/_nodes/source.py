@@ -297,6 +297,10 @@ class SourceRelay:
         self._remote.raise_failure()
         self._ring.check_peers()
 
+    def end_all(self, failure: Failure) -> None:
+        """End everything, on all nodes, because of what a collective has found."""
+        self._remote.fail(failure)
+
     def tell_death(self, index: int) -> None:
         """See `FrameEnd.tell_death`: to the source's own node."""
         self._seats.tell_death(index)

@@ -17,6 +17,7 @@ from tests.support.processes import Crew, WorkerFailed, results
 
 SECONDS = 30.0
 LEADERS = (0, 2)  # of two nodes
+KILLED = "killed by SIGKILL"
 
 
 def calls_of(bc: ShmBroadcaster, mate: int) -> dict[str, Callable[[], Any]]:
@@ -134,3 +135,23 @@ def test_a_rank_that_gives_up_and_calls_again_is_not_taken_for_coming(
 ) -> None:
     crew, path = fresh
     results(crew.start(4, is_not_taken_for_coming, path, name))
+
+
+def leaves_because_of(rank: int, path: str, leader: int, victim: int) -> None:
+    """Leave, on a node's leader, by a death that only one of its collectives has found so far."""
+    bc = over_store(rank, TWO, path)
+    name = bc._company.name(victim)
+    with pytest.raises(shmcast.PeerDied, match=rf"rank {victim}\b.* has died: killed by SIGKILL"):  # noqa: PT012
+        with bc:
+            if rank == leader:
+                with bc._company.telling_causes():
+                    raise shmcast.PeerDied(f"{name} has died: {KILLED}", name, 1, KILLED)
+            bc.recv_object(rank ^ 1, SECONDS)
+
+
+@pytest.mark.parametrize(("leader", "victim"), [(0, 3), (2, 1)])
+def test_a_leader_that_leaves_because_of_another_nodes_death_tells_it(
+    fresh: tuple[Crew, str], leader: int, victim: int
+) -> None:
+    crew, path = fresh
+    results(crew.start(4, leaves_because_of, path, leader, victim))
