@@ -31,6 +31,7 @@
 #include "bindings/fork.hpp"
 #include "bindings/gil.hpp"
 #include "bindings/hub_module.hpp"
+#include "bindings/main_interpreter.hpp"
 #include "bindings/objects.hpp"
 #include "bindings/observe.hpp"
 #include "bindings/reader.hpp"
@@ -387,15 +388,6 @@ NB_MODULE(_core, m) {
 }
 #undef PyInit__core
 
-// The module's types and errors belong to one interpreter: an import by a second one would take
-// them from the first.
 extern "C" NB_EXPORT PyObject* PyInit__core() {
-  if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
-    PyErr_SetString(
-        PyExc_ImportError,
-        "shmcast can't be imported by a subinterpreter; use it in the main interpreter, "
-        "or start a process");
-    return nullptr;
-  }
-  return init_for_main_interpreter();
+  return shmcast::for_main_interpreter(init_for_main_interpreter());
 }

@@ -231,15 +231,21 @@ def test_a_process_of_multiprocessing_leaves_no_names(method: str, tmp_path: Pat
     assert (ran.stdout, ran.stderr) == ("0 []\n", "")
 
 
-def test_a_subinterpreter_is_told_that_it_cannot_have_the_core() -> None:
-    program = run_to_its_end("""
+@pytest.mark.parametrize("is_isolated", [True, False])
+def test_a_subinterpreter_is_told_that_it_cannot_have_the_core(is_isolated: bool) -> None:
+    program = run_to_its_end(
+        f"is_isolated = {is_isolated}\n"
+        """
 import shmcast, sys
 try:
     import _interpreters as interpreters
 except ImportError:
     import _xxsubinterpreters as interpreters
 with shmcast.Writer(1) as writer, shmcast.Reader(writer.handle, 0) as reader:
-    other = interpreters.create()
+    if sys.version_info >= (3, 13):
+        other = interpreters.create("isolated" if is_isolated else "legacy")
+    else:
+        other = interpreters.create(isolated=is_isolated)
     code = f'''
 import sys
 sys.path[:] = {sys.path!r}
@@ -259,5 +265,6 @@ else:
         reader.recv(0)
     except shmcast.Timeout:
         print("and its errors")
-""")
+"""
+    )
     assert (program.returncode, program.stdout, program.stderr) == (0, "and its errors\n", "")
