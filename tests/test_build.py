@@ -26,6 +26,11 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         [],
         "shmcast needs g++ 11 or clang 15, or newer, and no C++ compiler was found: install g++ ",
     ),
+    "the compiler of Python": (  # (pip's builds have it in CXX)
+        [],
+        "shmcast needs g++ 11 or clang 15, or newer, and g++ was not found, which CXX names or "
+        "Python was built with: install g++ ",
+    ),
     "an old compiler": (
         [_AGED],
         "shmcast needs g++ 11 or clang 15, or newer, and found ",
@@ -57,8 +62,10 @@ def test_what_a_build_lacks_is_told_by_name(
         pytest.skip("there is no C++ compiler here that CMake would find")
     if lack == "a compiler of C" and not shutil.which("gcc"):
         pytest.skip("there is no gcc here")
-    if lack == "no compiler":
+    if lack in ("no compiler", "the compiler of Python"):
         monkeypatch.delenv("CXX", raising=False)
+        if lack != "no compiler":
+            monkeypatch.setenv("CXX", "g++ -pthread")
         monkeypatch.setenv("PATH", str(alone(tmp_path / "bin", "cmake", "make", "ninja")))
     ran = subprocess.run(  # noqa: S603
         ["cmake", "-S", str(ROOT), "-B", str(tmp_path / "build"), *options],  # noqa: S607
