@@ -6,13 +6,17 @@ processes of one host. Importing this package does not import torch.
 
 from importlib import import_module as _import_module
 from importlib.util import find_spec as _find_spec
+from pathlib import Path as _Path
 from sys import modules as _modules
 from typing import TYPE_CHECKING, Any
 
 if (_spec := _find_spec("shmcast._core")) is None or _spec.origin is None:  # (a mere folder)
     raise ImportError(
         f"shmcast in {__path__[0]} has no C++ core for this Python: if that is a checkout, run "
-        "`pip install -e .` in it, or start Python elsewhere to import the installed package",
+        "`pip install -e .` in it, or start Python elsewhere to import the installed package"
+        if _Path(__path__[0]).is_dir()
+        else f"shmcast can't be imported from {__path__[0]}: the system loads its C++ core from a "
+        "folder only: unpack the archive, or let pip install it",
         name="shmcast._core",
     )
 

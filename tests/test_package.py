@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import os
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from importlib.metadata import requires, version
 from pathlib import Path
 
@@ -82,6 +84,21 @@ def test_a_checkout_without_the_built_core_says_what_to_do(tmp_path: Path) -> No
     sentence = run.stderr.splitlines()[-1]
     assert sentence.startswith(f"ImportError: shmcast in {tmp_path / 'shmcast'} has no C++ core")
     assert "pip install -e ." in sentence
+
+
+def test_an_archive_is_told_from_a_checkout(tmp_path: Path) -> None:
+    archive = tmp_path / "shmcast.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in (PACKAGE / "__init__.py", PACKAGE / "_version.py"):
+            file.write(path, f"shmcast/{path.name}")
+    program = [sys.executable, "-S", "-c", "import shmcast"]
+    environment = os.environ | {"PYTHONPATH": str(archive)}
+    run = subprocess.run(  # noqa: S603
+        program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    assert f"ImportError: shmcast can't be imported from {archive}/shmcast: " in run.stderr
+    assert "unpack the archive" in run.stderr
 
 
 @pytest.mark.skipif(not CORE.is_dir(), reason="not in a checkout")

@@ -176,7 +176,8 @@ def add_spill(fd: int, offset: int, nbytes: int) -> _core.Mapping | None:
             fd, nbytes, True, dump=dumps_segments(), room=_arena_room(), offset=offset
         )
     except OSError as error:
-        os.ftruncate(fd, size)
+        with contextlib.suppress(OSError):  # it may be this very call that is refused
+            os.ftruncate(fd, size)
         pass_on(error)
         return None
 
@@ -308,7 +309,11 @@ def clean(dry_run: bool = False) -> list[Found]:
 
 def _is_crowded() -> bool:
     """Return whether the folder has so many files, of whomever, that to list them takes long."""
-    return _SHM_FOLDER.stat().st_size > _MOST_FILES * _ENTRY_BYTES
+    try:
+        return _SHM_FOLDER.stat().st_size > _MOST_FILES * _ENTRY_BYTES
+    except OSError as error:  # whoever makes a file there is told the way out
+        pass_on(error)
+        return False
 
 
 _housekeeping = Housekeeping(clean, _is_crowded, _CLEAN_SECONDS)
@@ -359,8 +364,10 @@ def _reserve(fd: int, size: int) -> None:
     room = MemoryLimit().room()
     if room is not None and size > room.nbytes:
         raise SharedMemoryFull(errno.ENOMEM, _over_the_limit(size, room))
-    with explaining(f"a segment of {size} bytes", "fallocate"):
+    what = f"a segment of {size} bytes"
+    with explaining(what, "fstatfs"):
         volume = os.fstatvfs(fd)
+    with explaining(what, "fallocate"):
         if volume.f_blocks and size > volume.f_bavail * volume.f_frsize:
             # Known beforehand: nobody else is to run out of memory until fallocate says so.
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -115,9 +115,18 @@ def _told(error: ShmcastError) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
+_UNSEEN = "could not be looked at without /proc"
+
+
+def _has_proc() -> bool:
+    return os.path.exists("/proc/self")  # noqa: PTH110 (its home is /proc)
+
+
 def _limits() -> Iterator[Finding]:
     room = MemoryLimit().room()
-    if room is None:
+    if not _has_proc():
+        yield Finding("memory limit", "note", _UNSEEN)
+    elif room is None:
         yield Finding("memory limit", "ok", "none")
     else:
         status: Literal["ok", "bad"] = "ok" if room.nbytes > _RING_BYTES else "bad"
@@ -160,6 +169,9 @@ def _liveness() -> Iterator[Finding]:
             "pidfds", "note", os.strerror(error.errno or 0),
             "deaths are noticed within a second: Linux 5.3, or a profile that allows pidfd_open",
         )  # fmt: skip
+    if not _has_proc():
+        yield Finding("file locks", "note", _UNSEEN)
+        return
     fd = os.memfd_create("shmcast-doctor", os.MFD_CLOEXEC)
     try:
         lock = Places(fd).hold(0)

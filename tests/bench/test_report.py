@@ -21,6 +21,7 @@ from bench.report import (
 )
 from bench.report.plots import PICTURES
 from tests.support.bench_results import ALL, MACHINE, PEERS, a_rate, a_row, large, nodes, peers
+from tests.support.permissions import needs_checkout
 from tests.support.terminal import rendered
 
 
@@ -239,6 +240,7 @@ def test_a_picture_that_is_missing_or_shows_other_results_is_stale(
     assert plots.stale(results.load(folder), pictures, steps) == [light, dark]
 
 
+@needs_checkout
 def test_no_panel_has_more_labels_than_one_can_tell_apart() -> None:
     shown = results.load(report.RESULTS / report.SHOWN)
     for picture in PICTURES:
@@ -384,6 +386,7 @@ def test_check_writes_nothing_and_fails_for_a_stale_document(
     report.main(folder, check=True)
 
 
+@needs_checkout
 def test_documents_and_pictures_show_what_was_measured() -> None:
     assert report.stale(results.load(report.RESULTS / report.SHOWN)) == []
 
@@ -399,6 +402,7 @@ def test_pictures_are_small_and_none_is_left_over() -> None:
 # Terminal
 
 
+@needs_checkout
 def test_the_report_in_a_terminal_fits_80_columns(folder: Path) -> None:
     for shown in (results.load(folder), results.load(report.RESULTS / report.SHOWN)):
         lines = rendered(summary.table(shown))

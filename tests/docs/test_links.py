@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.pages import ROOT, anchors, text_of
+from tests.support.permissions import needs_checkout
 
 HOME = "https://github.com/shmcast/shmcast/"
 _PAGES = [
@@ -27,6 +28,7 @@ def _target(page: Path, link: str) -> Path | None:
     return None if link.startswith(("https://", "mailto:")) else page.parent / link
 
 
+@needs_checkout
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
     for link in _LINK.findall(text_of(page)):

@@ -12,6 +12,7 @@ from readme_renderer import markdown
 
 from tests.support import quick_start
 from tests.support.pages import ROOT, anchors
+from tests.support.permissions import needs_checkout
 
 README = ROOT / "README.md"
 HOME = "https://github.com/shmcast/shmcast/blob/main/"
@@ -60,6 +61,7 @@ def test_it_is_shorter_than_150_lines() -> None:
     assert len(README.read_text().splitlines()) < 150
 
 
+@needs_checkout
 def test_on_the_forge_every_link_and_picture_is_there() -> None:
     html = markdown.render(README.read_text(), variant="GFM")
     assert html is not None
@@ -74,6 +76,7 @@ def test_on_the_forge_every_link_and_picture_is_there() -> None:
             assert not anchor or anchor in anchors(ROOT / path), target
 
 
+@needs_checkout
 def test_on_a_package_index_every_link_is_absolute_and_leads_to_the_repository(
     rendered: str,
 ) -> None:

@@ -220,6 +220,15 @@ def test_what_fails_in_the_cleaning_fails_no_start(monkeypatch: pytest.MonkeyPat
 
 
 @needs_own_shm
+def test_a_folder_that_is_missing_is_no_business_of_the_housekeeping(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(shared_memory, "_SHM_FOLDER", tmp_path / "missing")
+    anew = Housekeeping(shared_memory.clean, shared_memory._is_crowded, 60)
+    monkeypatch.setattr(shared_memory, "_housekeeping", anew)
+    Writer(1).close()  # whoever can't make a file there is told so by the attempt
+
+
 def test_clean_removes_what_was_left_and_says_so() -> None:
     pid = run_until_killed(die_as_writer, "before readers attach")
     (name,) = left_by(pid)

@@ -321,6 +321,7 @@ def make_as_another_user() -> Handle:
 
 
 @needs_root
+@pytest.mark.skipif("hidepid" in Path("/proc/mounts").read_text(), reason="/proc hides processes")
 def test_a_writer_that_has_changed_its_user_is_closed_to_its_new_self(alone: Worker) -> None:
     with confined.process("the writer's") as other:
         handle = other.start(make_as_another_user).result()

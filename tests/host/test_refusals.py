@@ -139,6 +139,13 @@ REFUSALS: dict[str, tuple[Callable[[], object], dict[str, Any], str, int, str]] 
         errno.ENOSYS,
         "seccomp.*allow fallocate",
     ),
+    "fstatfs, EPERM": (
+        refusing("fstatfs", errno.EPERM),
+        {},
+        "HostError",
+        errno.EPERM,
+        "seccomp.*allow fstatfs",
+    ),
     "mmap, EPERM": (REFUSED_MMAP, {}, "HostError", errno.EPERM, "seccomp.*allow mmap"),
     "mmap, EPERM, arena": (REFUSED_MMAP, ARENA, "HostError", errno.EPERM, "arena.*allow mmap"),
 }

@@ -125,6 +125,9 @@ def test_where_no_endpoint_can_be_made_it_is_bad_and_the_way_out_is_told(case: s
         code, said = alone.start(confined_doctor, confine).result()
     assert code == commands.SOMETHING_WRONG, said
     assert told in said
+    if case == "no /proc":
+        for name in ("memory limit", "file locks"):
+            assert f" - {name}: could not be looked at without /proc" in said
 
 
 def test_nothing_but_its_own_segment_is_made_and_removed() -> None:

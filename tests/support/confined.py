@@ -32,6 +32,7 @@ _CALLS: dict[str, dict[str, tuple[int, ...]]] = {
     "x86_64": {
         "fallocate": (285,),
         "mmap": (9,),
+        "fstatfs": (138,),
         "unlink": (87, 263),
         "madvise": (28,),
         "sched_getaffinity": (204,),
@@ -40,6 +41,7 @@ _CALLS: dict[str, dict[str, tuple[int, ...]]] = {
     "aarch64": {
         "fallocate": (47,),
         "mmap": (222,),
+        "fstatfs": (44,),
         "unlink": (35,),
         "madvise": (233,),
         "sched_getaffinity": (123,),

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,11 @@ by_core = pytest.mark.skipif(
     IS_FREE_THREADED, reason="without the GIL pickle encodes all objects, and nothing is practised"
 )
 """For tests of what only the core's own codec does."""
+
+needs_checkout = pytest.mark.skipif(
+    not (Path(__file__).parents[2] / "bench" / "results").is_dir(), reason="not in a checkout"
+)
+"""For tests of what a source distribution leaves out: results, and who links to them."""
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do that to a process")
 
