@@ -324,6 +324,10 @@ class FrameWriter(FrameEnd):
         except (_core.EndpointClosed, _core.ConcurrentUse, _core.Forked, ShmcastError):
             pass  # there is nobody left to wait for, or it is not for this thread to wait
 
+    def reader_pids(self) -> list[int]:
+        """Return the pids of those who have attached, also if they have ended. From any thread."""
+        return [peer.pid for peer in self._ring.peers()[:-1] if peer.pid]
+
     def present_readers(self) -> list[int]:
         """Return the indices of the readers that have neither closed nor been dropped."""
         return [p.index for p in self._ring.peers()[:-1] if p.state not in ("left", "dropped")]

@@ -284,6 +284,29 @@ def test_the_death_of_a_worker_ends_the_wait_for_another_one(
         worker.close()
 
 
+def test_the_death_of_a_worker_is_no_business_of_another_engine(
+    children: Crew, told: Listener
+) -> None:
+    cores = [MessageQueue(2, 2), MessageQueue(1, 1)]
+    children.start(3, roles.work, [core.export_handle() for core in cores], told.address)
+    workers = [told.accept() for _ in range(3)]
+    handles = dict(worker.recv() for worker in workers)
+    replies = [MessageQueue.create_from_handle(handles[rank], 0) for rank in range(3)]
+    for queue in [*cores, *replies]:
+        queue.wait_until_ready()
+    os.kill(handles[0].writer.pid, signal.SIGKILL)
+    for rank in (0, 1):  # its own reply, and that of its engine's other worker
+        with pytest.raises(shmcast.PeerDied) as died:
+            replies[rank].dequeue(SECONDS)
+        assert died.value.pid == handles[0].writer.pid
+    for number in range(3):
+        cores[1].enqueue(number)
+        assert replies[2].dequeue(SECONDS) == number
+    cores[1].enqueue(None)
+    for worker in workers:
+        worker.close()
+
+
 @pytest.mark.parametrize("how", ["stopped", "in C", "asleep"])
 def test_a_time_out_says_who_hangs_and_where(
     crew: Crew,

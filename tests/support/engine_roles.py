@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from shmcast.compat._queues.stacks import offer_stacks
+from shmcast.errors import ShmcastError
 from tests.support import confined
 from tests.support.engine_queue import LOGGER, MessageQueue
 
@@ -73,6 +75,20 @@ def write_and_leave(_: int, address: Any) -> None:
         told.recv()
     del queue
     os._exit(0)
+
+
+def work(rank: int, cores: list[Any], address: Any) -> None:
+    """Answer what comes from a core, as a worker of it does: the first two have one core."""
+    calls = MessageQueue.create_from_handle(cores[rank // 2], rank % 2)
+    replies = MessageQueue(1, 1)
+    with Client(address) as told:
+        told.send((rank, replies.export_handle()))
+        calls.wait_until_ready()
+        replies.wait_until_ready()
+        with contextlib.suppress(ShmcastError):  # the other worker has died
+            while (call := calls.dequeue(indefinite=True)) is not None:
+                replies.enqueue(call)
+        told.recv()
 
 
 def write_nothing(_: int, address: Any, how: str) -> None:

@@ -45,9 +45,18 @@ def _queues() -> list[RingQueue]:
 
 
 def _tell_all(death: PeerDied) -> None:
-    """End the waits of all readers here: what they wait for may depend on who has died."""
-    for queue in _queues():
-        queue.note_death(death)
+    """End the waits of readers here: what they wait for may depend on who has died.
+
+    But for those of another engine: whose writer is sent other messages from here than who has died
+    was.
+    """
+    queues = _queues()
+    sent_to = [queue.reader_pids() for queue in queues]
+    mates = {pid for pids in sent_to if death.pid in pids for pid in pids}
+    others = {pid for pids in sent_to for pid in pids} - mates if mates else set()
+    for queue in queues:
+        if queue.handle.writer.pid not in others:
+            queue.note_death(death)
 
 
 class Block:
@@ -193,6 +202,10 @@ class RingQueue:
         self._is_over.set()
         if self._reader is not None:
             self._reader.interrupt()
+
+    def reader_pids(self) -> list[int]:
+        """Return whom this end writes to, of this host; nobody, if it is a reader's."""
+        return [] if self._writer is None else self._writer._end.reader_pids()  # noqa: SLF001
 
     def note_death(self, death: PeerDied) -> None:
         """End the wait of a reader with what was heard of a writer, this queue's or another's.
