@@ -196,6 +196,17 @@ def test_blocks_are_filled_and_read(crew: Crew) -> None:
     assert job.result() == b"block and more"
 
 
+def test_a_block_is_not_sent_to_other_hosts(crew: Crew) -> None:
+    queue = MessageQueue(2, 1, [0], connect_ip="127.0.0.1")
+    blocks = crew.start(1, roles.read_a_block, queue.export_handle())
+    elsewhere = crew.workers[1].start(roles.receive, 1, queue.export_handle(), 1)
+    queue.wait_until_ready()
+    with queue.acquire_write(SECONDS) as block:
+        block[:5] = b"block"
+    queue.enqueue(b" and more")
+    assert results([*blocks, elsewhere]) == [b"block and more", [b" and more"]]
+
+
 def test_what_is_no_block_is_not_read_as_one(pair: tuple[Any, Any]) -> None:
     writer, reader = pair
     writer.enqueue({"a": 1})

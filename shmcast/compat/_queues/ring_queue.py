@@ -33,6 +33,8 @@ _lock = threading.Lock()  # of `_open`, which is looked at from the watch's thre
 
 def _forget() -> None:
     global _open, _lock
+    for queue in list(_open):
+        queue._turn = threading.RLock()  # noqa: SLF001 (another thread of the parent may have it)
     _open, _lock = weakref.WeakSet(), threading.Lock()
 
 
@@ -130,6 +132,7 @@ class RingQueue:
         self.local_reader_rank = -1
         self.shutting_down = False
         self._is_over = threading.Event()  # by `shutdown`, or by a death
+        self._turn = threading.RLock()  # of threads of this process that use this end
         self._interval = self.engine.warning_interval()
         end = writer or reader
         assert end is not None  # noqa: S101
@@ -179,7 +182,8 @@ class RingQueue:
             ShmcastError: what `Writer.wait_ready` raises.
         """
         try:
-            wait_in_parts(self._end.wait_ready, None, self._interval, self._tell_long_wait)
+            tell = self._tell_long_wait
+            wait_in_parts(self._turn, self._end.wait_ready, None, self._interval, tell)
         except Interrupted:
             if self._death is None:
                 raise
@@ -229,17 +233,19 @@ class RingQueue:
             RuntimeError: this is a reader's end.
             ShmcastError: what else `Writer.send` raises.
         """
-        writer = self._writer
-        if writer is None:
+        if self._writer is None:
             raise RuntimeError("Only writers can enqueue")
+        is_for_all = self._remote is not None and type(obj) is not Block
+        send = functools.partial(self._send_to_all if is_for_all else self._writer.send, obj)
         try:
-            wait_in_parts(
-                functools.partial(writer.send, obj), timeout, self._interval, self._tell_long_wait
-            )
+            wait_in_parts(self._turn, send, timeout, self._interval, self._tell_long_wait)
         except Timeout as error:
             raise self._explained(error, "enqueue", timeout) from None
-        if self._remote is not None:
-            self._remote.enqueue(obj)
+
+    def _send_to_all(self, obj: Any, timeout: float | None) -> None:
+        assert self._writer is not None  # noqa: S101
+        self._writer.send(obj, timeout)
+        self._remote.enqueue(obj)
 
     def dequeue(self, timeout: float | None = None, indefinite: bool = False) -> Any:
         """Receive the next object.
@@ -261,9 +267,10 @@ class RingQueue:
             raise RuntimeError("Only readers can dequeue")
         part = math.inf if indefinite else self._interval
         while True:
-            seconds = 0.0 if self._is_over.is_set() else timeout
             try:
-                return wait_in_parts(self._receive, seconds, part, self._tell_long_wait)
+                return wait_in_parts(
+                    self._turn, self._receive, timeout, part, self._tell_long_wait, self._is_over
+                )
             except Interrupted:
                 continue  # by `shutdown`, or by a death
             except Closed:
@@ -284,7 +291,9 @@ class RingQueue:
 
     @contextlib.contextmanager
     def acquire_write(self, timeout: float | None = None) -> Iterator[memoryview]:
-        """Lend memory to be filled; it is sent when the block ends, to readers' `acquire_read`.
+        """Lend memory to be filled; it is sent when the block ends, to `acquire_read`.
+
+        As in the engine's own, readers on other hosts get none of it.
 
         Args:
             timeout: as for `enqueue`, when the block ends.
