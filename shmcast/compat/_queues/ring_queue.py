@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from time import monotonic
 from typing import Any, ClassVar
 
 from shmcast._endpoints.reader import Reader
 from shmcast._endpoints.writer import Writer
 from shmcast._host.words import counted
+from shmcast.compat._queues.blocks import Block, Blocks
 from shmcast.compat._queues.deaths import Watch
 from shmcast.compat._queues.diagnosis import Process, describe
 from shmcast.compat._queues.interface import Engine
 from shmcast.compat._queues.patience import wait_in_parts
 from shmcast.errors import Closed, Interrupted, PeerDied, ShmcastError, Timeout
 
-_WORTH_A_LOOK = 1.0
-"""Seconds of a time-out from which on it is told what the others were doing: not of a mere look."""
+_WORTH_A_LOOK = 0.9
+"""Seconds of a wait from which on it is told what the others were doing: not of a mere look.
+
+Of a second, an engine gives `dequeue` what is left after the call.
+"""
 
 _LEFT_ALONE_S = 5.0  # a worker whose core has closed the queue, until whoever started it ends it
 
 _watch = Watch()
 _open: weakref.WeakSet[RingQueue] = weakref.WeakSet()
 _lock = threading.Lock()  # of `_open`, which is looked at from the watch's thread, too
+_sent_at = -math.inf  # when this process has sent last, by any queue
 
 
 def _forget() -> None:
-    global _open, _lock
+    global _open, _lock, _sent_at
     for queue in list(_open):
         queue._turn = threading.RLock()  # noqa: SLF001 (another thread of the parent may have it)
     _open, _lock = weakref.WeakSet(), threading.Lock()
+    _sent_at = -math.inf
 
 
 os.register_at_fork(after_in_child=_forget)  # the parent's queues are its business
@@ -61,18 +67,7 @@ def _tell_all(death: PeerDied) -> None:
             queue.note_death(death)
 
 
-class Block:
-    """What `acquire_write` has filled and `acquire_read` gets, as one message.
-
-    Args:
-        data: its bytes.
-    """
-
-    def __init__(self, data: bytes | bytearray) -> None:
-        self.data = data
-
-
-class RingQueue:
+class RingQueue(Blocks):
     """A message queue of one writer, whose readers on this host share a ring.
 
     It stands before an engine's own class among the bases, from which come its other methods and
@@ -91,6 +86,7 @@ class RingQueue:
     _remote: Any = None  # the engine's own queue, to the readers on other hosts
     _receive: Callable[[float | None], Any] | None = None
     _death: PeerDied | None = None  # of a process from which this one reads
+    _looked_after = -math.inf  # `_sent_at` at this reader's last time-out
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = self.engine.arguments(*args, **kwargs)
@@ -235,6 +231,8 @@ class RingQueue:
         """
         if self._writer is None:
             raise RuntimeError("Only writers can enqueue")
+        global _sent_at
+        _sent_at = monotonic()
         is_for_all = self._remote is not None and type(obj) is not Block
         send = functools.partial(self._send_to_all if is_for_all else self._writer.send, obj)
         try:
@@ -289,53 +287,6 @@ class RingQueue:
         if self.shutting_down:
             raise RuntimeError("cancelled") from None
 
-    @contextlib.contextmanager
-    def acquire_write(self, timeout: float | None = None) -> Iterator[memoryview]:
-        """Lend memory to be filled; it is sent when the block ends, to `acquire_read`.
-
-        As in the engine's own, readers on other hosts get none of it.
-
-        Args:
-            timeout: as for `enqueue`, when the block ends.
-
-        Yields:
-            `max_chunk_bytes` of zeros.
-
-        Raises:
-            RuntimeError: this is a reader's end.
-            Exception: what `enqueue` raises.
-        """
-        if self._writer is None:
-            raise RuntimeError("Only writers can acquire write")
-        data = bytearray(self._block_bytes)
-        yield memoryview(data)
-        self.enqueue(Block(data), timeout)
-
-    @contextlib.contextmanager
-    def acquire_read(
-        self, timeout: float | None = None, indefinite: bool = False
-    ) -> Iterator[memoryview]:
-        """Receive what an `acquire_write` has filled.
-
-        Args:
-            timeout: as for `dequeue`.
-            indefinite: as for `dequeue`.
-
-        Yields:
-            It.
-
-        Raises:
-            RuntimeError: the next message was sent by `enqueue`. It is consumed. Or this is a
-                writer's end.
-            Exception: what else `dequeue` raises.
-        """
-        if self._receive is None:
-            raise RuntimeError("Only readers can acquire read")
-        block = self.dequeue(timeout, indefinite)
-        if not isinstance(block, Block):
-            raise RuntimeError(f"the next message is a {type(block).__qualname__}: call dequeue()")
-        yield memoryview(block.data)
-
     def _tell_long_wait(self) -> None:
         engine = self.engine
         words = f"{engine.long_wait % self._interval}\n{self._who_is_waited_for()}"
@@ -343,12 +294,27 @@ class RingQueue:
 
     def _explained(self, error: Timeout, action: str, timeout: float | None) -> Timeout:
         """Return the error of a time-out, with what the others are doing; and log it."""
-        if timeout is None or timeout < _WORTH_A_LOOK:
+        waited = 0.0 if timeout is None else max(timeout, self._since_call())
+        if timeout is None or waited < _WORTH_A_LOOK:
             return error
-        what = f"{Process.this().name}: {action} timed out after {timeout:.3g} s"
+        what = f"{Process.this().name}: {action} timed out after {max(timeout, 0):.3g} s"
+        if timeout < waited:
+            what += f", {waited:.3g} s after this process has sent a message"
         told = Timeout(f"{what}\n{self._who_is_waited_for()}".rstrip("\n"))
         self.engine.logger.error("%s", told)
         return told
+
+    def _since_call(self) -> float:
+        """Return seconds since this process has sent a message; 0: this reader has looked since.
+
+        An engine's core sends a call and then reads its workers' replies one after another, each
+        for as long as is left. So a reader's first time-out after a call may be the end of a longer
+        wait, however short it was; one more is a look, in a loop.
+        """
+        if self._reader is None or self._looked_after == _sent_at:
+            return 0.0
+        self._looked_after = _sent_at
+        return monotonic() - _sent_at
 
     def _who_is_waited_for(self) -> str:
         """Tell of this queue's writer, then of all others from which this process reads.

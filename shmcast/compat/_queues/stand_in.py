@@ -174,7 +174,8 @@ class StandIn:
         from shmcast.compat._queues.ring_queue import RingQueue
 
         own = self._own[0]
-        methods = self.known.methods.keys() & vars(RingQueue).keys() - {"__init__"}  # (with theirs)
+        methods = {name for name in self.known.methods if hasattr(RingQueue, name)}
+        methods -= {"__init__"}  # (which takes theirs)
         pairs = [(name, getattr(own, name), getattr(RingQueue, name)) for name in sorted(methods)]
         pairs += [
             (where.partition(":")[2], function, self.functions[where])
