@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -16,7 +18,7 @@ import pytest
 
 from shmcast.compat import sglang, vllm
 from shmcast.compat._groups.pyobj import Broadcast, PointToPoint
-from shmcast.compat._queues import ring_queue
+from shmcast.compat._queues import ring_queue, stand_in
 from tests.support import engine_functions, engine_queue
 
 _NAME = "vllm.distributed.device_communicators.shm_broadcast"
@@ -140,6 +142,37 @@ def test_the_plugin_does_nothing_unless_it_is_asked_to(
     monkeypatch.setenv("SHMCAST_VLLM", "1")
     vllm.plugin()
     assert own.MessageQueue is not theirs
+
+
+def test_each_process_says_once_that_it_has_such_a_queue(
+    own: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(stand_in, "_told_in", {})
+    monkeypatch.setenv("SHMCAST_VLLM", "1")
+    vllm.plugin()
+    assert not caplog.records  # the engine's log may not have begun
+    queues = [own.MessageQueue(1, 1) for _ in range(2)]
+    queues += [own.MessageQueue.create_from_handle(queue.handle, 0) for queue in queues]
+    [record] = caplog.records
+    assert record.getMessage() == "shmcast carries the messages between vLLM's processes"
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # as in a fork
+    vllm._stand_in.tell_once()
+    assert len(caplog.records) == 2
+
+
+def test_a_warning_before_the_engine_has_a_log_looks_like_its_own() -> None:
+    program = "from shmcast.compat import vllm; vllm.plugin()"
+    told = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", program],
+        env=os.environ | {"SHMCAST_VLLM": "true"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    text = "SHMCAST_VLLM='true' is neither 0 nor 1: vLLM's own is used"
+    place = r"\[stand_in\.py:\d+\]"
+    assert re.fullmatch(rf"\(MainProcess pid=\d+\) WARNING \d\d-\d\d [\d:]+ {place} {text}\n", told)
 
 
 @pytest.mark.parametrize("value", ["true", "yes", " 1"])

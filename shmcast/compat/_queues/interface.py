@@ -56,6 +56,7 @@ class Engine:
         warning_interval: returns the seconds between two such texts, as they are now.
         long_wait_level: at which it logs them.
         arena_bytes: shared memory for large tensors where the engine asks for such.
+        begin: called whenever a process gets an end of such a queue.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Engine:
     warning_interval: Callable[[], float]
     long_wait_level: int
     arena_bytes: int = 0
+    begin: Callable[[], None] = lambda: None
 
     def arguments(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return what a queue is made with, by name, defaults included.

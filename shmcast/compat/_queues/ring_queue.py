@@ -137,6 +137,7 @@ class RingQueue(Blocks):
         weakref.finalize(self, end.close).atexit = False
         with _lock:
             _open.add(self)
+        self.engine.begin()
 
     def export_handle(self) -> Any:
         """Return what readers make their ends of. Small and picklable."""

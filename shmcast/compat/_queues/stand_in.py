@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -9,7 +10,7 @@ import logging
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,11 @@ from typing import Any
 from shmcast.compat._queues.interface import Engine, Interface, Parameters, other_defaults
 
 Functions = dict[str, Callable[..., Any]]
+
+_FORMAT = "(%(processName)s pid=%(process)d) %(levelname)s %(asctime)s [%(filename)s:%(lineno)d] "
+_DATE_FORMAT = "%m-%d %H:%M:%S"
+
+_told_in: dict[str, int] = {}  # by engine: the process that has said that it is in place; 0: none
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,10 @@ class StandIn:
 
     def plugin(self) -> None:
         """Install them if the environment asks for it. Never raises."""
+        with _heard(self.log):
+            self._install_if_asked()
+
+    def _install_if_asked(self) -> None:
         value = os.environ.get(self.variable, "0")
         if value not in ("", "0", "1"):
             self.log.warning(
@@ -105,7 +115,19 @@ class StandIn:
             )
         else:
             if is_installed:
-                self.log.info("shmcast carries the messages between %s's processes", self.engine)
+                _told_in.setdefault(self.engine, 0)
+                if self.known_functions:  # (they may be called where there is no queue)
+                    self.tell_once()
+
+    def tell_once(self) -> None:
+        """Say in the log, once in each process, that messages go this way.
+
+        In the first process, an engine sets up its log only after it has called its plugins.
+        """
+        here = os.getpid()
+        if _told_in.get(self.engine, here) != here:
+            _told_in[self.engine] = here
+            self.log.info("shmcast carries the messages between %s's processes", self.engine)
 
     def attribute(self, name: str) -> type[Any]:
         """Return a class by its name, for the `__getattr__` of the face.
@@ -131,7 +153,14 @@ class StandIn:
         queue, handle = self._own
         own = importlib.import_module(self.module)
         settings = self.settings(own)
-        engine = Engine(name=self.engine, queue=queue, handle=handle, logger=own.logger, **settings)
+        engine = Engine(
+            name=self.engine,
+            queue=queue,
+            handle=handle,
+            logger=own.logger,
+            begin=self.tell_once,
+            **settings,
+        )
         made = queue_class(engine, self.face)
         return dict(zip(("MessageQueue", "Handle"), made, strict=True))
 
@@ -182,6 +211,21 @@ class StandIn:
             for where, function in self._own_functions.items()
         ]
         return [told for pair in pairs for told in other_defaults(*pair)]
+
+
+@contextlib.contextmanager
+def _heard(log: logging.Logger) -> Iterator[None]:
+    """Write what is logged meanwhile as the engine would, if it has no log yet."""
+    if log.hasHandlers():
+        yield
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(_FORMAT + "%(message)s", _DATE_FORMAT))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def _owner_and_name(where: str) -> tuple[Any, str]:
