@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from typing import Any
 
 import pytest
 
+import shmcast
 from shmcast.compat._queues.patience import wait_in_parts
 from tests.support.engine_queue import MessageQueue
 from tests.support.engine_roles import SECONDS
@@ -113,6 +115,34 @@ def test_an_object_may_enqueue_another_while_it_is_pickled(pair: tuple[Any, Any]
 
     writer.enqueue(Announced())
     assert [reader.dequeue(SECONDS) for _ in range(2)] == ["comes next", 7]
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_a_fork_is_told_how_to_make_an_end_of_its_own(pair: tuple[Any, Any], is_held: bool) -> None:
+    writer, reader = pair
+    makes = {
+        "enqueue": r"make one here: MessageQueue\(\.\.\.\)",
+        "dequeue": r"make one here: MessageQueue\.create_from_handle\(handle, 0\)",
+    }
+    waits = _while_another_waits(reader, reader.dequeue) if is_held else []
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            with pytest.raises(shmcast.Forked, match=makes["enqueue"]):
+                writer.enqueue(1)
+            with pytest.raises(shmcast.Forked, match=makes["dequeue"]):
+                reader.dequeue()
+            with pytest.raises(shmcast.Forked, match=makes["dequeue"]):
+                reader.wait_until_ready()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    writer.enqueue("still here")
+    if not is_held:
+        assert reader.dequeue(SECONDS) == "still here"
+    _join(waits)
 
 
 def test_a_thread_waits_for_a_turn_for_ever() -> None:

@@ -20,7 +20,7 @@ from shmcast.compat._queues.deaths import Watch
 from shmcast.compat._queues.diagnosis import Process, describe
 from shmcast.compat._queues.interface import Engine
 from shmcast.compat._queues.patience import wait_in_parts
-from shmcast.errors import Closed, Interrupted, PeerDied, ShmcastError, Timeout
+from shmcast.errors import Closed, Forked, Interrupted, PeerDied, ShmcastError, Timeout
 
 _WORTH_A_LOOK = 0.9
 """Seconds of a wait from which on it is told what the others were doing: not of a mere look.
@@ -181,6 +181,8 @@ class RingQueue(Blocks):
         try:
             tell = self._tell_long_wait
             wait_in_parts(self._turn, self._end.wait_ready, None, self._interval, tell)
+        except Forked:
+            raise self._forked() from None
         except Interrupted:
             if self._death is None:
                 raise
@@ -240,6 +242,8 @@ class RingQueue(Blocks):
             wait_in_parts(self._turn, send, timeout, self._interval, self._tell_long_wait)
         except Timeout as error:
             raise self._explained(error, "enqueue", timeout) from None
+        except Forked:
+            raise self._forked() from None
 
     def _send_to_all(self, obj: Any, timeout: float | None) -> None:
         assert self._writer is not None  # noqa: S101
@@ -272,6 +276,8 @@ class RingQueue(Blocks):
                 )
             except Interrupted:
                 continue  # by `shutdown`, or by a death
+            except Forked:
+                raise self._forked() from None
             except Closed:
                 # The engine's own reader would wait for ever, and be ended in silence.
                 if indefinite and timeout is None:
@@ -281,6 +287,16 @@ class RingQueue(Blocks):
             except Timeout as error:
                 self._raise_if_over()
                 raise self._explained(error, "dequeue", timeout) from None
+
+    def _forked(self) -> Forked:
+        make = "MessageQueue(...), and give its handle to the readers"
+        if self._reader is not None:
+            rank = self.handle.local_reader_ranks[self.local_reader_rank]
+            make = f"MessageQueue.create_from_handle(handle, {rank})"
+        return Forked(
+            "this end of the queue belongs to the process from which this one was forked; make one "
+            f"here: {make}"
+        )
 
     def _raise_if_over(self) -> None:
         if self._death is not None:
