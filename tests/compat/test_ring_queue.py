@@ -129,6 +129,7 @@ def test_a_busy_loop_of_looks_receives(crew: Crew) -> None:
 def test_an_array_arrives_as_writable_as_it_was(crew: Crew, shape: int) -> None:
     for is_writable in (True, False):
         queue = MessageQueue(1, 1)
+        assert isinstance(queue, MessageQueue)
         [job] = crew.start(1, roles.look_at_an_array, queue.export_handle())
         array = np.ones(shape)
         array.flags.writeable = is_writable
@@ -160,6 +161,9 @@ def test_without_readers_on_this_host_it_is_the_engines_own() -> None:
     assert type(queue) is OwnQueue
     reader = MessageQueue.create_from_handle(queue.export_handle(), 0)
     assert type(reader) is OwnQueue
+    assert isinstance(queue, MessageQueue)
+    assert isinstance(reader, MessageQueue)
+    assert not isinstance(reader, type("Derived", (MessageQueue,), {}))
     queue.wait_until_ready()
     queue.enqueue(1)
     assert reader.dequeue(SECONDS) == 1

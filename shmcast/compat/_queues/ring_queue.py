@@ -377,6 +377,14 @@ def _become(queue: Any, kind: type[Any]) -> Any:
     return queue
 
 
+class _Kind(type):
+    """Of a class that makes the engine's own objects, too: those are instances of it."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        engine = vars(cls).get("engine")  # (which somebody's class over this one lacks)
+        return isinstance(instance, engine.queue) if engine else super().__instancecheck__(instance)
+
+
 def queue_class(engine: Engine, module: str) -> tuple[type[Any], type[Any]]:
     """Return a `MessageQueue` for an engine, and its `Handle`.
 
@@ -388,7 +396,7 @@ def queue_class(engine: Engine, module: str) -> tuple[type[Any], type[Any]]:
     writer = ("writer", Any, dataclasses.field(default=None))
     handle = dataclasses.make_dataclass("Handle", [ring, writer], bases=(engine.handle,))
     names = {"engine": engine, "handle_class": handle, "__doc__": RingQueue.__doc__}
-    queue = type("MessageQueue", (RingQueue, engine.queue), names)
+    queue = _Kind("MessageQueue", (RingQueue, engine.queue), names)
     for made in (queue, handle):
         made.__module__ = module
     return queue, handle
