@@ -145,6 +145,28 @@ def test_a_fork_is_told_how_to_make_an_end_of_its_own(pair: tuple[Any, Any], is_
     _join(waits)
 
 
+def test_a_signal_whose_handler_raises_leaves_the_turn_to_others(pair: tuple[Any, Any]) -> None:
+    writer, reader = pair
+    turn = reader._turn
+
+    class Interrupted:
+        def acquire(self, blocking: bool) -> bool:
+            turn.acquire(blocking)
+            raise KeyboardInterrupt
+
+        release = turn.release
+
+    reader._turn = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        reader.dequeue()
+    reader._turn = turn
+    got: list[Any] = []
+    threads = _start(1, lambda _: got.append(reader.dequeue(SECONDS)))
+    writer.enqueue("for another thread")
+    _join(threads)
+    assert got == ["for another thread"]
+
+
 def test_a_thread_waits_for_a_turn_for_ever() -> None:
     """Infinity is more than a lock takes."""
     turn = threading.RLock()

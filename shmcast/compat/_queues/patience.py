@@ -40,14 +40,17 @@ def wait_in_parts(
     is_last = False
     while True:
         try:
-            if not turn.acquire(False):  # (by name, that takes twice as long)
-                left = _take(turn, left)
-            try:
+            try:  # (before the turn is taken: a signal's handler may raise right after that)
+                if not turn.acquire(False):  # (by name, that takes twice as long)
+                    left = _take(turn, left)
                 if over is not None and over.is_set():
                     is_last, left = True, 0.0
                 return call(left)
             finally:
-                turn.release()
+                try:  # noqa: SIM105 (that takes several times as long)
+                    turn.release()
+                except RuntimeError:  # it was not this thread's turn
+                    pass
         except Timeout:
             if is_last:
                 raise
