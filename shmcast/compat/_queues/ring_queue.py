@@ -315,7 +315,7 @@ class RingQueue(Blocks):
         if timeout is None or waited < _WORTH_A_LOOK:
             return error
         what = f"{Process.this().name}: {action} timed out after {max(timeout, 0):.3g} s"
-        if timeout < waited:
+        if waited > 1.1 * timeout:
             what += f", {waited:.3g} s after this process has sent a message"
         told = Timeout(f"{what}\n{self._who_is_waited_for()}".rstrip("\n"))
         self.engine.logger.error("%s", told)
