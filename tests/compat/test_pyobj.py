@@ -42,3 +42,21 @@ def test_messages_of_two_groups_between_the_same_ranks_are_apart(world: Crew) ->
 
 def test_a_rank_that_is_not_in_the_group_gets_the_engines_own_answer(world: Crew) -> None:
     assert world.run(4, roles.broadcast_in_one_half) == [["sent"], ["sent"], [], []]
+
+
+def test_what_a_destroyed_group_had_is_closed(world: Crew) -> None:
+    assert world.run(4, roles.groups_come_and_go, 5) == [([[n] for n in range(5)], 1)] * 4
+
+
+def test_waits_end_with_the_groups_own_time_out(world: Crew) -> None:
+    untold: tuple[float, list[str]] = (77.0, [])
+    assert world.run(4, roles.wait_as_long_as_the_group) == [
+        untold,
+        (77.0, ["Timeout"] * 4),
+        untold,
+        untold,
+    ]
+
+
+def test_what_is_no_list_is_refused_before_anything_is_sent(world: Crew) -> None:
+    assert world.run(4, roles.send_no_list) == [["TypeError", [1]], [[1]], [[1]], [[1]]]

@@ -6,6 +6,8 @@ import contextlib
 import os
 import pickle
 import signal
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 import shmcast
-from shmcast.compat._groups.broadcasters import Broadcasters
+from shmcast.compat._groups.broadcasters import Broadcasters, timeout_of
 from shmcast.compat._groups.coordinator import all_gather_object_over, barrier_over
 from shmcast.compat._groups.pyobj import Broadcast, PointToPoint
 
@@ -239,3 +241,73 @@ def broadcast_in_one_half(rank: int) -> list[Any]:
     half = dist.new_group([0, 1])
     function = Broadcast(own_broadcast, Broadcasters())
     return function(["sent"] if rank == 0 else [], rank, half, src=0)
+
+
+def groups_come_and_go(rank: int, count: int) -> tuple[list[Any], int]:
+    """Return what a rank got in groups that are destroyed, and of how many something is kept."""
+    broadcasters = Broadcasters()
+    function = Broadcast(own_broadcast, broadcasters)
+    got = []
+    for number in range(count):
+        group = dist.new_group([0, 1, 2, 3])
+        got.append(function([number], rank, group))
+        dist.destroy_process_group(group)
+    return got, len(broadcasters._made)
+
+
+def _in_the_end(call: Callable[[], Any]) -> None:
+    """Call until that is no time-out, as it may be on a busy machine."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            call()
+            return
+
+
+def wait_as_long_as_the_group(rank: int) -> tuple[float | None, list[str]]:
+    """Return a group's time-out, and what rank 1 is told when the others do nothing so long."""
+    group = dist.new_group([0, 1, 2, 3], timeout=timedelta(seconds=77))
+    told = []
+    with (
+        mock.patch("shmcast.compat._groups.broadcasters.timeout_of", return_value=0.05),
+        mock.patch("shmcast.compat._groups.pyobj.timeout_of", return_value=0.05),
+    ):
+        broadcasters = Broadcasters()
+        broadcast, send = Broadcast(own_broadcast, broadcasters), PointToPoint(own_point_to_point)
+        coordinator = mock.Mock(cpu_group=group, ranks=[0, 1, 2, 3])
+        barrier = barrier_over(broadcasters, mock.Mock())
+        gather = all_gather_object_over(broadcasters, mock.Mock())
+        _in_the_end(lambda: broadcast(["at first"], rank, group))
+        for _ in range(3):  # then it goes over a ring
+            if rank < 2:
+                _in_the_end(lambda: send([], rank, group, 0, 1))
+            dist.barrier()
+        alone: list[Callable[[], Any]] = [
+            lambda: broadcast([], rank, group),
+            lambda: send([], rank, group, 0, 1),
+            lambda: barrier(coordinator),
+            lambda: gather(coordinator, 1),
+        ]
+        for call in alone if rank == 1 else []:
+            try:
+                call()
+            except TimeoutError as error:
+                told.append(type(error).__name__)
+    dist.barrier()
+    return timeout_of(group), told
+
+
+def send_no_list(rank: int) -> list[Any]:
+    """Return what ranks get when the source first calls with None, and then with a list."""
+    function = Broadcast(own_broadcast, Broadcasters())
+    got: list[Any] = []
+    if rank == 0:
+        function([], rank)  # (which makes what is then used, on all ranks)
+    else:
+        assert function([], rank) == []
+    if rank == 0:
+        try:
+            function(None, rank)  # type: ignore[arg-type]
+        except TypeError as error:
+            got.append(type(error).__name__)
+    got.append(function([1], rank))
+    return got

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from shmcast._group.broadcaster import ShmBroadcaster
 from shmcast.errors import ShmcastError
@@ -17,15 +17,27 @@ _LOSES_RANKS = "mooncake"
 """A backend whose groups go on without ranks, and take new ones: no broadcaster can follow."""
 
 
+class Timed(NamedTuple):
+    """A broadcaster, and how long its calls wait."""
+
+    broadcaster: ShmBroadcaster
+    timeout: float | None
+    """The group's, in seconds."""
+
+
 class Broadcasters:
-    """Those of the groups that this process is in."""
+    """Those of the groups that this process is in.
+
+    A broadcaster needs its group, and so both are kept. When another group's first one is made,
+    those are closed whose groups torch has destroyed. (Those of groups that were made by hand, of
+    which torch does not know, stay.)
+    """
 
     def __init__(self) -> None:
-        self._made: weakref.WeakKeyDictionary[ProcessGroup, dict[int, ShmBroadcaster | None]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._made: dict[ProcessGroup, dict[int, Timed | None]] = {}
+        self._known: set[ProcessGroup] = set()  # to torch, when they came
 
-    def of(self, group: ProcessGroup | None, src: int) -> ShmBroadcaster | None:
+    def of(self, group: ProcessGroup | None, src: int) -> Timed | None:
         """Return a group's broadcaster; when it is first asked for, that is a collective.
 
         Args:
@@ -40,10 +52,24 @@ class Broadcasters:
             group = default_group()
         if isinstance(group, int):  # torch's NON_GROUP_MEMBER
             return None
-        by_source = self._made.setdefault(group, {})
+        by_source = self._made.get(group)
+        if by_source is None:
+            self._close_destroyed()
+            by_source = self._made[group] = {}
+            if _backend(group):
+                self._known.add(group)
         if src not in by_source:
             by_source[src] = _broadcaster(group, src)
         return by_source[src]
+
+    def _close_destroyed(self) -> None:
+        for group in [*self._known]:
+            if not _backend(group):
+                self._known.remove(group)
+                for made in self._made.pop(group).values():
+                    if made is not None:
+                        with contextlib.suppress(ShmcastError):
+                            made.broadcaster.close()
 
 
 def default_group() -> ProcessGroup:
@@ -55,13 +81,25 @@ def default_group() -> ProcessGroup:
     return group
 
 
-def _broadcaster(group: ProcessGroup, src: int) -> ShmBroadcaster | None:
+def timeout_of(group: ProcessGroup) -> float | None:
+    """Return how long a group's own collectives wait, in seconds; None: that is not known."""
+    import torch
+
+    try:
+        timeout = group._get_backend(torch.device("cpu")).options._timeout  # noqa: SLF001
+    except (AttributeError, RuntimeError):  # a backend without, or none for the CPU
+        return None
+    seconds: float = timeout.total_seconds()
+    return seconds
+
+
+def _broadcaster(group: ProcessGroup, src: int) -> Timed | None:
     backend = _backend(group)
     if backend.startswith(_LOSES_RANKS):
         why = f"{backend} goes on without ranks that are lost"
     else:
         try:
-            return ShmBroadcaster(group, src)
+            return Timed(ShmBroadcaster(group, src), timeout_of(group))
         except ShmcastError as error:  # on every rank, or it would wait for the others
             why = str(error)
     _log.warning("SGLang's own collectives of objects are used, not shmcast's: %s", why)

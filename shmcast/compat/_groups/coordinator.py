@@ -1,8 +1,6 @@
 """SGLang's `GroupCoordinator.barrier` and `all_gather_object` over a `ShmBroadcaster`.
 
-It is the one of its group's `broadcast_pyobj` from the first rank, where there is one. Waits have
-no time-out, unlike gloo's: a rank that was stopped for long is waited for, and one that has died is
-told by name.
+It is the one of its group's `broadcast_pyobj` from the first rank, where there is one.
 """
 
 from __future__ import annotations
@@ -44,11 +42,11 @@ def barrier_over(
         Raises:
             ShmcastError: what `ShmBroadcaster.barrier` raises.
         """
-        broadcaster = broadcasters.of(self.cpu_group, self.ranks[0])
-        if broadcaster is None:
+        made = broadcasters.of(self.cpu_group, self.ranks[0])
+        if made is None:
             own(self)
         else:
-            broadcaster.barrier()
+            made.broadcaster.barrier(made.timeout)
 
     return barrier
 
@@ -69,9 +67,9 @@ def all_gather_object_over(
         Raises:
             ShmcastError: what `ShmBroadcaster.all_gather_object` raises.
         """
-        broadcaster = broadcasters.of(self.cpu_group, self.ranks[0])
-        if broadcaster is None:
+        made = broadcasters.of(self.cpu_group, self.ranks[0])
+        if made is None:
             return own(self, obj)
-        return broadcaster.all_gather_object(obj)
+        return made.broadcaster.all_gather_object(obj, made.timeout)
 
     return all_gather_object

@@ -6,6 +6,7 @@ they can't share memory.
 
 from __future__ import annotations
 
+import functools
 import logging
 import weakref
 from collections import defaultdict
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from shmcast._endpoints.handle import Handle
 from shmcast._endpoints.reader import Reader
 from shmcast._endpoints.writer import Writer
-from shmcast.compat._groups.broadcasters import Broadcasters, default_group
+from shmcast.compat._groups.broadcasters import Broadcasters, default_group, timeout_of
 from shmcast.errors import SegmentError, ShmcastError, Timeout
 
 if TYPE_CHECKING:
@@ -56,12 +57,16 @@ class Broadcast:
             force_cpu_device: see SGLang; nothing goes over a device here.
 
         Raises:
-            ShmcastError: what `ShmBroadcaster.broadcast_object` raises.
+            TypeError: on the source, `data` has no length.
+            ShmcastError: what `ShmBroadcaster.broadcast_object` raises; its `Timeout` after the
+                group's time-out.
         """
-        broadcaster = self._broadcasters.of(dist_group, src)
-        if broadcaster is None:
+        made = self._broadcasters.of(dist_group, src)
+        if made is None:
             return self._own(data, rank, dist_group, src, force_cpu_device)
-        received: list[Any] = broadcaster.broadcast_object(data)
+        if rank == src:
+            len(data)  # as SGLang's own asks, before anything is sent
+        received: list[Any] = made.broadcaster.broadcast_object(data, made.timeout)
         return received
 
 
@@ -114,7 +119,8 @@ class PointToPoint:
             On the source what is to be waited for, nothing with a ring; on the receiver the list.
 
         Raises:
-            ShmcastError: what `Writer.send` and `Reader.recv` raise.
+            ShmcastError: what `Writer.send` and `Reader.recv` raise; their `Timeout` after the
+                group's time-out.
         """
 
         def own(data: list[Any]) -> list[Any]:
@@ -123,7 +129,7 @@ class PointToPoint:
         group_or_default = default_group() if group is None else group
         ends = self._ends.get(group_or_default)
         if ends is None:
-            ends = self._ends[group_or_default] = _Ends()
+            ends = self._ends[group_or_default] = _Ends(timeout_of(group_or_default))
         if rank == src:
             return ends.out[src, dst].send(data, own)
         if rank == dst:
@@ -134,15 +140,16 @@ class PointToPoint:
 class _Ends:
     """What this process has in a group, by the ranks of source and receiver."""
 
-    def __init__(self) -> None:
-        self.out: defaultdict[tuple[int, int], _Out] = defaultdict(_Out)
-        self.into: defaultdict[tuple[int, int], _In] = defaultdict(_In)
+    def __init__(self, timeout: float | None) -> None:
+        self.out = defaultdict[tuple[int, int], _Out](functools.partial(_Out, timeout))
+        self.into = defaultdict[tuple[int, int], _In](functools.partial(_In, timeout))
 
 
 class _Out:
     """A source's part."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: float | None) -> None:
+        self._timeout = timeout
         self._writer: Writer | None = None
         self._is_over_ring = False
         self._offers = 0
@@ -159,7 +166,7 @@ class _Out:
                 self._writer.close()
                 self._writer = None
         if self._writer is not None and self._is_over_ring:
-            self._writer.send(data)
+            self._writer.send(data, self._timeout)
             return works
         self._offers += 1
         if self._offers == 1 and self._writer is not None:
@@ -170,7 +177,8 @@ class _Out:
 class _In:
     """A receiver's part."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: float | None) -> None:
+        self._timeout = timeout
         self._reader: Reader | None = None
         self._is_over_ring = False
 
@@ -185,7 +193,7 @@ class _In:
                 return data
             self._is_over_ring = True
         assert self._reader is not None  # noqa: S101 (it has attached, or nothing came over it)
-        received: list[Any] = self._reader.recv()
+        received: list[Any] = self._reader.recv(self._timeout)
         return received
 
 
