@@ -58,5 +58,12 @@ def test_waits_end_with_the_groups_own_time_out(world: Crew) -> None:
     ]
 
 
-def test_what_is_no_list_is_refused_before_anything_is_sent(world: Crew) -> None:
-    assert world.run(4, roles.send_no_list) == [["TypeError", [1]], [[1]], [[1]], [[1]]]
+def test_what_has_no_length_is_refused_and_other_collections_pass_as_by_the_engines_own(
+    world: Crew,
+) -> None:
+    assert world.run(4, roles.send_no_list) == [
+        [[], "TypeError", [1], (), "TypeError", [], []],
+        [[], [1], [], {"a": 1}, []],
+        [[], [1], []],
+        [[], [1], []],
+    ]

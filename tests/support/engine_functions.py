@@ -297,17 +297,25 @@ def wait_as_long_as_the_group(rank: int) -> tuple[float | None, list[str]]:
 
 
 def send_no_list(rank: int) -> list[Any]:
-    """Return what ranks get when the source first calls with None, and then with a list."""
-    function = Broadcast(own_broadcast, Broadcasters())
-    got: list[Any] = []
+    """Return what ranks get: of a source that sends None, a list, a tuple; then one rank alone."""
+    broadcast = Broadcast(own_broadcast, Broadcasters())
+    send = PointToPoint(own_point_to_point)
+    got: list[Any] = [broadcast([], rank)]  # (which makes what is then used, on all ranks)
     if rank == 0:
-        function([], rank)  # (which makes what is then used, on all ranks)
-    else:
-        assert function([], rank) == []
+        got += [_refused(lambda: broadcast(None, 0))]  # type: ignore[arg-type]
+    got += [broadcast([1], rank), broadcast((), rank)]  # type: ignore[arg-type]
     if rank == 0:
-        try:
-            function(None, rank)  # type: ignore[arg-type]
-        except TypeError as error:
-            got.append(type(error).__name__)
-    got.append(function([1], rank))
+        got += [_refused(lambda: send(None, 0, None, 0, 1))]  # type: ignore[arg-type]
+    for data in ({"a": 1}, ()):
+        if rank < 2:
+            got += [send(data if rank == 0 else [], rank, None, 0, 1)]  # type: ignore[arg-type]
+        dist.barrier()
     return got
+
+
+def _refused(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except TypeError as error:
+        return type(error).__name__
+    return "sent"

@@ -6,6 +6,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, NamedTuple
 
+from shmcast._endpoints import settings
 from shmcast._group.broadcaster import ShmBroadcaster
 from shmcast.errors import ShmcastError
 
@@ -82,15 +83,21 @@ def default_group() -> ProcessGroup:
 
 
 def timeout_of(group: ProcessGroup) -> float | None:
-    """Return how long a group's own collectives wait, in seconds; None: that is not known."""
+    """Return how long a group's calls wait, in seconds; None: for ever.
+
+    As the environment says; else as the group's own do, if that is known.
+
+    Raises:
+        InvalidArgument: the environment says something else.
+    """
     import torch
 
     try:
         timeout = group._get_backend(torch.device("cpu")).options._timeout  # noqa: SLF001
+        own: float | None = timeout.total_seconds()
     except (AttributeError, RuntimeError):  # a backend without, or none for the CPU
-        return None
-    seconds: float = timeout.total_seconds()
-    return seconds
+        own = None
+    return settings.seconds(settings.TIMEOUT, own)
 
 
 def _broadcaster(group: ProcessGroup, src: int) -> Timed | None:

@@ -66,19 +66,22 @@ class Broadcast:
             return self._own(data, rank, dist_group, src, force_cpu_device)
         if rank == src:
             len(data)  # as SGLang's own asks, before anything is sent
-        received: list[Any] = made.broadcaster.broadcast_object(data, made.timeout)
-        return received
+            made.broadcaster.broadcast_object(data, made.timeout)
+            return data
+        return _received(made.broadcaster.broadcast_object(None, made.timeout))
 
 
 class Offer:
-    """Goes before the objects of a message, over SGLang's own function.
+    """Goes in the place of a message, over SGLang's own function.
 
     Args:
         handle: of a ring that the receiver may attach to; None: the next message comes over it.
+        data: the message; with a handle.
     """
 
-    def __init__(self, handle: Handle | None) -> None:
+    def __init__(self, handle: Handle | None, data: Any = None) -> None:
         self.handle = handle
+        self.data = data
 
 
 class PointToPoint:
@@ -131,6 +134,7 @@ class PointToPoint:
         if ends is None:
             ends = self._ends[group_or_default] = _Ends(timeout_of(group_or_default))
         if rank == src:
+            len(data)  # as above
             return ends.out[src, dst].send(data, own)
         if rank == dst:
             return ends.into[src, dst].receive(own)
@@ -170,7 +174,7 @@ class _Out:
             return works
         self._offers += 1
         if self._offers == 1 and self._writer is not None:
-            return own([Offer(self._writer.handle), *data])
+            return own([Offer(self._writer.handle, data)])
         return own(data)
 
 
@@ -185,16 +189,21 @@ class _In:
     def receive(self, own: Callable[[list[Any]], list[Any]]) -> list[Any]:
         if not self._is_over_ring:
             data = own([])
-            if not data or not isinstance(data[0], Offer):
+            if len(data) != 1 or not isinstance(data, list) or not isinstance(data[0], Offer):
                 return data
-            offer, *data = data
+            offer = data[0]
             if offer.handle is not None:
                 self._reader = _reader(offer.handle)
-                return data
+                return _received(offer.data)
             self._is_over_ring = True
         assert self._reader is not None  # noqa: S101 (it has attached, or nothing came over it)
-        received: list[Any] = self._reader.recv(self._timeout)
-        return received
+        return _received(self._reader.recv(self._timeout))
+
+
+def _received(data: Any) -> list[Any]:
+    """Return what SGLang's own gives a receiver: a list in the place of anything empty."""
+    received: list[Any] = data if len(data) else []
+    return received
 
 
 def _writer() -> Writer | None:
