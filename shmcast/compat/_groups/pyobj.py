@@ -64,7 +64,7 @@ class Broadcast:
         made = self._broadcasters.of(dist_group, src)
         if made is None:
             return self._own(data, rank, dist_group, src, force_cpu_device)
-        if rank == src:
+        if made.broadcaster.is_src:
             len(data)  # as SGLang's own asks, before anything is sent
             made.broadcaster.broadcast_object(data, made.timeout)
             return data
