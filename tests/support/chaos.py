@@ -61,6 +61,9 @@ from tests.support.chaos_roles import (
 
 _context = multiprocessing.get_context("spawn")
 
+_AGAIN_SECONDS = 2.0
+"""A member that was told to end, and has not, is told again."""
+
 
 class Member:
     """A process that plays a role, or waits for one."""
@@ -226,9 +229,12 @@ class _Round:
     def _kill(self, member: Member) -> None:
         self._death_ns = self._death_ns or time.monotonic_ns()
         ending = self._rng.choice([*ENDINGS])
-        member.signal(ENDINGS[ending])
-        member.signal(signal.SIGCONT)  # it may be stopped
-        member.process.join(HANG_SECONDS)
+        give_up = time.monotonic() + HANG_SECONDS
+        while member.process.exitcode is None and time.monotonic() < give_up:
+            # (Again, if need be: an alarm's handler may raise at the first step of this signal's.)
+            member.signal(ENDINGS[ending])
+            member.signal(signal.SIGCONT)  # it may be stopped
+            member.process.join(_AGAIN_SECONDS)
         if member.process.exitcode is None:
             raise RoundFailed(f"a member that was told to end did not: {ending}")
         self._tally.deaths += 1
