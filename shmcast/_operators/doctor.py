@@ -26,6 +26,7 @@ from shmcast.errors import HostError, SegmentError, ShmcastError
 _RING_BYTES = 4_300_000  # of one broadcaster, with the default shape
 _DOCKERS_DEFAULT = 64 * 1024 * 1024
 _LEAST_CPUS = 2
+_UNSEEN = "could not be looked at without /proc"
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 
 
@@ -115,11 +116,8 @@ def _told(error: ShmcastError) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-_UNSEEN = "could not be looked at without /proc"
-
-
 def _has_proc() -> bool:
-    return os.path.exists("/proc/self")  # noqa: PTH110 (its home is /proc)
+    return Path("/proc/self").exists()
 
 
 def _limits() -> Iterator[Finding]:

@@ -266,7 +266,6 @@ def _in_the_end(call: Callable[[], Any]) -> None:
 def wait_as_long_as_the_group(rank: int) -> tuple[float | None, list[str]]:
     """Return a group's time-out, and what rank 1 is told when the others do nothing so long."""
     group = dist.new_group([0, 1, 2, 3], timeout=timedelta(seconds=77))
-    told = []
     with (
         mock.patch("shmcast.compat._groups.broadcasters.timeout_of", return_value=0.05),
         mock.patch("shmcast.compat._groups.pyobj.timeout_of", return_value=0.05),
@@ -287,11 +286,7 @@ def wait_as_long_as_the_group(rank: int) -> tuple[float | None, list[str]]:
             lambda: barrier(coordinator),
             lambda: gather(coordinator, 1),
         ]
-        for call in alone if rank == 1 else []:
-            try:
-                call()
-            except TimeoutError as error:
-                told.append(type(error).__name__)
+        told = [_ended_by(call, TimeoutError) for call in alone if rank == 1]
     dist.barrier()
     return timeout_of(group), told
 
@@ -302,10 +297,10 @@ def send_no_list(rank: int) -> list[Any]:
     send = PointToPoint(own_point_to_point)
     got: list[Any] = [broadcast([], rank)]  # (which makes what is then used, on all ranks)
     if rank == 0:
-        got += [_refused(lambda: broadcast(None, 0))]  # type: ignore[arg-type]
+        got += [_ended_by(lambda: broadcast(None, 0), TypeError)]  # type: ignore[arg-type]
     got += [broadcast([1], rank), broadcast((), rank)]  # type: ignore[arg-type]
     if rank == 0:
-        got += [_refused(lambda: send(None, 0, None, 0, 1))]  # type: ignore[arg-type]
+        got += [_ended_by(lambda: send(None, 0, None, 0, 1), TypeError)]  # type: ignore[arg-type]
     for data in ({"a": 1}, ()):
         if rank < 2:
             got += [send(data if rank == 0 else [], rank, None, 0, 1)]  # type: ignore[arg-type]
@@ -313,9 +308,10 @@ def send_no_list(rank: int) -> list[Any]:
     return got
 
 
-def _refused(call: Callable[[], Any]) -> str:
+def _ended_by(call: Callable[[], Any], kind: type[Exception]) -> str:
+    """Return the name of the error of that kind that ends a call; "nothing": none does."""
     try:
         call()
-    except TypeError as error:
+    except kind as error:
         return type(error).__name__
-    return "sent"
+    return "nothing"
