@@ -176,8 +176,10 @@ def add_spill(fd: int, offset: int, nbytes: int) -> _core.Mapping | None:
             fd, nbytes, True, dump=dumps_segments(), room=_arena_room(), offset=offset
         )
     except OSError as error:
-        with contextlib.suppress(OSError):  # it may be this very call that is refused
+        try:
             os.ftruncate(fd, size)
+        except OSError as refusal:  # it may be this very call that is refused
+            pass_on(refusal)
         pass_on(error)
         return None
 
